@@ -1,0 +1,44 @@
+"""Students: tiny recurrent saliency networks.
+
+This module is torch-free: it holds the student's configuration, which recipes and the command line read. The network is
+in `distill.students.tiny_unet`, which needs torch.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["TinyUNetConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class TinyUNetConfig:
+    """The shape of a TinyU-Net.
+
+    height, width: the working resolution in pixels, multiples of 32. Every frame is brought to it inside the graph,
+        whatever its size and aspect, so cost and state do not depend on the frame's size.
+    widths: channels at 1/2, 1/4, 1/8 and 1/16 of the working resolution.
+    state_channels: channels of memory in the recurrent state (one more marks that there is history).
+    """
+
+    height: int = 128
+    width: int = 224
+    widths: tuple[int, int, int, int] = (16, 24, 40, 72)
+    state_channels: int = 48
+
+    def __post_init__(self) -> None:
+        for side, pixels in (("height", self.height), ("width", self.width)):
+            if pixels % 32 or not 32 <= pixels <= 1024:
+                raise ValueError(f"student.{side} must be a multiple of 32 from 32 to 1024, got {pixels}")
+        if len(self.widths) != 4 or min(self.widths) < 4:
+            raise ValueError(f"student.widths wants four channel counts of at least 4, got {list(self.widths)}")
+        if self.state_channels < 1:
+            raise ValueError(f"student.state_channels must be at least 1, got {self.state_channels}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the logits: a quarter of the working resolution."""
+        return self.height // 4, self.width // 4
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the state of one stream, `[1, C, h, w]`: the memory's channels and one that marks history."""
+        return 1, self.state_channels + 1, self.height // 16, self.width // 16

@@ -1,0 +1,294 @@
+"""Recipes: typed, documented, self-validating defaults, read from TOML and overridden with `key=value`.
+
+Order: the defaults below, then the recipe file, then `--set section.key=value`. An unknown key is an error that names the
+nearest right one. The resolved recipe is written into the run directory and can be run as it is. Torch-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UsageError
+from distill.students import TinyUNetConfig
+
+
+def key(
+    default: Any, about: str, *, low: float | None = None, high: float | None = None, path: bool = False
+) -> Any:
+    """A recipe key: default, one line about it, inclusive bounds; `path` resolves against the recipe's folder."""
+    meta = {"about": about, "low": low, "high": high, "path": path}
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: default, metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the run is carried out."""
+
+    name: str = key("student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _")
+    seed: int = key(0, "everything random follows from it", low=0)
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    threads: int = key(0, "CPU threads for torch; 0: all cores", low=0)
+
+    def __post_init__(self) -> None:
+        # The downstream's registry accepts no other file names.
+        if not self.name or not all(c in "abcdefghijklmnopqrstuvwxyz0123456789_-" for c in self.name):
+            raise ValueError(f"run.name may hold lower case letters, digits, '-' and '_', got {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the clips come from and how they are split."""
+
+    name: str = key("synthetic", "synthetic or dhf1k (any folder in DHF1K's layout)")
+    root: str = key("", "the corpus's folder; synthetic writes its own into the run directory", path=True)
+    val: float = key(0.2, "share of the clips held out for validation, by group", low=0.0, high=0.9)
+    val_clips: tuple[str, ...] = key((), "ids of the clips to hold out, instead of the share")
+    groups: str = key("", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True)
+    skip: tuple[str, ...] = key((), "ids of clips to leave out")
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The procedural corpus."""
+
+    clips: int = key(36, "number of clips", low=2, high=10_000)
+    frames: int = key(72, "frames per clip", low=2, high=10_000)
+    height: int = key(144, "pixels", low=32, high=2160)
+    width: int = key(256, "pixels", low=32, high=4096)
+    fps: float = key(24.0, "frames per second", low=1, high=240)
+    observers: int = key(16, "simulated observers", low=1, high=200)
+    seed: int = key(7, "the corpus's own seed: run.seed does not change the data", low=0)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Who writes the soft labels."""
+
+    name: str = key("visage", "visage (trained here, from scratch) or maps (soft labels computed elsewhere)")
+    maps: str = key("", "folder of the maps teacher: one CLIP.npz (maps, peak) or one folder of 8-bit PNGs per clip", path=True)
+    steps: int = key(170, "training steps of visage", low=1)
+    batch: int = key(4, "windows per step of visage", low=1)
+    lr: float = key(2e-3, "peak learning rate of visage", low=0.0)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Student training."""
+
+    steps: int = key(500, "optimiser steps", low=1)
+    batch: int = key(4, "streams of clips per step", low=1)
+    window: int = key(8, "frames per step and stream; back-propagation ends at a window's start", low=1)
+    windows: int = key(3, "consecutive windows that a stream's state is carried through before a new clip is drawn", low=1)
+    sample_fps: float = key(10.0, "frames per second that training sees, at most; the gate's time constants are in seconds", low=0.1)
+    image_share: float = key(0.25, "share of the streams trained without state, as the image file runs", low=0.0, high=1.0)
+    lr: float = key(3e-3, "peak learning rate (AdamW)", low=0.0)
+    warmup: float = key(0.05, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
+    weight_decay: float = key(1e-3, "of AdamW, on convolution weights", low=0.0)
+    ema: float = key(0.99, "averaging of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999)
+    soft_weight: float = key(0.5, "share of the soft labels in the loss; the rest is ground truth", low=0.0, high=1.0)
+    kl: float = key(1.0, "weight of KL divergence", low=0.0)
+    cc: float = key(1.0, "weight of 1 - CC", low=0.0)
+    sim: float = key(0.5, "weight of 1 - SIM", low=0.0)
+    nss: float = key(0.1, "weight of -NSS, on fixations only", low=0.0)
+    bce: float = key(0.5, "weight of binary cross-entropy against the map divided by its maximum: keeps the map mask-like", low=0.0)
+    flip: bool = key(True, "mirror half of the streams")
+    crop: float = key(0.75, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
+    colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")
+    validate_every: int = key(100, "steps between validations; the best one is kept", low=1)
+    checkpoint_every: int = key(50, "steps between checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class Export:
+    """The files that ship."""
+
+    fps: float = key(0.0, "frame rate that the step file's gate is written for; 0: the corpus's median", low=0.0)
+    license: str = key("", "licence of the weights; empty: stated from the licences of corpus and teacher")
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Scoring of the ONNX files on the validation clips."""
+
+    stride: int = key(5, "every how many frames are scored; the state sees every frame", low=1)
+    threads: int = key(0, "clips scored at once; 0: all cores", low=0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report's pictures."""
+
+    clips: int = key(3, "validation clips shown", low=0, high=50)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, whole."""
+
+    run: Run = field(default_factory=Run)
+    corpus: Corpus = field(default_factory=Corpus)
+    synthetic: Synthetic = field(default_factory=Synthetic)
+    teacher: Teacher = field(default_factory=Teacher)
+    student: TinyUNetConfig = field(default_factory=lambda: TinyUNetConfig(height=96, width=160))
+    train: Train = field(default_factory=Train)
+    export: Export = field(default_factory=Export)
+    eval: Eval = field(default_factory=Eval)
+    report: Report = field(default_factory=Report)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = (), base: Recipe | None = None) -> Recipe:
+    """The recipe from a TOML file (or the defaults) with `section.key=value` overrides on top.
+
+    Raises UsageError for a missing or unreadable file, an unknown key, a wrong type, or a value out of range.
+    """
+    values: dict[str, Any] = to_dict(base or Recipe())
+    if path is not None:
+        merge(values, _read_toml(path), folder=path.resolve().parent, where=str(path))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or name.count(".") != 1:
+            raise UsageError(f"--set wants section.key=value, got {override!r}")
+        section, option = name.strip().split(".")
+        merge(values, {section: {option: _parse_value(text.strip())}}, folder=Path.cwd(), where=f"--set {override}")
+    return from_dict(values)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no recipe at {path}; `distill init` writes one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: --set corpus.name=dhf1k
+
+
+def merge(values: dict[str, Any], changes: Mapping[str, Any], folder: Path, where: str) -> None:
+    """Overlays `changes` on `values` in place; unknown names and wrong types raise UsageError."""
+    for section, options in changes.items():
+        section_type = SECTIONS.get(section)
+        if section_type is None:
+            raise UsageError(f"{where}: unknown section '{section}'{did_you_mean(section, SECTIONS)}")
+        if not isinstance(options, Mapping):
+            raise UsageError(f"{where}: '{section}' is a section; write [{section}] with keys below it")
+        types_ = typing.get_type_hints(section_type)
+        fields = {f.name: f for f in dataclasses.fields(section_type)}
+        for option, value in options.items():
+            if option not in fields:
+                every = [f"{s}.{o}" for s, t in SECTIONS.items() for o in typing.get_type_hints(t)]
+                raise UsageError(f"{where}: unknown key '{section}.{option}'{did_you_mean(f'{section}.{option}', every)}")
+            value = _typed(value, types_[option], f"{section}.{option}", where)
+            if fields[option].metadata.get("path") and value:
+                value = str((folder / Path(value).expanduser()).resolve())
+            values[section][option] = value
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `known`, or the list of them."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+
+
+def _typed(value: Any, wanted: Any, name: str, where: str) -> Any:
+    if typing.get_origin(wanted) is tuple:
+        inner = typing.get_args(wanted)[0]
+        items = value if isinstance(value, list | tuple) else str(value).split(",") if isinstance(value, str) else [value]
+        items = [str(i) if inner is str else _typed(i, inner, name, where) for i in items]
+        return tuple(items)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if type(value) is not wanted:
+        raise UsageError(f"{where}: '{name}' wants {wanted.__name__}, got {value!r}")
+    return value
+
+
+def from_dict(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from nested plain values (lists for tuples); bounds are checked."""
+    sections: dict[str, Any] = {}
+    for name, section_type in SECTIONS.items():
+        options = dict(values[name])
+        for f in dataclasses.fields(section_type):
+            value = options[f.name]
+            if isinstance(value, list):
+                options[f.name] = value = tuple(value)
+            low, high = f.metadata.get("low"), f.metadata.get("high")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{name}.{f.name} must be finite, got {value}")
+            if low is not None and value < low:
+                raise UsageError(f"{name}.{f.name} must be at least {low}, got {value}")
+            if high is not None and value > high:
+                raise UsageError(f"{name}.{f.name} must be at most {high}, got {value}")
+        try:
+            sections[name] = section_type(**options)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    return Recipe(**sections)
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested plain values."""
+    return dataclasses.asdict(recipe)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """`section.key: old -> new` for every key in which two recipes differ."""
+    a, b = to_dict(old), to_dict(new)
+    return [f"{s}.{o}: {a[s][o]!r} -> {b[s][o]!r}" for s in a for o in a[s] if a[s][o] != b[s][o]]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+SECTION_ABOUT = {
+    "student": "The student's shape.",
+}
+STUDENT_ABOUT = {
+    "height": "working resolution in pixels, a multiple of 32",
+    "width": "working resolution in pixels, a multiple of 32",
+    "widths": "channels at 1/2, 1/4, 1/8 and 1/16 of the working resolution",
+    "state_channels": "channels of memory in the recurrent state",
+}
+
+
+def to_toml(recipe: Recipe, comments: bool = False) -> str:
+    """The recipe as TOML that `load` reads back; with comments, every key says what it means."""
+    lines = []
+    for name, section_type in SECTIONS.items():
+        section = getattr(recipe, name)
+        if comments:
+            lines.append(f"# {SECTION_ABOUT.get(name) or (section_type.__doc__ or '').splitlines()[0]}")
+        lines.append(f"[{name}]")
+        for f in dataclasses.fields(section_type):
+            value = getattr(section, f.name)
+            text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+            if comments:
+                lines.append(f"# {f.metadata.get('about') or STUDENT_ABOUT[f.name]}")
+            lines.append(f"{f.name} = {text}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+SECTIONS: types.MappingProxyType[str, type] = types.MappingProxyType(typing.get_type_hints(Recipe))

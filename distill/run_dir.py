@@ -1,0 +1,179 @@
+"""A run directory: what a run has done, readable without our code, and safe against being killed at any moment.
+
+    recipe.toml      the resolved recipe, runnable as it is
+    manifest.json    stages with fingerprints and timings, versions, device and the reason for it
+    corpus.json      the clips, their sizes and counts, the split
+    metrics.jsonl    one line per logged training step and validation
+    labels/  frames/  checkpoints/  export/  metrics.json  report.html
+
+Every file gets its name only when it is complete (`atomic`). One process at a time works in a run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from distill import __version__, config
+from distill.errors import UsageError
+
+MANIFEST = "manifest.json"
+OURS = (
+    "recipe.toml", MANIFEST, "corpus.json", "metrics.jsonl", "metrics.json", "report.html", "crash.txt", ".lock",
+    "corpus", "labels", "frames", "checkpoints", "export",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that gets its name only when the block ends well; nothing half-written ever stands there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic(path) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; run the command again to make it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it and run the command again") from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits that change when any part (plain values) changes."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RunDir:
+    """An opened run directory; use as a context manager, which holds its lock."""
+
+    def __init__(self, path: Path, recipe: config.Recipe) -> None:
+        self.path, self.recipe = path, recipe
+        self.manifest: dict[str, Any] = {"stages": {}}
+        self._lock: IO[str] | None = None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @classmethod
+    def create(cls, path: Path, recipe: config.Recipe, force: bool = False) -> RunDir:
+        """Opens `path` for this recipe: a new run, or the same one continued.
+
+        Raises UsageError where the directory holds another run (unless forced) or somebody else's files.
+        """
+        run = cls(path, recipe)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {path} cannot be made: {error.strerror}") from None
+        run._acquire()
+        try:
+            run._continue_or_start(force)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _continue_or_start(self, force: bool) -> None:
+        entries = [e.name for e in self.path.iterdir() if e.name != ".lock"]
+        if force and entries:
+            if not (self / MANIFEST).exists():
+                raise UsageError(f"--out {self.path} holds files but no run; --force replaces runs only, choose another")
+            for name in set(OURS) - {".lock"}:
+                target = self / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            entries = []
+        if (self / MANIFEST).exists():
+            self.manifest = read_json(self / MANIFEST)
+            before = config.load(self / "recipe.toml")
+            if changed := config.differences(before, self.recipe):
+                shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
+                raise UsageError(
+                    f"--out {self.path} holds a run with another configuration ({shown}); "
+                    "choose another --out, or --force to start over"
+                )
+        elif entries:
+            raise UsageError(f"--out {self.path} is not empty and holds no run; choose another directory")
+        else:
+            with atomic(self / "recipe.toml") as file:
+                file.write(config.to_toml(self.recipe).encode())
+            self.manifest = {"schema": 1, "created": _now(), "environment": environment(), "stages": {}}
+            self._save()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock = (self / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES) and self._lock is not None:
+                raise UsageError(f"another process is working in {self.path}; wait for it, or choose another --out") from None
+            raise UsageError(f"--out {self.path} is not writable: {error.strerror}") from None
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def is_done(self, stage: str, key: str) -> bool:
+        done = self.manifest["stages"].get(stage, {})
+        return done.get("fingerprint") == key and all((self / name).exists() for name in done["outputs"])
+
+    def finish(self, stage: str, key: str, outputs: list[str], seconds: float, facts: dict[str, Any]) -> None:
+        """Records a stage as done; seconds of earlier, interrupted tries are not counted."""
+        self.manifest["stages"][stage] = {
+            "fingerprint": key, "outputs": outputs, "seconds": round(seconds, 2), "finished": _now(), **facts,
+        }  # fmt: skip
+        self._save()
+
+    def note(self, **facts: Any) -> None:
+        self.manifest.update(facts)
+        self._save()
+
+    def _save(self) -> None:
+        write_json(self / MANIFEST, self.manifest)
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the numbers depend on, without importing any of it."""
+    versions = {"saliency-distill": __version__, "python": sys.version.split()[0], "machine": platform.platform()}
+    for package in ("numpy", "onnx", "onnxruntime", "torch", "opencv-python-headless"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,82 @@
+"""Streams frames through a shipped ONNX file with onnxruntime, the state carried; needs no torch.
+
+    predictor = Predictor("student_step.onnx")
+    for saliency in predictor.stream(frames):   # uint8 [H,W,3] RGB -> float32 [H,W] in [0, 1]
+        ...
+    predictor.reset()                           # at a scene cut, or before another video
+
+Image files and step files are told apart by their outputs; an image file simply has no state to carry.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+# What every consumer of these files applies to RGB in [0, 1] before `input`.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_GAIN, _BIAS = 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD
+
+
+def normalise(frame: np.ndarray) -> np.ndarray:
+    """A uint8 RGB frame `[H,W,3]` as ImageNet-normalised float32 `[1,3,H,W]`."""
+    height, width = frame.shape[:2]
+    out = np.empty((1, 3, height, width), np.float32)
+    for channel in range(3):
+        np.multiply(frame[..., channel], _GAIN[channel], out=out[0, channel], dtype=np.float32)
+        out[0, channel] += _BIAS[channel]
+    return out
+
+
+class Predictor:
+    """A saliency student behind onnxruntime on the CPU; it owns the state of one stream.
+
+    model: path of an ONNX file, or its bytes. threads: intra-op threads, 0 for onnxruntime's default.
+    Raises ValueError where the file does not load or is no saliency student.
+    """
+
+    def __init__(self, model: str | Path | bytes, threads: int = 1) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # an optional input makes onnxruntime warn; that is by design
+        name = "the model" if isinstance(model, bytes) else str(model)
+        try:
+            source = model if isinstance(model, bytes) else str(model)
+            self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise ValueError(f"{name} does not load in onnxruntime: {str(error).splitlines()[0]}") from None
+        inputs = [i.name for i in self.session.get_inputs()]
+        outputs = [o.name for o in self.session.get_outputs()]
+        if inputs[:1] != ["input"] or outputs[:1] != ["saliency_map"]:
+            raise ValueError(
+                f"{name} is no saliency student: its inputs are {inputs} and outputs {outputs}, "
+                "where `input` and `saliency_map` come first"
+            )
+        self.stateful = "state_out" in outputs
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self._state: np.ndarray | None = None
+
+    def reset(self) -> None:
+        """Forgets the history: the next frame is a first frame."""
+        self._state = None
+
+    def predict(self, frame: np.ndarray) -> np.ndarray:
+        """The saliency map of the next frame: uint8 RGB `[H,W,3]` -> float32 `[H,W]` in [0, 1]."""
+        return self.run(normalise(frame))[0, 0]
+
+    def run(self, input_1CHW: np.ndarray) -> np.ndarray:
+        """The same for a normalised float32 `[1,3,H,W]`; returns `[1,1,H,W]`."""
+        feed = {"input": input_1CHW}
+        if not self.stateful:
+            return self.session.run(["saliency_map"], feed)[0]
+        if self._state is not None:
+            feed["state_in"] = self._state
+        saliency, self._state = self.session.run(["saliency_map", "state_out"], feed)
+        return saliency
+
+    def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The maps of consecutive frames, the state carried from one to the next."""
+        for frame in frames:
+            yield self.predict(frame)

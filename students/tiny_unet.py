@@ -1,0 +1,231 @@
+"""TinyU-Net: an encoder-decoder of about 200 K parameters with one recurrent state at its bottleneck.
+
+The way of a frame, at the default working resolution of 128x224:
+
+    frame [3,H,W] -> entry: anti-aliased down-scaling to [3,128,224], whatever H and W
+      -> encoder: 1/2, 1/4 (skip), 1/8 (skip), 1/16, with a 1/32 context branch and a learned place embedding
+      -> memory at 1/16: reads the state, adds what history says, writes the state
+      -> decoder: back to 1/4 over the skips, plus a learned centre prior -> logits [1,32,56]
+    exit: sigmoid, linear up-scaling to [1,H,W]
+
+One set of weights serves frames and clips: the encoder and the decoder see all frames of a clip as one batch, and only
+the memory's running average walks through time. State is an argument and a return value, never kept on the module.
+
+The memory is a per-channel exponential average with learned time constants tau, in seconds: a step of `dt` seconds
+updates with a = 1 - exp(-dt / tau), so one set of weights serves any frame rate, in training and at export. The last
+channel of the state is 1 where there is history and 0 in a zero state; everything that history adds is multiplied by
+it, so a zero state means "no history" exactly: the first frame's map equals the image-mode map.
+
+Legend: B batch · T time · C channels · H, W pixels · h, w working pixels or cells.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.students import TinyUNetConfig
+
+# Pooling kernels of the entry, largest first: a frame is pooled by the largest k that leaves it at least twice the
+# working resolution, then scaled to exactly twice (a factor below 2, where two linear taps do not alias), then pooled by 2.
+ENTRY_KERNELS = (8, 4, 2)
+
+
+def fit_to_working_size(frames_BCHW: Tensor, height: int, width: int) -> Tensor:
+    """Down-scale frames of any size to the working resolution without aliasing; the entry of the shipped graph.
+
+    frames_BCHW: float `[B,C,H,W]`, any range. Returns float `[B,C,height,width]`.
+    The same arithmetic stands in `distill.export.graph` in ONNX operators; parity holds the two together.
+    """
+    fits = min(frames_BCHW.shape[-2] // (2 * height), frames_BCHW.shape[-1] // (2 * width))
+    for kernel in ENTRY_KERNELS:
+        if fits >= kernel:
+            frames_BCHW = F.avg_pool2d(frames_BCHW, kernel)
+            break
+    twice = F.interpolate(frames_BCHW, size=(2 * height, 2 * width), mode="bilinear", align_corners=False)
+    return F.avg_pool2d(twice, 2)
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Module:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if act else nn.Sequential(*layers)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project (MobileNetV2, Sandler et al. 2018); adds its input where shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, expand: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        hidden = inputs * expand
+        self.adds = stride == 1 and inputs == outputs
+        self.body = nn.Sequential(
+            conv_bn(inputs, hidden),
+            conv_bn(hidden, hidden, kernel, stride, groups=hidden),
+            conv_bn(hidden, outputs, act=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.adds else self.body(x)
+
+
+class Context(nn.Module):
+    """What the whole frame says: a branch at half the resolution and a global average, added back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.coarse = nn.Sequential(
+            conv_bn(channels, channels, 3, stride=2, groups=channels, act=False),
+            InvertedResidual(channels, channels, expand=2),
+        )
+        self.everywhere = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coarse = F.interpolate(self.coarse(x), scale_factor=2, mode="bilinear", align_corners=False)
+        return x + coarse + self.everywhere(F.adaptive_avg_pool2d(x, 1))
+
+
+class Memory(nn.Module):
+    """The recurrent state: a running average of projected features, and what it adds to the present frame."""
+
+    def __init__(self, channels: int, memory: int) -> None:
+        super().__init__()
+        self.channels = memory
+        self.write = nn.Conv2d(channels, memory, 1)
+        self.read = nn.Sequential(
+            nn.Conv2d(channels + 2 * memory, channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 1),
+        )
+        # From one frame at 20 fps to two seconds: human gaze dwells for a quarter to half a second.
+        self.log_tau = nn.Parameter(torch.linspace(math.log(0.05), math.log(2.0), memory))
+
+    def keep(self, dt: Tensor) -> Tensor:
+        """Share of the old average that a frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
+        return torch.exp(-dt[:, None] / self.log_tau.exp())[:, :, None, None]
+
+    def advance(self, mean: Tensor, seen: Tensor, written: Tensor, keep: Tensor) -> Tensor:
+        # Where nothing was seen (seen = 0) the average starts at the present frame. Multiply and add only: `Where` is
+        # not an operator that the downstream accepts.
+        return written + keep * seen * (mean - written)
+
+    def step(self, x_BCHW: Tensor, state_BCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """One frame's bottleneck and the state -> the bottleneck with history, the new state."""
+        mean, seen = state_BCHW[:, : self.channels], state_BCHW[:, self.channels :]
+        written = self.write(x_BCHW)
+        added = self.read(torch.cat([x_BCHW, mean, written - mean], 1))
+        mean_after = self.advance(mean, seen, written, keep)
+        return x_BCHW + seen * added, torch.cat([mean_after, torch.ones_like(seen)], 1)
+
+    def forward(self, x_BTCHW: Tensor, state_BCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """`step` over a clip; only the average walks through time, the rest sees all frames as one batch."""
+        B, T = x_BTCHW.shape[:2]
+        written_BTCHW = self.write(x_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
+        mean, seen = state_BCHW[:, : self.channels], state_BCHW[:, self.channels :]
+        means, seens = [], []
+        for t in range(T):
+            means.append(mean)
+            seens.append(seen)
+            mean = self.advance(mean, seen, written_BTCHW[:, t], keep)
+            seen = torch.ones_like(seen)
+        mean_BTCHW, seen_BTCHW = torch.stack(means, 1), torch.stack(seens, 1)
+        context = torch.cat([x_BTCHW, mean_BTCHW, written_BTCHW - mean_BTCHW], 2)
+        added = self.read(context.flatten(0, 1)).unflatten(0, (B, T))
+        return x_BTCHW + seen_BTCHW * added, torch.cat([mean, seen], 1)
+
+
+class TinyUNet(nn.Module):
+    """The student. `step` is what ships frame by frame, `forward` is the same over clips."""
+
+    def __init__(self, config: TinyUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        c2, c4, c8, c16 = config.widths
+        self.stem = conv_bn(3, c2, 3, stride=2)
+        self.to_4 = nn.Sequential(InvertedResidual(c2, c4, 3, stride=2), InvertedResidual(c4, c4, 3))
+        self.to_8 = nn.Sequential(
+            InvertedResidual(c4, c8, 4, stride=2), InvertedResidual(c8, c8, 4), InvertedResidual(c8, c8, 4)
+        )
+        self.to_16 = nn.Sequential(
+            InvertedResidual(c8, c16, 4, kernel=5, stride=2),
+            InvertedResidual(c16, c16, 4, kernel=5),
+            InvertedResidual(c16, c16, 4, kernel=5),
+        )
+        # Convolutions cannot tell where they are; gaze depends on it.
+        self.place = nn.Parameter(torch.zeros(1, c16, config.height // 16, config.width // 16))
+        self.context = Context(c16)
+        self.memory = Memory(c16, config.state_channels)
+        self.up_8 = conv_bn(c16, c8, act=False)
+        self.at_8 = InvertedResidual(c8, c8, 2)
+        self.up_4 = conv_bn(c8, c4, act=False)
+        self.at_4 = InvertedResidual(c4, c4, 2)
+        self.head = nn.Conv2d(c4, 1, 1)
+        self.prior = nn.Parameter(centre_prior(config.height // 16, config.width // 16))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, InvertedResidual) and module.adds:
+                nn.init.zeros_(module.body[2][1].weight)  # a residual block starts as the identity
+        # Start as the image-mode network with a faint, centred map: what history adds is learned.
+        nn.init.normal_(self.memory.read[4].weight, std=1e-2)
+        nn.init.normal_(self.head.weight, std=1e-2)
+        nn.init.constant_(self.head.bias, -2.0)
+
+    def zero_state(self, batch: int = 1) -> Tensor:
+        """The state that means "no history": zeros `[batch,C,h,w]`."""
+        return torch.zeros(batch, *self.config.state_shape[1:], device=self.place.device)
+
+    def encode(self, frames_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        at_4 = self.to_4(self.stem(frames_BCHW))
+        at_8 = self.to_8(at_4)
+        return self.context(self.to_16(at_8) + self.place), at_8, at_4
+
+    def decode(self, bottleneck: Tensor, at_8: Tensor, at_4: Tensor) -> Tensor:
+        x = F.interpolate(self.up_8(bottleneck), scale_factor=2, mode="bilinear", align_corners=False)
+        x = self.at_8(F.relu(x + at_8))
+        x = F.interpolate(self.up_4(x), scale_factor=2, mode="bilinear", align_corners=False)
+        x = self.at_4(F.relu(x + at_4))
+        prior = F.interpolate(self.prior, scale_factor=4, mode="bilinear", align_corners=False)
+        return self.head(x) + prior
+
+    def image(self, frames_BCHW: Tensor) -> Tensor:
+        """Image mode: normalised frames `[B,3,height,width]` -> logits `[B,1,height/4,width/4]`, no state at all."""
+        return self.decode(*self.encode(frames_BCHW))
+
+    def forward(self, clip_BTCHW: Tensor, state_BCHW: Tensor | None, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip mode: normalised frames `[B,T,3,height,width]`, state or None, seconds between frames `[B]`.
+
+        Returns logits `[B,T,1,height/4,width/4]` and the state after the last frame.
+        """
+        B, T = clip_BTCHW.shape[:2]
+        bottleneck, at_8, at_4 = self.encode(clip_BTCHW.flatten(0, 1))
+        state_BCHW = self.zero_state(B) if state_BCHW is None else state_BCHW
+        fused, state_BCHW = self.memory(bottleneck.unflatten(0, (B, T)), state_BCHW, self.memory.keep(dt))
+        return self.decode(fused.flatten(0, 1), at_8, at_4).unflatten(0, (B, T)), state_BCHW
+
+    def step(self, frame_BCHW: Tensor, state_BCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """One normalised frame `[B,3,height,width]`, the state, `memory.keep(dt)` -> logits `[B,1,height/4,width/4]`, state."""
+        bottleneck, at_8, at_4 = self.encode(frame_BCHW)
+        fused, state_BCHW = self.memory.step(bottleneck, state_BCHW, keep)
+        return self.decode(fused, at_8, at_4), state_BCHW
+
+
+def centre_prior(rows: int, columns: int, sigma: float = 0.22) -> Tensor:
+    """Logits `[1,1,rows,columns]` of a centred Gaussian: 0 in the middle; sigma is a share of each side."""
+    y = (torch.arange(rows) + 0.5) / rows - 0.5
+    x = (torch.arange(columns) + 0.5) / columns - 0.5
+    return -(y[:, None] ** 2 + x[None, :] ** 2)[None, None] / (2 * sigma**2)
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
