@@ -22,9 +22,7 @@ from distill.errors import UsageError
 from distill.students import TinyUNetConfig
 
 
-def key(
-    default: Any, about: str, *, low: float | None = None, high: float | None = None, path: bool = False
-) -> Any:
+def key(default: Any, about: str, *, low: float | None = None, high: float | None = None, path: bool = False) -> Any:
     """A recipe key: default, one line about it, inclusive bounds; `path` resolves against the recipe's folder."""
     meta = {"about": about, "low": low, "high": high, "path": path}
     if isinstance(default, tuple):
@@ -36,7 +34,9 @@ def key(
 class Run:
     """How the run is carried out."""
 
-    name: str = key("student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _")
+    name: str = key(
+        "student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _"
+    )
     seed: int = key(0, "everything random follows from it", low=0)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     threads: int = key(0, "CPU threads for torch; 0: all cores", low=0)
@@ -55,7 +55,9 @@ class Corpus:
     root: str = key("", "the corpus's folder; synthetic writes its own into the run directory", path=True)
     val: float = key(0.2, "share of the clips held out for validation, by group", low=0.0, high=0.9)
     val_clips: tuple[str, ...] = key((), "ids of the clips to hold out, instead of the share")
-    groups: str = key("", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True)
+    groups: str = key(
+        "", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True
+    )
     skip: tuple[str, ...] = key((), "ids of clips to leave out")
 
 
@@ -77,7 +79,9 @@ class Teacher:
     """Who writes the soft labels."""
 
     name: str = key("visage", "visage (trained here, from scratch) or maps (soft labels computed elsewhere)")
-    maps: str = key("", "folder of the maps teacher: one CLIP.npz (maps, peak) or one folder of 8-bit PNGs per clip", path=True)
+    maps: str = key(
+        "", "folder of the maps teacher: one CLIP.npz (maps, peak) or one folder of 8-bit PNGs per clip", path=True
+    )
     steps: int = key(170, "training steps of visage", low=1)
     batch: int = key(4, "windows per step of visage", low=1)
     lr: float = key(2e-3, "peak learning rate of visage", low=0.0)
@@ -90,9 +94,15 @@ class Train:
     steps: int = key(500, "optimiser steps", low=1)
     batch: int = key(4, "streams of clips per step", low=1)
     window: int = key(8, "frames per step and stream; back-propagation ends at a window's start", low=1)
-    windows: int = key(3, "consecutive windows that a stream's state is carried through before a new clip is drawn", low=1)
-    sample_fps: float = key(10.0, "frames per second that training sees, at most; the gate's time constants are in seconds", low=0.1)
-    image_share: float = key(0.25, "share of the streams trained without state, as the image file runs", low=0.0, high=1.0)
+    windows: int = key(
+        3, "consecutive windows that a stream's state is carried through before a new clip is drawn", low=1
+    )
+    sample_fps: float = key(
+        10.0, "frames per second that training sees, at most; the gate's time constants are in seconds", low=0.1
+    )
+    image_share: float = key(
+        0.25, "share of the streams trained without state, as the image file runs", low=0.0, high=1.0
+    )
     lr: float = key(3e-3, "peak learning rate (AdamW)", low=0.0)
     warmup: float = key(0.05, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "of AdamW, on convolution weights", low=0.0)
@@ -102,7 +112,9 @@ class Train:
     cc: float = key(1.0, "weight of 1 - CC", low=0.0)
     sim: float = key(0.5, "weight of 1 - SIM", low=0.0)
     nss: float = key(0.1, "weight of -NSS, on fixations only", low=0.0)
-    bce: float = key(0.5, "weight of binary cross-entropy against the map divided by its maximum: keeps the map mask-like", low=0.0)
+    bce: float = key(
+        0.5, "weight of binary cross-entropy against the map divided by its maximum: keeps the map mask-like", low=0.0
+    )
     flip: bool = key(True, "mirror half of the streams")
     crop: float = key(0.75, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
     colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")
@@ -196,12 +208,22 @@ def merge(values: dict[str, Any], changes: Mapping[str, Any], folder: Path, wher
         fields = {f.name: f for f in dataclasses.fields(section_type)}
         for option, value in options.items():
             if option not in fields:
-                every = [f"{s}.{o}" for s, t in SECTIONS.items() for o in typing.get_type_hints(t)]
-                raise UsageError(f"{where}: unknown key '{section}.{option}'{did_you_mean(f'{section}.{option}', every)}")
+                raise UsageError(f"{where}: unknown key '{section}.{option}'{_nearest_key(section, option)}")
             value = _typed(value, types_[option], f"{section}.{option}", where)
             if fields[option].metadata.get("path") and value:
                 value = str((folder / Path(value).expanduser()).resolve())
             values[section][option] = value
+
+
+def _nearest_key(section: str, option: str) -> str:
+    """The nearest key of the section, else the same key of another section, else all keys of the section."""
+    keys = [f.name for f in dataclasses.fields(SECTIONS[section])]
+    if near := difflib.get_close_matches(option, keys, n=1):
+        return f"; did you mean '{section}.{near[0]}'?"
+    for other, section_type in SECTIONS.items():
+        if option in typing.get_type_hints(section_type):
+            return f"; did you mean '{other}.{option}'?"
+    return f"; keys of [{section}]: {', '.join(keys)}"
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
@@ -214,7 +236,9 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
 def _typed(value: Any, wanted: Any, name: str, where: str) -> Any:
     if typing.get_origin(wanted) is tuple:
         inner = typing.get_args(wanted)[0]
-        items = value if isinstance(value, list | tuple) else str(value).split(",") if isinstance(value, str) else [value]
+        items = (
+            value if isinstance(value, list | tuple) else str(value).split(",") if isinstance(value, str) else [value]
+        )
         items = [str(i) if inner is str else _typed(i, inner, name, where) for i in items]
         return tuple(items)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):

@@ -4,12 +4,14 @@ Stages take a `Narrator` and never print. Everything goes to standard error: sta
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill.errors import Interrupted
 
 T = TypeVar("T")
 PLAIN_SECONDS = 10.0  # between plain lines
@@ -43,7 +45,9 @@ class Bar:
             self.live.update(self.task, completed=self.done, text=self.text)
         elif time.monotonic() - self.spoke >= PLAIN_SECONDS:
             self.spoke = time.monotonic()
-            self.narrator.say(f"{self.title}: {self.done}/{self.total} {self.unit}, {self._left()} left {self.text}".rstrip())
+            self.narrator.say(
+                f"{self.title}: {self.done}/{self.total} {self.unit}, {self._left()} left {self.text}".rstrip()
+            )
 
     def _left(self) -> str:
         passed, counted = time.monotonic() - self.started, self.done - self.first
@@ -56,9 +60,13 @@ class Bar:
 
 
 class Narrator:
-    """Speaks to a person on standard error. `quiet` says nothing but errors."""
+    """Speaks to a person on standard error, and listens: `stop()` says whether the person wants the work to end.
 
-    def __init__(self, quiet: bool = False) -> None:
+    Work that saves by itself asks `stop()` and raises Interrupted when it is safe; `track` does so between items.
+    """
+
+    def __init__(self, quiet: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
+        self.stop = stop
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
         self.live = self.console.is_terminal and not quiet
@@ -81,3 +89,5 @@ class Narrator:
             for item in items:
                 yield item
                 bar.advance()
+                if self.stop() and bar.done < total:
+                    raise Interrupted(f"{title}, after {bar.done} of {total} {unit}")

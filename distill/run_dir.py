@@ -105,7 +105,9 @@ class RunDir:
         entries = [e.name for e in self.path.iterdir() if e.name != ".lock"]
         if force and entries:
             if not (self / MANIFEST).exists():
-                raise UsageError(f"--out {self.path} holds files but no run; --force replaces runs only, choose another")
+                raise UsageError(
+                    f"--out {self.path} holds files but no run; --force replaces runs only, choose another"
+                )
             for name in set(OURS) - {".lock"}:
                 target = self / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -133,7 +135,9 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES) and self._lock is not None:
-                raise UsageError(f"another process is working in {self.path}; wait for it, or choose another --out") from None
+                raise UsageError(
+                    f"another process is working in {self.path}; wait for it, or choose another --out"
+                ) from None
             raise UsageError(f"--out {self.path} is not writable: {error.strerror}") from None
 
     def close(self) -> None:

@@ -21,12 +21,11 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from distill.export.errors import ExportRefused
+from distill.students.tiny_unet import ENTRY_KERNELS, TinyUNet
 from onnx import TensorProto, helper, numpy_helper, parser
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-from distill.export.errors import ExportRefused
-from distill.students.tiny_unet import ENTRY_KERNELS, TinyUNet
 
 OPSET, IR_VERSION = 17, 8
 
@@ -288,7 +287,9 @@ def _slice(core: Core, name: str, target: Any, args: tuple[Any, ...], kwargs: di
     axes = [axis for axis, i in enumerate(index) if i != slice(None)]
     bounds = [(index[axis].start or 0, index[axis].stop) for axis in axes]
     starts = np.array([start for start, _ in bounds], np.int64)
-    stops = np.array([value.tensor.shape[axis] if stop is None else stop for axis, (_, stop) in zip(axes, bounds, strict=True)])
+    stops = np.array(
+        [value.tensor.shape[axis] if stop is None else stop for axis, (_, stop) in zip(axes, bounds, strict=True)]
+    )
     return core.node(
         "Slice",
         [
@@ -303,7 +304,9 @@ def _slice(core: Core, name: str, target: Any, args: tuple[Any, ...], kwargs: di
 
 def _interpolate(core: Core, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     if kwargs.get("mode") != "bilinear" or kwargs.get("align_corners"):
-        raise ExportRefused(f"the student interpolates with {kwargs} at {name}; the ONNX writer knows bilinear, half-pixel")
+        raise ExportRefused(
+            f"the student interpolates with {kwargs} at {name}; the ONNX writer knows bilinear, half-pixel"
+        )
     scale = float(kwargs["scale_factor"])
     scales = core.constant(np.array([1, 1, scale, scale], np.float32), f"{name}.scales")
     return core.node(

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
-
 from distill.export.runner import Predictor, normalise
-from distill.students.tiny_unet import TinyUNet, fit_to_working_size
+from distill.students.tiny_unet import TinyUNet, fit_to_working_size, resize_linear
 
 TOLERANCE = 1e-5  # maximum absolute difference of saliency maps, the downstream's own bound
 # Height x width: the smallest, odd, portrait, a common small size, and full HD.
@@ -63,8 +61,7 @@ def torch_maps(student: TinyUNet, inputs: Iterable[np.ndarray], dt: float | None
             logits = student.image(small)
         else:
             logits, state = student.step(small, state, keep)
-        size = frame_BCHW.shape[-2:]
-        maps.append(F.interpolate(torch.sigmoid(logits), size=size, mode="bilinear", align_corners=False).numpy())
+        maps.append(resize_linear(torch.sigmoid(logits), *frame_BCHW.shape[-2:]).numpy())
     return maps
 
 

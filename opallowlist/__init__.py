@@ -1,0 +1,29 @@
+"""Which operators and graph features the downstream accepts, and the check that CI, exporters and tests run.
+
+    from distill.opallowlist import check
+    report = check("student.onnx", contract="saliency-image")
+    report.ok, report.violations
+
+Needs the standard library alone to check (the command line adds typer); models in memory come from `onnx`.
+"""
+
+from distill.opallowlist.allowlist import Allowlist, ListError, load_list
+from distill.opallowlist.container import MAX_BYTES, Unreadable
+from distill.opallowlist.contract import CONTRACTS
+from distill.opallowlist.gate import assert_allowed, check
+from distill.opallowlist.report import RULES, Facts, Report, Violation
+
+__all__ = [
+    "CONTRACTS",
+    "MAX_BYTES",
+    "RULES",
+    "Allowlist",
+    "Facts",
+    "ListError",
+    "Report",
+    "Unreadable",
+    "Violation",
+    "assert_allowed",
+    "check",
+    "load_list",
+]

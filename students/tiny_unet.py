@@ -23,9 +23,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from distill.students import TinyUNetConfig
+from torch import Tensor, nn
 
 # Pooling kernels of the entry, largest first: a frame is pooled by the largest k that leaves it at least twice the
 # working resolution, then scaled to exactly twice (a factor below 2, where two linear taps do not alias), then pooled by 2.
@@ -43,11 +42,30 @@ def fit_to_working_size(frames_BCHW: Tensor, height: int, width: int) -> Tensor:
         if fits >= kernel:
             frames_BCHW = F.avg_pool2d(frames_BCHW, kernel)
             break
-    twice = F.interpolate(frames_BCHW, size=(2 * height, 2 * width), mode="bilinear", align_corners=False)
-    return F.avg_pool2d(twice, 2)
+    return F.avg_pool2d(resize_linear(frames_BCHW, 2 * height, 2 * width), 2)
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Module:
+def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
+    """Linear scaling to `[B,C,height,width]`, taps and weights computed in float32 as ONNX's Resize defines them.
+
+    `F.interpolate` rounds the taps' places otherwise. On a white-noise frame the difference, some 1e-5 pixels, reaches
+    the saliency map, and parity could not tell it from an error.
+    """
+    for axis, size in ((-2, height), (-1, width)):
+        length = x_BCHW.shape[axis]
+        scale = torch.tensor(size, dtype=torch.float32) / torch.tensor(length, dtype=torch.float32)
+        place = ((torch.arange(size, dtype=torch.float32) + 0.5) / scale - 0.5).clamp(0, length - 1).to(x_BCHW.device)
+        lower = place.long()
+        upper = (lower + 1).clamp(max=length - 1)
+        share = (place - lower).to(x_BCHW.dtype)
+        share = share[:, None] if axis == -2 else share
+        x_BCHW = x_BCHW.index_select(axis, lower) * (1 - share) + x_BCHW.index_select(axis, upper) * share
+    return x_BCHW
+
+
+def conv_bn(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
+) -> nn.Module:
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),

@@ -31,7 +31,9 @@ def open_corpus(name: str, root: Path, skip: Sequence[str] = (), track: Track | 
     if name not in CORPORA:
         raise UsageError(f"unknown corpus '{name}'{did_you_mean(name, CORPORA)}")
     if not root.is_dir():
-        raise UsageError(f"corpus root {root} is not a folder; give the folder that holds video/ and annotation/ with --root")
+        raise UsageError(
+            f"corpus root {root} is not a folder; give the folder that holds video/ and annotation/ with --root"
+        )
     layout = CORPORA[name]
     found = layout.find(root)
     if unknown := set(skip) - {entry.id for entry in found}:
@@ -59,7 +61,9 @@ def open_corpus(name: str, root: Path, skip: Sequence[str] = (), track: Track | 
     return Corpus(name, str(root), layout.license_of(root), tuple(clips))
 
 
-def split(corpus: Corpus, share: float, val_clips: Sequence[str] = (), groups: Path | None = None, seed: int = 0) -> Corpus:
+def split(
+    corpus: Corpus, share: float, val_clips: Sequence[str] = (), groups: Path | None = None, seed: int = 0
+) -> Corpus:
     """Holds clips out for validation, by group: `val_clips` if named, else about `share` of the annotated ones.
 
     Only annotated clips can be scored, so unannotated ones train. With a single annotated group there is nothing to hold
@@ -69,7 +73,9 @@ def split(corpus: Corpus, share: float, val_clips: Sequence[str] = (), groups: P
     clips = tuple(Clip(**{**asdict(c), "group": group_of.get(c.id, c.id)}) for c in corpus.clips)
     ids = {clip.id for clip in clips}
     if unknown := [i for i in val_clips if i not in ids]:
-        raise UsageError(f"corpus.val_clips names '{unknown[0]}', which is not in {corpus.root}{did_you_mean(unknown[0], sorted(ids))}")
+        raise UsageError(
+            f"corpus.val_clips names '{unknown[0]}', which is not in {corpus.root}{did_you_mean(unknown[0], sorted(ids))}"
+        )
     annotated = [clip for clip in clips if clip.annotated_frames]
     names = sorted({clip.group for clip in annotated})
     if val_clips:

@@ -100,7 +100,9 @@ def density_map(clip: Clip, index: int, fixations: np.ndarray) -> np.ndarray:
     path = Path(clip.maps) / f"{index + 1:04d}.png"
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
-        raise UsageError(f"{path} does not open as an image; restore it, or remove maps/ to build density from fixations")
+        raise UsageError(
+            f"{path} does not open as an image; restore it, or remove maps/ to build density from fixations"
+        )
     if image.shape != (clip.height, clip.width):
         raise UsageError(_wrong_size(path, image.shape, clip))
     return image.astype(np.float32) / 255

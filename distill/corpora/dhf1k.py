@@ -39,14 +39,18 @@ def find(root: Path) -> list[Entry]:
     """The clips under `root`, sorted by id."""
     folder = root / "video"
     if not folder.is_dir():
-        raise UsageError(f"{root} has no video/ folder; DHF1K's layout is video/NNN.AVI and annotation/NNNN/fixation/%04d.png")
+        raise UsageError(
+            f"{root} has no video/ folder; DHF1K's layout is video/NNN.AVI and annotation/NNNN/fixation/%04d.png"
+        )
     videos = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not videos:
         raise UsageError(f"{folder} holds no videos ({', '.join(SUFFIXES)})")
     ids = [video.stem for video in videos]
     if twice := {i for i in ids if ids.count(i) > 1}:
         raise UsageError(f"{folder} holds several videos called {min(twice)}; keep one of them")
-    return [Entry(v.stem, v, root / "annotation" / (f"{int(v.stem):04d}" if v.stem.isdigit() else v.stem)) for v in videos]
+    return [
+        Entry(v.stem, v, root / "annotation" / (f"{int(v.stem):04d}" if v.stem.isdigit() else v.stem)) for v in videos
+    ]
 
 
 def check(entry: Entry) -> Clip:
@@ -57,7 +61,9 @@ def check(entry: Entry) -> Clip:
     if maps.is_dir() and not annotated:
         raise UsageError(f"{maps} has no fixations beside it in {fixations}; NSS and AUC need them")
     if annotated > frames:
-        raise UsageError(f"{entry.video} has {frames} frames, its annotation in {fixations} {annotated}; is the video complete?")
+        raise UsageError(
+            f"{entry.video} has {frames} frames, its annotation in {fixations} {annotated}; is the video complete?"
+        )
     has_maps = maps.is_dir() and any(maps.glob("*.png"))
     if has_maps and (found := _count(maps, height, width)) != annotated:
         raise UsageError(f"{maps} holds {found} maps, {fixations} {annotated}; they must agree")
@@ -72,7 +78,9 @@ def _count(folder: Path, height: int, width: int) -> int:
     names = sorted(p.name for p in folder.glob("*.png"))
     for number, name in enumerate(names, 1):
         if name != f"{number:04d}.png":
-            raise UsageError(f"{folder} has {name} where {number:04d}.png should be; files count from 0001 without gaps")
+            raise UsageError(
+                f"{folder} has {name} where {number:04d}.png should be; files count from 0001 without gaps"
+            )
         with (folder / name).open("rb") as file:
             head = file.read(24)
         if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 24:

@@ -70,14 +70,12 @@ def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None
 # --- the film --------------------------------------------------------------------------------------------------------
 
 
-def film(
-    rng: np.random.Generator, config: Synthetic
-) -> tuple[list[np.ndarray], np.ndarray, list[int], list[int]]:
+def film(rng: np.random.Generator, config: Synthetic) -> tuple[list[np.ndarray], np.ndarray, list[int], list[int]]:
     """Frames uint8 `[H,W,3]`, the watched object's place `[T,2]` (x, y), and the frames at which a scene begins and at
     which the watched object changes."""
     T = config.frames
     cuts = [0]
-    if T > 2 * config.fps and rng.random() < 0.5:  # one cut, at least a second from both ends
+    if 2 * config.fps < T and rng.random() < 0.5:  # one cut, at least a second from both ends
         cuts.append(int(rng.integers(int(config.fps), T - int(config.fps))))
     frames: list[np.ndarray] = []
     targets, switches = np.zeros((T, 2)), list[int]()
@@ -87,9 +85,7 @@ def film(
     return frames, targets, cuts, switches
 
 
-def _scene(
-    rng: np.random.Generator, config: Synthetic, targets: np.ndarray, frames: list[np.ndarray]
-) -> list[int]:
+def _scene(rng: np.random.Generator, config: Synthetic, targets: np.ndarray, frames: list[np.ndarray]) -> list[int]:
     """Appends the scene's frames, fills in its targets, and returns when the watched object changed."""
     H, W, dt = config.height, config.width, 1 / config.fps
     margin = round(0.35 * W)
@@ -153,9 +149,7 @@ def _sprite(rng: np.random.Generator, look: tuple[str, np.ndarray], size: float)
         "square": 0.85 * r - np.maximum(abs(x), abs(y)),
         "ring": 0.3 * r - abs(distance - 0.75 * r),
         "star": r * (0.65 + 0.3 * np.cos(5 * angle)) - distance,
-        "cross": np.maximum(
-            np.minimum(0.3 * r - abs(x), r - abs(y)), np.minimum(0.3 * r - abs(y), r - abs(x))
-        ),
+        "cross": np.maximum(np.minimum(0.3 * r - abs(x), r - abs(y)), np.minimum(0.3 * r - abs(y), r - abs(x))),
     }[kind]
     alpha = np.clip(edge + 0.5, 0, 1)
     pattern = texture(rng, side, side, contrast=0.6)

@@ -54,7 +54,9 @@ def read_frames(path: Path, stride: int = 1) -> Iterator[np.ndarray]:
             if index % stride == 0:
                 ok, frame = capture.retrieve()
                 if not ok:
-                    raise UsageError(f"{path}: frame {index + 1} does not decode; re-encode the video or leave the clip out")
+                    raise UsageError(
+                        f"{path}: frame {index + 1} does not decode; re-encode the video or leave the clip out"
+                    )
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             index += 1
     finally:

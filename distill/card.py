@@ -1,0 +1,213 @@
+"""What goes with the two ONNX files, so that they can be trusted and loaded: metadata, sidecars, registry, model card.
+
+The sidecar and the registry entry are in the downstream's format (lusoris/vmaf: `model/tiny/registry.json` and its
+schema). Its C side finds sidecar keys by their first textual occurrence, so the keys it reads stand first and at the top.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from distill import __version__
+from distill.export.ship import sha256
+from distill.metrics import HIGHER_IS_BETTER
+from distill.run_dir import atomic, write_json
+
+LABELS = {"nss": "NSS", "cc": "CC", "sim": "SIM", "auc_judd": "AUC-J", "kld": "KL"}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a student comes from."""
+
+    name: str
+    license: str
+    corpus: str
+    corpus_license: str
+    teacher: str
+    teacher_license: str
+    train_clips: tuple[str, ...]
+    val_clips: tuple[str, ...]
+    held_out: bool
+    fps: float
+    parameters: int
+    working_size: tuple[int, int]
+    tau_seconds: tuple[float, float, float]  # shortest, median, longest time constant of the gate
+    step: int
+    recipe_fingerprint: str
+
+
+def git_revision() -> str:
+    """The revision of the code that made the file, or `unknown` outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, str]:
+    """Metadata properties of both files; strings, as ONNX wants."""
+    props = {
+        "name": origin.name,
+        "task": "video-saliency",
+        "license": origin.license,
+        "training_corpus": f"{origin.corpus} ({len(origin.train_clips)} clips; licence: {origin.corpus_license})",
+        "teacher": f"{origin.teacher} (licence: {origin.teacher_license})",
+        "frame_rate": f"{origin.fps:g}",
+        "gate_tau_seconds": "shortest {:.3g}, median {:.3g}, longest {:.3g}".format(*origin.tau_seconds),
+        "git_revision": git_revision(),
+        "distill_version": __version__,
+        "recipe": origin.recipe_fingerprint,
+        "parameters": str(origin.parameters),
+        "working_size": "{}x{}".format(*origin.working_size),
+        "input": "RGB in [0,1], normalised with ImageNet mean (0.485,0.456,0.406) and std (0.229,0.224,0.225), NCHW",
+        "metrics": "not evaluated",
+    }
+    if metrics is not None:
+        props["metrics"] = json.dumps(
+            {k: _rounded(v) for k, v in metrics["predictors"].items() if k in ("step", "image")}
+        )
+    return props
+
+
+def _rounded(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def write_package(
+    folder: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None, caveats: list[str]
+) -> list[Path]:
+    """Stamps the metadata into both ONNX files and writes sidecars, registry and card beside them; returns all paths.
+
+    Stamping changes no node and no weight. Called after export, and again when the metrics are known.
+    """
+    models = {"image": folder / f"{origin.name}.onnx", "step": folder / f"{origin.name}_step.onnx"}
+    props = metadata(origin, metrics)
+    for path in models.values():
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, props)
+        with atomic(path) as file:
+            file.write(model.SerializeToString(deterministic=True))
+    sidecars = {mode: path.with_suffix(".json") for mode, path in models.items()}
+    for mode, path in sidecars.items():
+        write_json(path, _sidecar(mode, origin, parity, metrics))
+    registry, card = folder / f"{origin.name}.registry.json", folder / f"{origin.name}.md"
+    write_json(
+        registry,
+        {"schema_version": 1, "models": [_registry_entry(mode, path, origin) for mode, path in models.items()]},
+    )
+    with atomic(card) as file:
+        file.write(_card(origin, models, parity, metrics, caveats).encode())
+    return [*models.values(), *sidecars.values(), registry, card]
+
+
+def _sidecar(mode: str, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None) -> dict[str, Any]:
+    suffix = "" if mode == "image" else "_step"
+    return {
+        "kind": "nr",
+        "name": f"vmaf_tiny_{origin.name}{suffix}",
+        "input_name": "input",
+        "output_name": "saliency_map",
+        "onnx_opset": 17,
+        "quant_mode": "fp32",
+        "notes": f"Video saliency, {'one frame at a time' if mode == 'image' else 'streaming with one recurrent state'}; "
+        f"{origin.parameters} parameters, working resolution {origin.working_size[0]}x{origin.working_size[1]}.",
+        "license": origin.license,
+        "frame_rate": origin.fps,
+        "gate_tau_seconds": list(origin.tau_seconds),
+        "training": {
+            "corpus": origin.corpus,
+            "teacher": origin.teacher,
+            "clips": list(origin.train_clips),
+            "step": origin.step,
+        },
+        "parity": parity,
+        "metrics": _rounded(metrics["predictors"][mode]) if metrics else None,
+    }
+
+
+def _registry_entry(mode: str, path: Path, origin: Provenance) -> dict[str, Any]:
+    return {
+        "id": path.stem[:64],
+        "kind": "nr",
+        "onnx": path.name,
+        "sha256": sha256(path),
+        "opset": 17,
+        "quant_mode": "fp32",
+        "license": origin.license[:128],
+        "description": f"Tiny video saliency student, {mode} mode: where people look, as a map in [0,1] per pixel."[
+            :256
+        ],
+        "notes": f"Distilled from {origin.teacher} on {origin.corpus}."[:512],
+    }
+
+
+def _card(
+    origin: Provenance,
+    models: dict[str, Path],
+    parity: dict[str, Any],
+    metrics: dict[str, Any] | None,
+    caveats: list[str],
+) -> str:
+    image, step = models["image"], models["step"]
+    lines = [
+        "---", f"license: {json.dumps(origin.license)}", "library_name: onnx", "tags: [video-saliency, eye-tracking, onnx]", "---", "",
+        f"# {origin.name}", "",
+        "## Purpose", "",
+        "Predicts where people look in a video, as a map in [0, 1] per pixel (1: as salient as this frame gets), small and fast "
+        "enough for a video encoder to move bits there.", "",
+        "| file | for | size | sha256 |", "| --- | --- | --- | --- |",
+        f"| `{image.name}` | one frame at a time, no state | {image.stat().st_size:,} bytes | `{sha256(image)}` |",
+        f"| `{step.name}` | streaming at {origin.fps:g} frames per second | {step.stat().st_size:,} bytes | `{sha256(step)}` |", "",
+        f"{origin.parameters:,} parameters; opset 17, IR 8; any frame size, worked on at {origin.working_size[0]}x{origin.working_size[1]}. "
+        "The gate's time constants run from {:.2g} to {:.2g} s (median {:.2g} s).".format(
+            origin.tau_seconds[0], origin.tau_seconds[2], origin.tau_seconds[1]), "",
+        "```python", "import numpy as np, onnxruntime as ort", f'session = ort.InferenceSession("{step.name}")',
+        "feed = {}", "for x in frames:  # float32 [1,3,H,W], ImageNet-normalised RGB",
+        '    saliency, state = session.run(["saliency_map", "state_out"], {"input": x, **feed})',
+        '    feed = {"state_in": state}  # leave it out after a scene cut: no state means no history', "```", "",
+        "## Data", "",
+        f"Trained on {len(origin.train_clips)} clips of {origin.corpus} with soft labels of {origin.teacher}; "
+        f"step {origin.step} was the best by validation. Validation clips: {', '.join(origin.val_clips) or 'none'}.", "",
+        "## Metrics", "",
+    ]  # fmt: skip
+    if metrics is None:
+        lines += ["Not evaluated.", ""]
+    else:
+        lines += [
+            f"Of these ONNX files through onnxruntime, {metrics['frames_scored']:,} frames of {len(metrics['clips'])} validation clips "
+            f"({metrics['protocol']}).", "",
+            *table(metrics), "",
+        ]  # fmt: skip
+    lines += [
+        "## Limits", "",
+        *[f"- {caveat}" for caveat in caveats],
+        "- A prediction of average free viewing; individuals, tasks and sound are not modelled.",
+        f"- PyTorch and onnxruntime agree to {max(parity['image_max_abs'], parity['step_max_abs']):.1e} "
+        f"(largest absolute difference of {parity['frames']} frames).", "",
+        "## Licence chain", "",
+        "| part | licence |", "| --- | --- |", f"| these weights | {origin.license} |",
+        f"| corpus: {origin.corpus} | {origin.corpus_license} |", f"| teacher: {origin.teacher} | {origin.teacher_license} |", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def table(metrics: dict[str, Any]) -> list[str]:
+    """The scores as a Markdown table, best value of each column in bold."""
+    predictors = metrics["predictors"]
+    lines = ["| predictor | " + " | ".join(LABELS.values()) + " |", "| --- |" + " --- |" * len(LABELS)]
+    best = {m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in predictors.values()) for m in LABELS}
+    for name, scores in predictors.items():
+        cells = [f"**{scores[m]:.3f}**" if scores[m] == best[m] else f"{scores[m]:.3f}" for m in LABELS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines

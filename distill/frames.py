@@ -1,0 +1,99 @@
+"""What training reads: every clip once decoded, at the student's working resolution and the training frame rate.
+
+    frames/CLIP.frames.npy    uint8 [T,h,w,3]; scaled by the student's own entry, so training sees what the graph sees
+    frames/CLIP.truth.npy     float32 [T,2,h/4,w/4]: density (largest value 1) and fixation counts; annotated clips only
+
+Frame j here is frame j * stride of the video. A frame without fixations, or without annotation, has a truth of zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from distill.corpora import Clip, density_map, fixation_map
+from distill.corpora.clips import SIGMA, blur
+from distill.run_dir import atomic
+from distill.students import TinyUNetConfig
+from distill.students.tiny_unet import fit_to_working_size
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """A clip as training reads it. frames uint8 `[T,h,w,3]`, truth float32 `[T,2,h/4,w/4]` or None, both on disk."""
+
+    clip: Clip
+    stride: int
+    frames: np.ndarray
+    truth: np.ndarray | None
+
+    @property
+    def fps(self) -> float:
+        return self.clip.fps / self.stride
+
+
+def stride_for(clip: Clip, sample_fps: float) -> int:
+    return max(1, round(clip.fps / sample_fps))
+
+
+def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) -> None:
+    """Decodes a clip into the cache, unless it is there."""
+    frames_path, truth_path = _paths(folder, clip)
+    if frames_path.exists():
+        return
+    stride = stride_for(clip, sample_fps)
+    frames, truths = [], []
+    for j, frame in enumerate(clip.read(stride)):
+        frames.append(to_working_size(frame, student))
+        if clip.annotated_frames:
+            truths.append(_truth(clip, j * stride, student))
+    if truths:
+        with atomic(truth_path) as file:
+            np.save(file, np.stack(truths))
+    with atomic(frames_path) as file:  # last: where it stands, both are complete
+        np.save(file, np.stack(frames))
+
+
+def load(folder: Path, clip: Clip, sample_fps: float) -> CachedClip:
+    frames_path, truth_path = _paths(folder, clip)
+    truth = np.load(truth_path, mmap_mode="r") if clip.annotated_frames else None
+    return CachedClip(clip, stride_for(clip, sample_fps), np.load(frames_path, mmap_mode="r"), truth)
+
+
+def _paths(folder: Path, clip: Clip) -> tuple[Path, Path]:
+    return folder / f"{clip.id}.frames.npy", folder / f"{clip.id}.truth.npy"
+
+
+def to_working_size(frame: np.ndarray, student: TinyUNetConfig) -> np.ndarray:
+    """uint8 `[H,W,3]` -> uint8 `[height,width,3]` by the student's entry."""
+    frame_BCHW = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+    small = fit_to_working_size(frame_BCHW, student.height, student.width)
+    return small[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+
+
+def _truth(clip: Clip, index: int, student: TinyUNetConfig) -> np.ndarray:
+    rows, columns = student.grid
+    truth = np.zeros((2, rows, columns), np.float32)
+    fixations = fixation_map(clip, index)
+    if fixations is None or not fixations.any():
+        return truth
+    y, x = np.nonzero(fixations)
+    scale_y, scale_x = student.height / clip.height, student.width / clip.width
+    np.add.at(
+        truth[1],
+        (np.minimum((y * scale_y / 4).astype(int), rows - 1), np.minimum((x * scale_x / 4).astype(int), columns - 1)),
+        1,
+    )
+    if clip.maps:
+        density = density_map(clip, index, fixations)
+    else:  # the blur at the working resolution: the same density, many times cheaper
+        points = np.zeros((student.height, student.width), np.float32)
+        np.add.at(points, ((y * scale_y).astype(int), (x * scale_x).astype(int)), 1)
+        density = blur(points, SIGMA * student.width)
+    density = cv2.resize(density, (columns, rows), interpolation=cv2.INTER_AREA)
+    truth[0] = density / max(float(density.max()), 1e-8)
+    return truth

@@ -1,0 +1,51 @@
+"""A student over a video, frame by frame: an overlay to look at, or the maps themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from distill.corpora.video import Writer, probe, read_frames
+from distill.errors import UsageError
+from distill.evaluate import load_predictor
+from distill.progress import Narrator
+from distill.report import overlay
+from distill.run_dir import atomic
+
+
+def write_predictions(video: Path, model: Path, out: Path, threads: int, narrator: Narrator) -> Path:
+    """Writes overlay video (.mp4, .avi), float16 maps `[T,H,W]` (.npy), or a folder of 8-bit PNGs; returns its path."""
+    predictor = load_predictor(model, threads)
+    suffix = out.suffix.lower()
+    if suffix not in (*Writer.CODECS, ".npy", ""):
+        raise UsageError(
+            f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)"
+        )
+    frames, height, width, fps = probe(video)
+    trained = float(predictor.metadata.get("frame_rate", fps))
+    if predictor.stateful and not 0.8 < fps / trained < 1.25:
+        narrator.say(
+            f"{video.name} has {fps:g} frames per second, the model's state is for {trained:g}: it will remember {trained / fps:.2g}x as long"
+        )
+    maps = narrator.track(((f, predictor.predict(f)) for f in read_frames(video)), "predict", frames, "frames")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".npy":
+        with atomic(out) as file:
+            np.save(file, np.stack([saliency.astype(np.float16) for _, saliency in maps]))
+    elif suffix:
+        temporary = out.with_name(f".{out.stem}.tmp{suffix}")
+        writer = Writer(temporary, fps, (height, width))
+        try:
+            for frame, saliency in maps:
+                writer.write(overlay(frame, saliency))
+            writer.close()
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    else:
+        out.mkdir(exist_ok=True)
+        for index, (_, saliency) in enumerate(maps, 1):
+            cv2.imwrite(str(out / f"{index:05d}.png"), np.round(saliency * 255).astype(np.uint8))
+    return out

@@ -1,0 +1,138 @@
+"""Trains the tiny ViSAGE ensemble from scratch, on the cached frames and the corpus's ground truth.
+
+Both experts see the same trunk and each has its own loss: KL + CC + SIM + BCE, in the proportions of ViSAGE's training
+(10, 2, 1, 1); expert 2's auxiliary heads are weighted as published. What a step sees follows from (seed, step) alone.
+
+Legend: B windows · T frames · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.config import Teacher as TeacherConfig
+from distill.errors import Interrupted, UsageError
+from distill.frames import CachedClip
+from distill.losses import frame_losses
+from distill.progress import Narrator
+from distill.run_dir import atomic
+from distill.teachers.visage import Visage, VisageConfig, VisageNet, preprocess
+
+WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}
+AUX_WEIGHTS = {"p23": 0.10, "p17": 0.15, "p11": 0.20}
+
+
+def train_visage(
+    clips: Sequence[CachedClip],
+    config: TeacherConfig,
+    visage: VisageConfig,
+    folder: Path,
+    device: torch.device,
+    seed: int,
+    narrator: Narrator,
+    checkpoint_every: int = 50,
+) -> Visage:
+    """Trains, or goes on training, and leaves `folder/visage.pt`. Raises Interrupted after saving."""
+    annotated = [c for c in clips if c.truth is not None]
+    if not annotated:
+        raise UsageError(
+            "teacher visage trains on fixations, but no training clip is annotated; use --teacher maps with labels of your own"
+        )
+    torch.manual_seed(seed)
+    net = VisageNet(visage).to(device).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-4)
+    last, first = folder / "visage_last.pt", 0
+    if last.exists():
+        saved = torch.load(last, map_location=device, weights_only=True)
+        net.load_state_dict(saved["net"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"].cpu())
+        first = saved["step"]
+        narrator.say(f"teach: going on at step {first} of {config.steps}")
+
+    def save(step: int) -> None:
+        with atomic(last) as file:
+            torch.save(
+                {
+                    "step": step,
+                    "net": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "rng": torch.get_rng_state(),
+                },
+                file,
+            )
+
+    with narrator.bar("teach", config.steps, first) as bar:
+        for step in range(first, config.steps):
+            clip_BCTHW, density_BThw, places = _windows(annotated, config, visage, seed, step)
+            warmup = max(1, config.steps // 20)
+            rate = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate
+            out = net(clip_BCTHW.to(device))
+            target = density_BThw.to(device).flatten(0, 1)
+            seen = target.sum((1, 2)) > 0
+            heads = [
+                (1.0, out.logits1),
+                (1.0, out.logits2),
+                *((AUX_WEIGHTS[name], aux) for name, aux in out.aux.items()),
+            ]
+            loss = torch.zeros((), device=device)
+            for weight, logits_BThw in heads:
+                loss = loss + weight * frame_losses(logits_BThw.flatten(0, 1)[seen], target[seen], None, WEIGHTS)[
+                    0
+                ].sum() / seen.sum().clamp(min=1)
+            if not torch.isfinite(loss):
+                raise UsageError(
+                    f"teach: the loss is not finite at step {step + 1}, clips {', '.join(places)}; try a smaller teacher.lr"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            bar.advance(note=f"loss {loss.item():.3f}")
+            done = step + 1
+            if done % checkpoint_every == 0 and done < config.steps:
+                save(done)
+            if narrator.stop() and done < config.steps:
+                save(done)
+                raise Interrupted(f"teaching, after step {done} of {config.steps}")
+    teacher = Visage(net.eval(), visage, device=device)
+    teacher.save(folder / "visage.pt")
+    last.unlink(missing_ok=True)
+    return teacher
+
+
+def _windows(
+    clips: Sequence[CachedClip], config: TeacherConfig, visage: VisageConfig, seed: int, step: int
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Normalised windows `[B,3,T,px,px]`, their densities `[B,T,out,out]` and clips; mirrored half of the time."""
+    rng = np.random.default_rng([seed, 1, step])  # 1: a stream of its own beside the student's
+    T = visage.trunk.frames
+    inputs, targets, places = [], [], []
+    for _ in range(config.batch):
+        cached = clips[rng.integers(len(clips))]
+        assert cached.truth is not None
+        stride = visage.stride(cached.fps)
+        start = int(rng.integers(0, max(1, len(cached.frames) - (T - 1) * stride)))
+        index = np.minimum(start + stride * np.arange(T), len(cached.frames) - 1)
+        frames_TCHW = preprocess(np.ascontiguousarray(cached.frames[index]), visage.trunk.px)
+        density = F.interpolate(
+            torch.from_numpy(cached.truth[index, :1]),
+            size=(visage.out_px, visage.out_px),
+            mode="bilinear",
+            align_corners=False,
+        )[:, 0]
+        if rng.random() < 0.5:
+            frames_TCHW, density = frames_TCHW.flip(-1), density.flip(-1)
+        inputs.append(frames_TCHW.transpose(0, 1))
+        targets.append(density)
+        places.append(cached.clip.id)
+    return torch.stack(inputs), torch.stack(targets), places

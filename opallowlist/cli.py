@@ -1,0 +1,208 @@
+"""The command `opallowlist`: the only file here that prints or exits.
+
+    opallowlist check MODEL... [--list NAME|FILE] [--contract NAME] [--format text|json|sarif|github]
+    opallowlist ops [NAME|FILE]
+    opallowlist diff A B
+
+Exit codes: 0 every model accepted (lists equal), 1 at least one refused (lists differ), 2 usage or unreadable, 130
+interrupted. Anything unforeseen is 2: 1 always means that a model was judged and refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from distill.opallowlist import formats
+from distill.opallowlist.allowlist import BUILT_IN, ListError, load_list
+from distill.opallowlist.container import MAX_BYTES, Unreadable
+from distill.opallowlist.contract import CONTRACTS
+from distill.opallowlist.gate import check as check_model
+from distill.opallowlist.gate import require_contract
+from distill.opallowlist.report import Report, printable
+
+import distill
+
+ACCEPTED, REFUSED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="opallowlist",
+    help="Which ONNX operators and graph features the downstream accepts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    """How `check` reports."""
+
+    text = "text"
+    json = "json"
+    sarif = "sarif"
+    github = "github"
+
+
+ListName = Annotated[str, typer.Option("--list", metavar="NAME|FILE", help="built-in list, text file or C source")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> int:
+    if version:
+        _print(f"opallowlist {distill.__version__}")
+    return ACCEPTED
+
+
+@app.command()
+def check(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=".onnx files", show_default=False)],
+    allowlist: ListName = BUILT_IN[0],
+    contract: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"also the interface: {', '.join(CONTRACTS)}")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="how to report")] = Format.text,
+    as_json: AsJson = False,
+    max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="largest file accepted")] = MAX_BYTES,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="text: only refused models")] = False,
+) -> int:
+    """Accept or refuse models: exit 0 all accepted, 1 at least one refused, 2 usage or unreadable."""
+    try:
+        require_contract(contract)
+        allowed = load_list(allowlist)
+    except ValueError as error:
+        return _fail(str(error))
+    reports: list[Report] = []
+    unread: list[formats.Unread] = []
+    for model in models:
+        try:
+            reports.append(check_model(model, allowlist=allowed, contract=contract, max_bytes=max_bytes))
+        except Unreadable as error:
+            unread.append(formats.Unread(model, str(error)))
+            _complain(str(error))
+    form = Format.json if as_json else form
+    if form is Format.text:
+        shown = [report for report in reports if not (quiet and report.ok)]
+        blocks = [_coloured(formats.text(report)) for report in shown]
+        if len(models) > 1 and not (quiet and not shown):
+            blocks.append(formats.summary(reports, unread))
+        if blocks:
+            _print("\n".join(blocks))
+    elif form is Format.json:
+        _print(formats.as_json(reports, unread))
+    elif form is Format.sarif:
+        _print(formats.sarif(reports, unread, distill.__version__))
+    else:
+        _print(formats.github(reports, unread))
+    if unread:
+        return NOT_RUN
+    return ACCEPTED if all(report.ok for report in reports) else REFUSED
+
+
+@app.command()
+def ops(
+    allowlist: Annotated[str, typer.Argument(metavar="[NAME|FILE]", help="the list")] = BUILT_IN[0],
+    as_json: AsJson = False,
+) -> int:
+    """Print a list, one operator per line, sorted."""
+    try:
+        allowed = load_list(allowlist)
+    except ListError as error:
+        return _fail(str(error))
+    names = sorted(allowed.ops)
+    _print(
+        json.dumps({"schema": formats.JSON_SCHEMA, "list": allowed.name, "ops": names}) if as_json else "\n".join(names)
+    )
+    return ACCEPTED
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="a list: NAME or FILE")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the other list")],
+    as_json: AsJson = False,
+) -> int:
+    """Compare two lists: '-' only in A, '+' only in B. Exit 0 if they are equal, 1 if not."""
+    try:
+        first, second = load_list(a), load_list(b)
+    except ListError as error:
+        return _fail(str(error))
+    gone, new = sorted(first.ops - second.ops), sorted(second.ops - first.ops)
+    if as_json:
+        _print(json.dumps({"schema": formats.JSON_SCHEMA, "a": a, "b": b, "only_a": gone, "only_b": new}))
+    elif gone or new:
+        _print("\n".join([*(f"- {op}" for op in gone), *(f"+ {op}" for op in new)]))
+    return REFUSED if gone or new else ACCEPTED
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code. `--debug` anywhere shows the traceback of an internal error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    sys.exit(_run([argument for argument in arguments if argument != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        # Not standalone: there, typer turns a closed pipe, an abort and an uncaught error into exit code 1.
+        code = app(arguments, prog_name="opallowlist", standalone_mode=False)
+        return code if isinstance(code, int) else NOT_RUN
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except SystemExit:
+        return ACCEPTED  # typer's answer to `opallowlist --help | head`: nothing else of it exits by itself
+    except Exception as error:
+        if debug:
+            raise SystemExit(_traceback()) from None
+        if hasattr(error, "format_message"):  # a usage error; typer's versions differ in where its class lives
+            message = error.format_message()  # empty after the help that an empty command line prints
+            return _fail(f"{message} (see opallowlist --help)") if message else NOT_RUN
+        return _fail(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
+
+
+def _traceback() -> int:
+    import traceback
+
+    traceback.print_exc()
+    return NOT_RUN
+
+
+def _fail(message: str) -> int:
+    _complain(message)
+    return NOT_RUN
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"opallowlist: {printable(message)}", file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    if sys.stdout is None:  # started with standard output closed
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without ✗ gets ?, not an exception
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). The verdict stands; the interpreter's last flush must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _coloured(block: str) -> str:
+    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return block
+    colours = {"✗": "red", "!": "yellow"}
+    lines = []
+    for number, line in enumerate(block.splitlines()):
+        colour = colours.get(line.lstrip()[:1])
+        if number == 0:
+            colour = "red" if ": refused  " in line else "green"
+        lines.append(typer.style(line, fg=colour) if colour else line)
+    return "\n".join(lines)

@@ -1,0 +1,118 @@
+"""The bytes to judge: from a path, from bytes or from a model in memory, without trusting any of them.
+
+Nothing is read before the file's kind and size are known, and nothing beyond the size limit ever is. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from distill.opallowlist.report import Violation
+
+MAX_BYTES = 50 * 1024 * 1024
+"""What the downstream loads: 52,428,800 bytes, that many included."""
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+# What a file that is no model turns out to be: (offset, signature, what it is, way out).
+_SIGNATURES = (
+    (0, b"PK\x03\x04", "a zip archive (PyTorch checkpoints are zips)", "export it: torch.onnx.export"),
+    (0, b"\x80\x02", "a pickle (an old PyTorch checkpoint)", "export it: torch.onnx.export"),
+    (0, b"\x1f\x8b", "a gzip archive", "unpack it"),
+    (0, b"\x89HDF", "an HDF5 file", "convert it to ONNX"),
+    (4, b"TFL3", "a TensorFlow Lite model", "convert it to ONNX"),
+    (4, b"ORTM", "an ONNX Runtime .ort file", "check the .onnx that it was made from"),
+)
+
+
+class InMemoryModel(Protocol):
+    """An `onnx.ModelProto`, by what is needed of it."""
+
+    def ByteSize(self) -> int: ...
+
+    def SerializeToString(self) -> bytes: ...
+
+
+class Unreadable(OSError):
+    """The file could not be opened or read, so there is no verdict. The message names it and the system's reason."""
+
+
+def read(source: str | os.PathLike[str] | bytes | InMemoryModel, max_bytes: int) -> bytes | Violation:
+    """The content of `source`, at most `max_bytes` of it, or why it is refused unread. Raises Unreadable."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _sized(bytes(source), max_bytes)
+    if isinstance(source, str | os.PathLike):
+        return _read_file(Path(source), max_bytes)
+    if not hasattr(source, "SerializeToString"):
+        raise TypeError(f"check() wants a path, bytes or an onnx.ModelProto, got {type(source).__name__}")
+    size = source.ByteSize()
+    if size > max_bytes:  # measured first: serialising gigabytes to refuse them would need them twice
+        return _too_large(size, max_bytes)
+    return _sized(source.SerializeToString(), max_bytes)
+
+
+def explain(data: bytes) -> tuple[str, str] | None:
+    """What `data`, which is no ONNX model, seems to be, and the way out; None if it looks like nothing known."""
+    for offset, signature, what, way_out in _SIGNATURES:
+        if data[offset : offset + len(signature)] == signature:
+            return what, way_out
+    head = data[:512].lstrip()
+    if head[:1] == b"<" and b"html" in head.lower():
+        return "an HTML page (a download that needed a login, or a link to a viewer)", "download the raw file"
+    if head and all(byte >= 0x20 or byte in b"\t\r\n" for byte in head) and _is_utf8(head):
+        return "a text file", "give the binary .onnx file"
+    return None
+
+
+def lfs_pointer(data: bytes) -> Violation | None:
+    if not data.startswith(_LFS):
+        return None
+    return Violation(
+        "git-lfs-pointer", "a git-lfs pointer, not the model itself", remedy="git lfs pull, or checkout with lfs"
+    )
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes | Violation:
+    try:
+        # A pipe would block on open, a device might never end; both are told by stat alone.
+        kind = path.stat()
+        if stat.S_ISDIR(kind.st_mode):
+            return Violation("directory", "a directory, not a model", remedy="name the files: DIR/*.onnx")
+        if not stat.S_ISREG(kind.st_mode):
+            return Violation(
+                "not-a-file", "a pipe, socket or device, not a regular file", remedy="save the model to a file"
+            )
+        if kind.st_size > max_bytes:
+            return _too_large(kind.st_size, max_bytes)
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)  # the file may grow meanwhile
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise Unreadable(f"{path}: cannot be read ({reason})") from error
+    return _sized(data, max_bytes)
+
+
+def _sized(data: bytes, max_bytes: int) -> bytes | Violation:
+    if not data:
+        return Violation("empty", "empty, 0 bytes", remedy="an export that failed leaves such files; run it again")
+    if len(data) > max_bytes:
+        return _too_large(len(data), max_bytes)
+    return data
+
+
+def _too_large(size: int, max_bytes: int) -> Violation:
+    return Violation(
+        "too-large", f"{size:,} bytes; at most {max_bytes:,} are loaded", remedy="store weights as float16 or int8"
+    )
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        head[:-4].decode("utf-8")  # the cut may split a character
+    except UnicodeDecodeError:
+        return False
+    return True

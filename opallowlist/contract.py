@@ -1,0 +1,213 @@
+"""The student's contracts: what consumers bind by name and shape when they load a saliency model.
+
+- `saliency-image`: one input `input` float32 [1, 3, H, W], one output `saliency_map` float32 [1, 1, H, W].
+- `saliency-step`: the same, and `state_in` float32 [1, C, h, w], optional because an initializer of zeros backs it; the
+  second output is `state_out`.
+- `saliency`: one of the two, step if the graph names `state_in` or `state_out`.
+
+H and W are dynamic; the batch is 1, because a state belongs to one stream. h and w may be fixed (a fixed working
+resolution) or dynamic. The state's symbolic dimension names are its own: ONNX Runtime's memory planner takes equal
+names for equal sizes and fails when the state grows. Inside, Unsqueeze makes no tensor of rank 5: a time axis means a
+model of clips, and consumers feed frames. (Reshape may, as a pixel shuffle does.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from distill.opallowlist import ranks, wire
+from distill.opallowlist.report import Violation
+
+CONTRACTS = ("saliency-image", "saliency-step", "saliency")
+
+_FLOAT = 1  # TensorProto.DataType
+_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
+_FIRST_OPTIONAL_IR = 4  # below it every initializer must also be listed as an input, and none can be overridden
+
+
+def resolve(contract: str, model: wire.Model) -> str:
+    """`contract` itself, or which of its two forms `saliency` means for this model."""
+    if contract != "saliency":
+        return contract
+    graph = model.graph or wire.Graph()
+    names = {value.name for value in (*graph.input, *graph.output)}
+    return "saliency-step" if names & {"state_in", "state_out"} else "saliency-image"
+
+
+def check_contract(model: wire.Model, contract: str) -> Iterator[Violation]:
+    """Every way in which the main graph's interface is not that of `contract`, one of the first two of CONTRACTS."""
+    graph = model.graph
+    if graph is None:
+        return
+    step = contract == "saliency-step"
+    yield from _check_names(model, graph, step)
+    inputs = {value.name: value for value in graph.input}
+    outputs = {value.name: value for value in graph.output}
+    if "input" in inputs:
+        yield from _check_image(inputs["input"], "contract-inputs", channels=3)
+    if "saliency_map" in outputs:
+        yield from _check_image(outputs["saliency_map"], "contract-outputs", channels=1)
+    if step and "state_in" in inputs:
+        yield from _check_state(graph, inputs["state_in"], outputs.get("state_out"))
+    for node, index, rank in ranks.unsqueezed_beyond(graph, limit=4):
+        message = f"makes a tensor of rank {rank}; a model of single frames stays at rank 4"
+        way_out = "carry time in the state, and export the model for one frame"
+        yield Violation("contract-rank", message, "main", node.name, node.op_type, index, way_out)
+
+
+def _check_names(model: wire.Model, graph: wire.Graph, step: bool) -> Iterator[Violation]:
+    backed = {tensor.name for tensor in graph.initializer}
+    backed |= {sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None}
+    required = [value.name for value in graph.input if value.name not in backed]
+    optional = [value.name for value in graph.input if value.name in backed]
+    outputs = [value.name for value in graph.output]
+    if required != ["input"]:
+        hint = "back it with a zero initializer named 'state_in'" if "state_in" in required else "rename or fold inputs"
+        yield _wrong(
+            "contract-inputs", f"required inputs are {_listed(required)}; the contract has 'input' alone", hint
+        )
+    if step and "state_in" not in required:
+        if model.ir_version < _FIRST_OPTIONAL_IR:
+            message = (
+                f"IR version {model.ir_version} has no optional inputs; 'state_in' needs {_FIRST_OPTIONAL_IR} or more"
+            )
+            yield _wrong("contract-state", message, "save with model.ir_version = 8")
+        elif optional != ["state_in"]:
+            message = f"optional inputs are {_listed(optional)}; the contract has 'state_in' alone"
+            yield _wrong(
+                "contract-state", message, "list state_in in graph.input and give it an initializer of that name"
+            )
+    elif not step and optional and model.ir_version >= _FIRST_OPTIONAL_IR:
+        message = f"optional inputs {_listed(optional)}; an image model has no other input than 'input'"
+        yield _wrong("contract-inputs", message, "take initializers out of graph.input, so that they are constants")
+    expected = ["saliency_map", "state_out"] if step else ["saliency_map"]
+    if outputs != expected:
+        message = f"outputs are {_listed(outputs)}; the contract has {_listed(expected)}, in this order"
+        yield _wrong("contract-outputs", message, "rename or reorder them; consumers read the first as the map")
+
+
+def _check_image(value: wire.Value, rule: str, channels: int) -> Iterator[Violation]:
+    dims = _float_dims(value)
+    if isinstance(dims, Violation):
+        yield dims
+        return
+    batch, channel, height, width = dims
+    if batch.value != 1 or channel.value != channels:
+        message = f"'{value.name}' is {_shown(dims)}; the contract has [1,{channels},H,W]"
+        yield _wrong("contract-shape", message, "export with batch 1")
+    if height.value is not None or width.value is not None:
+        message = f"'{value.name}' is {_shown(dims)}; height and width must be dynamic"
+        yield _wrong("contract-shape", message, "mark both as dynamic axes; consumers feed any frame size")
+    elif height.param and height.param == width.param:
+        message = f"'{value.name}' is {_shown(dims)}; height and width share a name, which says that frames are square"
+        yield _wrong("contract-shape", message, "give each its own name")
+
+
+def _check_state(graph: wire.Graph, state_in: wire.Value, state_out: wire.Value | None) -> Iterator[Violation]:
+    dims = _float_dims(state_in)
+    if isinstance(dims, Violation):
+        yield dims
+        return
+    yield from _check_state_axes(state_in, dims)
+    yield from _check_default(graph, dims)
+    if state_out is not None:
+        out = _float_dims(state_out)
+        if isinstance(out, Violation):
+            yield out
+            return
+        yield from _check_state_axes(state_out, out)
+        if any(a.value is not None and a.value != b.value for a, b in zip(dims, out, strict=True)):
+            message = f"'state_out' {_shown(out)} cannot be fed back into 'state_in' {_shown(dims)}"
+            yield _wrong(
+                "contract-state", message, "declare axes of state_in dynamic unless state_out has the same size"
+            )
+    yield from _check_own_names(graph)
+
+
+def _check_state_axes(value: wire.Value, dims: Sequence[wire.Dim]) -> Iterator[Violation]:
+    if dims[0].value != 1 or not dims[1].value or dims[1].value < 1:
+        message = f"'{value.name}' is {_shown(dims)}; the contract has [1,C,h,w] with C fixed"
+        yield _wrong("contract-shape", message, "fix batch and channels of the state")
+    if any(dim.value is not None and dim.value < 1 for dim in dims[2:]):
+        message = f"'{value.name}' is {_shown(dims)}; a fixed axis is at least 1"
+        yield _wrong("contract-shape", message, "leave a dynamic axis unset or name it")
+
+
+def _check_default(graph: wire.Graph, dims: Sequence[wire.Dim]) -> Iterator[Violation]:
+    tensors = [tensor for tensor in graph.initializer if tensor.name == "state_in"]
+    sparse = any(s.values is not None and s.values.name == "state_in" for s in graph.sparse_initializer)
+    if len(tensors) != 1 or sparse:
+        if tensors or sparse:  # none at all is said by _check_names
+            message = "'state_in' is backed by a sparse or a second initializer"
+            yield _wrong("contract-state", message, "back it with one dense tensor of zeros")
+        return
+    tensor = tensors[0]
+    fits = len(tensor.dims) == len(dims) and all(
+        size == dim.value if dim.value is not None else size >= 1 for size, dim in zip(tensor.dims, dims, strict=True)
+    )
+    if tensor.data_type != _FLOAT or not fits:
+        has = f"{_TYPES.get(tensor.data_type, 'another type')} {list(tensor.dims)}"
+        message = f"the initializer of 'state_in' is {has}, the input is float32 {_shown(dims)}"
+        yield _wrong(
+            "contract-state", message, "make it float32 zeros of the declared shape, 1 where an axis is dynamic"
+        )
+    elif not _all_zero(tensor):
+        message = "the initializer of 'state_in' is not all zero"
+        yield _wrong("contract-state", message, "start from zeros; zero state means no history")
+
+
+def _all_zero(tensor: wire.Tensor) -> bool:
+    """Whether the float32 tensor holds as many elements as its dims say, and every one has the bits of +0.0."""
+    size = 4
+    for dim in tensor.dims:
+        size *= dim
+    data = tensor.raw_data if tensor.float_data is None else tensor.float_data
+    if data is None or (tensor.raw_data is not None and tensor.float_data is not None):
+        return False
+    return len(data) == size and not bytes(data).strip(b"\0")
+
+
+def _check_own_names(graph: wire.Graph) -> Iterator[Violation]:
+    """The state's symbolic names must occur once in the main graph's declarations."""
+    places: dict[str, list[str]] = {}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis, dim in enumerate(_dims(value) or ()):
+            if dim.param:
+                places.setdefault(dim.param, []).append(f"{value.name}[{axis}]")
+    for name, where in places.items():
+        if len(where) > 1 and any(place.startswith(("state_in[", "state_out[")) for place in where):
+            message = f"dimension name '{name}' stands at {', '.join(where[:4])}{', ...' if len(where) > 4 else ''}"
+            yield _wrong(
+                "contract-dim-names", message, "name the state's axes apart or leave them unset; clear value_info"
+            )
+
+
+def _float_dims(value: wire.Value) -> Sequence[wire.Dim] | Violation:
+    """The four axes of a float32 tensor, or what else it is."""
+    tensor = value.type.tensor if value.type is not None else None
+    elem_type = tensor.elem_type if tensor is not None else 0
+    if tensor is None or elem_type != _FLOAT:
+        kind = "no tensor" if tensor is None else _TYPES.get(elem_type, f"element type {elem_type}")
+        return _wrong("contract-type", f"'{value.name}' is {kind}; the contract has float32", "cast inside the graph")
+    dims = _dims(value)
+    if dims is None or len(dims) != 4:
+        rank = "no declared shape" if dims is None else f"rank {len(dims)}"
+        return _wrong("contract-type", f"'{value.name}' has {rank}; the contract has rank 4", "declare [1,C,H,W]")
+    return dims
+
+
+def _dims(value: wire.Value) -> Sequence[wire.Dim] | None:
+    tensor = value.type.tensor if value.type is not None else None
+    return tensor.shape.dim if tensor is not None and tensor.shape is not None else None
+
+
+def _wrong(rule: str, message: str, remedy: str) -> Violation:
+    return Violation(rule, message, "main", remedy=remedy)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:6]) + (", ..." if len(names) > 6 else "") if names else "none"
+
+
+def _shown(dims: Sequence[wire.Dim]) -> str:
+    return "[" + ",".join("?" if d.value is None and not d.param else str(d.param or d.value) for d in dims) + "]"

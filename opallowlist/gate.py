@@ -1,0 +1,102 @@
+"""The check itself: bytes, then wire format, then content, then contract; a Report whatever the file holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from distill.opallowlist import container, wire
+from distill.opallowlist.allowlist import Allowlist, load_list
+from distill.opallowlist.container import MAX_BYTES, InMemoryModel
+from distill.opallowlist.contract import CONTRACTS, check_contract, resolve
+from distill.opallowlist.report import Facts, Report, Violation
+from distill.opallowlist.scan import default_opset, scan
+from distill.opallowlist.wiring import check_wiring
+
+
+def check(
+    model: str | os.PathLike[str] | bytes | InMemoryModel,
+    *,
+    allowlist: str | os.PathLike[str] | Allowlist = "libvmaf",
+    contract: str | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Report:
+    """Judge one model as the downstream would, and more strictly where it is blind.
+
+    `model` is a path, the bytes of a file, or an `onnx.ModelProto`, which is judged as it would be saved. `allowlist`
+    is a built-in list, a file (see `load_list`) or a loaded list. `contract` is one of CONTRACTS, or None for content
+    alone. `max_bytes` is the largest file accepted.
+
+    Damaged, hostile or foreign files are refused, not raised: the report says why. Raises `Unreadable` (an OSError) if
+    there is nothing to judge because the file cannot be read, `ListError` for an unusable list, ValueError for an
+    unknown contract.
+    """
+    allowed = allowlist if isinstance(allowlist, Allowlist) else load_list(allowlist)
+    require_contract(contract)
+    source = os.fspath(model) if isinstance(model, str | os.PathLike) else "<memory>"
+    data = container.read(model, max_bytes)
+    if isinstance(data, Violation):
+        return Report(source, allowed.name, len(allowed), contract, (data,))
+    facts = Facts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    decoded = _decode(data)
+    if isinstance(decoded, Violation):
+        return Report(source, allowed.name, len(allowed), contract, (decoded,), facts=facts)
+    applied = None if contract is None else resolve(contract, decoded)
+    found = scan(decoded, allowed)
+    if decoded.graph is not None:
+        for violation in check_wiring(decoded.graph):
+            found.refuse(violation)
+    if applied is not None:
+        for violation in check_contract(decoded, applied):
+            found.refuse(violation)
+    facts = Facts(
+        bytes=facts.bytes,
+        sha256=facts.sha256,
+        ir_version=decoded.ir_version,
+        opset=default_opset(decoded),
+        nodes=found.ops.total(),
+        ops=dict(sorted(found.ops.items(), key=lambda item: (-item[1], item[0]))),
+    )
+    return Report(source, allowed.name, len(allowed), applied, tuple(found.violations), tuple(found.warned()), facts)
+
+
+def assert_allowed(
+    model: str | os.PathLike[str] | bytes | InMemoryModel,
+    *,
+    allowlist: str | os.PathLike[str] | Allowlist = "libvmaf",
+    contract: str | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Report:
+    """`check`, for tests: the report if the model is accepted, else AssertionError with the report as its text."""
+    from distill.opallowlist.formats import text
+
+    report = check(model, allowlist=allowlist, contract=contract, max_bytes=max_bytes)
+    if not report.ok:
+        raise AssertionError(f"model refused\n{text(report)}")
+    return report
+
+
+def require_contract(contract: str | None) -> None:
+    """Raise ValueError, with the nearest right name, unless `contract` is None or one of CONTRACTS."""
+    if contract is None or contract in CONTRACTS:
+        return
+    import difflib  # 5 ms that only a wrong name has to pay
+
+    near = difflib.get_close_matches(str(contract), CONTRACTS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(CONTRACTS)}"
+    raise ValueError(f"unknown contract '{contract}'; {hint}")
+
+
+def _decode(data: bytes) -> wire.Model | Violation:
+    pointer = container.lfs_pointer(data)
+    if pointer is not None:
+        return pointer
+    try:
+        model = wire.decode(data)
+    except wire.Malformed as error:
+        known = container.explain(data)
+        if known is not None:
+            return Violation("malformed", f"not an ONNX model but {known[0]}", remedy=known[1])
+        return Violation("malformed", f"not a readable ONNX protobuf: {error}", remedy="export or download it again")
+    known = None if model.graph is not None else container.explain(data)
+    return Violation("malformed", f"not an ONNX model but {known[0]}", remedy=known[1]) if known else model

@@ -1,0 +1,163 @@
+"""What a check found: plain frozen values, nothing printed. `formats` renders them, `cli` prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+RULES: Mapping[str, str] = MappingProxyType(
+    {
+        # the file
+        "directory": "the path names a directory, not a file",
+        "not-a-file": "the path names a pipe, socket or device, not a regular file",
+        "empty": "the file is empty",
+        "too-large": "the file is larger than the downstream loads",
+        "git-lfs-pointer": "the file is a git-lfs pointer, not the model it points to",
+        "malformed": "the file is not an ONNX protobuf, is truncated, or has no single reading",
+        # the model
+        "no-graph": "the model has no graph",
+        "ir-version": "the IR version is outside what the downstream's ONNX Runtime loads",
+        "opset": "the default domain's opset is missing, ambiguous or outside what the downstream registers",
+        "local-function": "the model defines a local function, whose body the downstream does not scan",
+        "training-info": "the model carries training graphs",
+        "external-data": "a tensor's bytes lie outside the file",
+        "tensor-data": "a tensor has more or fewer bytes than its shape says",
+        # the nodes
+        "op": "the operator is not on the list",
+        "op-name": "the operator has no name, or one longer than the downstream's 127 bytes",
+        "op-opset": "the operator does not exist yet in the model's opset",
+        "custom-domain": "the node is from a custom operator domain",
+        "scan": "Scan is refused whatever the list says",
+        "subgraph-depth": "subgraphs are nested deeper than the downstream follows",
+        "loop-count": "the model has more Loops than the downstream allows",
+        "loop-trip-count": "a Loop's trip count is not a small constant",
+        "resize-mode": "Resize uses a mode other than nearest or linear",
+        "wiring": "a name is used before it is defined, defined twice, or promised and not delivered",
+        # the contract
+        "contract-inputs": "the inputs are not the contract's",
+        "contract-outputs": "the outputs are not the contract's",
+        "contract-type": "an input or output has the wrong element type or rank",
+        "contract-shape": "an input or output has the wrong axes",
+        "contract-rank": "the graph stacks frames into a fifth axis",
+        "contract-state": "the recurrent state is not optional, not zero at the start, or cannot be carried",
+        "contract-dim-names": "a symbolic dimension name is shared with the state",
+        # warnings only
+        "house-opset": "accepted, but not the house opset 17",
+        "house-ir": "accepted, but not the house IR version 8",
+        "unused-domain": "a custom domain is imported but not used",
+        "too-many": "more findings than are listed",
+    }
+)
+"""Every rule id with what it says, in the order in which a file is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One reason to refuse the model (in `Report.violations`) or to look again (in `Report.warnings`)."""
+
+    rule: str
+    """A key of RULES."""
+    message: str
+    """What is wrong, in one clause."""
+    path: str = ""
+    """The graph: `main`, `main/If_3.then_branch`, `functions/local.MyAct`; empty for the file as a whole. `If_3` is the
+    graph's node at index 3."""
+    node: str = ""
+    """The node's own name, which many exporters leave empty; for an external initializer the tensor's."""
+    op_type: str = ""
+    index: int | None = None
+    """The node's position in its graph, counted from 0."""
+    remedy: str = ""
+    """What to use instead, where a rewrite is known that the list allows."""
+
+    @property
+    def place(self) -> str:
+        """Where in the model, for people: `main/If_3.then_branch: /gate/Where`; empty for the file as a whole."""
+        label = self.label
+        return f"{self.path}: {label}" if label else self.path
+
+    @property
+    def label(self) -> str:
+        """The node by its own name, else by operator and position (`If_3`), else empty."""
+        return self.node or (f"{self.op_type}_{self.index}" if self.index is not None else "")
+
+    def __str__(self) -> str:
+        what = f"{self.op_type}: {self.message}" if self.op_type else self.message
+        where = f" ({self.place})" if self.place else ""
+        way_out = f"; try: {self.remedy}" if self.remedy else ""
+        return printable(f"{self.rule}: {what}{where}{way_out}")
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "rule": self.rule,
+            "message": self.message,
+            "path": self.path,
+            "node": self.node,
+            "op_type": self.op_type,
+            "index": self.index,
+            "remedy": self.remedy,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the file is, as far as it could be read: unknown values are None, counts include every subgraph."""
+
+    bytes: int | None = None
+    sha256: str | None = None
+    """Of the exact file content, 64 hex digits."""
+    ir_version: int | None = None
+    opset: int | None = None
+    """Of the default domain."""
+    nodes: int | None = None
+    ops: Mapping[str, int] = field(default_factory=dict)
+    """Operator -> number of nodes, most frequent first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The verdict on one model. `ok` is what counts; warnings do not refuse."""
+
+    source: str
+    """The path as it was given, or `<memory>`."""
+    allowlist: str
+    allowed: int
+    """How many operators the list holds."""
+    contract: str | None
+    """The contract that was applied (`saliency` has become one of its two forms), or None."""
+    violations: tuple[Violation, ...] = ()
+    warnings: tuple[Violation, ...] = ()
+    facts: Facts = field(default_factory=Facts)
+
+    @property
+    def ok(self) -> bool:
+        return not self.violations
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as JSON-ready values."""
+        facts = self.facts
+        return {
+            "source": self.source,
+            "ok": self.ok,
+            "allowlist": self.allowlist,
+            "allowed": self.allowed,
+            "contract": self.contract,
+            "violations": [v.to_dict() for v in self.violations],
+            "warnings": [w.to_dict() for w in self.warnings],
+            "facts": {
+                "bytes": facts.bytes,
+                "sha256": facts.sha256,
+                "ir_version": facts.ir_version,
+                "opset": facts.opset,
+                "nodes": facts.nodes,
+                "ops": dict(facts.ops),
+            },
+        }
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with all that a terminal would act on written out: names come from strangers' files."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

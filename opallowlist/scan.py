@@ -1,0 +1,373 @@
+"""What is in a model: every node, attribute and tensor of every graph, against the list and the downstream's limits.
+
+The downstream's scanner knows operator names, nesting depth and the number of Loops. Where it is blind (domains, local
+functions, external data, opset, IR version, trip counts, Resize modes) this is stricter, because ONNX Runtime or the
+downstream's own registry refuses there, or because the scanner's verdict could be evaded. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from distill.opallowlist import remedies, wire
+from distill.opallowlist.allowlist import Allowlist
+from distill.opallowlist.report import Violation
+
+MAX_DEPTH = 8
+"""Subgraphs inside subgraphs; the main graph is depth 0. VMAF_DNN_MAX_SUBGRAPH_DEPTH."""
+MAX_LOOPS = 16
+"""Loop nodes in the whole model. VMAF_DNN_MAX_LOOP_NODES."""
+MAX_TRIP_COUNT = 1024
+"""Iterations of one Loop. MAX_LOOP_TRIP_COUNT of the downstream's export gate."""
+MAX_OP_NAME_BYTES = 127
+"""The scanner's buffer holds 128 with the terminator."""
+OPSETS = range(7, 22)
+"""What the downstream's model registry accepts; its ONNX Runtime loads no more than 22."""
+IR_VERSIONS = range(3, 11)
+"""From 3 on a model names its opset; above 10 the downstream's older ONNX Runtimes do not load."""
+HOUSE_OPSET = 17
+HOUSE_IR = 8
+RESIZE_MODES = (b"nearest", b"linear")
+DEFAULT_DOMAINS = ("", "ai.onnx")
+MAX_FINDINGS = 1_000
+"""Findings listed for one model; a model with more is wrong as a whole."""
+
+# Opset in which a listed operator first appears, where that is later than OPSETS begins (held against onnx by a test).
+FIRST_OPSET = {
+    "BitShift": 11,
+    "ConstantOfShape": 9,
+    "DequantizeLinear": 10,
+    "Erf": 9,
+    "Expand": 8,
+    "GatherND": 11,
+    "Gelu": 20,
+    "HardSwish": 14,
+    "LayerNormalization": 17,
+    "QuantizeLinear": 10,
+    "Resize": 10,
+    "ScatterND": 11,
+}
+
+# TensorProto.DataType: bytes per element, and the types that share bytes between elements (4 and 2 bits).
+ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 14: 8, 15: 16, 16: 2}
+ELEMENT_BYTES |= dict.fromkeys((17, 18, 19, 20, 24), 1)  # the float8 family
+PACKED_TYPES = (21, 22, 23, 25, 26, 27, 28)
+_INT64 = 7
+_EXTERNAL = 1  # TensorProto.DataLocation
+
+
+@dataclass(slots=True)
+class Findings:
+    """What one look at a model collects."""
+
+    violations: list[Violation] = field(default_factory=list)
+    warnings: list[Violation] = field(default_factory=list)
+    ops: Counter[str] = field(default_factory=Counter)
+    """Nodes per operator; custom domains are written `domain.Op`."""
+    unlisted: int = 0
+    """Violations beyond MAX_FINDINGS."""
+
+    def refuse(self, violation: Violation) -> None:
+        if len(self.violations) < MAX_FINDINGS:
+            self.violations.append(violation)
+        else:
+            self.unlisted += 1
+
+    def warned(self) -> list[Violation]:
+        """The warnings, with one more if violations were left out."""
+        if not self.unlisted:
+            return self.warnings
+        return [*self.warnings, Violation("too-many", f"{self.unlisted:,} more violations are not listed")]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A list of nodes that see each other, and where it stands."""
+
+    path: str
+    depth: int
+    nodes: Sequence[wire.Node]
+    graph: wire.Graph | None
+
+
+def default_opset(model: wire.Model) -> int | None:
+    """The version that the model imports of the default domain; None if missing or contradictory."""
+    versions = {entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS}
+    return versions.pop() if len(versions) == 1 else None
+
+
+def scan(model: wire.Model, allowed: Allowlist) -> Findings:
+    """Every content rule, on every graph and function of `model`. Iterative; each graph is visited once."""
+    found = Findings()
+    opset = _check_header(model, found)
+    used_domains: set[str] = set()
+    loops = 0
+    todo = list(_roots(model, found))
+    todo.reverse()
+    while todo:
+        scope = todo.pop()
+        if scope.graph is not None:
+            _check_tensors(_graph_tensors(scope.graph), scope, None, found)
+        inner: list[Scope] = []
+        for index, node in enumerate(scope.nodes):
+            used_domains.add(node.domain)
+            found.ops[_qualified(node)] += 1
+            _check_op(node, index, scope, opset, allowed, found)
+            if node.op_type == "Loop":
+                loops += 1
+                _check_loop(node, index, scope, loops, found)
+            elif node.op_type == "Resize":
+                _check_resize(node, index, scope, found)
+            for attribute in node.attribute:
+                _check_tensors(_attribute_tensors(attribute), scope, (node, index), found)
+                inner.extend(subgraphs(attribute, f"{scope.path}/{label(node, index)}", scope.depth))
+        for subgraph in reversed(inner):
+            if subgraph.depth > MAX_DEPTH:
+                found.refuse(
+                    Violation(
+                        "subgraph-depth",
+                        f"a subgraph at depth {subgraph.depth}; the downstream follows {MAX_DEPTH}",
+                        subgraph.path,
+                        remedy="flatten nested If and Loop bodies",
+                    )
+                )
+            else:
+                todo.append(subgraph)
+    _warn_unused_domains(model, used_domains, found)
+    return found
+
+
+def _check_header(model: wire.Model, found: Findings) -> int | None:
+    opset = default_opset(model)
+    if model.graph is None:
+        found.refuse(Violation("no-graph", "the model has no graph"))
+    if model.ir_version not in IR_VERSIONS:
+        found.refuse(
+            Violation(
+                "ir-version",
+                f"IR version {model.ir_version}; accepted are {IR_VERSIONS[0]} to {IR_VERSIONS[-1]}",
+                remedy=f"save with model.ir_version = {HOUSE_IR}",
+            )
+        )
+    elif model.ir_version != HOUSE_IR:
+        found.warnings.append(
+            Violation(
+                "house-ir",
+                f"IR version {model.ir_version} where the house value is {HOUSE_IR}",
+                remedy=f"save with model.ir_version = {HOUSE_IR}; ONNX Runtime 1.16 loads no IR 10",
+            )
+        )
+    if opset is None or opset not in OPSETS:
+        versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
+        what = f"opset {' and '.join(map(str, versions))}" if versions else "no opset of the default domain"
+        found.refuse(
+            Violation(
+                "opset",
+                f"{what}; accepted is one of {OPSETS[0]} to {OPSETS[-1]}",
+                remedy=f"export for opset {HOUSE_OPSET}, or convert with onnx.version_converter",
+            )
+        )
+    elif opset != HOUSE_OPSET:
+        found.warnings.append(Violation("house-opset", f"opset {opset} where the house value is {HOUSE_OPSET}"))
+    return opset
+
+
+def _roots(model: wire.Model, found: Findings) -> Iterator[Scope]:
+    """Everything that holds nodes: the main graph, then training graphs and functions, themselves refused."""
+    if model.graph is not None:
+        yield Scope("main", 0, model.graph.node, model.graph)
+    for number, training in enumerate(model.training_info):
+        path = f"training_info[{number}]"
+        found.refuse(Violation("training-info", "training graphs", path, remedy="export for inference"))
+        for name, graph in (("initialization", training.initialization), ("algorithm", training.algorithm)):
+            if graph is not None:
+                yield Scope(f"{path}.{name}", 0, graph.node, graph)
+    for function in model.functions:
+        qualified = short(f"{function.domain}.{function.name}" if function.domain else function.name)
+        path = f"functions/{qualified}"
+        found.refuse(
+            Violation(
+                "local-function",
+                f"local function '{qualified}'",
+                path,
+                remedy="inline it: onnx.inliner.inline_local_functions(model)",
+            )
+        )
+        scope = Scope(path, 0, function.node, None)
+        yield scope
+        for attribute in function.attribute_proto:
+            _check_tensors(_attribute_tensors(attribute), scope, None, found)
+            yield from subgraphs(attribute, path, 0)
+
+
+def _check_op(
+    node: wire.Node, index: int, scope: Scope, opset: int | None, allowed: Allowlist, found: Findings
+) -> None:
+    op = node.op_type
+    if not op or len(op.encode()) > MAX_OP_NAME_BYTES:
+        rule, message = "op-name", "no operator name" if not op else f"operator name of {len(op.encode())} bytes"
+        way_out = ""
+    elif node.domain not in DEFAULT_DOMAINS:
+        rule, message = "custom-domain", f"operator from the domain '{short(node.domain)}'"
+        way_out = (
+            "save the model before ONNX Runtime optimises it; its fused operators are com.microsoft"
+            if node.domain.startswith("com.microsoft")
+            else "use operators of the default domain"
+        )
+    elif op == "Scan":
+        rule, message, way_out = "scan", "Scan", remedies.remedy(op, allowed)
+    elif op not in allowed:
+        rule, message, way_out = "op", f"not on the list '{allowed.name}'", remedies.remedy(op, allowed)
+    elif opset is not None and opset < FIRST_OPSET.get(op, 0):
+        rule, message = "op-opset", f"{op} exists from opset {FIRST_OPSET[op]} on, the model is opset {opset}"
+        way_out = f"export for opset {FIRST_OPSET[op]}, or spell it out with older operators"
+    else:
+        return
+    found.refuse(_at(rule, message, scope, node, index, way_out))
+
+
+def _check_loop(node: wire.Node, index: int, scope: Scope, number: int, found: Findings) -> None:
+    if number == MAX_LOOPS + 1:
+        message = f"more than {MAX_LOOPS} Loops in the model; this is number {number}"
+        found.refuse(_at("loop-count", message, scope, node, index, "unroll short Loops"))
+    if number > MAX_LOOPS:
+        return  # refused already, and looking up the producers of thousands of Loops would take for ever
+    problem = _trip_count_problem(node, scope.nodes)
+    if problem:
+        way_out = f"feed it from a Constant node (int64, 0 to {MAX_TRIP_COUNT}) in the same graph"
+        found.refuse(_at("loop-trip-count", problem, scope, node, index, way_out))
+
+
+def _trip_count_problem(loop: wire.Node, nodes: Iterable[wire.Node]) -> str:
+    """Why the trip count is not known to be small; empty if it is."""
+    source = loop.input[0] if loop.input else ""
+    if not source:
+        return "no trip count: the Loop may run for ever"
+    producers = [node for node in nodes if source in node.output]
+    if not producers:
+        return f"trip count '{short(source)}' is no Constant of this graph (an initializer, an input, or from outside)"
+    if len(producers) > 1 or producers[0].op_type != "Constant" or producers[0].domain not in DEFAULT_DOMAINS:
+        return f"trip count '{short(source)}' is computed by {short(producers[-1].op_type)}"
+    attributes = producers[0].attribute
+    tensor = attributes[0].t if len(attributes) == 1 and attributes[0].name == "value" else None
+    count = None if tensor is None else _int64_scalar(tensor)
+    if count is None:
+        return f"trip count '{short(source)}' is no single int64 in the Constant's 'value'"
+    if not 0 <= count <= MAX_TRIP_COUNT:
+        return f"trip count {count:,}; accepted are 0 to {MAX_TRIP_COUNT:,}"
+    return ""
+
+
+def _int64_scalar(tensor: wire.Tensor) -> int | None:
+    if tensor.data_type != _INT64 or any(dim != 1 for dim in tensor.dims):
+        return None
+    if tensor.raw_data is not None and tensor.int64_data is None:
+        return int.from_bytes(tensor.raw_data, "little", signed=True) if len(tensor.raw_data) == 8 else None
+    if tensor.int64_data is not None and tensor.raw_data is None:
+        values = wire.varints(tensor.int64_data, at_most=2)
+        return values[0] if len(values) == 1 else None
+    return None
+
+
+def _check_resize(node: wire.Node, index: int, scope: Scope, found: Findings) -> None:
+    for attribute in node.attribute:
+        if attribute.name != "mode":
+            continue
+        mode = bytes(attribute.s[:32]) if attribute.s is not None else b""
+        if attribute.ref_attr_name or mode not in RESIZE_MODES:
+            shown = mode.decode("utf-8", "backslashreplace") or "not a plain string"
+            message = f"Resize mode is {shown}; accepted are nearest and linear"
+            found.refuse(_at("resize-mode", message, scope, node, index, "use linear"))
+
+
+def _check_tensors(
+    tensors: Iterable[wire.Tensor], scope: Scope, at: tuple[wire.Node, int] | None, found: Findings
+) -> None:
+    for tensor in tensors:
+        if tensor.data_location == _EXTERNAL or tensor.external_data:
+            location = next((pair.value for pair in tensor.external_data if pair.key == "location"), "?")
+            rule, message = "external-data", f"stored outside, in '{short(posixpath.basename(location) or location)}'"
+            way_out = "save as one file: onnx.save(model, path, save_as_external_data=False)"
+        elif problem := _data_problem(tensor):
+            rule, message, way_out = "tensor-data", problem, "export it again"
+        else:
+            continue
+        if at is None:
+            found.refuse(Violation(rule, message, scope.path, short(tensor.name), remedy=way_out))
+        else:
+            found.refuse(_at(rule, message, scope, *at, way_out))
+
+
+def _data_problem(tensor: wire.Tensor) -> str:
+    """Why the tensor's raw data cannot be its elements; empty if it can, or if it has none."""
+    if tensor.raw_data is None:
+        return ""
+    width = ELEMENT_BYTES.get(tensor.data_type)
+    if width is None:
+        return "" if tensor.data_type in PACKED_TYPES else f"raw data of unknown element type {tensor.data_type}"
+    size = width * math.prod(tensor.dims)
+    if min(tensor.dims, default=0) < 0 or size != len(tensor.raw_data):
+        return f"{len(tensor.raw_data):,} bytes of data for the shape {list(tensor.dims[:8])}"
+    return ""
+
+
+def _graph_tensors(graph: wire.Graph) -> Iterator[wire.Tensor]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from _sparse_tensors(sparse)
+
+
+def _attribute_tensors(attribute: wire.Attribute) -> Iterator[wire.Tensor]:
+    # Whatever `type` says: readers differ in whether they look at it.
+    if attribute.t is not None:
+        yield attribute.t
+    yield from attribute.tensors
+    if attribute.sparse_tensor is not None:
+        yield from _sparse_tensors(attribute.sparse_tensor)
+    for sparse in attribute.sparse_tensors:
+        yield from _sparse_tensors(sparse)
+
+
+def _sparse_tensors(sparse: wire.SparseTensor) -> Iterator[wire.Tensor]:
+    if sparse.values is not None:
+        yield sparse.values
+    if sparse.indices is not None:
+        yield sparse.indices
+
+
+def subgraphs(attribute: wire.Attribute, owner: str, depth: int) -> Iterator[Scope]:
+    """The graphs in an attribute of the node at the path `owner`, which is in a graph at `depth`."""
+    path = f"{owner}.{short(attribute.name)}"
+    if attribute.g is not None:
+        yield Scope(path, depth + 1, attribute.g.node, attribute.g)
+    for number, graph in enumerate(attribute.graphs):
+        yield Scope(f"{path}[{number}]", depth + 1, graph.node, graph)
+
+
+def _warn_unused_domains(model: wire.Model, used: set[str], found: Findings) -> None:
+    for entry in model.opset_import:
+        if entry.domain not in DEFAULT_DOMAINS and entry.domain not in used:
+            message = f"imports the domain '{short(entry.domain)}' and uses nothing of it"
+            found.warnings.append(Violation("unused-domain", message, remedy="drop it from opset_import"))
+
+
+def _at(rule: str, message: str, scope: Scope, node: wire.Node, index: int, way_out: str) -> Violation:
+    return Violation(rule, message, scope.path, short(node.name), short(node.op_type), index, way_out)
+
+
+def label(node: wire.Node, index: int) -> str:
+    """A node as a graph path names it: `If_3`."""
+    return f"{short(node.op_type)}_{index}"
+
+
+def _qualified(node: wire.Node) -> str:
+    return short(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")
+
+
+def short(name: str) -> str:
+    """A name as a report repeats it: a file may hold thousands of 64 KB each."""
+    return name if len(name) <= MAX_OP_NAME_BYTES else f"{name[: MAX_OP_NAME_BYTES - 3]}..."

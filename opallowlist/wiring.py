@@ -1,0 +1,56 @@
+"""Names: every input of a node is defined before it, nothing is defined twice, every graph delivers its outputs.
+
+The downstream's ONNX Runtime refuses such a model where its scanner has accepted it, and it is what editing a graph by
+hand most often leaves behind. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Set
+
+from distill.opallowlist import wire
+from distill.opallowlist.report import Violation
+from distill.opallowlist.scan import MAX_DEPTH, Scope, label, short, subgraphs
+
+
+def check_wiring(main: wire.Graph) -> Iterator[Violation]:
+    """Every broken name in `main` and its subgraphs, to the depth that the downstream follows. Iterative."""
+    todo: list[tuple[wire.Graph, str, tuple[Set[str], ...]]] = [(main, "main", ())]
+    while todo:
+        graph, path, outer = todo.pop()
+        defined = {tensor.name for tensor in graph.initializer}
+        defined |= {sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None}
+        inputs = [value.name for value in graph.input]
+        for name, times in Counter(inputs).items():
+            if times > 1:
+                yield _broken(f"'{short(name)}' is an input {times} times", path)
+        defined.update(inputs)
+        # What a subgraph may use of this graph. Any node's output: the order counts only between a graph's own nodes.
+        visible = defined.union(*(node.output for node in graph.node))
+        inside: list[Scope] = []
+        for index, node in enumerate(graph.node):
+            for name in node.input:
+                if name and name not in defined and not any(name in names for names in outer):
+                    message = f"input '{short(name)}' is defined nowhere before this node"
+                    yield _broken(message, path, node, index)
+            for name in node.output:
+                if name in defined:
+                    yield _broken(f"'{short(name)}' is defined twice", path, node, index)
+                elif name:
+                    defined.add(name)
+            for attribute in node.attribute:
+                inside.extend(subgraphs(attribute, f"{path}/{label(node, index)}", len(outer)))
+        for scope in reversed(inside):
+            if scope.depth <= MAX_DEPTH and scope.graph is not None:
+                todo.append((scope.graph, scope.path, (*outer, visible)))
+        for value in graph.output:
+            if value.name not in defined:
+                yield _broken(f"output '{short(value.name)}' is computed nowhere in this graph", path)
+
+
+def _broken(message: str, path: str, node: wire.Node | None = None, index: int | None = None) -> Violation:
+    remedy = "connect or rename it; onnx.checker says the same"
+    if node is None:
+        return Violation("wiring", message, path, remedy=remedy)
+    return Violation("wiring", message, path, short(node.name), short(node.op_type), index, remedy)

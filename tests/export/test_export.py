@@ -1,0 +1,159 @@
+import onnx
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from distill.export import ExportRefused
+from distill.export.graph import image_graph, step_graph, trace
+from distill.export.parity import Parity, compare
+from distill.export.runner import Predictor, normalise
+from distill.export.ship import ship, verify
+from distill.opallowlist import check
+from distill.students import TinyUNetConfig
+from distill.students.tiny_unet import TinyUNet
+
+SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+
+
+def lively(config=SMALL, seed=0):
+    """A student whose every weight and statistic is at work."""
+    torch.manual_seed(seed)
+    student = TinyUNet(config).eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for module in student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return student
+
+
+@pytest.fixture(scope="module")
+def student():
+    return lively()
+
+
+@pytest.fixture(scope="module")
+def graphs(student):
+    return image_graph(student, {"license": "x"}), step_graph(student, 25.0, {"license": "x"})
+
+
+def test_both_graphs_keep_the_contract(graphs):
+    for model, mode in zip(graphs, ("image", "step"), strict=True):
+        onnx.checker.check_model(model, full_check=True)
+        assert check(model, contract=f"saliency-{mode}").ok
+        assert model.ir_version == 8 and [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+        assert not model.functions and model.metadata_props[0].value == "x"
+
+
+def test_onnxruntime_and_pytorch_agree_over_sizes_and_time(student, graphs):
+    frames = [np.random.default_rng(1).integers(0, 256, (54, 96, 3), np.uint8) for _ in range(12)]
+    parity = compare(student, *graphs, 25.0, frames, sizes=((16, 16), (97, 131), (217, 333), (600, 300)), length=6)
+    assert parity.failures == []
+    assert parity.zero_state_max_abs <= 1e-6 and parity.state_effect > 1e-4
+
+
+def test_the_default_student_agrees_at_full_hd():
+    student = lively(TinyUNetConfig())
+    parity = compare(student, image_graph(student, {}), step_graph(student, 30.0, {}), 30.0, sizes=((1080, 1920),), length=2)
+    assert parity.failures == []
+
+
+def test_any_size_down_to_16_and_any_aspect(graphs):
+    predictor = Predictor(graphs[1].SerializeToString())
+    for height, width in ((16, 16), (16, 1024), (333, 17), (101, 103), (2304, 4096)):
+        saliency = predictor.predict(np.zeros((height, width, 3), np.uint8))
+        assert saliency.shape == (height, width) and saliency.min() >= 0 and saliency.max() <= 1
+
+
+def test_the_plain_call_of_todays_consumers_works(graphs):
+    session = ort.InferenceSession(graphs[1].SerializeToString(), quiet(), providers=["CPUExecutionProvider"])
+    image = ort.InferenceSession(graphs[0].SerializeToString(), quiet(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).standard_normal((1, 3, 90, 160), np.float32)
+    assert [i.name for i in session.get_inputs()] == ["input"]
+    plain = session.run(None, {"input": x})[0]
+    zeros = session.run(None, {"input": x, "state_in": np.zeros(SMALL.state_shape, np.float32)})[0]
+    assert np.array_equal(plain, zeros) and np.array_equal(plain, image.run(None, {"input": x})[0])
+
+
+def quiet():
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def test_the_runner_carries_resets_and_streams(graphs):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (40, 60, 3), np.uint8) for _ in range(3)]
+    predictor = Predictor(graphs[1].SerializeToString())
+    first = list(predictor.stream(frames))
+    assert not np.array_equal(first[0], predictor.predict(frames[0]))  # it remembers
+    predictor.reset()
+    assert all(np.array_equal(a, b) for a, b in zip(first, predictor.stream(frames), strict=True))
+    assert predictor.stateful and not Predictor(graphs[0].SerializeToString()).stateful
+
+
+def test_normalisation_is_imagenets():
+    frame = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    expected = (frame / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert np.allclose(normalise(frame)[0], expected.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_the_same_weights_give_the_same_bytes_and_name_no_place(student):
+    once, again = (step_graph(student, 25.0, {"a": "b"}).SerializeToString(deterministic=True) for _ in range(2))
+    assert once == again and b"/home" not in once and b"site-packages" not in once and b".py" not in once
+
+
+def test_an_operation_that_the_writer_does_not_know_is_named():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.cumsum(x, 1)
+
+    with pytest.raises(ExportRefused, match="cumsum.*add it to EMIT"):
+        trace(Odd(), {"x": torch.zeros(1, 2)}, ["y"])
+
+
+def test_what_passes_is_shipped_under_its_names(student, tmp_path):
+    verified = verify(student, 25.0, {}, sizes=((40, 60),), length=3)
+    paths = ship(verified, tmp_path / "export", "mini")
+    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["mini.onnx", "mini_step.onnx"]
+    assert all(check(path).ok and path.stat().st_size < 2_000_000 for path in paths.values())
+
+
+@pytest.mark.parametrize("where", ["gate", "parity"])
+def test_what_fails_leaves_no_file(student, tmp_path, monkeypatch, where):
+    if where == "gate":  # a forbidden operator behind the last one
+        original = step_graph
+
+        def with_floor(*args):
+            model = original(*args)
+            model.graph.node[-1].output[0] = "unrounded"
+            model.graph.node.append(onnx.helper.make_node("Floor", ["unrounded"], ["saliency_map"], name="late"))
+            return model
+
+        monkeypatch.setattr("distill.export.ship.step_graph", with_floor)
+        message = "Floor"
+    else:  # weights that differ from the student's
+        monkeypatch.setattr("distill.export.ship.image_graph", lambda s, m: image_graph(lively(seed=1), m))
+        message = "image file against PyTorch"
+    (tmp_path / "mini.onnx").write_bytes(b"an older file")
+    with pytest.raises(ExportRefused, match=message):
+        ship(verify(student, 25.0, {}, sizes=((40, 60),), length=3), tmp_path, "mini")
+    assert [p.name for p in tmp_path.iterdir()] == ["mini.onnx"]
+    assert (tmp_path / "mini.onnx").read_bytes() == b"an older file"
+
+
+def test_parity_does_not_swallow_nan():
+    assert Parity([[1, 1]], 1, float("nan"), 0.0, 0.0, 1.0).failures
+    assert "the state has no effect" in Parity([[1, 1]], 1, 0.0, 0.0, 0.0, 0.0).failures[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"\x08\x08"])
+def test_a_file_that_is_no_model_is_one_line(tmp_path, content):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad.onnx (does not load|is no saliency)"):
+        Predictor(path)

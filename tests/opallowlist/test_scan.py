@@ -1,0 +1,403 @@
+"""Content rules: what is refused in which graph, where the report says it is, and what it offers instead."""
+
+import onnx
+import pytest
+from distill.opallowlist import Allowlist, check, load_list
+from distill.opallowlist.scan import ELEMENT_BYTES, FIRST_OPSET, MAX_FINDINGS, PACKED_TYPES
+from onnx import TensorProto, helper
+
+
+def rules(report):
+    return [violation.rule for violation in report.violations]
+
+
+def only(report):
+    assert len(report.violations) == 1, [str(violation) for violation in report.violations]
+    return report.violations[0]
+
+
+def body(nodes: str, header: str = '<ir_version: 8, opset_import: ["" : 17]>') -> onnx.ModelProto:
+    graph = f"agraph (float[1,3,H,W] x) => (float[1,3,H,W] y) <bool cond = {{1}}, float k = {{2}}> {{ {nodes} }}"
+    return onnx.parser.parse_model(header + graph)
+
+
+def test_an_allowed_model_is_accepted_with_its_facts(image):
+    report = check(image)
+    assert report.ok and not report.warnings
+    assert (report.facts.opset, report.facts.ir_version, report.facts.nodes) == (17, 8, 2)
+    assert report.facts.ops == {"Conv": 1, "Sigmoid": 1}
+    assert report.facts.bytes == image.ByteSize() and len(report.facts.sha256) == 64
+    assert report.source == "<memory>" and report.allowlist == "libvmaf" and report.allowed == 70
+
+
+def test_a_refused_operator_is_named_with_its_place_and_a_remedy():
+    model = body("m = Relu (x)  n = Greater (m, k)  y = Where (n, m, x)")
+    model.graph.node[2].name = "/gate/Where"
+    greater, where = check(model).violations
+    assert (greater.rule, greater.op_type, greater.path, greater.node, greater.index) == (
+        "op",
+        "Greater",
+        "main",
+        "",
+        1,
+    )
+    assert greater.place == "main: Greater_1"
+    assert (where.op_type, where.node, where.index, where.place) == ("Where", "/gate/Where", 2, "main: /gate/Where")
+    assert "m * a + (1 - m) * b" in where.remedy
+
+
+def test_names_are_compared_case_by_case():
+    violation = only(check(body("y = relu (x)")))
+    assert violation.rule == "op" and "'Relu'" in violation.remedy
+
+
+@pytest.mark.parametrize("name", ["", "A" * 128, "ä" * 64])
+def test_empty_and_overlong_names(name):
+    model = body("y = Relu (x)")
+    model.graph.node[0].op_type = name
+    allowed = Allowlist("all", frozenset([name, "Relu"]))
+    assert rules(check(model, allowlist=allowed)) == ["op-name"]
+
+
+def test_a_name_of_127_bytes_is_only_not_on_the_list():
+    model = body("y = Relu (x)")
+    model.graph.node[0].op_type = "A" * 127
+    assert rules(check(model)) == ["op"]
+
+
+def test_operators_inside_subgraphs_are_found_where_they_are():
+    model = body(
+        """a = Relu (x)
+        y = If (cond) <then_branch: graph = t () => (float[1,3,H,W] t) { t = Tanh (a) },
+                       else_branch: graph = e () => (float[1,3,H,W] e) {
+                           u = Identity (a)
+                           e = If (cond) <then_branch: graph = tt () => (float[1,3,H,W] tt) { tt = Floor (u) },
+                                          else_branch: graph = ee () => (float[1,3,H,W] ee) { ee = Ceil (u) }> }>"""
+    )
+    places = {violation.op_type: violation.path for violation in check(model).violations}
+    assert places == {
+        "Floor": "main/If_1.else_branch/If_1.then_branch",
+        "Ceil": "main/If_1.else_branch/If_1.else_branch",
+    }
+
+
+def test_graph_lists_are_searched_on_any_operator():
+    model = body("y = Relu (x)")
+    hidden = helper.make_graph([helper.make_node("Floor", ["x"], ["y"])], "hidden", [], [])
+    model.graph.node[0].attribute.append(helper.make_attribute("extra", [helper.make_graph([], "g", [], []), hidden]))
+    assert only(check(model)).path == "main/Relu_0.extra[1]"
+
+
+def test_a_graph_is_searched_whatever_its_attribute_says_its_type_is():
+    model = body("y = Relu (x)")
+    attribute = model.graph.node[0].attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT)
+    attribute.g.node.add(op_type="Floor")
+    assert only(check(model)).op_type == "Floor"
+
+
+def test_local_functions_are_refused_and_searched():
+    header = '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>'
+    graph = "agraph (float[N] x) => (float[N] y) { y = local.Softsign (x) }"
+    function = '<domain: "local", opset_import: ["" : 17]> Softsign (a) => (b) { c = Relu (a)  b = Floor (c) }'
+    violations = check(onnx.parser.parse_model(f"{header} {graph} {function}")).violations
+    assert [(v.rule, v.path, v.op_type) for v in violations] == [
+        ("local-function", "functions/local.Softsign", ""),
+        ("custom-domain", "main", "Softsign"),
+        ("op", "functions/local.Softsign", "Floor"),
+    ]
+
+
+def test_function_attribute_defaults_are_searched():
+    model = body("y = Relu (x)")
+    function = model.functions.add(name="F")
+    default = function.attribute_proto.add(name="body", type=onnx.AttributeProto.GRAPH)
+    default.g.node.add(op_type="Floor")
+    default.t.external_data.add(key="location", value="w.bin")
+    assert sorted(rules(check(model))) == ["external-data", "local-function", "op"]
+
+
+def test_training_graphs_are_refused_and_searched():
+    model = body("y = Relu (x)")
+    model.training_info.add().algorithm.node.add(op_type="Gradient", domain="ai.onnx.preview.training")
+    violations = check(model).violations
+    assert [(v.rule, v.path) for v in violations] == [
+        ("training-info", "training_info[0]"),
+        ("custom-domain", "training_info[0].algorithm"),
+    ]
+
+
+@pytest.mark.parametrize("domain", ["com.microsoft", "ai.onnx.ml", "com.evil", " "])
+def test_custom_domains_are_refused_even_with_a_listed_name(domain):
+    model = body("y = Relu (x)")
+    model.graph.node[0].domain = domain
+    violation = only(check(model))
+    assert violation.rule == "custom-domain" and repr(domain) in violation.message
+
+
+def test_the_default_domain_may_be_spelled_out():
+    model = body("y = Relu (x)", '<ir_version: 8, opset_import: ["ai.onnx" : 17]>')
+    model.graph.node[0].domain = "ai.onnx"
+    assert check(model).ok
+
+
+def test_an_unused_import_of_a_domain_is_a_warning():
+    report = check(body("y = Relu (x)", '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>'))
+    assert report.ok and [warning.rule for warning in report.warnings] == ["unused-domain"]
+
+
+@pytest.mark.parametrize(("opset", "accepted"), [(6, False), (7, True), (17, True), (21, True), (22, False)])
+def test_opsets(opset, accepted):
+    report = check(body("y = Relu (x)", f'<ir_version: 8, opset_import: ["" : {opset}]>'))
+    assert report.ok == accepted
+    assert [w.rule for w in report.warnings] == (["house-opset"] if accepted and opset != 17 else [])
+
+
+def test_missing_and_contradictory_opsets_are_refused():
+    model = body("y = Relu (x)")
+    model.opset_import.add(domain="ai.onnx", version=18)
+    assert "opset 17 and 18" in only(check(model)).message
+    del model.opset_import[:]
+    assert rules(check(model)) == ["opset"]
+
+
+@pytest.mark.parametrize(("ir", "accepted"), [(0, False), (2, False), (3, True), (8, True), (10, True), (11, False)])
+def test_ir_versions(ir, accepted):
+    model = body("y = Relu (x)")
+    model.ir_version = ir
+    report = check(model)
+    assert report.ok == accepted
+    assert [w.rule for w in report.warnings] == (["house-ir"] if accepted and ir != 8 else [])
+
+
+def test_an_operator_must_exist_in_the_opset():
+    violation = only(check(body("y = Gelu (x)")))
+    assert violation.rule == "op-opset" and "opset 20" in violation.message
+    assert check(body("y = Gelu (x)", '<ir_version: 8, opset_import: ["" : 20]>')).ok
+
+
+def test_the_table_of_first_opsets_is_that_of_onnx():
+    first: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "" and schema.name in load_list("libvmaf"):
+            first[schema.name] = min(schema.since_version, first.get(schema.name, schema.since_version))
+    assert len(first) == 70
+    assert {name: version for name, version in first.items() if version > 7} == FIRST_OPSET
+
+
+LOOP = """<body: graph = b (int64 i, bool c, float[1,3,H,W] v) => (bool d, float[1,3,H,W] w) {
+    d = Identity (c)  w = Relu (v) }>"""
+
+
+def loop_fed_by(constant: str) -> onnx.ModelProto:
+    return body(f"{constant}  y = Loop (m, cond, x) {LOOP}")
+
+
+@pytest.mark.parametrize("count", [0, 1, 1024])
+def test_constant_trip_counts(count):
+    assert check(loop_fed_by(f"m = Constant <value = int64 {{{count}}}> ()")).ok
+    typed = helper.make_tensor("t", TensorProto.INT64, [1], [count])
+    assert typed.int64_data
+    model = loop_fed_by("m = Constant <value = int64 {1}> ()")
+    model.graph.node[0].attribute[0].t.CopyFrom(typed)
+    assert check(model).ok
+
+
+@pytest.mark.parametrize(
+    ("constant", "why"),
+    [
+        ("m = Constant <value = int64 {1025}> ()", "trip count 1,025"),
+        ("m = Constant <value = int64 {-1}> ()", "trip count -1"),
+        ("m = Constant <value = int32 {4}> ()", "no single int64"),
+        ("m = Constant <value = int64[2] {1, 2}> ()", "no single int64"),
+        ("m = Constant <value_int = 4> ()", "no single int64"),
+        ("k1 = Constant <value = int64 {4}> ()  m = Identity (k1)", "computed by Identity"),
+    ],
+)
+def test_other_trip_counts_are_refused(constant, why):
+    violation = only(check(loop_fed_by(constant)))
+    assert violation.rule == "loop-trip-count" and why in violation.message and "Constant node" in violation.remedy
+
+
+def test_a_trip_count_from_an_initializer_is_refused():
+    model = loop_fed_by("m = Constant <value = int64 {4}> ()")
+    model.graph.initializer.add().CopyFrom(model.graph.node[0].attribute[0].t)
+    model.graph.initializer[-1].name = "m"
+    del model.graph.node[0]
+    assert "no Constant of this graph" in only(check(model)).message
+
+
+def test_a_trip_count_with_two_values_is_refused():
+    model = loop_fed_by("m = Constant <value = int64 {4}> ()")
+    tensor = model.graph.node[0].attribute[0].t
+    tensor.raw_data = (4).to_bytes(8, "little")
+    tensor.int64_data[:] = [10**9]
+    assert rules(check(model)) == ["loop-trip-count"]
+
+
+def test_a_trip_count_computed_twice_is_refused():
+    model = loop_fed_by("m = Constant <value = int64 {4}> ()")
+    model.graph.node.insert(0, helper.make_node("Identity", ["x"], ["m"]))
+    assert rules(check(model)) == ["loop-trip-count", "wiring"]
+
+
+def test_a_loop_without_a_trip_count_is_refused():
+    assert "for ever" in only(check(body(f"y = Loop (, cond, x) {LOOP}"))).message
+    model = body("y = Relu (x)")
+    model.graph.node[0].op_type = "Loop"
+    del model.graph.node[0].input[:]
+    assert "for ever" in only(check(model)).message
+
+
+def test_the_trip_count_must_be_in_the_loops_own_graph():
+    inner = f"t = Loop (m, cond, x) {LOOP}"
+    branch = f"graph = t () => (float[1,3,H,W] t) {{ {inner} }}"
+    other = "graph = e () => (float[1,3,H,W] e) { e = Relu (x) }"
+    model = body(f"m = Constant <value = int64 {{4}}> ()  y = If (cond) <then_branch: {branch}, else_branch: {other}>")
+    violation = only(check(model))
+    assert (violation.rule, violation.path) == ("loop-trip-count", "main/If_1.then_branch")
+
+
+@pytest.mark.parametrize(("loops", "expected"), [(16, []), (17, ["loop-count"]), (40, ["loop-count"])])
+def test_loops_are_counted_over_the_whole_model(loops, expected):
+    nodes = "m = Constant <value = int64 {1}> ()" + "".join(
+        f"v{i} = Loop (m, cond, x) {LOOP}" for i in range(loops - 1)
+    )
+    branch = f"m2 = Constant <value = int64 {{1}}> ()  t = Loop (m2, cond, x) {LOOP}"
+    other = "else_branch: graph = e () => (float[1,3,H,W] e) { e = Relu (x) }"
+    model = body(f"{nodes} y = If (cond) <then_branch: graph = t () => (float[1,3,H,W] t) {{ {branch} }}, {other}>")
+    assert rules(check(model)) == expected
+
+
+def test_scan_is_refused_even_if_a_list_has_it():
+    allowed = Allowlist("lax", frozenset(["Scan", "Relu"]))
+    assert rules(check(body("y = Scan (x)"), allowlist=allowed)) == ["scan"]
+
+
+def nested(depth: int, innermost: str = "Relu") -> onnx.ModelProto:
+    node = helper.make_node(innermost, ["x"], ["y"])
+    for _ in range(depth):
+        empty = helper.make_graph([], "e", [], [])
+        graph = helper.make_graph([node], "t", [], [])
+        node = helper.make_node("If", ["cond"], ["y"], then_branch=graph, else_branch=empty)
+    model = body("y = Relu (x)")
+    model.graph.node[0].CopyFrom(node)
+    return model
+
+
+def test_subgraphs_are_followed_to_depth_8():
+    assert check(nested(8)).ok
+    path = "main" + "/If_0.then_branch" * 8
+    assert only(check(nested(8, "Floor"))).path == path
+    violations = check(nested(9)).violations
+    assert {violation.rule for violation in violations} == {"subgraph-depth"}
+    assert {violation.path for violation in violations} == {f"{path}/If_0.else_branch", f"{path}/If_0.then_branch"}
+
+
+@pytest.mark.parametrize(("mode", "accepted"), [("", True), ('mode = "nearest"', True), ('mode = "linear"', True)])
+def test_resize_modes_that_are_accepted(mode, accepted):
+    assert check(body(f"y = Resize {f'<{mode}>' if mode else ''} (x, , k)")).ok == accepted
+
+
+def test_resize_modes_that_are_refused():
+    assert "cubic" in only(check(body('y = Resize <mode = "cubic"> (x, , k)'))).message
+    model = body('y = Resize <mode = "linear"> (x, , k)')
+    model.graph.node[0].attribute.append(helper.make_attribute("mode", "cubic"))
+    assert rules(check(model)) == ["resize-mode"], "a second attribute of the name counts too"
+    model = body("y = Resize <mode = 1> (x, , k)")
+    assert rules(check(model)) == ["resize-mode"]
+
+
+def external(tensor: TensorProto, *, by_location: bool = True) -> TensorProto:
+    if by_location:
+        tensor.data_location = TensorProto.EXTERNAL
+    else:
+        tensor.external_data.add(key="location", value="../secrets/w.bin")
+    return tensor
+
+
+@pytest.mark.parametrize("by_location", [True, False])
+def test_external_data_is_found_wherever_a_tensor_can_be(by_location):
+    place = []
+
+    def add(where: str, tensor: TensorProto) -> None:
+        external(tensor, by_location=by_location)
+        place.append(where)
+
+    model = body("y = Relu (x)")
+    graph, node = model.graph, model.graph.node[0]
+    add("initializer", graph.initializer[0])
+    add("sparse values", graph.sparse_initializer.add().values)
+    add("sparse indices", graph.sparse_initializer.add().indices)
+    add("attribute", node.attribute.add(name="a").t)
+    add("attribute list", node.attribute.add(name="b").tensors.add())
+    add("sparse attribute", node.attribute.add(name="c").sparse_tensor.values)
+    add("sparse attribute list", node.attribute.add(name="d").sparse_tensors.add().indices)
+    add("subgraph", node.attribute.add(name="e").g.initializer.add())
+    violations = check(model).violations
+    assert [violation.rule for violation in violations] == ["external-data"] * len(place)
+    assert violations[0].place == "main: cond"
+    if not by_location:
+        assert "'w.bin'" in violations[0].message
+
+
+def raw(dtype: int, dims: list[int], size: int) -> TensorProto:
+    return TensorProto(name="t", data_type=dtype, dims=dims, raw_data=bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "accepted"),
+    [
+        (raw(TensorProto.FLOAT, [2, 3], 24), True),
+        (raw(TensorProto.FLOAT, [], 4), True),
+        (raw(TensorProto.INT8, [0], 0), True),
+        (raw(TensorProto.UINT4, [3], 2), True),
+        (raw(TensorProto.FLOAT, [2, 3], 23), False),
+        (raw(TensorProto.FLOAT16, [2, 3], 24), False),
+        (raw(TensorProto.FLOAT, [-2, -3], 24), False),
+        (raw(TensorProto.FLOAT, [1 << 62, 1 << 62], 0), False),
+        (raw(TensorProto.STRING, [1], 1), False),
+        (raw(99, [1], 1), False),
+    ],
+)
+def test_raw_data_has_the_size_of_the_shape(tensor, accepted):
+    model = body("y = Relu (x)")
+    model.graph.initializer.append(tensor)
+    assert rules(check(model)) == ([] if accepted else ["tensor-data"])
+
+
+def test_element_sizes_are_those_of_onnx():
+    for name, dtype in TensorProto.DataType.items():
+        if dtype in PACKED_TYPES:
+            assert name.endswith(("INT4", "INT2", "E2M1", "E2M3", "E3M2")), name
+        elif name not in ("UNDEFINED", "STRING"):
+            assert ELEMENT_BYTES[dtype] == helper.tensor_dtype_to_np_dtype(dtype).itemsize, name
+
+
+def test_a_model_without_a_graph_is_refused():
+    model = onnx.ModelProto(ir_version=8)
+    model.opset_import.add(version=17)
+    assert rules(check(model)) == ["no-graph"]
+
+
+def test_thousands_of_findings_are_cut_with_a_word():
+    model = body("y = Relu (x)")
+    for _ in range(MAX_FINDINGS + 234):
+        model.graph.node.add(op_type="Floor")
+    report = check(model)
+    assert len(report.violations) == MAX_FINDINGS
+    assert report.warnings[-1].message == "234 more violations are not listed"
+
+
+def test_names_of_any_length_stay_short_in_the_report():
+    model = body("y = Relu (x)")
+    model.graph.node[0].domain = "d" * 60_000
+    violation = only(check(model))
+    assert len(str(violation)) < 400
+    assert max(map(len, check(model).facts.ops)) < 200
+
+
+def test_a_violation_prints_as_one_line():
+    model = body("y = Floor (x)")
+    model.graph.node[0].name = "a\n\x1b[31mb"
+    text = str(only(check(model)))
+    assert text.startswith(r"op: Floor: not on the list 'libvmaf' (main: a\n\x1b[31mb); try: ")
