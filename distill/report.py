@@ -69,7 +69,7 @@ def write(
     step_model = run / "export" / f"{origin.name}_step.onnx"
     if shown:
         parts.append(
-            "<h2>What it sees</h2><p>Red is salient. Dots are the observers' fixations; the state runs from the first frame.</p>"
+            "<h2>What it sees</h2><p>Bright is salient. Dots are the observers' fixations. Fixations and teacher are scaled to their maximum, the student is shown as it is; its state runs from the first frame.</p>"
         )
     for clip in narrator.track(shown, "report", len(shown)):
         parts.append(_sheet(clip, labels, step_model, run / "export" / f"{origin.name}.onnx"))
@@ -106,7 +106,7 @@ def _scores(metrics: dict[str, Any]) -> str:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
@@ -130,9 +130,12 @@ def _curves(log: Path) -> str:
     middle.set_title("CC with, in training")
     middle.legend(frameon=False, fontsize=8)
     if val and "nss" in val[0]:
-        right.plot([x["step"] for x in val], [x["nss"] for x in val], "o-", color=COLOURS["step"], ms=3, label="NSS")
-        right.plot([x["step"] for x in val], [x["cc"] for x in val], "o-", color=COLOURS["image"], ms=3, label="CC")
-        right.legend(frameon=False, fontsize=8)
+        other = right.twinx()
+        for axis, name, colour in ((right, "nss", COLOURS["step"]), (other, "cc", COLOURS["image"])):
+            axis.plot([x["step"] for x in val], [x[name] for x in val], "o-", color=colour, ms=3)
+            axis.set_ylabel(name.upper(), color=colour)
+            axis.tick_params(axis="y", colors=colour)
+        other.spines[["top", "right"]].set_visible(False)
     else:
         right.text(0.5, 0.5, "no validation clips", ha="center", transform=right.transAxes)
     right.set_title("validation, averaged weights")

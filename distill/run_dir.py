@@ -114,6 +114,8 @@ class RunDir:
             entries = []
         if (self / MANIFEST).exists():
             self.manifest = read_json(self / MANIFEST)
+            for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
+                leftover.unlink(missing_ok=True)
             before = config.load(self / "recipe.toml")
             if changed := config.differences(before, self.recipe):
                 shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")

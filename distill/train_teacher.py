@@ -46,6 +46,7 @@ def train_visage(
             "teacher visage trains on fixations, but no training clip is annotated; use --teacher maps with labels of your own"
         )
     torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
     net = VisageNet(visage).to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-4)
     last, first = folder / "visage_last.pt", 0

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from enum import StrEnum
 from typing import Annotated
 
@@ -26,8 +27,6 @@ from distill.opallowlist.contract import CONTRACTS
 from distill.opallowlist.gate import check as check_model
 from distill.opallowlist.gate import require_contract
 from distill.opallowlist.report import Report, printable
-
-import distill
 
 ACCEPTED, REFUSED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
@@ -55,7 +54,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> int:
     if version:
-        _print(f"opallowlist {distill.__version__}")
+        _print(f"opallowlist {_version()}")
     return ACCEPTED
 
 
@@ -96,7 +95,7 @@ def check(
     elif form is Format.json:
         _print(formats.as_json(reports, unread))
     elif form is Format.sarif:
-        _print(formats.sarif(reports, unread, distill.__version__))
+        _print(formats.sarif(reports, unread, _version()))
     else:
         _print(formats.github(reports, unread))
     if unread:
@@ -158,18 +157,18 @@ def _run(arguments: list[str], debug: bool) -> int:
         return ACCEPTED  # typer's answer to `opallowlist --help | head`: nothing else of it exits by itself
     except Exception as error:
         if debug:
-            raise SystemExit(_traceback()) from None
+            traceback.print_exc()
+            return NOT_RUN
         if hasattr(error, "format_message"):  # a usage error; typer's versions differ in where its class lives
             message = error.format_message()  # empty after the help that an empty command line prints
             return _fail(f"{message} (see opallowlist --help)") if message else NOT_RUN
         return _fail(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
 
 
-def _traceback() -> int:
-    import traceback
+def _version() -> str:
+    from distill import __version__
 
-    traceback.print_exc()
-    return NOT_RUN
+    return __version__
 
 
 def _fail(message: str) -> int:

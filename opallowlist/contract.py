@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.opallowlist import ranks, wire
-from distill.opallowlist.report import Violation
+from distill.opallowlist.report import Violation, short
 
 CONTRACTS = ("saliency-image", "saliency-step", "saliency")
 
@@ -146,7 +146,7 @@ def _check_default(graph: wire.Graph, dims: Sequence[wire.Dim]) -> Iterator[Viol
         size == dim.value if dim.value is not None else size >= 1 for size, dim in zip(tensor.dims, dims, strict=True)
     )
     if tensor.data_type != _FLOAT or not fits:
-        has = f"{_TYPES.get(tensor.data_type, 'another type')} {list(tensor.dims)}"
+        has = f"{_TYPES.get(tensor.data_type, 'another type')} {list(tensor.dims[:8])}"
         message = f"the initializer of 'state_in' is {has}, the input is float32 {_shown(dims)}"
         yield _wrong(
             "contract-state", message, "make it float32 zeros of the declared shape, 1 where an axis is dynamic"
@@ -169,14 +169,15 @@ def _all_zero(tensor: wire.Tensor) -> bool:
 
 def _check_own_names(graph: wire.Graph) -> Iterator[Violation]:
     """The state's symbolic names must occur once in the main graph's declarations."""
-    places: dict[str, list[str]] = {}
+    places: dict[str, list[tuple[str, int]]] = {}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis, dim in enumerate(_dims(value) or ()):
             if dim.param:
-                places.setdefault(dim.param, []).append(f"{value.name}[{axis}]")
+                places.setdefault(dim.param, []).append((value.name, axis))
     for name, where in places.items():
-        if len(where) > 1 and any(place.startswith(("state_in[", "state_out[")) for place in where):
-            message = f"dimension name '{name}' stands at {', '.join(where[:4])}{', ...' if len(where) > 4 else ''}"
+        if len(where) > 1 and any(value in ("state_in", "state_out") for value, _ in where):
+            shown = ", ".join(f"{short(value)}[{axis}]" for value, axis in where[:4])
+            message = f"dimension name '{short(name)}' stands at {shown}{', ...' if len(where) > 4 else ''}"
             yield _wrong(
                 "contract-dim-names", message, "name the state's axes apart or leave them unset; clear value_info"
             )
@@ -206,8 +207,12 @@ def _wrong(rule: str, message: str, remedy: str) -> Violation:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:6]) + (", ..." if len(names) > 6 else "") if names else "none"
+    return (
+        ", ".join(f"'{short(name)}'" for name in names[:6]) + (", ..." if len(names) > 6 else "") if names else "none"
+    )
 
 
 def _shown(dims: Sequence[wire.Dim]) -> str:
-    return "[" + ",".join("?" if d.value is None and not d.param else str(d.param or d.value) for d in dims) + "]"
+    return (
+        "[" + ",".join("?" if d.value is None and not d.param else short(d.param or str(d.value)) for d in dims) + "]"
+    )

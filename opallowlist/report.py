@@ -161,3 +161,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def short(name: str) -> str:
+    """A name as a report repeats it: a file may hold thousands of 64 KB each."""
+    return name if len(name) <= 127 else f"{name[:124]}..."

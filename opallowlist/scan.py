@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from distill.opallowlist import remedies, wire
 from distill.opallowlist.allowlist import Allowlist
-from distill.opallowlist.report import Violation
+from distill.opallowlist.report import Violation, short
 
 MAX_DEPTH = 8
 """Subgraphs inside subgraphs; the main graph is depth 0. VMAF_DNN_MAX_SUBGRAPH_DEPTH."""
@@ -88,10 +88,17 @@ class Findings:
 class Scope:
     """A list of nodes that see each other, and where it stands."""
 
-    path: str
+    owner: str
+    """The path of the graph around it, shared by all that it holds: a file may have a graph in each of 300,000 nodes."""
+    step: str
+    """From there to here: `/If_3.then_branch`."""
     depth: int
     nodes: Sequence[wire.Node]
     graph: wire.Graph | None
+
+    @property
+    def path(self) -> str:
+        return self.owner + self.step
 
 
 def default_opset(model: wire.Model) -> int | None:
@@ -110,6 +117,7 @@ def scan(model: wire.Model, allowed: Allowlist) -> Findings:
     todo.reverse()
     while todo:
         scope = todo.pop()
+        path = scope.path
         if scope.graph is not None:
             _check_tensors(_graph_tensors(scope.graph), scope, None, found)
         inner: list[Scope] = []
@@ -124,7 +132,7 @@ def scan(model: wire.Model, allowed: Allowlist) -> Findings:
                 _check_resize(node, index, scope, found)
             for attribute in node.attribute:
                 _check_tensors(_attribute_tensors(attribute), scope, (node, index), found)
-                inner.extend(subgraphs(attribute, f"{scope.path}/{label(node, index)}", scope.depth))
+                inner.extend(subgraphs(attribute, path, f"/{label(node, index)}", scope.depth))
         for subgraph in reversed(inner):
             if subgraph.depth > MAX_DEPTH:
                 found.refuse(
@@ -179,13 +187,13 @@ def _check_header(model: wire.Model, found: Findings) -> int | None:
 def _roots(model: wire.Model, found: Findings) -> Iterator[Scope]:
     """Everything that holds nodes: the main graph, then training graphs and functions, themselves refused."""
     if model.graph is not None:
-        yield Scope("main", 0, model.graph.node, model.graph)
+        yield Scope("main", "", 0, model.graph.node, model.graph)
     for number, training in enumerate(model.training_info):
         path = f"training_info[{number}]"
         found.refuse(Violation("training-info", "training graphs", path, remedy="export for inference"))
         for name, graph in (("initialization", training.initialization), ("algorithm", training.algorithm)):
             if graph is not None:
-                yield Scope(f"{path}.{name}", 0, graph.node, graph)
+                yield Scope(path, f".{name}", 0, graph.node, graph)
     for function in model.functions:
         qualified = short(f"{function.domain}.{function.name}" if function.domain else function.name)
         path = f"functions/{qualified}"
@@ -197,11 +205,11 @@ def _roots(model: wire.Model, found: Findings) -> Iterator[Scope]:
                 remedy="inline it: onnx.inliner.inline_local_functions(model)",
             )
         )
-        scope = Scope(path, 0, function.node, None)
+        scope = Scope(path, "", 0, function.node, None)
         yield scope
         for attribute in function.attribute_proto:
             _check_tensors(_attribute_tensors(attribute), scope, None, found)
-            yield from subgraphs(attribute, path, 0)
+            yield from subgraphs(attribute, path, "", 0)
 
 
 def _check_op(
@@ -219,7 +227,7 @@ def _check_op(
             else "use operators of the default domain"
         )
     elif op == "Scan":
-        rule, message, way_out = "scan", "Scan", remedies.remedy(op, allowed)
+        rule, message, way_out = "scan", "refused whatever the list says", remedies.remedy(op, allowed)
     elif op not in allowed:
         rule, message, way_out = "op", f"not on the list '{allowed.name}'", remedies.remedy(op, allowed)
     elif opset is not None and opset < FIRST_OPSET.get(op, 0):
@@ -339,13 +347,12 @@ def _sparse_tensors(sparse: wire.SparseTensor) -> Iterator[wire.Tensor]:
         yield sparse.indices
 
 
-def subgraphs(attribute: wire.Attribute, owner: str, depth: int) -> Iterator[Scope]:
-    """The graphs in an attribute of the node at the path `owner`, which is in a graph at `depth`."""
-    path = f"{owner}.{short(attribute.name)}"
+def subgraphs(attribute: wire.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:
+    """The graphs in an attribute of `node` (`/If_3`) in the graph at the path `owner`, which is at `depth`."""
     if attribute.g is not None:
-        yield Scope(path, depth + 1, attribute.g.node, attribute.g)
+        yield Scope(owner, f"{node}.{short(attribute.name)}", depth + 1, attribute.g.node, attribute.g)
     for number, graph in enumerate(attribute.graphs):
-        yield Scope(f"{path}[{number}]", depth + 1, graph.node, graph)
+        yield Scope(owner, f"{node}.{short(attribute.name)}[{number}]", depth + 1, graph.node, graph)
 
 
 def _warn_unused_domains(model: wire.Model, used: set[str], found: Findings) -> None:
@@ -366,8 +373,3 @@ def label(node: wire.Node, index: int) -> str:
 
 def _qualified(node: wire.Node) -> str:
     return short(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")
-
-
-def short(name: str) -> str:
-    """A name as a report repeats it: a file may hold thousands of 64 KB each."""
-    return name if len(name) <= MAX_OP_NAME_BYTES else f"{name[: MAX_OP_NAME_BYTES - 3]}..."

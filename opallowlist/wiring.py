@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Set
 
 from distill.opallowlist import wire
-from distill.opallowlist.report import Violation
-from distill.opallowlist.scan import MAX_DEPTH, Scope, label, short, subgraphs
+from distill.opallowlist.report import Violation, short
+from distill.opallowlist.scan import MAX_DEPTH, Scope, label, subgraphs
 
 
 def check_wiring(main: wire.Graph) -> Iterator[Violation]:
     """Every broken name in `main` and its subgraphs, to the depth that the downstream follows. Iterative."""
-    todo: list[tuple[wire.Graph, str, tuple[Set[str], ...]]] = [(main, "main", ())]
+    todo: list[tuple[Scope, wire.Graph, tuple[Set[str], ...]]] = [(Scope("main", "", 0, main.node, main), main, ())]
     while todo:
-        graph, path, outer = todo.pop()
+        scope, graph, outer = todo.pop()
+        path = scope.path
         defined = {tensor.name for tensor in graph.initializer}
         defined |= {sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None}
         inputs = [value.name for value in graph.input]
@@ -40,10 +41,11 @@ def check_wiring(main: wire.Graph) -> Iterator[Violation]:
                 elif name:
                     defined.add(name)
             for attribute in node.attribute:
-                inside.extend(subgraphs(attribute, f"{path}/{label(node, index)}", len(outer)))
-        for scope in reversed(inside):
-            if scope.depth <= MAX_DEPTH and scope.graph is not None:
-                todo.append((scope.graph, scope.path, (*outer, visible)))
+                inside.extend(subgraphs(attribute, path, f"/{label(node, index)}", len(outer)))
+        scopes = (*outer, visible)
+        for inner in reversed(inside):
+            if inner.depth <= MAX_DEPTH and inner.graph is not None:
+                todo.append((inner, inner.graph, scopes))
         for value in graph.output:
             if value.name not in defined:
                 yield _broken(f"output '{short(value.name)}' is computed nowhere in this graph", path)

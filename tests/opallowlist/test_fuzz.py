@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
-from distill.opallowlist import check, wire
+from distill.opallowlist import Report, check, load_list, wire
 from distill.opallowlist.formats import as_json, github, sarif, text
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden")) / "scanner"
@@ -52,13 +52,19 @@ def test_damaged_files_get_a_verdict(scanner, image, step):
     corpus = seeds([image.SerializeToString(), step.SerializeToString()])
     outcomes: Counter[str] = Counter()
     slowest = 0.0
+    allowed = load_list("libvmaf")
+    batch: list[Report] = []
     for number in range(CASES):
         data = damaged(number, corpus)
         start = time.perf_counter()
-        report = check(data, contract=("saliency", None)[number % 2])
+        report = check(data, allowlist=allowed, contract=("saliency", None)[number % 2])
         slowest = max(slowest, time.perf_counter() - start)
-        for show in (text, lambda r: as_json([r], []), lambda r: github([r], []), lambda r: sarif([r], [], "0.1.0")):
-            assert show(report).encode()
+        assert text(report).encode()
+        batch.append(report)
+        if len(batch) == 500 or number == CASES - 1:
+            for shown in (as_json(batch, []), github(batch, []), sarif(batch, [], "0.1.0")):
+                assert shown.encode()
+            batch.clear()
         readable = True
         try:
             onnx.ModelProto.FromString(data)
