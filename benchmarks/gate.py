@@ -3,8 +3,9 @@
     python benchmarks/gate.py [MODEL.onnx] [--runs N]
 
 Each run is a fresh process, so that imports are paid every time, as in CI. Times are process times (all threads, user and
-system), measured inside the process from the first line of the program on. Without a model, one like the student is made:
-about 260,000 parameters, 170 nodes, a step graph with its state.
+system), measured inside the process from the first line of the program on. What the command adds to the library is typer,
+which from 0.29 on builds its parameters with pydantic. Without a model, one like the student is made: about 260,000
+parameters, 170 nodes, a step graph with its state.
 """
 
 import argparse
@@ -111,8 +112,9 @@ def measure(path: Path, runs: int) -> None:
     for name, seconds in rows.items():
         low, middle, high = (1e3 * f(seconds) for f in (min, statistics.median, max))
         print(f"  {name:<32} {middle:6.1f} ms  ({low:.1f}, {high:.1f})")
-    met = 1e3 * statistics.median(commands) < TARGET_MS
-    print(f"  target {TARGET_MS} ms of process time for the whole command: {'met' if met else 'MISSED'}")
+    for name in ("both", "opallowlist check (with typer)"):
+        met = 1e3 * statistics.median(rows[name]) < TARGET_MS
+        print(f"  {name}: {'within' if met else 'OVER'} {TARGET_MS} ms")
 
 
 def main() -> None:

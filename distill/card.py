@@ -73,7 +73,7 @@ def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, st
         "input": "RGB in [0,1], normalised with ImageNet mean (0.485,0.456,0.406) and std (0.229,0.224,0.225), NCHW",
         "metrics": "not evaluated",
     }
-    if metrics is not None:
+    if metrics is not None and metrics["predictors"]:
         props["metrics"] = json.dumps(
             {k: _rounded(v) for k, v in metrics["predictors"].items() if k in ("step", "image")}
         )
@@ -152,6 +152,61 @@ def _registry_entry(mode: str, path: Path, origin: Provenance) -> dict[str, Any]
     }
 
 
+CARD = """\
+---
+license: "{license}"
+library_name: onnx
+tags: [video-saliency, eye-tracking, onnx]
+---
+
+# {name}
+
+## Purpose
+
+Predicts where people look in a video, as a map in [0, 1] per pixel (1: as salient as this frame gets), small and fast
+enough for a video encoder to move bits there.
+
+| file | for | bytes | sha256 |
+| --- | --- | --- | --- |
+| `{image}` | one frame at a time, no state | {image_bytes:,} | `{image_sha256}` |
+| `{step}` | streaming at {fps:g} frames per second | {step_bytes:,} | `{step_sha256}` |
+
+{parameters:,} parameters; opset 17, IR 8; any frame size, worked on at {height}x{width}. The gate's time constants run from
+{tau_shortest:.2g} to {tau_longest:.2g} s (median {tau_median:.2g} s).
+
+```python
+import onnxruntime as ort
+
+session = ort.InferenceSession("{step}")
+feed = {{}}
+for x in frames:  # float32 [1,3,H,W], ImageNet-normalised RGB
+    saliency, state = session.run(["saliency_map", "state_out"], {{"input": x, **feed}})
+    feed = {{"state_in": state}}  # feed = {{}} after a scene cut: no state means no history
+```
+
+## Data
+
+Trained on {train_clips} clips of {corpus} with soft labels of {teacher}; step {trained_steps} was the best by validation.
+Validation clips: {val_clips}.
+
+## Metrics
+
+{metrics}
+
+## Limits
+
+{limits}
+
+## Licence chain
+
+| part | licence |
+| --- | --- |
+| these weights | {license} |
+| corpus: {corpus} | {corpus_license} |
+| teacher: {teacher} | {teacher_license} |
+"""
+
+
 def _card(
     origin: Provenance,
     models: dict[str, Path],
@@ -159,47 +214,46 @@ def _card(
     metrics: dict[str, Any] | None,
     caveats: list[str],
 ) -> str:
+    scores = "Not evaluated."
+    if metrics is not None and metrics["predictors"]:
+        scores = "\n".join([
+            f"These ONNX files through onnxruntime, {metrics['frames_scored']:,} frames of {len(metrics['clips'])} validation "
+            f"clips ({metrics['protocol']}).", "", *table(metrics),
+        ])  # fmt: skip
+    limits = [
+        *caveats,
+        "A prediction of average free viewing; individuals, tasks and sound are not modelled.",
+        f"PyTorch and onnxruntime agree to {max(parity['image_max_abs'], parity['step_max_abs']):.1e} "
+        f"(largest absolute difference over {parity['frames']} frames).",
+    ]
     image, step = models["image"], models["step"]
-    lines = [
-        "---", f"license: {json.dumps(origin.license)}", "library_name: onnx", "tags: [video-saliency, eye-tracking, onnx]", "---", "",
-        f"# {origin.name}", "",
-        "## Purpose", "",
-        "Predicts where people look in a video, as a map in [0, 1] per pixel (1: as salient as this frame gets), small and fast "
-        "enough for a video encoder to move bits there.", "",
-        "| file | for | size | sha256 |", "| --- | --- | --- | --- |",
-        f"| `{image.name}` | one frame at a time, no state | {image.stat().st_size:,} bytes | `{sha256(image)}` |",
-        f"| `{step.name}` | streaming at {origin.fps:g} frames per second | {step.stat().st_size:,} bytes | `{sha256(step)}` |", "",
-        f"{origin.parameters:,} parameters; opset 17, IR 8; any frame size, worked on at {origin.working_size[0]}x{origin.working_size[1]}. "
-        "The gate's time constants run from {:.2g} to {:.2g} s (median {:.2g} s).".format(
-            origin.tau_seconds[0], origin.tau_seconds[2], origin.tau_seconds[1]), "",
-        "```python", "import numpy as np, onnxruntime as ort", f'session = ort.InferenceSession("{step.name}")',
-        "feed = {}", "for x in frames:  # float32 [1,3,H,W], ImageNet-normalised RGB",
-        '    saliency, state = session.run(["saliency_map", "state_out"], {"input": x, **feed})',
-        '    feed = {"state_in": state}  # leave it out after a scene cut: no state means no history', "```", "",
-        "## Data", "",
-        f"Trained on {len(origin.train_clips)} clips of {origin.corpus} with soft labels of {origin.teacher}; "
-        f"step {origin.step} was the best by validation. Validation clips: {', '.join(origin.val_clips) or 'none'}.", "",
-        "## Metrics", "",
-    ]  # fmt: skip
-    if metrics is None:
-        lines += ["Not evaluated.", ""]
-    else:
-        lines += [
-            f"Of these ONNX files through onnxruntime, {metrics['frames_scored']:,} frames of {len(metrics['clips'])} validation clips "
-            f"({metrics['protocol']}).", "",
-            *table(metrics), "",
-        ]  # fmt: skip
-    lines += [
-        "## Limits", "",
-        *[f"- {caveat}" for caveat in caveats],
-        "- A prediction of average free viewing; individuals, tasks and sound are not modelled.",
-        f"- PyTorch and onnxruntime agree to {max(parity['image_max_abs'], parity['step_max_abs']):.1e} "
-        f"(largest absolute difference of {parity['frames']} frames).", "",
-        "## Licence chain", "",
-        "| part | licence |", "| --- | --- |", f"| these weights | {origin.license} |",
-        f"| corpus: {origin.corpus} | {origin.corpus_license} |", f"| teacher: {origin.teacher} | {origin.teacher_license} |", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    shortest, median, longest = origin.tau_seconds
+    return CARD.format(
+        name=origin.name,
+        license=origin.license,
+        image=image.name,
+        image_bytes=image.stat().st_size,
+        image_sha256=sha256(image),
+        step=step.name,
+        step_bytes=step.stat().st_size,
+        step_sha256=sha256(step),
+        fps=origin.fps,
+        parameters=origin.parameters,
+        height=origin.working_size[0],
+        width=origin.working_size[1],
+        tau_shortest=shortest,
+        tau_median=median,
+        tau_longest=longest,
+        train_clips=len(origin.train_clips),
+        val_clips=", ".join(origin.val_clips) or "none",
+        corpus=origin.corpus,
+        corpus_license=origin.corpus_license,
+        teacher=origin.teacher,
+        teacher_license=origin.teacher_license,
+        trained_steps=origin.step,
+        metrics=scores,
+        limits="\n".join(f"- {limit}" for limit in limits),
+    )
 
 
 def table(metrics: dict[str, Any]) -> list[str]:

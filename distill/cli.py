@@ -61,6 +61,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on sta
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no narration")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="CPU threads", min=1)]
 
+EvalArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[MODEL.onnx | RECIPE.toml]", help="an ONNX student, or a recipe", show_default=False),
+]
+SizeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size", metavar="WxH", help="frame size; repeatable; default 640x360, 1920x1080", show_default=False
+    ),
+]
+
 # What main() needs to know of the call in progress.
 _call: dict[str, Any] = {"json": False, "resume": ""}
 
@@ -224,7 +235,7 @@ _stage_verb("report", "Write report.html.")
 
 @app.command("eval", rich_help_panel=PIPELINE)
 def evaluate(
-    target: Annotated[Path | None, typer.Argument(metavar="[MODEL.onnx | RECIPE.toml]", help="an ONNX student, or a recipe", show_default=False)] = None,
+    target: EvalArgument = None,
     corpus: CorpusOption = None, root: RootOption = None, teacher: TeacherOption = None, maps: MapsOption = None,
     out: OutOption = None, sets: SetOption = None, force: ForceOption = False, as_json: JsonOption = False, quiet: QuietOption = False,
 ) -> None:  # fmt: skip
@@ -297,7 +308,7 @@ def predict(
 @app.command(rich_help_panel=MODEL)
 def bench(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="ONNX files")],
-    size: Annotated[list[str] | None, typer.Option("--size", metavar="WxH", help="frame size; repeatable; default 640x360 and 1920x1080", show_default=False)] = None,
+    size: SizeOption = None,
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option("--rounds", help="timed runs of each model", min=1)] = 9,
     as_json: JsonOption = False,

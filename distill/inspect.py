@@ -46,7 +46,7 @@ def _store(path: Path) -> dict[str, Any]:
 
     teacher = read_json(path / "store.json")["teacher"]
     files = sorted(path.glob("*.npy"))
-    shapes, broken, frames = Counter(), [], 0
+    shapes, broken, frames = Counter[str](), list[str](), 0
     for file in files:
         try:
             logits = np.load(file, mmap_mode="r")

@@ -327,8 +327,8 @@ def _eval(context: Context) -> Done:
     import cv2
     import numpy as np
 
-    from distill import frames
     from distill.card import write_package
+    from distill.corpora.clips import SIGMA
     from distill.evaluate import Reference, centre_gaussian, evaluate
 
     recipe, run, corpus = context.recipe, context.run, context.corpus
@@ -345,7 +345,7 @@ def _eval(context: Context) -> Done:
     means = [c.truth[:, 0].mean(0) for c in context.cached(corpus.train) if c.truth is not None]
     if means:
         mean_map = np.mean([m / m.sum() for m in means if m.sum() > 0], 0)
-        mean_map = cv2.GaussianBlur(mean_map, (0, 0), frames.SIGMA * mean_map.shape[1])
+        mean_map = cv2.GaussianBlur(mean_map, (0, 0), SIGMA * mean_map.shape[1])
         references["mean training map"] = lambda clip, index: mean_map
     models = {
         "step": run / "export" / f"{recipe.run.name}_step.onnx",

@@ -27,7 +27,8 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     trained = float(predictor.metadata.get("frame_rate", fps))
     if predictor.stateful and not 0.8 < fps / trained < 1.25:
         narrator.say(
-            f"{video.name} has {fps:g} frames per second, the model's state is for {trained:g}: it will remember {trained / fps:.2g}x as long"
+            f"{video.name} has {fps:g} frames per second, the model's state is for {trained:g}: "
+            f"it will remember {trained / fps:.2g}x as long"
         )
     maps = narrator.track(((f, predictor.predict(f)) for f in read_frames(video)), "predict", frames, "frames")
     out.parent.mkdir(parents=True, exist_ok=True)

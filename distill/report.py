@@ -42,12 +42,16 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #3a7d44; }
 body { font: 15px/1.55 system-ui, sans-serif; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { margin-top: 2.4rem; font-size: 1.2rem; border-bottom: 1px solid var(--line) }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line) }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line) }
 td:first-child, th:first-child { text-align: left } .best { font-weight: 700; color: var(--good) }
 .scroll { overflow-x: auto } .muted { opacity: .7 } .warn { border-left: 4px solid #d19a2e; padding: .4rem .8rem; background: var(--soft) }
-.sheet { display: grid; gap: 3px; grid-template-columns: 7rem repeat(var(--n), minmax(110px, 1fr)); align-items: center; overflow-x: auto; font-size: .85rem }
-.sheet img { width: 100%; display: block; border-radius: 2px } figure { margin: 1rem 0 } figcaption { opacity: .75; font-size: .9rem }
-svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px } code { background: var(--soft); padding: .1rem .3rem; border-radius: 3px }
+.sheet { display: grid; gap: 3px; grid-template-columns: 7rem repeat(var(--n), minmax(110px, 1fr));
+  align-items: center; overflow-x: auto; font-size: .85rem }
+.sheet img { width: 100%; display: block; border-radius: 2px } figure { margin: 1rem 0 }
+figcaption { opacity: .75; font-size: .9rem }
+svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+code { background: var(--soft); padding: .1rem .3rem; border-radius: 3px }
 """
 
 
@@ -69,7 +73,8 @@ def write(
     step_model = run / "export" / f"{origin.name}_step.onnx"
     if shown:
         parts.append(
-            "<h2>What it sees</h2><p>Bright is salient. Dots are the observers' fixations. Fixations and teacher are scaled to their maximum, the student is shown as it is; its state runs from the first frame.</p>"
+            "<h2>What it sees</h2><p>Bright is salient. Dots are the observers' fixations. Fixations and teacher are "
+            "scaled to their maximum, the student is shown as it is; its state runs from the first frame.</p>"
         )
     for clip in narrator.track(shown, "report", len(shown)):
         parts.append(_sheet(clip, labels, step_model, run / "export" / f"{origin.name}.onnx"))
@@ -106,7 +111,9 @@ def _scores(metrics: dict[str, Any]) -> str:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(
+        buffer, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
@@ -250,13 +257,17 @@ def _per_clip(metrics: dict[str, Any]) -> str:
         + "".join(f"<td>{scored[i]['scores'][n]['nss']:.3f}</td>" for n in names) + "</tr>"
         for i in order
     )  # fmt: skip
-    return f'<h2>Clip by clip</h2><p>NSS, the hardest clip for the student first.</p><div class="scroll"><table><tr><th>clip</th><th>frames</th>{head}</tr>{rows}</table></div>'
+    return (
+        "<h2>Clip by clip</h2><p>NSS, the hardest clip for the student first.</p>"
+        f'<div class="scroll"><table><tr><th>clip</th><th>frames</th>{head}</tr>{rows}</table></div>'
+    )
 
 
 def _proof(origin: Provenance, parity: dict[str, Any], run: RunDir) -> str:
     tau = origin.tau_seconds
     facts = {
-        "PyTorch against onnxruntime": f"{max(parity['image_max_abs'], parity['step_max_abs']):.2e} largest absolute difference over {parity['frames']} frames at {len(parity['sizes'])} sizes",
+        "PyTorch against onnxruntime": f"{max(parity['image_max_abs'], parity['step_max_abs']):.2e} "
+        f"largest absolute difference over {parity['frames']} frames at {len(parity['sizes'])} sizes",
         "step file without history against image file": f"{parity['zero_state_max_abs']:.2e}",
         "gate": "passed: operators, graph features, contract",
         "frame rate of the step file": f"{origin.fps:g} per second",

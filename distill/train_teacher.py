@@ -119,7 +119,7 @@ def _windows(
     T = visage.trunk.frames
     inputs, targets, places = [], [], []
     for _ in range(config.batch):
-        cached = clips[rng.integers(len(clips))]
+        cached = clips[int(rng.integers(len(clips)))]
         assert cached.truth is not None
         stride = visage.stride(cached.fps)
         start = int(rng.integers(0, max(1, len(cached.frames) - (T - 1) * stride)))

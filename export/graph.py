@@ -21,11 +21,12 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from distill.export.errors import ExportRefused
-from distill.students.tiny_unet import ENTRY_KERNELS, TinyUNet
 from onnx import TensorProto, helper, numpy_helper, parser
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from distill.export.errors import ExportRefused
+from distill.students.tiny_unet import ENTRY_KERNELS, TinyUNet
 
 OPSET, IR_VERSION = 17, 8
 
@@ -82,7 +83,7 @@ class _StepMode(nn.Module):
     def __init__(self, student: TinyUNet, fps: float) -> None:
         super().__init__()
         self.student = student
-        self.register_buffer("keep", student.memory.keep(torch.tensor([1 / fps])).detach())
+        self.keep = student.memory.keep(torch.tensor([1 / fps])).detach()
 
     def forward(self, frame: Tensor, state_in: Tensor) -> tuple[Tensor, Tensor]:
         logits, state_out = self.student.step(frame, state_in, self.keep)
@@ -91,7 +92,8 @@ class _StepMode(nn.Module):
 
 def _model(student: TinyUNet, fps: float | None, metadata: dict[str, str]) -> onnx.ModelProto:
     config = student.config
-    student = fold_batch_norm(copy.deepcopy(student).cpu().float().eval())
+    student = copy.deepcopy(student).cpu().float().eval()
+    fold_batch_norm(student)
     frame, state = torch.zeros(1, 3, config.height, config.width), student.zero_state()
     if fps is None:
         core = trace(_ImageMode(student), {"frame": frame}, ["small"])
@@ -147,15 +149,14 @@ def _named(graph: onnx.GraphProto, scope: str) -> list[onnx.NodeProto]:
     return list(graph.node)
 
 
-def fold_batch_norm(module: nn.Module) -> nn.Module:
+def fold_batch_norm(module: nn.Module) -> None:
     """Folds every BatchNorm that follows a convolution in a Sequential into that convolution, in place."""
     for child in module.modules():
         if isinstance(child, nn.Sequential):
             for i in range(len(child) - 1):
-                if isinstance(child[i], nn.Conv2d) and isinstance(child[i + 1], nn.BatchNorm2d):
-                    child[i] = fuse_conv_bn_eval(child[i], child[i + 1])
-                    child[i + 1] = nn.Identity()
-    return module
+                conv, norm = child[i], child[i + 1]
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    child[i], child[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 # --- the writer ------------------------------------------------------------------------------------------------------
@@ -216,13 +217,14 @@ def trace(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> C
 
 
 def _emit(core: Core, traced: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
-    args = fx.node.map_arg(node.args, values.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    lookup: Any = values.__getitem__
+    args: Any = fx.node.map_arg(node.args, lookup)
+    kwargs: Any = fx.node.map_arg(node.kwargs, lookup)
     target: Any = node.target
     if node.op == "call_module":
-        target = traced.get_submodule(node.target)
+        target = traced.get_submodule(target)
     elif node.op == "call_method":
-        target = getattr(torch.Tensor, node.target)
+        target = getattr(torch.Tensor, target)
     with torch.no_grad():
         tensor = target(
             *fx.node.map_aggregate(args, lambda a: a.tensor if isinstance(a, Value) else a),
@@ -254,6 +256,10 @@ def _conv(core: Core, name: str, conv: nn.Conv2d, args: tuple[Any, ...], kwargs:
     inputs = [args[0].name, core.constant(conv.weight, f"{name}.weight")]
     if conv.bias is not None:
         inputs.append(core.constant(conv.bias, f"{name}.bias"))
+    if isinstance(conv.padding, str) or conv.dilation != (1, 1):
+        raise ExportRefused(
+            f"the convolution at {name} pads by name or is dilated; the ONNX writer knows plain numbers"
+        )
     (kh, kw), (ph, pw) = conv.kernel_size, conv.padding
     return core.node(
         "Conv", inputs, name, kernel_shape=[kh, kw], strides=list(conv.stride), pads=[ph, pw, ph, pw], group=conv.groups

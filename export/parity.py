@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+
 from distill.export.runner import Predictor, normalise
 from distill.students.tiny_unet import TinyUNet, fit_to_working_size, resize_linear
 

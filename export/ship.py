@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+
 from distill.export.errors import ExportRefused
 from distill.export.graph import image_graph, step_graph
 from distill.export.parity import SIZES, Parity, compare

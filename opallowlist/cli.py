@@ -20,6 +20,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+
 from distill.opallowlist import formats
 from distill.opallowlist.allowlist import BUILT_IN, ListError, load_list
 from distill.opallowlist.container import MAX_BYTES, Unreadable

@@ -23,8 +23,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from distill.students import TinyUNetConfig
 from torch import Tensor, nn
+
+from distill.students import TinyUNetConfig
 
 # Pooling kernels of the entry, largest first: a frame is pooled by the largest k that leaves it at least twice the
 # working resolution, then scaled to exactly twice (a factor below 2, where two linear taps do not alias), then pooled by 2.
@@ -65,7 +66,7 @@ def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
 
 def conv_bn(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
-) -> nn.Module:
+) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -83,11 +84,15 @@ class InvertedResidual(nn.Module):
         self.body = nn.Sequential(
             conv_bn(inputs, hidden),
             conv_bn(hidden, hidden, kernel, stride, groups=hidden),
-            conv_bn(hidden, outputs, act=False),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            (last := nn.BatchNorm2d(outputs)),
         )
+        if self.adds:
+            nn.init.zeros_(last.weight)  # a residual block starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.adds else self.body(x)
+        y: Tensor = self.body(x)
+        return x + y if self.adds else y
 
 
 class Context(nn.Module):
@@ -118,8 +123,8 @@ class Memory(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 1),
         )
+        self.add = nn.Conv2d(channels, channels, 1)
         # From one frame at 20 fps to two seconds: human gaze dwells for a quarter to half a second.
         self.log_tau = nn.Parameter(torch.linspace(math.log(0.05), math.log(2.0), memory))
 
@@ -136,7 +141,7 @@ class Memory(nn.Module):
         """One frame's bottleneck and the state -> the bottleneck with history, the new state."""
         mean, seen = state_BCHW[:, : self.channels], state_BCHW[:, self.channels :]
         written = self.write(x_BCHW)
-        added = self.read(torch.cat([x_BCHW, mean, written - mean], 1))
+        added = self.add(self.read(torch.cat([x_BCHW, mean, written - mean], 1)))
         mean_after = self.advance(mean, seen, written, keep)
         return x_BCHW + seen * added, torch.cat([mean_after, torch.ones_like(seen)], 1)
 
@@ -153,7 +158,7 @@ class Memory(nn.Module):
             seen = torch.ones_like(seen)
         mean_BTCHW, seen_BTCHW = torch.stack(means, 1), torch.stack(seens, 1)
         context = torch.cat([x_BTCHW, mean_BTCHW, written_BTCHW - mean_BTCHW], 2)
-        added = self.read(context.flatten(0, 1)).unflatten(0, (B, T))
+        added = self.add(self.read(context.flatten(0, 1))).unflatten(0, (B, T))
         return x_BTCHW + seen_BTCHW * added, torch.cat([mean, seen], 1)
 
 
@@ -192,12 +197,10 @@ class TinyUNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            if isinstance(module, InvertedResidual) and module.adds:
-                nn.init.zeros_(module.body[2][1].weight)  # a residual block starts as the identity
         # Start as the image-mode network with a faint, centred map: what history adds is learned.
-        nn.init.normal_(self.memory.read[4].weight, std=1e-2)
+        nn.init.normal_(self.memory.add.weight, std=1e-2)
         nn.init.normal_(self.head.weight, std=1e-2)
-        nn.init.constant_(self.head.bias, -2.0)
+        nn.init.constant_(self.head.bias, -2.0)  # type: ignore[arg-type]  # this one has a bias
 
     def zero_state(self, batch: int = 1) -> Tensor:
         """The state that means "no history": zeros `[batch,C,h,w]`."""

@@ -75,7 +75,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_pngs(folder: Path) -> np.ndarray:
-    maps = []
+    maps: list[np.ndarray] = []
     for path in sorted(folder.glob("*.png")):
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if image is None:

@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from distill.teachers.internvideo2 import EXTRAS, InternVideo2, InternVideo2Config, LoadAccount, load_state_dict_exact
 from distill.teachers.lora import merge_lora
-from torch import Tensor, nn
 
 # Shape suffixes: B batch · T time · C channels · H, W pixels · N tokens · D width; lower-case h, w: the token grid
 

@@ -26,7 +26,20 @@ def test_help_teaches_and_costs_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    for verb in ("run", "teach", "label", "train", "export", "eval", "report", "init", "predict", "bench", "inspect", "doctor"):
+    for verb in (
+        "run",
+        "teach",
+        "label",
+        "train",
+        "export",
+        "eval",
+        "report",
+        "init",
+        "predict",
+        "bench",
+        "inspect",
+        "doctor",
+    ):
         assert verb in result.stdout
 
 
@@ -37,7 +50,10 @@ def test_the_command_line_surface_is_frozen():
     from distill.cli import app
 
     command = typer.main.get_command(app)
-    flags = {name: sorted(o for p in verb.params for o in p.opts if o.startswith("--") and o != "--help") for name, verb in command.commands.items()}
+    flags = {
+        name: sorted(o for p in verb.params for o in p.opts if o.startswith("--") and o != "--help")
+        for name, verb in command.commands.items()
+    }
     stage = ["--corpus", "--force", "--json", "--maps", "--out", "--quiet", "--root", "--set", "--teacher"]
     assert flags == {
         "run": sorted([*stage, "--dry-run"]), "teach": stage, "label": stage, "train": stage, "export": stage, "report": stage,
@@ -73,7 +89,13 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("precious", encoding="utf-8")
     if arguments[:3] == ["run", "--set", "run.device=cuda:99"]:
-        arguments = [*arguments, *(f"--set={s}" for s in ("synthetic.clips=2", "synthetic.frames=4", "synthetic.height=32", "synthetic.width=64"))]
+        arguments = [
+            *arguments,
+            *(
+                f"--set={s}"
+                for s in ("synthetic.clips=2", "synthetic.frames=4", "synthetic.height=32", "synthetic.width=64")
+            ),
+        ]
     result = distill(*arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr and "Traceback" not in result.stderr
@@ -143,5 +165,7 @@ def test_doctor_and_version():
 
 
 def test_the_gate_is_a_command_of_its_own():
-    result = subprocess.run([str(Path(sys.executable).with_name("opallowlist")), "--help"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [str(Path(sys.executable).with_name("opallowlist")), "--help"], capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 0 and "check" in result.stdout

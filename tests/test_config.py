@@ -15,7 +15,7 @@ def test_the_commented_recipe_is_the_defaults(tmp_path):
 
 
 def test_a_resolved_recipe_reads_back(tmp_path):
-    recipe = config.load(None, ["train.lr=1e-4", "corpus.val_clips=[\"003\",\"004\"]", "student.widths=[8,8,12,16]"])
+    recipe = config.load(None, ["train.lr=1e-4", 'corpus.val_clips=["003","004"]', "student.widths=[8,8,12,16]"])
     (tmp_path / "r.toml").write_text(config.to_toml(recipe), encoding="utf-8")
     again = config.load(tmp_path / "r.toml")
     assert again == recipe and again.corpus.val_clips == ("003", "004") and again.student.widths == (8, 8, 12, 16)
@@ -52,7 +52,11 @@ def test_a_wrong_override_says_what_is_right(override, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[train]\nstepz = 3", "did you mean 'train.steps'?"), ("train = 3", "'train' is a section"), ("[train", "cannot be read")],
+    [
+        ("[train]\nstepz = 3", "did you mean 'train.steps'?"),
+        ("train = 3", "'train' is a section"),
+        ("[train", "cannot be read"),
+    ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, message):
     path = tmp_path / "mine.toml"

@@ -12,7 +12,9 @@ from distill.corpora.video import Writer, probe
 from distill.errors import UsageError
 
 
-def make_clip(root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False):
+def make_clip(
+    root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False
+):
     """A clip in DHF1K's layout: frame t is of brightness 10 t, its fixation is at x = 5 t."""
     height, width = size
     (root / "video").mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ def test_density_is_built_from_fixations_with_dhf1ks_blur(tmp_path):
     assert density.sum() == pytest.approx(1, abs=1e-3)
     columns = density.sum(0)
     spread = np.sqrt((columns * (np.arange(200) - 100) ** 2).sum())
-    assert spread == pytest.approx(SIGMA * 200, rel=0.02) and SIGMA * 640 == pytest.approx(12.74)
+    assert spread == pytest.approx(SIGMA * 200, rel=0.02) and pytest.approx(12.74) == SIGMA * 640
 
 
 def test_maps_are_used_where_they_are(tmp_path):
@@ -145,7 +147,9 @@ def test_groups_stay_on_one_side(tmp_path):
     groups.write_text("# clip,group\n001,a\n002,a\n003,b\n004,b\n", encoding="utf-8")
     for seed in range(12):
         parts = split(corpus, 0.34, groups=groups, seed=seed)
-        assert set(parts.train) | set(parts.val) == {c.id for c in corpus.clips} and not set(parts.train) & set(parts.val)
+        assert set(parts.train) | set(parts.val) == {c.id for c in corpus.clips} and not set(parts.train) & set(
+            parts.val
+        )
         for pair in ({"001", "002"}, {"003", "004"}):
             assert pair <= set(parts.train) or pair <= set(parts.val)
         assert len(parts.val) == 2

@@ -49,7 +49,15 @@ def test_the_files_ship_with_proof_and_provenance(finished):
         path = finished / "export" / f"student{suffix}.onnx"
         assert check(path, contract=f"saliency-{mode}").ok
         props = {p.key: p.value for p in onnx.load(path).metadata_props}
-        assert {"license", "training_corpus", "teacher", "frame_rate", "git_revision", "metrics", "gate_tau_seconds"} <= set(props)
+        assert {
+            "license",
+            "training_corpus",
+            "teacher",
+            "frame_rate",
+            "git_revision",
+            "metrics",
+            "gate_tau_seconds",
+        } <= set(props)
         assert props["license"] == "BSD-2-Clause-Patent" and props["frame_rate"] == "24"
         assert json.loads(props["metrics"])[mode]["nss"] == pytest.approx(metrics["predictors"][mode]["nss"], abs=1e-3)
         assert str(finished).encode() not in path.read_bytes()
@@ -60,7 +68,13 @@ def test_the_files_ship_with_proof_and_provenance(finished):
 def test_the_sidecar_is_what_the_downstream_parses(finished):
     """Its C side takes the first textual occurrence of a key."""
     text = (finished / "export" / "student.json").read_text()
-    for key, value in (("kind", "nr"), ("name", "vmaf_tiny_student"), ("input_name", "input"), ("output_name", "saliency_map"), ("quant_mode", "fp32")):
+    for key, value in (
+        ("kind", "nr"),
+        ("name", "vmaf_tiny_student"),
+        ("input_name", "input"),
+        ("output_name", "saliency_map"),
+        ("quant_mode", "fp32"),
+    ):
         assert re.search(rf'"{key}":\s*"([^"]*)"', text).group(1) == value
     assert re.search(r'"onnx_opset":\s*(\d+)', text).group(1) == "17"
 
@@ -73,7 +87,9 @@ def test_the_registry_entry_is_what_the_downstreams_schema_accepts(finished):
     allowed = {"id", "kind", "onnx", "sha256", "opset", "quant_mode", "license", "description", "notes"}
     for entry in registry["models"]:
         assert set(entry) <= allowed and entry["kind"] == "nr" and entry["opset"] == 17
-        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", entry["id"]) and re.fullmatch(r"[a-z0-9][a-z0-9_./-]*\.onnx", entry["onnx"])
+        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", entry["id"]) and re.fullmatch(
+            r"[a-z0-9][a-z0-9_./-]*\.onnx", entry["onnx"]
+        )
         assert entry["sha256"] == hashlib.sha256((finished / "export" / entry["onnx"]).read_bytes()).hexdigest()
         assert len(entry["license"]) <= 128 and len(entry["description"]) <= 256 and len(entry["notes"]) <= 512
 
@@ -89,8 +105,20 @@ def test_stamping_the_metrics_changes_no_node_and_no_weight(finished):
 
 def test_the_report_stands_alone(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", page) and "<script" not in page and "@import" not in page
-    for wanted in ("centred Gaussian", "mean training map", "teacher", "student, step file", "data:image/jpeg;base64", "<svg", "says little about real video"):
+    assert (
+        not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", page)
+        and "<script" not in page
+        and "@import" not in page
+    )
+    for wanted in (
+        "centred Gaussian",
+        "mean training map",
+        "teacher",
+        "student, step file",
+        "data:image/jpeg;base64",
+        "<svg",
+        "says little about real video",
+    ):
         assert wanted in page, wanted
 
 
@@ -141,7 +169,7 @@ def test_predict_writes_pictures_and_maps(finished, tmp_path, out):
     assert result.returncode == 0, result.stderr
     if out.endswith("npy"):
         maps = np.load(tmp_path / out)
-        assert maps.shape == (24, 64, 96) and 0 <= maps.min() and maps.max() <= 1
+        assert maps.shape == (24, 64, 96) and maps.min() >= 0 and maps.max() <= 1
     elif out == "maps":
         assert len(list((tmp_path / out).glob("*.png"))) == 24
     else:
@@ -153,7 +181,12 @@ def test_bench_and_inspect_speak_of_the_files(finished):
     rows = json.loads(distill("bench", model, model, "--size", "64x48", "--rounds", "2", "--json").stdout)["results"]
     assert len(rows) == 2 and all(row["median_ms"] > 0 for row in rows)
     assert "wants WIDTHxHEIGHT" in distill("bench", model, "--size", "64").stderr
-    for path, kind in ((finished, "run"), (finished / "labels", "soft-label store"), (finished / "corpus", "corpus, DHF1K's layout"), (model, "ONNX model")):
+    for path, kind in (
+        (finished, "run"),
+        (finished / "labels", "soft-label store"),
+        (finished / "corpus", "corpus, DHF1K's layout"),
+        (model, "ONNX model"),
+    ):
         assert json.loads(distill("inspect", path, "--json").stdout)["kind"] == kind
 
 

@@ -35,7 +35,15 @@ def run(samples, folder, config=CONFIG, narrator=None, seed=0):
     folder.mkdir(exist_ok=True)
     clips = [s.cached for s in samples]
     return train(
-        samples[1:], clips[:1], config, STUDENT, folder, folder / "metrics.jsonl", CPU, seed, narrator or Narrator(quiet=True)
+        samples[1:],
+        clips[:1],
+        config,
+        STUDENT,
+        folder,
+        folder / "metrics.jsonl",
+        CPU,
+        seed,
+        narrator or Narrator(quiet=True),
     )
 
 
@@ -124,7 +132,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(samples, tmp_path):
     run(samples, tmp_path / "parts")
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert all(torch.equal(v, weights(tmp_path / "parts", "best.pt")[k]) for k, v in weights(tmp_path / "whole", "best.pt").items())
+    assert all(
+        torch.equal(v, weights(tmp_path / "parts", "best.pt")[k])
+        for k, v in weights(tmp_path / "whole", "best.pt").items()
+    )
     assert log(tmp_path / "whole") == log(tmp_path / "parts")
 
 
@@ -144,15 +155,18 @@ def test_nan_stops_before_the_weights_and_names_the_frame(samples, tmp_path):
     spoiled[:] = np.nan
     run(samples, tmp_path, replace(CONFIG, steps=2))
     before = weights(tmp_path)
-    with pytest.raises(UsageError, match=r"the loss is not finite at step \d+: clip 002, frame \d+; the last good checkpoint is .*last\.pt"):
+    with pytest.raises(
+        UsageError,
+        match=r"the loss is not finite at step \d+: clip 002, frame \d+; the last good checkpoint is .*last\.pt",
+    ):
         run([samples[0], replace(samples[1], labels=spoiled)], tmp_path, replace(CONFIG, steps=6))
     after = weights(tmp_path)
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 def test_frames_without_truth_learn_from_soft_labels_alone(samples):
-    from distill.train import forward, mixed_loss
     from distill.students.tiny_unet import TinyUNet
+    from distill.train import forward, mixed_loss
 
     batch = draw(samples, CONFIG, STUDENT, 0, 0, CPU)
     batch.density_BThw[:] = 0
@@ -166,8 +180,8 @@ def test_frames_without_truth_learn_from_soft_labels_alone(samples):
 
 
 def test_image_streams_carry_no_state(samples):
-    from distill.train import forward
     from distill.students.tiny_unet import TinyUNet
+    from distill.train import forward
 
     student = TinyUNet(STUDENT).eval()
     batch = draw(samples, CONFIG, STUDENT, 0, 0, CPU)

@@ -1,5 +1,5 @@
-import onnx
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -58,7 +58,9 @@ def test_onnxruntime_and_pytorch_agree_over_sizes_and_time(student, graphs):
 
 def test_the_default_student_agrees_at_full_hd():
     student = lively(TinyUNetConfig())
-    parity = compare(student, image_graph(student, {}), step_graph(student, 30.0, {}), 30.0, sizes=((1080, 1920),), length=2)
+    parity = compare(
+        student, image_graph(student, {}), step_graph(student, 30.0, {}), 30.0, sizes=((1080, 1920),), length=2
+    )
     assert parity.failures == []
 
 
@@ -112,7 +114,7 @@ def test_an_operation_that_the_writer_does_not_know_is_named():
         def forward(self, x):
             return torch.cumsum(x, 1)
 
-    with pytest.raises(ExportRefused, match="cumsum.*add it to EMIT"):
+    with pytest.raises(ExportRefused, match=r"cumsum.*add it to EMIT"):
         trace(Odd(), {"x": torch.zeros(1, 2)}, ["y"])
 
 

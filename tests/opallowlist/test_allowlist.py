@@ -1,6 +1,7 @@
 """Operator lists: the built-in one, and files in the three forms, read exactly or not at all."""
 
 import pytest
+
 from distill.opallowlist import Allowlist, ListError, check, load_list
 
 C_SOURCE = r"""

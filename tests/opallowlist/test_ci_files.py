@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from distill.opallowlist import CONTRACTS, RULES
 
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from distill.opallowlist import Unreadable, cli
 
 OPALLOWLIST = [sys.executable, "-c", "from distill.opallowlist.cli import main; main()"]

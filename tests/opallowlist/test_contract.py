@@ -2,8 +2,9 @@
 
 import onnx
 import pytest
-from distill.opallowlist import CONTRACTS, check
 from onnx import TensorProto, helper, numpy_helper
+
+from distill.opallowlist import CONTRACTS, check
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 

@@ -5,6 +5,7 @@ import re
 
 import onnx
 import pytest
+
 from distill.opallowlist import RULES, Report, Violation, check
 from distill.opallowlist.formats import Unread, as_json, github, sarif, summary, text
 

@@ -5,12 +5,13 @@
 
 import os
 import random
-import resource
+import re
 import time
 from collections import Counter
 from pathlib import Path
 
 import onnx
+
 from distill.opallowlist import Report, check, load_list, wire
 from distill.opallowlist.formats import as_json, github, sarif, text
 
@@ -48,7 +49,13 @@ def damaged(number: int, corpus: list[bytes]) -> bytes:
     return bytes(data)
 
 
+def peak_megabytes() -> float:
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
 def test_damaged_files_get_a_verdict(scanner, image, step):
+    Path("/proc/self/clear_refs").write_text("5")  # other tests of this process had peaks of their own
+    before = peak_megabytes()
     corpus = seeds([image.SerializeToString(), step.SerializeToString()])
     outcomes: Counter[str] = Counter()
     slowest = 0.0
@@ -81,7 +88,9 @@ def test_damaged_files_get_a_verdict(scanner, image, step):
             else:
                 raise AssertionError(f"case {number}: protobuf cannot read it, wire can")
         outcomes[report.violations[0].rule if report.violations else "accepted"] += 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\n{CASES} files, slowest {slowest * 1e3:.1f} ms, peak {peak:.0f} MB, {dict(outcomes.most_common())}")
+    peak = peak_megabytes() - before
+    print(
+        f"\n{CASES} files, slowest {slowest * 1e3:.1f} ms, {peak:.0f} MB more at the peak, {dict(outcomes.most_common())}"
+    )
     assert slowest < 2 and peak < 500
     assert len(outcomes) > 5, "the damage should reach more than one rule"

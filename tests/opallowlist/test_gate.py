@@ -6,6 +6,7 @@ import re
 
 import onnx
 import pytest
+
 from distill.opallowlist import MAX_BYTES, Report, Unreadable, assert_allowed, check
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from distill.opallowlist import check
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden")) / "scanner"

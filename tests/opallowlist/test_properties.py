@@ -1,10 +1,11 @@
 """Property tests: a forbidden operator is found wherever it is planted, and the reader agrees with protobuf."""
 
 import onnx
-from distill.opallowlist import check, load_list, wire
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+
+from distill.opallowlist import check, load_list, wire
 
 LISTED = sorted(load_list("libvmaf").ops - {"Loop", "If", "Resize"})
 KNOWN = sorted({schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""})

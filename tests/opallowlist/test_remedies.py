@@ -3,9 +3,10 @@
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
+
 from distill.opallowlist import Allowlist, check, load_list
 from distill.opallowlist.remedies import REMEDIES, remedy
-from onnx.reference import ReferenceEvaluator
 
 
 def test_every_remedy_is_made_of_listed_operators():

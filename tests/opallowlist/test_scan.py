@@ -2,9 +2,10 @@
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from distill.opallowlist import Allowlist, check, load_list
 from distill.opallowlist.scan import ELEMENT_BYTES, FIRST_OPSET, MAX_FINDINGS, PACKED_TYPES
-from onnx import TensorProto, helper
 
 
 def rules(report):

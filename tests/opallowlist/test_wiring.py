@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from distill.opallowlist import check
 from onnx import TensorProto, helper
+
+from distill.opallowlist import check
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden")) / "scanner"
 

@@ -93,7 +93,11 @@ def test_the_entry_does_not_alias(period):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"height": 100}, "multiple of 32"), ({"widths": (8, 8, 8)}, "four channel counts"), ({"state_channels": 0}, "at least 1")],
+    [
+        ({"height": 100}, "multiple of 32"),
+        ({"widths": (8, 8, 8)}, "four channel counts"),
+        ({"state_channels": 0}, "at least 1"),
+    ],
 )
 def test_a_wrong_shape_is_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from distill.teachers.internvideo2 import (
     EXTRAS,
     SIZES,

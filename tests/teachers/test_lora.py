@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from distill.teachers.lora import TRUNK_PREFIX, merge_lora
 
 LAYER = f"{TRUNK_PREFIX}blocks.0.block.attn.qkv"

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage import (
     CLIP_MEAN,
@@ -19,7 +21,6 @@ from distill.teachers.visage import (
     fuse,
     preprocess,
 )
-from torch import Tensor, nn
 
 # The golden cases: the released decoders at a small width, and one trunk per expert.
 OFFICIAL = VisageConfig(
