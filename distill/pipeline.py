@@ -165,7 +165,7 @@ def visage_config() -> Any:
     """The tiny ensemble's shape."""
     from distill.teachers.visage import VisageConfig
 
-    return VisageConfig(sample_fps=8.0)
+    return VisageConfig()
 
 
 def _maps_teacher(recipe: Recipe) -> Any:

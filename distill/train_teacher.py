@@ -48,7 +48,7 @@ def train_visage(
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     net = VisageNet(visage).to(device).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-2)
     last, first = folder / "visage_last.pt", 0
     if last.exists():
         saved = torch.load(last, map_location=device, weights_only=True)

@@ -11,6 +11,7 @@ weights were trained with a fused MLP that has only that one; LayerScale multipl
 This file knows torch alone.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -51,7 +52,12 @@ class InternVideo2Config:
     patch: int = 14
     """Side of one patch, pixels."""
     layer_scale_init: float = 1e-5
-    """Start of the LayerScale. The published 1e-5 is for deep trunks trained long; a small one wants 0.1 to 1."""
+    """Start of the LayerScale. The published 1e-5 is for deep trunks trained long; a small one wants about 0.1."""
+    pos_embed_init: float = 1.0
+    """Size of the position embedding's start, 1 as published. It is a constant that every token carries beside what it
+    sees; a trunk trained for minutes sees sooner with less of it."""
+    dct_init: bool = False
+    """Start the patch embedding as a cosine basis (see `dct_patches`) instead of at random. For training from scratch."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "mlp_width", "frames", "px", "patch"):
@@ -67,8 +73,9 @@ class InternVideo2Config:
             )
         if self.px % self.patch:
             raise ValueError(f"InternVideo2Config.px {self.px} is not a multiple of the patch side {self.patch}")
-        if not 0 < self.layer_scale_init <= 1:
-            raise ValueError(f"InternVideo2Config.layer_scale_init is {self.layer_scale_init}; it must lie in (0, 1]")
+        for name in ("layer_scale_init", "pos_embed_init"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"InternVideo2Config.{name} is {getattr(self, name)}; it must lie in (0, 1]")
 
     @property
     def grid(self) -> int:
@@ -186,6 +193,10 @@ class PatchEmbed(nn.Module):
         super().__init__()
         side = (1, config.patch, config.patch)
         self.proj = nn.Conv3d(3, config.width, kernel_size=side, stride=side)
+        if config.dct_init:
+            basis = dct_patches(config.width, config.patch)
+            with torch.no_grad():
+                self.proj.weight[: len(basis)] = basis.unsqueeze(2)
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         tokens_BND: Tensor = self.proj(clip_BCTHW).flatten(2).transpose(1, 2)
@@ -204,7 +215,8 @@ class InternVideo2(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(sincos_pos_embed(config.width, config.frames, config.grid))
+        pos_embed = sincos_pos_embed(config.width, config.frames, config.grid)
+        self.pos_embed = nn.Parameter(config.pos_embed_init * pos_embed)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -253,6 +265,32 @@ def sincos_pos_embed(width: int, frames: int, grid: int) -> Tensor:
     in_time, in_space = width // 4, width * 3 // 8
     patches_ND = torch.cat((waves(t, in_time), waves(x, in_space), waves(y, in_space)), dim=1)
     return torch.cat((torch.zeros(1, width), patches_ND.float())).unsqueeze(0)
+
+
+def dct_patches(width: int, patch: int) -> Tensor:
+    """The coarsest `width` patterns of a two-dimensional cosine transform in colour, `[<= width, 3, patch, patch]`.
+
+    Each is a filter whose output varies by about as much as any other's on natural images, whose amplitudes fall as 1/f
+    (Field, 1987). A random start sees little but brightness, and spends its first hundreds of steps finding edges. The
+    colours are lightness and two opponent axes; colour is taken up to half the frequency of lightness.
+    """
+    wave = torch.arange(patch, dtype=torch.float64)
+    basis = torch.cos(math.pi / patch * torch.outer(wave, wave + 0.5)) * math.sqrt(2 / patch)
+    basis[0] /= math.sqrt(2)  # orthonormal rows
+    colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
+    colours = colours / colours.norm(dim=1, keepdim=True)
+    patterns = sorted(
+        (math.hypot(v, u) * (2 if colour else 1), colour, v, u)
+        for colour in range(3)
+        for v in range(patch)
+        for u in range(patch)
+    )
+    filters = []
+    for _, colour, v, u in patterns[:width]:
+        # 1/f whitening; a patch's mean stands for all that is below one cycle. Opponent contrast is about a third.
+        gain = max(0.5, math.hypot(v, u)) * 2 / patch * (3 if colour else 1)
+        filters.append(gain * colours[colour].view(3, 1, 1) * torch.outer(basis[v], basis[u]))
+    return torch.stack(filters).float()
 
 
 def resize_pos_embed(

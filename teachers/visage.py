@@ -54,27 +54,33 @@ FILE_FORMAT = "saliency-distill visage 1"
 class VisageConfig:
     """Shape of the ensemble and how it samples a video. The defaults are the small one that trains from scratch."""
 
-    trunk: InternVideo2Config = field(default_factory=lambda: InternVideo2Config(layer_scale_init=0.5))
+    trunk: InternVideo2Config = field(
+        default_factory=lambda: InternVideo2Config(
+            heads=2, px=96, patch=8, layer_scale_init=0.1, pos_embed_init=0.5, dct_init=True
+        )
+    )
     """The video trunk; its `frames` and `px` are the ensemble's window and input size."""
     shared_trunk: bool = True
     """One trunk under both experts; False gives each its own, as the released pair with LoRA merged needs."""
     taps: tuple[int, ...] = (0, 1, 2, 3)
     """The four blocks the experts read, shallow to deep, counted from 0."""
-    reduced_width: int = 32
+    reduced_width: int = 24
     """Channels of each tap after its reducer."""
-    embed_width: int = 32
+    embed_width: int = 24
     """Channels inside both decoders."""
-    head_width_1: int = 16
+    head_width_1: int = 8
     """Hidden channels of expert 1's head."""
-    head_width_2: int = 16
+    head_width_2: int = 8
     """Hidden channels of expert 2's main and auxiliary heads."""
     norm_groups: int = 8
     """Groups of expert 2's GroupNorms (released: 32)."""
-    out_px: int = 56
+    out_px: int = 48
     """Side of the square saliency map, pixels."""
     logit_init: float = -3.0
     """Where the logits start in training from scratch: sigmoid(-3) = 0.05, about a density map's mean."""
-    sample_fps: float = 5.0
+    prior_init: float = 2.0
+    """Where the weight of expert 1's centre prior starts, in logits (released: 0)."""
+    sample_fps: float = 8.0
     """Frame rate at which windows sample a video, per second (released: 5)."""
     fusion: str = "logit"
     """How the experts are fused: `logit`, `mean` or `max`; see `fuse`."""
@@ -117,6 +123,8 @@ class VisageConfig:
             "head_width_2": 128,
             "norm_groups": 32,
             "out_px": 224,
+            "prior_init": 0.0,
+            "sample_fps": 5.0,
         }
         return cls(**(layout | fields))
 
@@ -197,12 +205,12 @@ class CenterBias(nn.Module):
     xx: Tensor
     yy: Tensor
 
-    def __init__(self, out_px: int) -> None:
+    def __init__(self, out_px: int, weight: float) -> None:
         super().__init__()
         self.cx = nn.Parameter(torch.tensor(0.0))
         self.cy = nn.Parameter(torch.tensor(0.0))
         self.sigma = nn.Parameter(torch.tensor(0.5))
-        self.weight = nn.Parameter(torch.tensor(0.0))
+        self.weight = nn.Parameter(torch.tensor(float(weight)))
         yy, xx = torch.meshgrid(*(torch.linspace(-1, 1, out_px) for _ in "yx"), indexing="ij")
         self.register_buffer("xx", xx.contiguous())
         self.register_buffer("yy", yy.contiguous())
@@ -233,7 +241,7 @@ class Decoder1(nn.Module):
             nn.ReLU(),
             nn.Conv2d(head, 1, 3, padding=1),
         )
-        self.center_bias = CenterBias(config.out_px)
+        self.center_bias = CenterBias(config.out_px, config.prior_init)
         start_head(self.final_head, config.logit_init)
 
     def forward(self, taps: Sequence[Tensor], gamma_BC111: Tensor, beta_BC111: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from distill.teachers.internvideo2 import (
     SIZES,
     InternVideo2,
     InternVideo2Config,
+    dct_patches,
     load_state_dict_exact,
     load_trunk,
     resize_pos_embed,
@@ -41,6 +42,17 @@ def test_keys_are_the_official_ones(golden_state: Any) -> None:
     state = golden_state("internvideo2_tiny")
     official = {key: value.shape for key, value in state.items() if not key.startswith(EXTRAS)}
     assert {key: value.shape for key, value in on_meta(TINY).state_dict().items()} == official
+
+
+def test_cosine_patches_are_orthogonal_whitened_and_start_a_trunk() -> None:
+    basis = dct_patches(64, 8)
+    gram = basis.flatten(1) @ basis.flatten(1).T
+    torch.testing.assert_close(gram, torch.diag(gram.diagonal()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(basis[0], basis[0].mean().expand(3, 8, 8))  # the coarsest is the patch's lightness
+    assert len(dct_patches(500, 8)) == 3 * 8 * 8, "there are no more patterns than pixels"
+    trunk = InternVideo2(InternVideo2Config(px=16, patch=8, frames=2, dct_init=True))
+    assert torch.equal(trunk.patch_embed.proj.weight[:, :, 0], basis)
+    on_meta(InternVideo2Config(px=16, patch=8, frames=2, dct_init=True))
 
 
 def test_the_position_embedding_starts_as_the_official_one(golden_state: Any) -> None:
@@ -143,6 +155,7 @@ def test_faults_of_a_state_dict_are_named(golden_state: Any) -> None:
         ({"depth": 0}, "depth is 0"),
         ({"width": 72, "heads": 1}, "multiple of 16"),
         ({"layer_scale_init": 0.0}, "layer_scale_init"),
+        ({"pos_embed_init": 2.0}, "pos_embed_init"),
     ],
 )
 def test_bad_configurations(fields: dict[str, Any], message: str) -> None:
