@@ -18,7 +18,7 @@ test: $(VENV)/.dev  ## install, then the tests
 check: $(VENV)/.dev  ## linters, types, import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/view && $(BIN)/pip install -q --no-deps --no-build-isolation --target build/view .
+	rm -rf build && $(BIN)/pip install -q --no-deps --no-build-isolation --target build/view .
 	cd build/view && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p distill
 	cd build/view && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache
 
@@ -28,7 +28,8 @@ fmt: $(VENV)/.dev  ## format and fix
 
 setup: $(VENV)/.dev  ## the environment alone
 
-build: $(VENV)/.dev  ## wheel and sdist into dist/
+build: $(VENV)/.dev  ## a wheel into dist/
+	rm -rf build
 	$(BIN)/pip wheel -q --no-deps -w dist .
 
 clean:  ## remove the environment and what was built

@@ -44,15 +44,18 @@ class Provenance:
 
 
 def git_revision() -> str:
-    """The revision of the code that made the file, or `unknown` outside a checkout."""
-    folder = Path(__file__).resolve().parent
+    """The revision of the code that made the file, `-dirty` if it was changed since, `unknown` outside its checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        result = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
+        git("ls-files", "--error-unmatch", here.name)  # an installed copy may lie inside somebody else's checkout
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return result.stdout.strip()
 
 
 def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, str]:

@@ -73,7 +73,7 @@ SizeOption = Annotated[
 ]
 
 # What main() needs to know of the call in progress.
-_call: dict[str, Any] = {"json": False, "resume": ""}
+_call: dict[str, Any] = {"json": False, "resume": "", "told": False}
 
 
 def _say_version(value: bool) -> None:
@@ -118,7 +118,7 @@ def _run_until(
     from distill.run_dir import RunDir
 
     if dry_run:
-        rows = pipeline.plan(path, resolved)
+        rows = pipeline.plan(path, resolved, force)
         if as_json:
             _print_json({"schema": 1, "run": str(path), "plan": rows})
         else:
@@ -282,14 +282,17 @@ def evaluate(
 
 
 @app.command(rich_help_panel=PIPELINE)
-def init(folder: Annotated[Path, typer.Argument(help="where to write recipe.toml")] = Path()) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(help="where to write recipe.toml")] = Path(), as_json: JsonOption = False
+) -> None:
     """Write a commented recipe: every key, its default, what it means."""
+    _call["json"] = as_json
     path = folder / "recipe.toml"
     if path.exists():
         raise UsageError(f"{path} exists; remove it, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(config.to_toml(config.Recipe(), comments=True), encoding="utf-8")
-    print(path)
+    _print_json({"schema": 1, "files": [str(path)]}) if as_json else print(path)
 
 
 @app.command(rich_help_panel=MODEL)
@@ -297,12 +300,15 @@ def predict(
     video: Annotated[Path, typer.Argument(help="a video file")],
     model: Annotated[Path, typer.Option("--model", "-m", help="ONNX student, step or image file")],
     out: Annotated[Path, typer.Option("--out", "-o", help="overlay video (.mp4, .avi), maps (.npy), or a folder of 8-bit PNGs")],
-    threads: ThreadsOption = 1, quiet: QuietOption = False,
+    threads: ThreadsOption = 1, as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:  # fmt: skip
     """Run a student over a video: an overlay to look at, or the maps themselves."""
     from distill.predict import write_predictions
 
-    print(write_predictions(video, model, out, threads, Narrator(quiet, _stop_on_ctrl_c())))
+    _call["json"] = as_json
+    path = write_predictions(video, model, out, threads, Narrator(quiet, _stop_on_ctrl_c()))
+    _print_json({"schema": 1, "files": [str(path)]}) if as_json else print(path)
 
 
 @app.command(rich_help_panel=MODEL)
@@ -385,13 +391,12 @@ def main() -> None:
     except Exception as error:
         code = _report_error(error, debug)
     except KeyboardInterrupt:
-        _fail("stopped" + (f"; this goes on: {_call['resume']}" if _call["resume"] else ""), 130)
         code = 130
+    if code == 130 and not _call["told"]:  # typer turns a KeyboardInterrupt into an exit code
+        _fail(_interrupted("at once"), 130)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        code = 0
-    if code == 0 and sys.stdout.closed:
         code = 0
     _leave(code or 0)
 
@@ -416,7 +421,7 @@ def _report_error(error: Exception, debug: bool) -> int:
     if isinstance(error, GateFailed):
         return _fail(str(error), 1)
     if isinstance(error, Interrupted):
-        return _fail(f"interrupted: {error}; saved, this goes on: {_call['resume']}", 130)
+        return _fail(_interrupted(str(error)), 130)
     if isinstance(error, UsageError):
         return _fail(str(error), 2)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -436,7 +441,12 @@ def _report_error(error: Exception, debug: bool) -> int:
     return _fail(f"internal error: {type(error).__name__}: {error}; --debug before the verb shows where", 2)
 
 
+def _interrupted(where: str) -> str:
+    return f"interrupted: {where}" + (f"; saved, this goes on: {_call['resume']}" if _call["resume"] else "")
+
+
 def _fail(message: str, code: int) -> int:
+    _call["told"] = True
     line = " ".join(message.split())
     if _call["json"]:
         _print_json({"schema": 1, "error": line, "exit_code": code})

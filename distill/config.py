@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -42,9 +43,12 @@ class Run:
     threads: int = key(0, "CPU threads for torch; 0: all cores", low=0)
 
     def __post_init__(self) -> None:
-        # The downstream's registry accepts no other file names.
-        if not self.name or not all(c in "abcdefghijklmnopqrstuvwxyz0123456789_-" for c in self.name):
-            raise ValueError(f"run.name may hold lower case letters, digits, '-' and '_', got {self.name!r}")
+        # The downstream's registry accepts no other file names, and ids of 64 characters.
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,47}", self.name):
+            raise ValueError(
+                "run.name may hold lower case letters, digits, '-' and '_', starts with a letter or digit, and has at most "
+                f"48 characters; got {self.name!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Corpus:
 class Synthetic:
     """The procedural corpus."""
 
-    clips: int = key(36, "number of clips", low=2, high=10_000)
-    frames: int = key(72, "frames per clip", low=2, high=10_000)
+    clips: int = key(36, "number of clips", low=2, high=9_999)
+    frames: int = key(72, "frames per clip", low=2, high=9_999)
     height: int = key(144, "pixels", low=32, high=2160)
     width: int = key(256, "pixels", low=32, high=4096)
     fps: float = key(24.0, "frames per second", low=1, high=240)
@@ -98,7 +102,7 @@ class Train:
         3, "consecutive windows that a stream's state is carried through before a new clip is drawn", low=1
     )
     sample_fps: float = key(
-        10.0, "frames per second that training sees, at most; the gate's time constants are in seconds", low=0.1
+        8.0, "frames per second that training sees, about; the gate's time constants are in seconds", low=0.1
     )
     image_share: float = key(
         0.25, "share of the streams trained without state, as the image file runs", low=0.0, high=1.0
@@ -163,12 +167,12 @@ class Recipe:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path | None = None, overrides: Sequence[str] = (), base: Recipe | None = None) -> Recipe:
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe from a TOML file (or the defaults) with `section.key=value` overrides on top.
 
     Raises UsageError for a missing or unreadable file, an unknown key, a wrong type, or a value out of range.
     """
-    values: dict[str, Any] = to_dict(base or Recipe())
+    values: dict[str, Any] = to_dict(Recipe())
     if path is not None:
         merge(values, _read_toml(path), folder=path.resolve().parent, where=str(path))
     for override in overrides:

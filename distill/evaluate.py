@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import numpy as np
 
 from distill import metrics
 from distill.corpora import Clip, density_map, fixation_map
-from distill.errors import UsageError
+from distill.errors import Interrupted, UsageError
 from distill.export.runner import Predictor
-from distill.progress import Narrator
+from distill.progress import Narrator, cancelling_pool
 
 # A map of any size for a frame of a clip, [h,w]; what a baseline or a teacher predicts there.
 Reference = Callable[[Clip, int], np.ndarray]
@@ -51,9 +50,9 @@ def evaluate(
     threads = threads or len(os.sched_getaffinity(0))
 
     def one(clip: Clip) -> dict[str, Any]:
-        return _score_clip(models, references, clip, stride)
+        return _score_clip(models, references, clip, stride, narrator.stop)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with cancelling_pool(threads) as pool:
         results = narrator.track(pool.map(one, annotated), "eval", len(annotated))
         by_clip = {clip.id: result for clip, result in zip(annotated, results, strict=True)}
     scored = {i: r for i, r in by_clip.items() if r["frames_scored"]}
@@ -77,7 +76,11 @@ def evaluate(
 
 
 def _score_clip(
-    models: Mapping[str, Path], references: Mapping[str, Reference], clip: Clip, stride: int
+    models: Mapping[str, Path],
+    references: Mapping[str, Reference],
+    clip: Clip,
+    stride: int,
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
     predictors = {name: load_predictor(path) for name, path in models.items()}
     names = [*models, *references]
@@ -86,8 +89,12 @@ def _score_clip(
     empty = 0
     for index, frame in enumerate(clip.read()):
         due = index % stride == 0
-        # A model without state sees only the frames that are scored; one with state sees all of them.
-        maps = {name: p.predict(frame) for name, p in predictors.items() if due or p.stateful}
+        if stop():
+            raise Interrupted(f"eval, in clip {clip.id}")
+        try:  # a model without state sees only the frames that are scored; one with state sees all of them
+            maps = {name: p.predict(frame) for name, p in predictors.items() if due or p.stateful}
+        except ValueError as error:
+            raise UsageError(f"clip {clip.id}: {error}") from None
         fixations = fixation_map(clip, index) if due else None
         if fixations is None:
             continue

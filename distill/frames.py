@@ -9,7 +9,9 @@ Frame j here is frame j * stride of the video. A frame without fixations, or wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,27 +25,50 @@ from distill.students.tiny_unet import fit_to_working_size
 
 
 @dataclass(frozen=True)
+class ArrayFile:
+    """A .npy file that is opened when it is read: a corpus has more files than a process may hold open."""
+
+    path: Path
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.array(np.load(self.path, mmap_mode="r")[index])
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return np.load(self.path, mmap_mode="r").shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+@dataclass(frozen=True)
 class CachedClip:
     """A clip as training reads it. frames uint8 `[T,h,w,3]`, truth float32 `[T,2,h/4,w/4]` or None, both on disk."""
 
     clip: Clip
     stride: int
-    frames: np.ndarray
-    truth: np.ndarray | None
+    frames: ArrayFile
+    truth: ArrayFile | None
 
     @property
     def fps(self) -> float:
         return self.clip.fps / self.stride
 
 
+def names(clip: Clip) -> list[str]:
+    """The files of a clip in the cache."""
+    return [f"{clip.id}.frames.npy", *([f"{clip.id}.truth.npy"] if clip.annotated_frames else [])]
+
+
 def stride_for(clip: Clip, sample_fps: float) -> int:
+    """Frames of the video from one cached frame to the next."""
     return max(1, round(clip.fps / sample_fps))
 
 
 def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) -> None:
     """Decodes a clip into the cache, unless it is there."""
     frames_path, truth_path = _paths(folder, clip)
-    if frames_path.exists():
+    if frames_path.exists() and (truth_path.exists() or not clip.annotated_frames):
         return
     stride = stride_for(clip, sample_fps)
     frames, truths = [], []
@@ -60,8 +85,8 @@ def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) 
 
 def load(folder: Path, clip: Clip, sample_fps: float) -> CachedClip:
     frames_path, truth_path = _paths(folder, clip)
-    truth = np.load(truth_path, mmap_mode="r") if clip.annotated_frames else None
-    return CachedClip(clip, stride_for(clip, sample_fps), np.load(frames_path, mmap_mode="r"), truth)
+    truth = ArrayFile(truth_path) if clip.annotated_frames else None
+    return CachedClip(clip, stride_for(clip, sample_fps), ArrayFile(frames_path), truth)
 
 
 def _paths(folder: Path, clip: Clip) -> tuple[Path, Path]:

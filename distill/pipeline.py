@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from distill import config
 from distill.config import Recipe
-from distill.errors import GateFailed, UsageError
+from distill.errors import GateFailed, Interrupted, UsageError
 from distill.progress import Narrator
-from distill.run_dir import MANIFEST, RunDir, fingerprint, read_json, write_json
+from distill.run_dir import MANIFEST, RunDir, another_configuration, fingerprint, read_json, refuse_foreign, write_json
 from distill.teachers import TEACHERS
 
 if TYPE_CHECKING:
@@ -106,11 +106,9 @@ def _corpus(context: Context) -> Done:
     from distill.corpora import open_corpus, split, synthetic
 
     options, run = context.recipe.corpus, context.run
-    root = Path(options.root) if options.root else run / "corpus"
-    if options.name == "synthetic" and not (options.root and root.is_dir()):
+    root = Path(options.root) if options.root else (run / "corpus").resolve()
+    if options.name == "synthetic":
         synthetic.write(root, context.recipe.synthetic, context.narrator)
-    elif not options.root:
-        raise UsageError(f"corpus {options.name} needs --root, the folder that holds video/ and annotation/")
     corpus = open_corpus(options.name, root, options.skip, context.narrator.track)
     groups = Path(options.groups) if options.groups else None
     corpus = split(corpus, options.val, options.val_clips, groups)
@@ -133,18 +131,17 @@ def _frames(context: Context) -> Done:
     ids = list(dict.fromkeys((*corpus.train, *corpus.val)))
     for clip in context.narrator.track(corpus.select(ids), "frames", len(ids)):
         frames.cache(context.run / "frames", clip, recipe.student, recipe.train.sample_fps)
-    return Done([f"frames/{i}.frames.npy" for i in ids], {})
+    return Done([f"frames/{name}" for clip in corpus.select(ids) for name in frames.names(clip)], {})
 
 
 def _teach(context: Context) -> Done:
     if context.recipe.teacher.name == "maps":
         from distill.label import looked_up_in
 
-        teacher, labels = _maps_teacher(context.recipe), None
-        for clip in context.corpus.clips:  # find a missing clip now, not in the middle of labelling
-            labels = looked_up_in(teacher)(clip)
-        shape = f"{labels.shape[1]}x{labels.shape[2]}" if labels is not None else "no"
-        context.narrator.say(f"teach: nothing to train, {shape} maps for {len(context.corpus.clips)} clips")
+        look_up, clips = looked_up_in(_maps_teacher(context.recipe)), context.corpus.clips
+        for clip in context.narrator.track(clips, "maps", len(clips)):  # what is unusable shows now
+            look_up(clip)
+        context.narrator.say(f"teach: nothing to train, maps for {len(clips)} clips")
         return Done([], {"teacher": "maps"})
     from distill import device
     from distill.train_teacher import train_visage
@@ -155,17 +152,17 @@ def _teach(context: Context) -> Done:
     context.run.note(device=reason, threads=threads)
     teacher_config = context.recipe.teacher
     train_visage(
-        context.cached(context.corpus.train), teacher_config, visage_config(), context.run / "checkpoints", chosen,
+        context.cached(context.corpus.train), teacher_config, visage_config(context.recipe), context.run / "checkpoints", chosen,
         context.recipe.run.seed, context.narrator,
     )  # fmt: skip
     return Done(["checkpoints/visage.pt"], {"teacher": "visage", "steps": teacher_config.steps})
 
 
-def visage_config() -> Any:
-    """The tiny ensemble's shape."""
+def visage_config(recipe: Recipe) -> Any:
+    """The tiny ensemble's shape; it labels at the frame rate that it is trained at."""
     from distill.teachers.visage import VisageConfig
 
-    return VisageConfig()
+    return VisageConfig(sample_fps=recipe.train.sample_fps)
 
 
 def _maps_teacher(recipe: Recipe) -> Any:
@@ -193,7 +190,10 @@ def _label(context: Context) -> Done:
         from distill.teachers.visage import Visage
 
         device.set_threads(recipe.run.threads)
-        teacher = Visage.load(context.run / "checkpoints" / "visage.pt", device=device.choose(recipe.run.device)[0])
+        try:
+            teacher = Visage.load(context.run / "checkpoints" / "visage.pt", device=device.choose(recipe.run.device)[0])
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         labels_of, license_ = computed_by(teacher), OURS
         description = {
             "name": "visage",
@@ -207,7 +207,7 @@ def _label(context: Context) -> Done:
 
 
 def _train(context: Context) -> Done:
-    from distill import device
+    from distill import device, frames
     from distill.train import Sample, train
 
     recipe, corpus, store = context.recipe, context.corpus, context.labels
@@ -216,7 +216,9 @@ def _train(context: Context) -> Done:
     context.narrator.say(f"device: {reason}, {threads} threads")
     context.run.note(device=reason, threads=threads)
     cached = context.cached(corpus.train)
-    samples = [Sample(c, store.read(c.clip.id, c.clip.frames)) for c in cached]
+    for c in context.narrator.track(cached, "check labels", len(cached)):
+        store.read(c.clip.id, c.clip.frames)
+    samples = [Sample(c, frames.ArrayFile(context.run / "labels" / f"{c.clip.id}.npy")) for c in cached]
     if recipe.train.soft_weight == 0:
         samples = [s for s in samples if s.cached.truth is not None]
         if not samples:
@@ -231,11 +233,10 @@ def _train(context: Context) -> Done:
 
 def load_student(path: Path, recipe: Recipe) -> tuple[TinyUNet, int]:
     """The best checkpoint's student, in eval mode, and its step."""
-    import torch
-
+    from distill import checkpoint
     from distill.students.tiny_unet import TinyUNet
 
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = checkpoint.load(path)
     student = TinyUNet(recipe.student)
     student.load_state_dict(saved["student"])
     return student.eval(), int(saved["step"])
@@ -258,13 +259,14 @@ def _export(context: Context) -> Done:
     ship(verified, run / "export", recipe.run.name)
     parity = verified.parity.to_dict()
     paths = write_package(run / "export", origin, parity, None, caveats(corpus))
-    write_json(run / "export" / "parity.json", parity)
+    proof = f"export/{recipe.run.name}.parity.json"
+    write_json(run / proof, parity)
     context.narrator.say(
         f"export: parity {max(verified.parity.image_max_abs, verified.parity.step_max_abs):.1e}, "
         f"{paths[0].stat().st_size:,} and {paths[1].stat().st_size:,} bytes"
     )
     outputs = [str(path.relative_to(run.path)) for path in paths]
-    return Done([*outputs, "export/parity.json"], {"parity": parity, "gate": verified.gate})
+    return Done([*outputs, proof], {"parity": parity, "gate": verified.gate})
 
 
 def provenance(context: Context) -> tuple[Provenance, TinyUNet]:
@@ -357,7 +359,9 @@ def _eval(context: Context) -> Done:
     result["caveats"] = caveats(corpus)
     write_json(run / "metrics.json", result)
     origin, _ = provenance(context)
-    write_package(run / "export", origin, read_json(run / "export" / "parity.json"), result, caveats(corpus))
+    write_package(
+        run / "export", origin, read_json(run / "export" / f"{recipe.run.name}.parity.json"), result, caveats(corpus)
+    )
     best = result["predictors"]
     context.narrator.say(
         f"eval: NSS {best['step']['nss']:.3f} (step), {best['image']['nss']:.3f} (image), "
@@ -391,12 +395,17 @@ STAGES = (
 
 def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "report") -> None:
     """Carries out the stages up to and including `until`, skipping what is done."""
-    context, upstream = Context(run, recipe, narrator), ""
+    run.check_inputs(inputs(recipe))
+    context, upstream, fresh = Context(run, recipe, narrator), "", True
     for stage in STAGES:
         upstream = stage_key(stage, recipe, upstream)
-        if run.is_done(stage.name, upstream):
+        # What follows a stage that was made again is made again too: it read what the stage wrote.
+        fresh = fresh and run.is_done(stage.name, upstream)
+        if fresh:
             narrator.say(f"{stage.name}: up to date")
         else:
+            if narrator.stop():
+                raise Interrupted(f"before {stage.name}")
             started = time.perf_counter()
             done = stage.work(context)
             run.finish(stage.name, upstream, done.outputs, time.perf_counter() - started, done.facts)
@@ -409,18 +418,37 @@ def stage_key(stage: Stage, recipe: Recipe, upstream: str) -> str:
     return fingerprint(stage.name, {s: values[s] for s in stage.sections}, upstream)
 
 
-def plan(path: Path, recipe: Recipe) -> list[dict[str, str]]:
+def inputs(recipe: Recipe) -> dict[str, str]:
+    """Prints of what a run reads from outside: names and sizes, and how many annotations; None of it is decoded."""
+    prints = {}
+    if recipe.corpus.root and recipe.corpus.name != "synthetic":
+        root = Path(recipe.corpus.root)
+        videos = sorted((p.name, p.stat().st_size) for p in (root / "video").iterdir() if not p.name.startswith("."))
+        folders = [p for kind in ("fixation", "maps") for p in sorted((root / "annotation").glob(f"*/{kind}"))]
+        counts = [(str(p.relative_to(root)), sum(1 for _ in p.iterdir())) for p in folders]
+        prints[f"the corpus at {root}"] = fingerprint(videos, counts)
+    if recipe.corpus.groups:
+        prints[f"the groups in {recipe.corpus.groups}"] = fingerprint(Path(recipe.corpus.groups).read_bytes().hex())
+    if recipe.teacher.name == "maps":
+        folder = Path(recipe.teacher.maps)
+        sizes = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+        prints[f"the maps in {folder}"] = fingerprint(sizes)
+    return prints
+
+
+def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
     """What a run would do, stage by stage. Raises UsageError where it could not: missing input, another run in `path`."""
     from distill.corpora import CORPORA
 
     check_ready(recipe)
     manifest: dict[str, Any] = {"stages": {}}
-    if (path / MANIFEST).exists():
+    if path.is_dir():
+        refuse_foreign(path)
+    if (path / MANIFEST).exists() and not force:
         manifest = read_json(path / MANIFEST)
-        if changed := config.differences(config.load(path / "recipe.toml"), recipe):
-            raise UsageError(
-                f"--out {path} holds a run with another configuration ({'; '.join(changed[:3])}); choose another --out, or --force"
-            )
+        changed = config.differences(config.load(path / "recipe.toml"), recipe)
+        if changed and not set(manifest["stages"]) <= {"preflight"}:
+            raise UsageError(another_configuration(path, changed))
     clips = "synthetic clips"
     if recipe.corpus.root and Path(recipe.corpus.root).is_dir():
         clips = f"{len(CORPORA[recipe.corpus.name].find(Path(recipe.corpus.root)))} clips"
@@ -468,8 +496,23 @@ def check_ready(recipe: Recipe) -> None:
                 f"corpus root {root} is not a folder; give the one that holds video/ and annotation/ with --root"
             )
         CORPORA[recipe.corpus.name].find(root)
+    if recipe.corpus.groups and not Path(recipe.corpus.groups).is_file():
+        raise UsageError(f"corpus.groups {recipe.corpus.groups} is no file; give a CSV with lines `clip,group`")
     if recipe.teacher.name == "maps":
-        _maps_teacher(recipe)
+        teacher = _maps_teacher(recipe)
+        if recipe.corpus.name != "synthetic":
+            entries = CORPORA[recipe.corpus.name].find(Path(recipe.corpus.root))
+            lacking = [e.id for e in entries if e.id not in recipe.corpus.skip and not teacher.has(e.id)]
+            if lacking:
+                raise UsageError(
+                    f"teacher.maps {recipe.teacher.maps} has nothing for clip {lacking[0]}"
+                    f"{f' and {len(lacking) - 1} more' if lacking[1:] else ''}; add it, or leave it out: "
+                    f"--set corpus.skip={','.join(lacking)}"
+                )
+    if recipe.run.device not in ("auto", "cpu"):
+        from distill.device import choose
+
+        choose(recipe.run.device)
 
 
 @contextmanager

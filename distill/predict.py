@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -30,7 +32,15 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
             f"{video.name} has {fps:g} frames per second, the model's state is for {trained:g}: "
             f"it will remember {trained / fps:.2g}x as long"
         )
-    maps = narrator.track(((f, predictor.predict(f)) for f in read_frames(video)), "predict", frames, "frames")
+
+    def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for frame in read_frames(video):
+            try:
+                yield frame, predictor.predict(frame)
+            except ValueError as error:
+                raise UsageError(f"{video}: {error}") from None
+
+    maps = narrator.track(predicted(), "predict", frames, "frames")
     out.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
         with atomic(out) as file:
@@ -42,11 +52,14 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
             for frame, saliency in maps:
                 writer.write(overlay(frame, saliency))
             writer.close()
+            if probe(temporary)[0] != frames:  # the writer does not say that the disk is full
+                raise OSError(errno.ENOSPC, "the video is not complete", str(out))
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
     else:
         out.mkdir(exist_ok=True)
         for index, (_, saliency) in enumerate(maps, 1):
-            cv2.imwrite(str(out / f"{index:05d}.png"), np.round(saliency * 255).astype(np.uint8))
+            png = cv2.imencode(".png", np.round(saliency * 255).astype(np.uint8))[1]
+            (out / f"{index:05d}.png").write_bytes(png.tobytes())
     return out

@@ -5,6 +5,7 @@ Stages take a `Narrator` and never print. Everything goes to standard error: sta
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -57,6 +58,16 @@ class Bar:
     def close(self) -> None:
         if self.live:
             self.live.stop()
+
+
+@contextmanager
+def cancelling_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A thread pool that drops what it has not begun when its block fails or is interrupted."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Narrator:

@@ -60,7 +60,7 @@ def write(
 ) -> None:
     """Writes `report.html` from the files of a run that is evaluated."""
     metrics = read_json(run / "metrics.json")
-    parity = read_json(run / "export" / "parity.json")
+    parity = read_json(run / "export" / f"{origin.name}.parity.json")
     parts = [
         f"<h1>{html.escape(origin.name)}</h1>",
         f'<p class="muted">{origin.parameters:,} parameters, distilled from {html.escape(origin.teacher)} on '
@@ -89,7 +89,7 @@ def write(
 def _scores(metrics: dict[str, Any]) -> str:
     predictors = metrics["predictors"]
     if not predictors:
-        return "<h2>Scores</h2><p>No held-out clip has fixations: nothing was scored.</p>"
+        return "<h2>Scores</h2><p>No validation clip has fixations: nothing was scored.</p>"
     best = {m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in predictors.values()) for m in LABELS}
     names = {"step": "student, step file", "image": "student, image file"}
     rows = [
@@ -104,7 +104,7 @@ def _scores(metrics: dict[str, Any]) -> str:
     note = f"; {skipped} frames without fixations were not scored" if skipped else ""
     return (
         f'<h2>Scores</h2><div class="scroll"><table>{"".join(rows)}</table></div>'
-        f'<p class="muted">{metrics["frames_scored"]:,} frames of {len(metrics["clips"])} held-out clips{note}. The ONNX files, through '
+        f'<p class="muted">{metrics["frames_scored"]:,} frames of {len(metrics["clips"])} validation clips{note}. The ONNX files, through '
         f"onnxruntime, state carried. {html.escape(metrics['protocol'])}.</p>"
     )
 
@@ -127,9 +127,12 @@ def _curves(log: Path) -> str:
     left.plot(steps, _smooth([x["loss"] for x in train]), color=COLOURS["step"], lw=1.6)
     left.set_title("loss")
     for name, colour in (("soft.cc", COLOURS["teacher"]), ("truth.cc", COLOURS["step"])):
+        seen = [x for x in train if name in x]  # a batch without annotated frames has no truth
+        if not seen:
+            continue
         middle.plot(
-            steps,
-            _smooth([1 - x[name] for x in train]),
+            [x["step"] for x in seen],
+            _smooth([1 - x[name] for x in seen]),
             color=colour,
             lw=1.4,
             label={"soft.cc": "teacher", "truth.cc": "ground truth"}[name],

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -38,12 +39,17 @@ OURS = (
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that gets its name only when the block ends well; nothing half-written ever stands there."""
+    """A binary file that gets its name only when the block ends well; nothing half-written ever stands there.
+
+    What the block writes is gathered in memory: numpy and torch hide that a disk is full, a plain write does not.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    buffer = io.BytesIO()
+    yield buffer
     try:
         with temporary.open("wb") as file:
-            yield file
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -71,6 +77,27 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raises UsageError where `path` holds files of somebody else; nothing there is touched."""
+    entries = [e.name for e in path.iterdir() if e.name != ".lock" and not e.name.endswith(".tmp")]
+    if not entries:
+        return
+    with contextlib.suppress(OSError, UnicodeDecodeError, json.JSONDecodeError):
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and {"schema", "created", "stages"} <= set(manifest):
+            return
+    raise UsageError(
+        f"--out {path} is not empty and holds no run; choose another directory (--force replaces runs only)"
+    )
+
+
+def another_configuration(path: Path, changed: list[str]) -> str:
+    shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
+    return (
+        f"--out {path} holds a run with another configuration ({shown}); choose another --out, or --force to start over"
+    )
+
+
 class RunDir:
     """An opened run directory; use as a context manager, which holds its lock."""
 
@@ -93,6 +120,7 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {path} cannot be made: {error.strerror}") from None
+        refuse_foreign(path)
         run._acquire()
         try:
             run._continue_or_start(force)
@@ -102,34 +130,28 @@ class RunDir:
         return run
 
     def _continue_or_start(self, force: bool) -> None:
-        entries = [e.name for e in self.path.iterdir() if e.name != ".lock"]
-        if force and entries:
-            if not (self / MANIFEST).exists():
-                raise UsageError(
-                    f"--out {self.path} holds files but no run; --force replaces runs only, choose another"
-                )
-            for name in set(OURS) - {".lock"}:
+        for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
+            leftover.unlink(missing_ok=True)
+        if force and (self / MANIFEST).exists():
+            for name in [n for n in OURS if n not in (".lock", MANIFEST)]:
                 target = self / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            entries = []
+            (self / MANIFEST).unlink()  # last: until then this is still known as a run
         if (self / MANIFEST).exists():
             self.manifest = read_json(self / MANIFEST)
-            for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
-                leftover.unlink(missing_ok=True)
-            before = config.load(self / "recipe.toml")
-            if changed := config.differences(before, self.recipe):
-                shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
-                raise UsageError(
-                    f"--out {self.path} holds a run with another configuration ({shown}); "
-                    "choose another --out, or --force to start over"
-                )
-        elif entries:
-            raise UsageError(f"--out {self.path} is not empty and holds no run; choose another directory")
+            if set(self.manifest["stages"]) <= {"preflight"}:
+                self._write_recipe()  # nothing depends on the old one yet
+                return
+            if changed := config.differences(config.load(self / "recipe.toml"), self.recipe):
+                raise UsageError(another_configuration(self.path, changed))
         else:
-            with atomic(self / "recipe.toml") as file:
-                file.write(config.to_toml(self.recipe).encode())
             self.manifest = {"schema": 1, "created": _now(), "environment": environment(), "stages": {}}
-            self._save()
+            self._save()  # first: from now on this is known as a run
+            self._write_recipe()
+
+    def _write_recipe(self) -> None:
+        with atomic(self / "recipe.toml") as file:
+            file.write(config.to_toml(self.recipe).encode())
 
     def _acquire(self) -> None:
         try:
@@ -156,6 +178,18 @@ class RunDir:
     def is_done(self, stage: str, key: str) -> bool:
         done = self.manifest["stages"].get(stage, {})
         return done.get("fingerprint") == key and all((self / name).exists() for name in done["outputs"])
+
+    def check_inputs(self, now: dict[str, str]) -> None:
+        """Remembers what the run reads from outside, and raises UsageError when it has changed since."""
+        before = self.manifest.setdefault("inputs", {})
+        for what, value in now.items():
+            if before.get(what, value) != value:
+                raise UsageError(
+                    f"{what} changed since {self.path} read it; choose another --out, or --force to start over"
+                )
+        if before != now:
+            before.update(now)
+            self._save()
 
     def finish(self, stage: str, key: str, outputs: list[str], seconds: float, facts: dict[str, Any]) -> None:
         """Records a stage as done; seconds of earlier, interrupted tries are not counted."""

@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill import checkpoint
 from distill.config import Train
 from distill.errors import Interrupted, UsageError
-from distill.frames import CachedClip
+from distill.frames import ArrayFile, CachedClip
 from distill.losses import frame_losses
 from distill.progress import Narrator
 from distill.run_dir import atomic
@@ -41,7 +42,7 @@ class Sample:
     """A clip to train on: its cached frames and truth, and the teacher's logits of those frames."""
 
     cached: CachedClip
-    labels: np.ndarray  # float16 [T of the video, h, w]
+    labels: ArrayFile | np.ndarray  # float16 [T of the video, h, w]
 
 
 @dataclass
@@ -85,8 +86,8 @@ def train(
     state, first, best, busy = None, 0, -math.inf, 0.0
 
     last_path, best_path = folder / "last.pt", folder / "best.pt"
-    if last_path.exists():
-        saved = torch.load(last_path, map_location=device, weights_only=True)
+    saved = checkpoint.load(last_path, device) if last_path.exists() and log.exists() else None
+    if saved and (best_path.exists() or saved["best"] == -math.inf):  # else what belongs to it is gone: start again
         student.load_state_dict(saved["student"])
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -96,14 +97,10 @@ def train(
     _truncate(log, first)
 
     def save(step: int) -> None:
-        with atomic(last_path) as file:
-            torch.save(
-                {
-                    "step": step, "student": student.state_dict(), "averaged": averaged.state_dict(),
-                    "optimizer": optimizer.state_dict(), "state": state, "best": best, "rng": torch.get_rng_state(),
-                },
-                file,
-            )  # fmt: skip
+        values = {"step": step, "student": student.state_dict(), "averaged": averaged.state_dict(), "state": state}
+        checkpoint.save(
+            last_path, values | {"optimizer": optimizer.state_dict(), "best": best, "rng": torch.get_rng_state()}
+        )
 
     if first == 0:
         narrator.say(
@@ -150,16 +147,8 @@ def train(
                 write(step=done, split="val", **score)
                 if score.get("cc", done) > best or not best_path.exists():
                     best = score.get("cc", float(done))
-                    with atomic(best_path) as file:
-                        torch.save(
-                            {
-                                "student": averaged.state_dict(),
-                                "config": asdict(student_config),
-                                "step": done,
-                                "val": score,
-                            },
-                            file,
-                        )
+                    values = {"student": averaged.state_dict(), "config": asdict(student_config), "step": done}
+                    checkpoint.save(best_path, values | {"val": score})
             if done % config.checkpoint_every == 0 or done == config.steps:
                 save(done)
             bar.advance(
@@ -170,7 +159,7 @@ def train(
                 save(done)
                 raise Interrupted(f"training, after step {done} of {config.steps}")
     wall = time.perf_counter() - started
-    result = torch.load(best_path, map_location="cpu", weights_only=True)
+    result = checkpoint.load(best_path)
     return {
         "steps": config.steps, "best_step": result["step"], "val": result["val"], "parameters": parameter_count(student),
         "seconds_per_step": round(wall / max(config.steps - first, 1), 4), "share_in_model": round(busy / wall, 3) if wall else None,
@@ -181,7 +170,7 @@ def forward(student: TinyUNet, batch: Batch, state: Tensor | None, config: Train
     """Logits `[B,T,h,w]` and the state. The first streams of a batch run in image mode, without state."""
     B, T = batch.frames_BTChw.shape[:2]
     state = student.zero_state(B) if state is None else state
-    images = round(config.image_share * B)
+    images = int(config.image_share * B + 0.5)
     bottleneck, at_8, at_4 = student.encode(batch.frames_BTChw.flatten(0, 1))
     x_BTCHW = bottleneck.unflatten(0, (B, T))
     fused, after = student.memory(x_BTCHW[images:], state[images:], student.memory.keep(batch.dt_B[images:]))
@@ -201,11 +190,12 @@ def mixed_loss(
     soft, soft_parts = frame_losses(logits, batch.soft_BThw.flatten(0, 1), None, weights)
     truth, truth_parts = frame_losses(logits, batch.density_BThw.flatten(0, 1), fixations, weights)
     has_truth = (fixations.sum(1).sum(1) > 0).to(logits.dtype)
-    share = 1 - (1 - config.soft_weight) * has_truth
-    loss = share * soft + torch.where(has_truth > 0, (1 - share) * truth, torch.zeros_like(truth))
-    seen = has_truth.sum().clamp(min=1)
+    # A frame without truth has soft labels alone; where they weigh nothing, it teaches nothing.
+    share = torch.where(has_truth > 0, config.soft_weight, float(config.soft_weight > 0))
+    loss = share * soft + torch.where(has_truth > 0, (1 - share) * truth, 0.0)
     parts = {f"soft.{k}": v.mean().item() for k, v in soft_parts.items()}
-    parts |= {f"truth.{k}": ((v * has_truth).sum() / seen).item() for k, v in truth_parts.items()}
+    if has_truth.any():
+        parts |= {f"truth.{k}": ((v * has_truth).sum() / has_truth.sum()).item() for k, v in truth_parts.items()}
     return loss.unflatten(0, shape), parts
 
 
@@ -249,9 +239,9 @@ def validate(
         state, cc, nss = None, [], []
         dt = torch.tensor([1 / cached.fps], device=device)
         for start in range(0, len(cached.frames), window):
-            frames = torch.from_numpy(cached.frames[start : start + window].copy()).to(device)
+            frames = torch.from_numpy(cached.frames[start : start + window]).to(device)
             logits_BTCHW, state = student(_normalise(frames)[None], state, dt)
-            truth = torch.from_numpy(cached.truth[start : start + window].copy()).to(device)
+            truth = torch.from_numpy(cached.truth[start : start + window]).to(device)
             seen = truth[:, 1].sum((1, 2)) > 0
             if seen.any():
                 _, parts = frame_losses(logits_BTCHW[0, :, 0][seen], truth[seen, 0], truth[seen, 1], {"nss": 1.0})

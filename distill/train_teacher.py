@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill import checkpoint
 from distill.config import Teacher as TeacherConfig
 from distill.errors import Interrupted, UsageError
 from distill.frames import CachedClip
 from distill.losses import frame_losses
 from distill.progress import Narrator
-from distill.run_dir import atomic
 from distill.teachers.visage import Visage, VisageConfig, VisageNet, preprocess
 
 WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}
@@ -51,7 +51,7 @@ def train_visage(
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-2)
     last, first = folder / "visage_last.pt", 0
     if last.exists():
-        saved = torch.load(last, map_location=device, weights_only=True)
+        saved = checkpoint.load(last, device)
         net.load_state_dict(saved["net"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"].cpu())
@@ -59,16 +59,8 @@ def train_visage(
         narrator.say(f"teach: going on at step {first} of {config.steps}")
 
     def save(step: int) -> None:
-        with atomic(last) as file:
-            torch.save(
-                {
-                    "step": step,
-                    "net": net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "rng": torch.get_rng_state(),
-                },
-                file,
-            )
+        values = {"step": step, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoint.save(last, values | {"rng": torch.get_rng_state()})
 
     with narrator.bar("teach", config.steps, first) as bar:
         for step in range(first, config.steps):
@@ -90,13 +82,14 @@ def train_visage(
                 loss = loss + weight * frame_losses(logits_BThw.flatten(0, 1)[seen], target[seen], None, WEIGHTS)[
                     0
                 ].sum() / seen.sum().clamp(min=1)
-            if not torch.isfinite(loss):
-                raise UsageError(
-                    f"teach: the loss is not finite at step {step + 1}, clips {', '.join(places)}; try a smaller teacher.lr"
-                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            if not torch.isfinite(norm):  # before the weights are touched; NaN in the loss arrives here too
+                kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+                raise UsageError(
+                    f"teach: the gradient is not finite at step {step + 1}: {', '.join(places)}; {kept}; try a smaller teacher.lr"
+                )
             optimizer.step()
             bar.advance(note=f"loss {loss.item():.3f}")
             done = step + 1
@@ -114,7 +107,7 @@ def train_visage(
 def _windows(
     clips: Sequence[CachedClip], config: TeacherConfig, visage: VisageConfig, seed: int, step: int
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Normalised windows `[B,3,T,px,px]`, their densities `[B,T,out,out]` and clips; mirrored half of the time."""
+    """Normalised windows `[B,3,T,px,px]`, their densities `[B,T,out,out]` and places; mirrored half of the time."""
     rng = np.random.default_rng([seed, 1, step])  # 1: a stream of its own beside the student's
     T = visage.trunk.frames
     inputs, targets, places = [], [], []
@@ -135,5 +128,6 @@ def _windows(
             frames_TCHW, density = frames_TCHW.flip(-1), density.flip(-1)
         inputs.append(frames_TCHW.transpose(0, 1))
         targets.append(density)
-        places.append(cached.clip.id)
+        first, last = (int(i) * cached.stride + 1 for i in (index[0], index[-1]))
+        places.append(f"clip {cached.clip.id} frames {first} to {last}")
     return torch.stack(inputs), torch.stack(targets), places

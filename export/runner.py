@@ -54,7 +54,8 @@ class Predictor:
                 f"{name} is no saliency student: its inputs are {inputs} and outputs {outputs}, "
                 "where `input` and `saliency_map` come first"
             )
-        self.stateful = "state_out" in outputs
+        self.name, self.stateful = name, "state_out" in outputs
+        self.outputs = ["saliency_map", "state_out"] if self.stateful else ["saliency_map"]
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self._state: np.ndarray | None = None
 
@@ -67,14 +68,22 @@ class Predictor:
         return self.run(normalise(frame))[0, 0]
 
     def run(self, input_1CHW: np.ndarray) -> np.ndarray:
-        """The same for a normalised float32 `[1,3,H,W]`; returns `[1,1,H,W]`."""
+        """The same for a normalised float32 `[1,3,H,W]`; returns `[1,1,H,W]`.
+
+        Raises ValueError where the model does not take a frame of this size.
+        """
         feed = {"input": input_1CHW}
-        if not self.stateful:
-            return self.session.run(["saliency_map"], feed)[0]
         if self._state is not None:
             feed["state_in"] = self._state
-        saliency, self._state = self.session.run(["saliency_map", "state_out"], feed)
-        return saliency
+        try:
+            results = self.session.run(self.outputs, feed)
+        except Exception as error:  # as above
+            height, width = input_1CHW.shape[2:]
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.name} does not run at {width}x{height}: {reason}") from None
+        if self.stateful:
+            self._state = results[1]
+        return results[0]
 
     def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The maps of consecutive frames, the state carried from one to the next."""

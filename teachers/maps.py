@@ -5,6 +5,7 @@ An npz holds `maps` uint8 `[T,h,w]` and `peak` float32 `[T]`: the saliency of fr
 """
 
 import hashlib
+import re
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -12,6 +13,8 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+
+MAX_WIDTH = 160  # pixels that are kept; a 640 px map would take 16 times the disk
 
 
 class MapsTeacher:
@@ -27,6 +30,10 @@ class MapsTeacher:
         self.folder = folder
         if not any(entry.suffix == ".npz" or entry.is_dir() for entry in folder.iterdir()):
             raise ValueError(f"teacher.maps {folder} holds neither CLIP.npz files nor folders of PNGs")
+
+    def has(self, clip_id: str) -> bool:
+        """Whether there is something for a clip; it may still be damaged."""
+        return (self.folder / f"{clip_id}.npz").exists() or (self.folder / clip_id).is_dir()
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of all maps."""
@@ -55,6 +62,9 @@ class MapsTeacher:
             raise ValueError(
                 f"{source}, frame {int(bad.argmax()) + 1}: peak is {peak[bad.argmax()]}, where it must be in [0, 1] (clip {clip_id})"
             )
+        if maps.shape[2] > MAX_WIDTH:  # averaged before the logit, several times what a student's grid resolves
+            size = (MAX_WIDTH, max(1, round(maps.shape[1] * MAX_WIDTH / maps.shape[2])))
+            maps = np.stack([cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA) for m in maps])
         saliency = torch.from_numpy(maps.astype(np.float32) * (peak[:, None, None] / 255))
         # Zero and one are 8-bit roundings: hold them half a step away, where their logits are finite.
         half = torch.from_numpy(np.maximum(peak, 1 / 255)[:, None, None] / 510).float()
@@ -74,9 +84,14 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return maps, peak.astype(np.float32)
 
 
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
+
+
 def _read_pngs(folder: Path) -> np.ndarray:
     maps: list[np.ndarray] = []
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(folder.glob("*.png"), key=_by_number):
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if image is None:
             raise ValueError(f"{path} does not open as an image")

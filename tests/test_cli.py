@@ -57,7 +57,7 @@ def test_the_command_line_surface_is_frozen():
     stage = ["--corpus", "--force", "--json", "--maps", "--out", "--quiet", "--root", "--set", "--teacher"]
     assert flags == {
         "run": sorted([*stage, "--dry-run"]), "teach": stage, "label": stage, "train": stage, "export": stage, "report": stage,
-        "eval": stage, "init": [], "predict": ["--model", "--out", "--quiet", "--threads"],
+        "eval": stage, "init": ["--json"], "predict": ["--json", "--model", "--out", "--quiet", "--threads"],
         "bench": ["--json", "--rounds", "--size", "--threads"], "inspect": ["--json"], "doctor": ["--json"],
     }  # fmt: skip
 
@@ -77,7 +77,8 @@ def test_the_command_line_surface_is_frozen():
         (["run", "none.toml"], "no recipe at none.toml"),
         (["run", "--set", "run.device=cuda:99", "--out", "x"], "CUDA devices are visible"),
         (["run", "--out", "foreign"], "is not empty and holds no run"),
-        (["run", "--out", "foreign", "--force"], "holds files but no run"),
+        (["run", "--out", "foreign", "--force"], "is not empty and holds no run"),
+        (["run", "--out", "page", "--force"], "is not empty and holds no run"),
         (["eval", "none.onnx", "--root", "empty"], "no model at none.onnx"),
         (["predict", "none.mp4", "--model", "none.onnx", "--out", "o.mp4"], "no model at none.onnx"),
         (["bench", "none.onnx"], "no model at none.onnx"),
@@ -88,6 +89,9 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("precious", encoding="utf-8")
+    (tmp_path / "page" / "labels").mkdir(parents=True)
+    (tmp_path / "page" / "manifest.json").write_text('{"name": "somebody else\'s"}', encoding="utf-8")
+    (tmp_path / "page" / ".keep.tmp").write_text("mine", encoding="utf-8")
     if arguments[:3] == ["run", "--set", "run.device=cuda:99"]:
         arguments = [
             *arguments,
@@ -101,6 +105,8 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):
     assert message in result.stderr and "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("distill: ") and not result.stdout
     assert (tmp_path / "foreign" / "thesis.tex").read_text(encoding="utf-8") == "precious"
+    assert [p.name for p in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
+    assert {p.name for p in (tmp_path / "page").iterdir()} == {"labels", "manifest.json", ".keep.tmp"}
     assert not (tmp_path / "runs").exists()
 
 
@@ -135,6 +141,23 @@ def test_a_reader_that_leaves_is_no_error():
     assert result.returncode == 0 and "Traceback" not in result.stderr and "Broken" not in result.stderr
 
 
+def test_the_readme_names_verbs_and_options_that_are_there():
+    import re
+
+    import typer.main
+
+    from distill.cli import app
+
+    commands = typer.main.get_command(app).commands
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ (distill .*)$", re.sub(r"\\\n\s*", "", text), re.M)
+    assert len(lines) > 6
+    for line in lines:
+        for call in re.findall(r"distill (\w+)([^#&;]*)", line):
+            known = {o for p in commands[call[0]].params for o in p.opts}
+            assert set(re.findall(r"(?<!\S)--?[a-z-]+", call[1])) <= known, line
+
+
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     import errno
 
@@ -153,7 +176,11 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     try:
         result = distill("run", "--out", disk / "run", "--set", "synthetic.clips=40")
         assert result.returncode == 2, result.stderr
-        assert "full" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+        assert "the disk is full" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+        corpus = disk / "run" / "corpus"
+        for video in corpus.glob("video/[0-9]*"):  # what has its name is whole
+            pngs = list((corpus / "annotation" / f"{int(video.stem):04d}" / "fixation").iterdir())
+            assert len(pngs) == 72 and all(p.stat().st_size for p in pngs)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -20,11 +20,11 @@ def make_clip(
     (root / "video").mkdir(parents=True, exist_ok=True)
     writer = Writer(root / "video" / f"{name}.avi", 25.0, size)
     for t in range(frames):
-        writer.write(np.full((height, width, 3), 10 * t, np.uint8))
+        writer.write(np.full((height, width, 3), 10 * (t % 20), np.uint8))
     writer.close()
     for t in range(annotated or 0):
         image = np.zeros(size, np.uint8)
-        image[height // 2, 5 * t] = 255
+        image[height // 2, 5 * t % width] = 255
         for folder in ("fixation", "maps") if maps else ("fixation",):
             path = root / "annotation" / f"{int(name):04d}" / folder / f"{t + 1:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +164,29 @@ def test_named_clips_are_held_out_and_their_group_does_not_train(tmp_path):
         split(corpus, 0.0, ["009"])
 
 
+def test_a_group_that_is_too_large_is_not_held_out_while_others_fit(tmp_path):
+    corpus = six_clips(tmp_path)
+    (tmp_path / "groups.csv").write_text("".join(f"00{i},big\n" for i in range(1, 5)), encoding="utf-8")
+    for seed in range(8):
+        assert len(split(corpus, 0.34, groups=tmp_path / "groups.csv", seed=seed).val) == 2
+
+
+def test_naming_the_only_annotated_clip_holds_it_out(tmp_path):
+    make_clip(tmp_path, "001")
+    make_clip(tmp_path, "002", annotated=None)
+    parts = split(open_corpus("dhf1k", tmp_path), 0.2, ["001"])
+    assert parts.train == ("002",) and parts.val == ("001",) and parts.held_out
+
+
+def test_a_video_cut_short_is_noticed_without_annotation_too(tmp_path):
+    path = make_clip(tmp_path, frames=200, annotated=None) / "video" / "001.avi"
+    whole = path.read_bytes()
+    index = whole.rindex(b"idx1")
+    path.write_bytes(whole[: index // 2])
+    with pytest.raises(UsageError, match=r"ends early: \d+ frames decode, its header states 200"):
+        probe(path)
+
+
 def test_a_single_annotated_clip_serves_both_sides_and_says_so(tmp_path):
     make_clip(tmp_path, "001")
     make_clip(tmp_path, "002", annotated=None)
@@ -178,12 +201,24 @@ def test_the_synthetic_corpus_follows_from_its_seed_and_goes_on(tmp_path, narrat
     synthetic.write(tmp_path / "a", SMALL, narrator)
     synthetic.write(tmp_path / "b", SMALL, narrator)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 1 + 2 + 2 * 40
+    assert len(files) == 2 + 2 + 2 * 40
     (tmp_path / "b" / "video" / "002.avi").unlink()  # as a kill before the clip was complete leaves it
     shutil.rmtree(tmp_path / "b" / "annotation" / "0002")
     synthetic.write(tmp_path / "b", SMALL, narrator)
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
     assert probe(tmp_path / "a" / "video" / "001.avi")[0] == 40
+
+
+def test_a_synthetic_corpus_does_not_mix_with_others(tmp_path, narrator):
+    from dataclasses import replace
+
+    synthetic.write(tmp_path / "a", replace(SMALL, frames=4), narrator)
+    with pytest.raises(UsageError, match="with other settings"):
+        synthetic.write(tmp_path / "a", replace(SMALL, frames=5), narrator)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("precious", encoding="utf-8")
+    with pytest.raises(UsageError, match="no synthetic corpus"):
+        synthetic.write(tmp_path / "b", SMALL, narrator)
 
 
 def test_the_synthetic_corpus_rewards_motion(tmp_path, narrator):

@@ -24,7 +24,9 @@ def test_dhf1ks_own_maps_are_our_blur_of_its_fixations(data):
         fixations = fixation_map(clip, index)
         theirs = density_map(clip, index, fixations)
         ours = density_map(type(clip)(**{**clip.__dict__, "maps": ""}), index, fixations)
-        assert np.abs(theirs - ours / ours.max()).max() < 0.012  # three steps of 8 bits
+        # Theirs went through 8 bits and a truncated kernel; another sigma would show: 10 % more is 0.05 off.
+        assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > 0.999
+        assert np.abs(theirs - ours / ours.max()).max() < 0.03
 
 
 def test_the_hevc_gaze_database_is_read_whole(data):

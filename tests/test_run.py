@@ -37,7 +37,8 @@ def test_a_run_leaves_what_it_promises(finished):
         assert (finished / name).stat().st_size > 0, name
     names = {p.name for p in (finished / "export").iterdir()}
     assert names == {
-        "student.onnx", "student_step.onnx", "student.json", "student_step.json", "student.md", "student.registry.json", "parity.json",
+        *("student.onnx", "student_step.onnx", "student.json", "student_step.json"),
+        *("student.md", "student.registry.json", "student.parity.json"),
     }  # fmt: skip
     assert len(list((finished / "labels").glob("*.npy"))) == 5
     assert not list(finished.rglob("*.tmp"))
@@ -61,7 +62,7 @@ def test_the_files_ship_with_proof_and_provenance(finished):
         assert props["license"] == "BSD-2-Clause-Patent" and props["frame_rate"] == "24"
         assert json.loads(props["metrics"])[mode]["nss"] == pytest.approx(metrics["predictors"][mode]["nss"], abs=1e-3)
         assert str(finished).encode() not in path.read_bytes()
-    parity = json.loads((finished / "export" / "parity.json").read_text())
+    parity = json.loads((finished / "export" / "student.parity.json").read_text())
     assert max(parity["image_max_abs"], parity["step_max_abs"], parity["zero_state_max_abs"]) <= 1e-5
 
 
@@ -147,6 +148,48 @@ def test_a_stage_that_lost_a_file_makes_it_again(finished):
     (finished / "export" / "student.onnx").unlink()
     assert distill("run", "--out", finished, *SETS).returncode == 0
     assert check(finished / "export" / "student.onnx").ok and (finished / "labels" / "003.npy").exists()
+    props = {p.key: p.value for p in onnx.load(finished / "export" / "student.onnx").metadata_props}
+    assert "nss" in props["metrics"]  # and what follows it: the file carries its scores again
+
+
+def test_input_that_changed_under_a_run_is_noticed(tmp_path):
+    from tests.test_corpora import make_clip
+
+    for i in (1, 2, 3):
+        make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("001,a\n002,b\n", encoding="utf-8")
+    call = [
+        "train",
+        "--corpus",
+        "dhf1k",
+        "--root",
+        tmp_path / "c",
+        "--out",
+        tmp_path / "r",
+        *SETS,
+        "--set",
+        f"corpus.groups={groups}",
+    ]
+    assert distill(*call).returncode == 0
+    groups.write_text("001,a\n002,a\n", encoding="utf-8")
+    result = distill(*call)
+    assert result.returncode == 2 and "groups.csv changed since" in result.stderr
+    groups.write_text("001,a\n002,b\n", encoding="utf-8")
+    make_clip(tmp_path / "c", "004", frames=8, annotated=8)
+    result = distill(*call)
+    assert result.returncode == 2 and "the corpus at" in result.stderr and "--force" in result.stderr
+
+
+def test_advice_given_before_anything_was_done_can_be_followed(tmp_path):
+    from tests.test_corpora import make_clip
+
+    for i in (1, 2, 3):
+        make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)
+    (tmp_path / "c/annotation/0002/fixation/0004.png").unlink()
+    call = ["train", "--corpus", "dhf1k", "--root", tmp_path / "c", "--out", tmp_path / "r", *SETS]
+    advice = re.search(r"--set corpus.skip=002", distill(*call).stderr)
+    assert advice and distill(*call, *advice[0].split()).returncode == 0
 
 
 def test_eval_of_a_file_agrees_with_the_run(finished):

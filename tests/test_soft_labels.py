@@ -78,10 +78,18 @@ def test_the_maps_teacher_reads_pngs_by_name(tmp_path):
     import cv2
 
     (tmp_path / "001").mkdir()
-    for t in range(3):
-        cv2.imwrite(str(tmp_path / "001" / f"{t:02d}.png"), np.full((6, 8), 60 * (t + 1), np.uint8))
-    saliency = MapsTeacher(tmp_path).logits("001", 3).sigmoid().numpy()
-    assert np.allclose(saliency[:, 0, 0] * 255, [60, 120, 180], atol=1e-2)
+    for t in range(12):  # unpadded: 10.png comes after 9.png
+        cv2.imwrite(str(tmp_path / "001" / f"{t}.png"), np.full((6, 8), 20 * (t + 1), np.uint8))
+    saliency = MapsTeacher(tmp_path).logits("001", 12).sigmoid().numpy()
+    assert np.allclose(saliency[:, 0, 0] * 255, 20 * np.arange(1, 13), atol=1e-2)
+
+
+def test_large_maps_are_averaged_before_the_logit(tmp_path):
+    maps = np.zeros((2, 180, 320), np.uint8)
+    maps[:, :, 160:] = 200
+    np.savez(tmp_path / "001.npz", maps=maps, peak=np.ones(2, np.float32))
+    saliency = MapsTeacher(tmp_path).logits("001", 2).sigmoid()
+    assert saliency.shape == (2, 90, 160) and saliency[0, 40, 120] == pytest.approx(200 / 255, abs=1e-5)
 
 
 @pytest.mark.parametrize(

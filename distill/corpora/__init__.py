@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from distill.config import did_you_mean
 from distill.corpora import dhf1k
 from distill.corpora.clips import Clip, Corpus, density_map, fixation_map
 from distill.errors import UsageError
+from distill.progress import cancelling_pool
 
 __all__ = ["CORPORA", "Clip", "Corpus", "density_map", "fixation_map", "open_corpus", "split"]
 
@@ -50,7 +50,7 @@ def open_corpus(name: str, root: Path, skip: Sequence[str] = (), track: Track | 
             problems[entry.id] = str(error)
             return None
 
-    with ThreadPoolExecutor(2) as pool:
+    with cancelling_pool(2) as pool:
         results: Iterable[Clip | None] = pool.map(examine, found)
         clips = [clip for clip in (track(results, "corpus", len(found)) if track else results) if clip]
     if problems:
@@ -83,15 +83,16 @@ def split(
     else:
         order = np.random.default_rng(seed).permutation(len(names))
         wanted, held = max(1, round(share * len(annotated))) if share > 0 else 0, set[str]()
-        for i in order:
-            size = sum(clip.group == names[i] for clip in annotated)
-            count = sum(clip.group in held for clip in annotated)
-            if count + size <= wanted or (not held and wanted):
-                held.add(names[i])
+        sizes = {name: sum(clip.group == name for clip in annotated) for name in names}
+        for name in (names[i] for i in order):
+            if sum(sizes[n] for n in held) + sizes[name] <= wanted:
+                held.add(name)
+        if wanted and not held:  # no group is small enough: the smallest comes nearest
+            held.add(min(sizes, key=lambda n: sizes[n]))
     val = [clip.id for clip in annotated if clip.group in held and (not val_clips or clip.id in val_clips)]
     train = [clip.id for clip in clips if clip.group not in held]
     held_out = bool(train)
-    if not any(clip.annotated_frames for clip in clips if clip.id in train) and annotated and len(names) < 2:
+    if len(names) == 1 and held and not val_clips:
         train, val, held_out = [clip.id for clip in clips], [clip.id for clip in annotated], False
     if not train:
         raise UsageError("corpus: no clip is left to train on; hold fewer out with corpus.val or corpus.val_clips")

@@ -44,8 +44,8 @@ class Clip:
             count += 1
         if count < (expected := -(-self.frames // stride)):
             raise UsageError(
-                f"{self.video} ended after {count * stride} of {self.frames} frames; the file changed since the corpus was read, "
-                f"or is damaged (read {count}, expected {expected}); mend it or leave it out with corpus.skip"
+                f"{self.video} ended after {count * stride} of {self.frames} frames (read {count}, expected {expected}): "
+                "it changed since the corpus was read; restore it, or start over with --force"
             )
 
 
@@ -62,7 +62,10 @@ class Corpus:
     held_out: bool = True
 
     def __getitem__(self, clip_id: str) -> Clip:
-        return next(clip for clip in self.clips if clip.id == clip_id)
+        for clip in self.clips:
+            if clip.id == clip_id:
+                return clip
+        raise UsageError(f"there is no clip '{clip_id}' in {self.root}")
 
     def select(self, ids: Iterable[str]) -> list[Clip]:
         return [self[i] for i in ids]

@@ -32,7 +32,8 @@ class Entry:
 def license_of(root: Path) -> str:
     """The first line of LICENSE.txt beside the corpus, or that it is not stated."""
     path = root / LICENSE_FILE
-    return path.read_text(encoding="utf-8").splitlines()[0].strip() if path.is_file() else "not stated"
+    text = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    return text.splitlines()[0].strip() if text else "not stated"
 
 
 def find(root: Path) -> list[Entry]:

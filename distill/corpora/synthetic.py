@@ -12,8 +12,9 @@ nobody's rule. All randomness follows from the seed, one independent stream per 
 
 from __future__ import annotations
 
+import errno
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -21,10 +22,13 @@ import numpy as np
 
 from distill.config import Synthetic
 from distill.corpora.dhf1k import LICENSE_FILE
-from distill.corpora.video import Writer
+from distill.corpora.video import Writer, probe
+from distill.errors import Interrupted, UsageError
 from distill.progress import Narrator
+from distill.run_dir import read_json, write_json
 
 LICENSE = "BSD-2-Clause-Patent (procedural)"
+MARKER = "synthetic.json"  # the settings; says that the folder is ours
 KINDS = ("disc", "square", "ring", "star", "cross")
 
 
@@ -38,8 +42,18 @@ class Thing:
 
 
 def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
-    """Writes the corpus under `root`; clips that are complete stay as they are, so an interrupted call goes on."""
+    """Writes the corpus under `root`; clips that are complete stay as they are, so an interrupted call goes on.
+
+    Raises UsageError where `root` holds something else, a corpus with other settings too.
+    """
+    made_with = root / MARKER
+    if made_with.exists():
+        if read_json(made_with) != asdict(config):
+            raise UsageError(f"{root} holds a synthetic corpus with other settings; choose another corpus.root")
+    elif root.is_dir() and any(e for e in root.iterdir() if not e.name.endswith(".tmp")):
+        raise UsageError(f"{root} holds something that is no synthetic corpus; choose another corpus.root")
     (root / "video").mkdir(parents=True, exist_ok=True)
+    write_json(made_with, asdict(config))
     (root / LICENSE_FILE).write_text(LICENSE + "\n", encoding="utf-8")
     with narrator.bar("synthetic corpus", config.clips, unit="clips") as bar:
         for number in range(1, config.clips + 1):
@@ -47,6 +61,8 @@ def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
             if not video.exists():  # moved into place last, after its annotation
                 _write_clip(root, video, number, config)
             bar.advance()
+            if narrator.stop() and number < config.clips:
+                raise Interrupted(f"the synthetic corpus, after clip {number} of {config.clips}")
 
 
 def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None:
@@ -54,7 +70,7 @@ def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None
     folder = root / "annotation" / f"{number:04d}" / "fixation"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    temporary = video.with_name(f".{video.name}")
+    temporary = video.with_name(f".tmp.{video.name}")
     writer = Writer(temporary, config.fps, (config.height, config.width))
     frames, targets, cuts, switches = film(rng, config)
     for frame in frames:
@@ -63,7 +79,10 @@ def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None
     for index, points in enumerate(observe(rng, targets, cuts, switches, config)):
         image = np.zeros((config.height, config.width), np.uint8)
         image[points[:, 1], points[:, 0]] = 255
-        cv2.imwrite(str(folder / f"{index + 1:04d}.png"), image)
+        path = folder / f"{index + 1:04d}.png"
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite would not say that the disk is full
+    if probe(temporary)[0] != len(frames):  # nor does the video writer
+        raise OSError(errno.ENOSPC, "the video is not complete", str(video))
     temporary.replace(video)
 
 

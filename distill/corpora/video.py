@@ -38,8 +38,11 @@ def probe(path: Path) -> tuple[int, int, int, float]:
         while capture.grab():
             frames += 1
         fps = float(capture.get(cv2.CAP_PROP_FPS))
+        stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # from the header, often off by a few
     finally:
         capture.release()
+    if frames < 0.95 * stated - 2:
+        raise UsageError(f"{path} ends early: {frames} frames decode, its header states {stated}; is it complete?")
     if not 0.5 <= fps <= 1000:
         raise UsageError(f"{path} states {fps:g} frames per second; re-encode it with its true rate")
     return frames, frame.shape[0], frame.shape[1], fps
