@@ -86,7 +86,7 @@ class Teacher:
     maps: str = key(
         "", "folder of the maps teacher: one CLIP.npz (maps, peak) or one folder of 8-bit PNGs per clip", path=True
     )
-    steps: int = key(260, "training steps of visage", low=1)
+    steps: int = key(320, "training steps of visage", low=1)
     batch: int = key(2, "windows per step of visage", low=1)
     lr: float = key(2e-3, "peak learning rate of visage", low=0.0)
 
