@@ -43,4 +43,6 @@ def parse_size(text: str) -> tuple[int, int]:
     width, x, height = text.lower().partition("x")
     if not (x and width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise UsageError(f"--size wants WIDTHxHEIGHT such as 1920x1080, got {text!r}")
+    if max(int(width), int(height)) > 8192:
+        raise UsageError(f"--size wants at most 8192 pixels a side, got {text!r}")
     return int(width), int(height)

@@ -66,6 +66,7 @@ def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, st
         "license": origin.license,
         "training_corpus": f"{origin.corpus} ({len(origin.train_clips)} clips; licence: {origin.corpus_license})",
         "teacher": f"{origin.teacher} (licence: {origin.teacher_license})",
+        "validation_clips": ",".join(origin.val_clips) if origin.held_out else "",
         "frame_rate": f"{origin.fps:g}",
         "gate_tau_seconds": "shortest {:.3g}, median {:.3g}, longest {:.3g}".format(*origin.tau_seconds),
         "git_revision": git_revision(),
@@ -166,8 +167,8 @@ tags: [video-saliency, eye-tracking, onnx]
 
 ## Purpose
 
-Predicts where people look in a video, as a map in [0, 1] per pixel (1: as salient as this frame gets), small and fast
-enough for a video encoder to move bits there.
+Predicts where people look in a video, as a map in [0, 1] per pixel, small and fast enough for a video encoder to move
+bits there. The map is not scaled per frame: where nothing stands out, it stays low.
 
 | file | for | bytes | sha256 |
 | --- | --- | --- | --- |
@@ -180,7 +181,9 @@ enough for a video encoder to move bits there.
 ```python
 import onnxruntime as ort
 
-session = ort.InferenceSession("{step}")
+options = ort.SessionOptions()
+options.log_severity_level = 3  # onnxruntime warns of the optional input; it is meant
+session = ort.InferenceSession("{step}", options)
 feed = {{}}
 for x in frames:  # float32 [1,3,H,W], ImageNet-normalised RGB
     saliency, state = session.run(["saliency_map", "state_out"], {{"input": x, **feed}})

@@ -50,7 +50,10 @@ MapsOption = Annotated[
     Path | None, typer.Option("--maps", help="teacher.maps: folder of soft labels", show_default=False)
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="run directory; default runs/CORPUS-TEACHER", show_default=False)
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="run directory; default runs/CORPUS-TEACHER, with a recipe runs/NAME", show_default=False
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -58,7 +61,7 @@ SetOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="start over: replace the run in --out")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no narration")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no narration on standard error")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="CPU threads", min=1)]
 
 EvalArgument = Annotated[
@@ -98,13 +101,19 @@ def _resolve(
 ) -> tuple[config.Recipe, Path]:  # fmt: skip
     """The recipe that the options name, and the run directory. A run directory may stand for its own recipe."""
     if recipe is not None and recipe.is_dir():
-        out, recipe = out or recipe, recipe / "recipe.toml"
+        if not (recipe / "manifest.json").exists():
+            raise UsageError(f"{recipe} is a folder and no run; did you mean {recipe / 'recipe.toml'}?")
+        recipe = recipe / "recipe.toml"
+    if recipe is not None and (recipe.parent / "manifest.json").exists():
+        out = out or recipe.parent  # a run's own recipe is that run
     given = {"corpus.name": corpus, "corpus.root": root, "teacher.name": teacher, "teacher.maps": maps}
     flags = [f"{name}={json.dumps(str(value))}" for name, value in given.items() if value is not None]
     resolved = config.load(recipe, [*flags, *(sets or [])])
     if out is None:
-        stem = f"{resolved.corpus.name}-{resolved.teacher.name}" if recipe is None else recipe.stem
-        out = Path("runs") / stem
+        name = f"{resolved.corpus.name}-{resolved.teacher.name}"
+        if recipe is not None:  # what `distill init DIR` writes is always called recipe.toml: DIR tells it apart
+            name = recipe.stem if recipe.name != "recipe.toml" else recipe.resolve().parent.name
+        out = Path("runs") / name
     return resolved, out
 
 
@@ -186,7 +195,8 @@ def _print_json(value: Any) -> None:
 def _print_rows(rows: list[dict[str, str]], title: str = "") -> None:
     table = Table(title=title or None, title_justify="left", title_style="")
     for i, name in enumerate(rows[0] if rows else []):
-        table.add_column(name, justify="left" if i == 0 or not _numeric(rows, name) else "right", overflow="fold")
+        number = i > 0 and _numeric(rows, name)
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*(str(v) for v in row.values()))
     # A table that is piped is as wide as it needs to be.
@@ -254,11 +264,16 @@ def evaluate(
 
     if root is None:
         raise UsageError("which clips? give the corpus's folder with --root")
-    load_predictor(target)
+    validated = load_predictor(target).metadata.get("validation_clips")
     narrator = Narrator(quiet, _stop_on_ctrl_c())
     options = resolved.corpus
     found = open_corpus(options.name, Path(options.root), options.skip, narrator.track)
     clips = found.select(options.val_clips) if options.val_clips else list(found.clips)
+    if validated and not options.val_clips:
+        narrator.say(
+            f"eval: all clips are scored; if {target.name} was trained on this corpus, only {validated} were held out: "
+            f"--set corpus.val_clips={validated}"
+        )
     result = score(
         {target.name: target},
         {"centred Gaussian": centre_gaussian},
@@ -352,12 +367,16 @@ def inspect(
 
     facts = describe(path)
     if as_json:
-        _print_json(facts)
+        _print_json({"schema": 1, **facts})
     else:
         _print_rows(
             [{"": k, " ": v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)} for k, v in facts.items()],
             str(path),
         )
+    if str(facts.get("gate", "")).startswith("refused"):
+        if as_json:
+            raise typer.Exit(1)
+        raise GateFailed(f"{path} is refused by the gate")
 
 
 @app.command(rich_help_panel=HELP)
@@ -368,7 +387,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     facts = machine()
     if as_json:
-        _print_json(facts)
+        _print_json({"schema": 1, **facts})
     else:
         _print_rows([{"": k, " ": str(v)} for k, v in facts.items()], "doctor")
     if facts["missing"]:

@@ -125,7 +125,7 @@ def _score_clip(
 def load_predictor(path: Path, threads: int = 1) -> Predictor:
     """Raises UsageError where the file is missing or no saliency student."""
     if not path.is_file():
-        raise UsageError(f"no model at {path}")
+        raise UsageError(f"no model at {path}" + ("; it is a folder" if path.is_dir() else ""))
     try:
         return Predictor(path, threads)
     except ValueError as error:

@@ -15,6 +15,8 @@ from distill.run_dir import MANIFEST, environment, read_json
 
 def describe(path: Path) -> dict[str, Any]:
     """Facts about a run directory, a soft-label store, a corpus root or an ONNX file. Raises UsageError for others."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
     if path.is_file() and path.suffix == ".onnx":
         return _model(path)
     if (path / MANIFEST).is_file():
@@ -85,7 +87,7 @@ def _model(path: Path) -> dict[str, Any]:
     report = check(path)
     facts: dict[str, Any] = {
         "kind": "ONNX model",
-        "gate": "accepted" if report.ok else "; ".join(map(str, report.violations)),
+        "gate": "accepted" if report.ok else "refused: " + "; ".join(map(str, report.violations)),
     }
     if report.ok:
         model = onnx.load(path)

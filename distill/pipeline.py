@@ -98,7 +98,9 @@ def _preflight(context: Context) -> Done:
     parameters = parameter_count(student)
     context.narrator.say(f"preflight: {parameters:,} parameters export, pass the gate, and match PyTorch")
     if not 150_000 <= parameters <= 250_000:
-        context.narrator.say(f"preflight: {parameters:,} parameters is outside the house's 150,000 to 250,000")
+        context.narrator.say(
+            f"preflight: {parameters:,} parameters is outside the 150,000 to 250,000 that a student should have"
+        )
     return Done([], {"parameters": parameters, "parity": verified.parity.to_dict()})
 
 
@@ -444,6 +446,8 @@ def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]
     manifest: dict[str, Any] = {"stages": {}}
     if path.is_dir():
         refuse_foreign(path)
+    elif path.exists():
+        raise UsageError(f"--out {path} is a file; name a directory")
     if (path / MANIFEST).exists() and not force:
         manifest = read_json(path / MANIFEST)
         changed = config.differences(config.load(path / "recipe.toml"), recipe)
@@ -459,7 +463,7 @@ def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]
         "teach": f"visage, {recipe.teacher.steps} steps" if recipe.teacher.name == "visage" else "nothing to train",
         "train": f"{recipe.train.steps} steps of {recipe.train.batch} x {recipe.train.window} frames at "
         f"{recipe.student.height}x{recipe.student.width}",
-        "eval": f"every {recipe.eval.stride}. frame",
+        "eval": f"one frame in {recipe.eval.stride}",
     }
     rows, upstream = [], ""
     for stage in STAGES:

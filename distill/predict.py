@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from distill.progress import Narrator
 from distill.report import overlay
 from distill.run_dir import atomic
 
+FAINT = 0.2  # overlays are scaled to the frame's maximum; where even that is below this, nothing stands out
+
 
 def write_predictions(video: Path, model: Path, out: Path, threads: int, narrator: Narrator) -> Path:
     """Writes overlay video (.mp4, .avi), float16 maps `[T,H,W]` (.npy), or a folder of 8-bit PNGs; returns its path."""
@@ -25,6 +28,11 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
         raise UsageError(
             f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)"
         )
+    for read in (video, model):
+        if out.exists() and read.exists() and out.samefile(read):
+            raise UsageError(f"--out {out} is the file that is read; name another")
+    if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
+        raise UsageError(f"--out {out} is a folder that holds other files; name a new one")
     frames, height, width, fps = probe(video)
     trained = float(predictor.metadata.get("frame_rate", fps))
     if predictor.stateful and not 0.8 < fps / trained < 1.25:
@@ -50,7 +58,7 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
         writer = Writer(temporary, fps, (height, width))
         try:
             for frame, saliency in maps:
-                writer.write(overlay(frame, saliency))
+                writer.write(overlay(frame, saliency / max(float(saliency.max()), FAINT)))
             writer.close()
             if probe(temporary)[0] != frames:  # the writer does not say that the disk is full
                 raise OSError(errno.ENOSPC, "the video is not complete", str(out))
@@ -59,6 +67,8 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
             temporary.unlink(missing_ok=True)
     else:
         out.mkdir(exist_ok=True)
+        for stale in out.glob("*.png"):  # of a longer video
+            stale.unlink()
         for index, (_, saliency) in enumerate(maps, 1):
             png = cv2.imencode(".png", np.round(saliency * 255).astype(np.uint8))[1]
             (out / f"{index:05d}.png").write_bytes(png.tobytes())

@@ -73,8 +73,8 @@ def write(
     step_model = run / "export" / f"{origin.name}_step.onnx"
     if shown:
         parts.append(
-            "<h2>What it sees</h2><p>Bright is salient. Dots are the observers' fixations. Fixations and teacher are "
-            "scaled to their maximum, the student is shown as it is; its state runs from the first frame.</p>"
+            "<h2>What it sees</h2><p>Bright is salient. Dots are the observers' fixations. Every map is scaled to "
+            "its maximum, which stands below the student's; its state runs from the first frame.</p>"
         )
     for clip in narrator.track(shown, "report", len(shown)):
         parts.append(_sheet(clip, labels, step_model, run / "export" / f"{origin.name}.onnx"))
@@ -178,10 +178,11 @@ def mask_like(density: np.ndarray) -> np.ndarray:
     return density / top if top > 0 else density
 
 
-def _picture(frame: np.ndarray) -> str:
+def _picture(frame: np.ndarray, note: str = "") -> str:
     small = cv2.resize(frame, (WIDTH, round(WIDTH * frame.shape[0] / frame.shape[1])), interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">'
+    below = f'<div class="muted">{note}</div>' if note else ""
+    return f'<div><img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">{below}</div>'
 
 
 def _sheet(clip: Clip, labels: LabelStore, step_model: Path, image_model: Path) -> str:
@@ -211,8 +212,8 @@ def _sheet(clip: Clip, labels: LabelStore, step_model: Path, image_model: Path) 
         rows["frame"].append(_picture(frame))
         rows["fixations"].append(_picture(truth))
         rows["teacher"].append(_picture(overlay(frame, mask_like(teacher))))
-        rows["student, step"].append(_picture(overlay(frame, from_step)))
-        rows["student, image"].append(_picture(overlay(frame, from_image)))
+        rows["student, step"].append(_picture(overlay(frame, mask_like(from_step)), f"peak {from_step.max():.2f}"))
+        rows["student, image"].append(_picture(overlay(frame, mask_like(from_image)), f"peak {from_image.max():.2f}"))
         rows["what the state adds"].append(_picture(_signed(from_step - from_image)))
     cells = [f"<div></div>{''.join(f'<div>{i / clip.fps:.1f} s</div>' for i in wanted)}"]
     cells += [f"<div>{name}</div>{''.join(pictures)}" for name, pictures in rows.items()]

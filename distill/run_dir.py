@@ -22,7 +22,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -177,7 +177,12 @@ class RunDir:
 
     def is_done(self, stage: str, key: str) -> bool:
         done = self.manifest["stages"].get(stage, {})
-        return done.get("fingerprint") == key and all((self / name).exists() for name in done["outputs"])
+        return done.get("fingerprint") == key and done["outputs"] == self._sizes(done["outputs"])
+
+    def _sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of each file, -1 where it is missing: a file that is not what the stage left is made again."""
+        paths = {name: self / name for name in names}
+        return {name: path.stat().st_size if path.exists() else -1 for name, path in paths.items()}
 
     def check_inputs(self, now: dict[str, str]) -> None:
         """Remembers what the run reads from outside, and raises UsageError when it has changed since."""
@@ -194,8 +199,10 @@ class RunDir:
     def finish(self, stage: str, key: str, outputs: list[str], seconds: float, facts: dict[str, Any]) -> None:
         """Records a stage as done; seconds of earlier, interrupted tries are not counted."""
         self.manifest["stages"][stage] = {
-            "fingerprint": key, "outputs": outputs, "seconds": round(seconds, 2), "finished": _now(), **facts,
+            "fingerprint": key, "outputs": dict.fromkeys(outputs, 0), "seconds": round(seconds, 2), "finished": _now(), **facts,
         }  # fmt: skip
+        for done in self.manifest["stages"].values():  # evaluation writes its scores into the exported files
+            done["outputs"] = self._sizes(done["outputs"])
         self._save()
 
     def note(self, **facts: Any) -> None:

@@ -81,6 +81,10 @@ class Predictor:
             height, width = input_1CHW.shape[2:]
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.name} does not run at {width}x{height}: {reason}") from None
+        if results[0].shape != (1, 1, *input_1CHW.shape[2:]):
+            raise ValueError(
+                f"{self.name} gives a map of shape {list(results[0].shape)} for a frame of {list(input_1CHW.shape)}"
+            )
         if self.stateful:
             self._state = results[1]
         return results[0]

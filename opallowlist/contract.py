@@ -79,7 +79,10 @@ def _check_names(model: wire.Model, graph: wire.Graph, step: bool) -> Iterator[V
             )
     elif not step and optional and model.ir_version >= _FIRST_OPTIONAL_IR:
         message = f"optional inputs {_listed(optional)}; an image model has no other input than 'input'"
-        yield _wrong("contract-inputs", message, "take initializers out of graph.input, so that they are constants")
+        hint = "take initializers out of graph.input, so that they are constants"
+        if "state_in" in optional:
+            hint = "this is a step file: check it with --contract saliency-step"
+        yield _wrong("contract-inputs", message, hint)
     expected = ["saliency_map", "state_out"] if step else ["saliency_map"]
     if outputs != expected:
         message = f"outputs are {_listed(outputs)}; the contract has {_listed(expected)}, in this order"

@@ -145,7 +145,7 @@ def test_a_run_that_another_process_works_in_is_refused(finished):
 
 def test_a_stage_that_lost_a_file_makes_it_again(finished):
     (finished / "labels" / "003.npy").unlink()
-    (finished / "export" / "student.onnx").unlink()
+    (finished / "export" / "student.onnx").write_bytes(b"x")  # damaged, not only missing
     assert distill("run", "--out", finished, *SETS).returncode == 0
     assert check(finished / "export" / "student.onnx").ok and (finished / "labels" / "003.npy").exists()
     props = {p.key: p.value for p in onnx.load(finished / "export" / "student.onnx").metadata_props}
@@ -217,6 +217,29 @@ def test_predict_writes_pictures_and_maps(finished, tmp_path, out):
         assert len(list((tmp_path / out).glob("*.png"))) == 24
     else:
         assert probe(tmp_path / out)[:3] == (24, 64, 96)
+
+
+def test_predict_does_not_overwrite_what_it_reads_or_somebody_elses_folder(finished, tmp_path):
+    import shutil
+
+    video, model = tmp_path / "v.avi", finished / "export" / "student_step.onnx"
+    shutil.copy(finished / "corpus" / "video" / "001.avi", video)
+    before = video.read_bytes()
+    assert "is the file that is read" in distill("predict", video, "--model", model, "--out", video).stderr
+    assert "holds other files" in distill("predict", video, "--model", model, "--out", finished).stderr
+    assert video.read_bytes() == before and not list(finished.glob("*.png"))
+
+
+def test_a_runs_own_recipe_is_that_run(finished):
+    result = distill("run", finished / "recipe.toml")
+    assert result.returncode == 0 and result.stderr.count("up to date") == 9
+    result = distill("run", finished / "labels")
+    assert result.returncode == 2 and "is a folder and no run" in result.stderr
+
+
+def test_inspect_of_a_refused_model_fails(golden):
+    result = distill("inspect", golden / "scanner" / "bad_op_Celu.onnx")
+    assert result.returncode == 1 and "refused" in result.stdout
 
 
 def test_bench_and_inspect_speak_of_the_files(finished):
