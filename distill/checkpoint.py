@@ -17,6 +17,11 @@ def save(path: Path, values: dict[str, Any]) -> None:
         torch.save(values, file)
 
 
+def kept(path: Path) -> str:
+    """What a run that must stop still has, for its last words."""
+    return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The saved values. Raises UsageError for a file that is missing or damaged."""
     try:

@@ -25,6 +25,7 @@ from rich.table import Table
 from distill import __version__, config
 from distill.errors import GateFailed, Interrupted, UsageError
 from distill.progress import Narrator
+from distill.run_dir import TRAIN_MODULES
 
 PIPELINE, MODEL, HELP = "Pipeline", "Model", "Help"
 
@@ -450,12 +451,7 @@ def _report_error(error: Exception, debug: bool) -> int:
         )
     if isinstance(error, OSError):
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in (
-        "torch",
-        "cv2",
-        "onnxruntime",
-        "matplotlib",
-    ):
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN_MODULES:
         return _fail(f"{error.name} is not installed; pip install 'saliency-distill[train]'", 2)
     return _fail(f"internal error: {type(error).__name__}: {error}; --debug before the verb shows where", 2)
 

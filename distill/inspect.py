@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UsageError
-from distill.run_dir import MANIFEST, environment, read_json
+from distill.run_dir import MANIFEST, environment, missing_modules, read_json
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def machine() -> dict[str, Any]:
     facts: dict[str, Any] = dict(environment())
     facts["cores"] = len(os.sched_getaffinity(0))
     facts["free disk here"] = f"{shutil.disk_usage('.').free / 1e9:.0f} GB"
-    missing = [m for m in ("torch", "onnxruntime", "cv2", "matplotlib") if importlib.util.find_spec(m) is None]
+    missing = missing_modules()
     if "torch" not in missing:
         from distill.device import choose
 

@@ -15,7 +15,6 @@ A stage that is done under the same fingerprint is skipped; one that was interru
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,16 @@ from distill import config
 from distill.config import Recipe
 from distill.errors import GateFailed, Interrupted, UsageError
 from distill.progress import Narrator
-from distill.run_dir import MANIFEST, RunDir, another_configuration, fingerprint, read_json, refuse_foreign, write_json
+from distill.run_dir import (
+    MANIFEST,
+    RunDir,
+    another_configuration,
+    fingerprint,
+    missing_modules,
+    read_json,
+    refuse_foreign,
+    write_json,
+)
 from distill.teachers import TEACHERS
 
 if TYPE_CHECKING:
@@ -482,7 +490,7 @@ def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]
 
 def check_ready(recipe: Recipe) -> None:
     """Raises UsageError for what can be known to be wrong before anything is written."""
-    missing = [m for m in ("torch", "onnxruntime", "cv2", "matplotlib") if importlib.util.find_spec(m) is None]
+    missing = missing_modules()
     if missing:
         raise UsageError(f"{', '.join(missing)} not installed; pip install 'saliency-distill[train]'")
     from distill.corpora import CORPORA

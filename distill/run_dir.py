@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -211,6 +212,14 @@ class RunDir:
 
     def _save(self) -> None:
         write_json(self / MANIFEST, self.manifest)
+
+
+TRAIN_MODULES = ("torch", "onnxruntime", "cv2", "matplotlib")  # what the extra `train` brings
+
+
+def missing_modules() -> list[str]:
+    """Which modules of the extra `train` are not installed; none is imported."""
+    return [module for module in TRAIN_MODULES if importlib.util.find_spec(module) is None]
 
 
 def environment() -> dict[str, str]:

@@ -77,10 +77,12 @@ def train(
     student = TinyUNet(student_config).to(device)
     student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
     averaged = copy.deepcopy(student).eval().requires_grad_(False)
-    decayed = [p for name, p in student.named_parameters() if p.ndim == 4 and name not in ("place", "prior")]
-    rest = [p for name, p in student.named_parameters() if not (p.ndim == 4 and name not in ("place", "prior"))]
+    kernels, others = list[Tensor](), list[Tensor]()
+    for name, parameter in student.named_parameters():
+        (kernels if parameter.ndim == 4 and name not in ("place", "prior") else others).append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.lr
+        [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.lr,
     )
     weights = {name: getattr(config, name) for name in ("kl", "cc", "sim", "nss", "bce")}
     state, first, best, busy = None, 0, -math.inf, 0.0
@@ -133,7 +135,7 @@ def train(
             if not torch.isfinite(norm):
                 raise UsageError(
                     f"the gradient is not finite at step {step + 1}, clips {', '.join(c for c, _ in batch.places)}; "
-                    f"the last good checkpoint is {last_path}; try a smaller train.lr"
+                    f"{checkpoint.kept(last_path)}; try a smaller train.lr"
                 )
             optimizer.step()
             state = state.detach()
@@ -141,7 +143,8 @@ def train(
 
             update_average(averaged, student, min(config.ema, (step + 1) / (step + 10)))
             done = step + 1
-            write(step=done, loss=loss.mean().item(), lr=lr, **parts)
+            shown = loss.mean().item()
+            write(step=done, loss=shown, lr=lr, **parts)
             if done % config.validate_every == 0 or done == config.steps:
                 score = validate(averaged, validation, device)
                 write(step=done, split="val", **score)
@@ -151,10 +154,7 @@ def train(
                     checkpoint.save(best_path, values | {"val": score})
             if done % config.checkpoint_every == 0 or done == config.steps:
                 save(done)
-            bar.advance(
-                note=f"loss {loss.mean().item():.3f}"
-                + (f" · best val CC {best:.3f}" if validation and best > -1 else "")
-            )
+            bar.advance(note=f"loss {shown:.3f}" + (f" · best val CC {best:.3f}" if validation and best > -1 else ""))
             if narrator.stop() and done < config.steps:
                 save(done)
                 raise Interrupted(f"training, after step {done} of {config.steps}")
@@ -199,14 +199,14 @@ def mixed_loss(
     return loss.unflatten(0, shape), parts
 
 
-def _check_finite(loss_BT: Tensor, batch: Batch, step: int, checkpoint: Path) -> None:
+def _check_finite(loss_BT: Tensor, batch: Batch, step: int, last: Path) -> None:
     if torch.isfinite(loss_BT).all():
         return
     b, t = (~torch.isfinite(loss_BT)).nonzero()[0].tolist()
     clip, frames = batch.places[b]
-    kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
     raise UsageError(
-        f"the loss is not finite at step {step + 1}: clip {clip}, frame {frames[t]}; {kept}; try a smaller train.lr"
+        f"the loss is not finite at step {step + 1}: clip {clip}, frame {frames[t]}; {checkpoint.kept(last)}; "
+        "try a smaller train.lr"
     )
 
 

@@ -86,9 +86,9 @@ def train_visage(
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             if not torch.isfinite(norm):  # before the weights are touched; NaN in the loss arrives here too
-                kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
                 raise UsageError(
-                    f"teach: the gradient is not finite at step {step + 1}: {', '.join(places)}; {kept}; try a smaller teacher.lr"
+                    f"teach: the gradient is not finite at step {step + 1}: {', '.join(places)}; {checkpoint.kept(last)}; "
+                    "try a smaller teacher.lr"
                 )
             optimizer.step()
             bar.advance(note=f"loss {loss.item():.3f}")
