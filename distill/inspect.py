@@ -13,7 +13,10 @@ from distill.run_dir import MANIFEST, environment, missing_modules, read_json
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a run directory, a soft-label store, a corpus root or an ONNX file. Raises UsageError for others."""
+    """Facts about a run directory, a soft-label store or an ONNX file. Raises UsageError for others.
+
+    A corpus is looked at more closely: see `corpus_in` and distill.look.
+    """
     if not path.exists():
         raise UsageError(f"{path} does not exist")
     if path.is_file() and path.suffix == ".onnx":
@@ -22,9 +25,19 @@ def describe(path: Path) -> dict[str, Any]:
         return _run(path)
     if (path / "store.json").is_file():
         return _store(path)
-    if (path / "video").is_dir():
-        return _corpus(path)
-    raise UsageError(f"{path} is no run directory, soft-label store, corpus root (with video/) or .onnx file")
+    raise UsageError(f"{path} is no run directory, soft-label store, corpus root or .onnx file{_HINT}")
+
+
+_HINT = "; a corpus whose layout is not seen can be named with --corpus"
+
+
+def corpus_in(path: Path) -> str | None:
+    """The corpus in whose layout a folder is; None where it is a run, a store, or in none."""
+    if not path.is_dir() or (path / MANIFEST).is_file() or (path / "store.json").is_file():
+        return None
+    from distill.look import guess
+
+    return guess(path)
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -62,19 +75,6 @@ def _store(path: Path) -> dict[str, Any]:
         "kind": "soft-label store", "teacher": teacher["name"], "source": teacher["source"], "fingerprint": teacher["fingerprint"],
         "clips": len(files), "frames": frames, "maps": dict(shapes), "megabytes": round(sum(f.stat().st_size for f in files) / 1e6, 1),
         "broken or NaN": broken or "none",
-    }  # fmt: skip
-
-
-def _corpus(path: Path) -> dict[str, Any]:
-    from distill.corpora import open_corpus
-
-    corpus = open_corpus("dhf1k", path)
-    clips = corpus.clips
-    return {
-        "kind": "corpus, DHF1K's layout", "clips": len(clips), "annotated": sum(c.annotated_frames > 0 for c in clips),
-        "frames": sum(c.frames for c in clips), "density maps": "from maps/" if any(c.maps for c in clips) else "built from fixations",
-        "sizes": dict(Counter(f"{c.width}x{c.height}" for c in clips)), "frame rates": dict(Counter(f"{c.fps:g}" for c in clips)),
-        "licence": corpus.license,
     }  # fmt: skip
 
 

@@ -1,13 +1,18 @@
-"""Soft labels computed elsewhere, per clip: `CLIP.npz` or a folder `CLIP/` of 8-bit PNGs in order of their names.
+"""Soft labels computed elsewhere. A folder holds, for a clip:
 
-An npz holds `maps` uint8 `[T,h,w]` and `peak` float32 `[T]`: the saliency of frame t is maps[t] / 255 * peak[t], in
-[0, 1]. PNGs have a peak of 1.
+    CLIP.npz          maps uint8 [T,h,w] and peak float32 [T]: the saliency of frame t is maps[t] / 255 * peak[t], in [0, 1]
+    CLIP/*.png        8-bit PNGs in the order of their numbers, with a peak of 1
+    SET.npz           of still images: names [N] besides, maps and peak by image; the clip SET/1001 is the row of 1001.jpg
+
+The parts of a mixed corpus may have a folder each.
 """
 
 import hashlib
 import re
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import cv2
 import numpy as np
@@ -15,52 +20,93 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH = 160  # pixels that are kept; a 640 px map would take 16 times the disk
+Maps = tuple[np.ndarray, np.ndarray]  # uint8 [T,h,w], float32 [T]
 
 
 class MapsTeacher:
-    """Looks maps up in a folder. Raises ValueError for a folder or maps that cannot be used."""
+    """Looks maps up: in one folder, or in one for each part of the corpus.
+
+    Raises ValueError for a folder or maps that cannot be used.
+    """
 
     name = "maps"
 
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise ValueError(
-                f"teacher.maps {folder} is not a folder; give the one that holds CLIP.npz files with --maps"
-            )
-        self.folder = folder
-        if not any(entry.suffix == ".npz" or entry.is_dir() for entry in folder.iterdir()):
-            raise ValueError(f"teacher.maps {folder} holds neither CLIP.npz files nor folders of PNGs")
+    def __init__(self, folders: Path | Mapping[str, Path]) -> None:
+        self.folders = {"": folders} if isinstance(folders, Path) else dict(folders)
+        for folder in self.folders.values():
+            if not folder.is_dir():
+                raise ValueError(
+                    f"teacher.maps {folder} is not a folder; give the one that holds CLIP.npz files with --maps"
+                )
+            if not any(entry.suffix == ".npz" or entry.is_dir() for entry in folder.iterdir()):
+                raise ValueError(f"teacher.maps {folder} holds neither CLIP.npz files nor folders of PNGs")
+        self._sets: dict[Path, Maps] = {}
 
-    def has(self, clip_id: str) -> bool:
+    def _folder(self, part: str) -> Path:
+        return self.folders.get(part) or next(iter(self.folders.values()))
+
+    @cached_property
+    def _images(self) -> dict[Path, dict[str, list[tuple[Path, int]]]]:
+        """Where each still image is, by folder: its file and row, under SET/NAME and, for a lone set, under NAME."""
+        found: dict[Path, dict[str, list[tuple[Path, int]]]] = {}
+        for folder in set(self.folders.values()):
+            rows = found.setdefault(folder, {})
+            for path in sorted(folder.glob("*.npz")):
+                for row, name in enumerate(_image_names(path)):
+                    stem = Path(name).stem
+                    rows.setdefault(f"{path.stem}/{stem}", []).append((path, row))
+                    rows.setdefault(stem, []).append((path, row))
+        return found
+
+    def _image(self, folder: Path, name: str) -> tuple[Path, int] | None:
+        rows = self._images[folder]
+        for wanted in (name, Path(name).stem):
+            if len(places := rows.get(wanted, [])) == 1:
+                return places[0]
+        return None
+
+    def has(self, name: str, part: str = "") -> bool:
         """Whether there is something for a clip; it may still be damaged."""
-        return (self.folder / f"{clip_id}.npz").exists() or (self.folder / clip_id).is_dir()
+        folder = self._folder(part)
+        paths = (folder / f"{name}.npz", folder / name, folder / f"{name}.png")
+        return any(path.exists() for path in paths) or self._image(folder, name) is not None
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of all maps."""
         digest = hashlib.sha256()
-        for path in sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in (".npz", ".png")):
-            digest.update(f"{path.relative_to(self.folder)} {path.stat().st_size}\n".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        for folder in dict.fromkeys(self.folders.values()):
+            for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".npz", ".png")):
+                digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
-    def logits(self, clip_id: str, frames: int) -> Tensor:
-        """The clip's logits, float32 `[frames,h,w]`."""
-        npz, pngs = self.folder / f"{clip_id}.npz", self.folder / clip_id
-        if npz.exists():
-            maps, peak, source = *_read_npz(npz), npz
-        elif pngs.is_dir():
-            maps, source = _read_pngs(pngs), pngs
-            peak = np.ones(len(maps), np.float32)
-        else:
-            raise ValueError(
-                f"teacher.maps has nothing for clip {clip_id}: neither {npz} nor {pngs}/; add it, or corpus.skip the clip"
-            )
+    def _find(self, name: str, part: str) -> tuple[np.ndarray, np.ndarray, Path]:
+        folder = self._folder(part)
+        npz, pngs, png = folder / f"{name}.npz", folder / name, folder / f"{name}.png"
+        if npz.exists() and not _image_names(npz):
+            return *_read_npz(npz), npz
+        if (image := self._image(folder, name)) is not None:
+            path, row = image
+            if path not in self._sets:
+                self._sets[path] = _read_npz(path)
+            maps, peak = self._sets[path]
+            return maps[row : row + 1], peak[row : row + 1], path
+        if pngs.is_dir() or png.exists():
+            maps, source = (_read_pngs(pngs), pngs) if pngs.is_dir() else (_read_png(png)[None], png)
+            return maps, np.ones(len(maps), np.float32), source
+        raise ValueError(
+            f"teacher.maps has nothing for clip {name}: neither {npz} nor {pngs}/; add it, or corpus.skip the clip"
+        )
+
+    def logits(self, name: str, frames: int, part: str = "") -> Tensor:
+        """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`."""
+        maps, peak, source = self._find(name, part)
         if len(maps) != frames:
-            raise ValueError(f"{source} has {len(maps)} maps, clip {clip_id} has {frames} frames; they must agree")
+            raise ValueError(f"{source} has {len(maps)} maps, clip {name} has {frames} frames; they must agree")
         bad = ~np.isfinite(peak) | (peak < 0) | (peak > 1)
         if bad.any():
             raise ValueError(
-                f"{source}, frame {int(bad.argmax()) + 1}: peak is {peak[bad.argmax()]}, where it must be in [0, 1] (clip {clip_id})"
+                f"{source}, frame {int(bad.argmax()) + 1}: peak is {peak[bad.argmax()]}, where it must be in [0, 1] (clip {name})"
             )
         if maps.shape[2] > MAX_WIDTH:  # averaged before the logit, several times what a student's grid resolves
             size = (MAX_WIDTH, max(1, round(maps.shape[1] * MAX_WIDTH / maps.shape[2])))
@@ -69,6 +115,18 @@ class MapsTeacher:
         # Zero and one are 8-bit roundings: hold them half a step away, where their logits are finite.
         half = torch.from_numpy(np.maximum(peak, 1 / 255)[:, None, None] / 510).float()
         return torch.logit(torch.clamp(saliency, half, 1 - half))
+
+
+def _image_names(path: Path) -> list[str]:
+    """The names of the images in the npz of a set; none for that of a clip."""
+    try:
+        with ZipFile(path) as file:
+            if "names.npy" not in file.namelist():
+                return []
+        with np.load(path, allow_pickle=False) as arrays:
+            return [str(name) for name in arrays["names"]]
+    except (OSError, ValueError, BadZipFile):
+        return []  # reading it tells
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -92,9 +150,7 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 def _read_pngs(folder: Path) -> np.ndarray:
     maps: list[np.ndarray] = []
     for path in sorted(folder.glob("*.png"), key=_by_number):
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if image is None:
-            raise ValueError(f"{path} does not open as an image")
+        image = _read_png(path)
         if maps and image.shape != maps[0].shape:
             raise ValueError(
                 f"{path} is {image.shape[1]}x{image.shape[0]} px, the maps before it {maps[0].shape[1]}x{maps[0].shape[0]}"
@@ -103,3 +159,10 @@ def _read_pngs(folder: Path) -> np.ndarray:
     if not maps:
         raise ValueError(f"{folder} holds no PNGs")
     return np.stack(maps)
+
+
+def _read_png(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise ValueError(f"{path} does not open as an image")
+    return image

@@ -1,92 +1,113 @@
-"""DHF1K's layout (Wang et al., CVPR 2018), which other databases share:
+"""DHF1K (Wang et al., CVPR 2018) and what else stands in its layout; also in the four others that it is passed on in.
 
-    video/NNN.AVI                                  any suffix that OpenCV reads
-    annotation/NNNN/fixation/%04d.png              binary fixation maps, one per frame from 0001
-    annotation/NNNN/maps/%04d.png                  density maps; built from the fixations where the folder is absent
+    official    video/NNN.AVI    annotation/NNNN/{fixation,maps}/%04d.png
+    UNISAL      annotation/NNNN/{images,fixation,maps}/%04d.png
+    TASED-Net   video/NNNN/%04d.png    annotation/NNNN/{fixation,maps}/%04d.png
+    SalEMA      frames/N/    fixations/N/    maps/N/         numbers without zeros
+    ViNet       NNNN/{images,fixation,maps}/%04d.png         perhaps below train/ and val/
 
-Clips without annotation can be labelled, not scored.
+They are told apart by looking, and may be mixed. Fixations are PNGs, else MATLAB matrices in fixation/maps/%04d.mat, else
+the raw gaze in exportdata_train/ beside. Density is built from the fixations where maps/ is absent. Clips without
+annotation can be labelled, not scored.
+
+Where clips beyond 600 are present it is DHF1K itself, with its split: 1-600 train, 601-700 validate, 701-1000 are the
+benchmark's.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from distill.corpora.clips import Clip
-from distill.corpora.video import SUFFIXES, probe
+from distill.config import Corpus as Options
+from distill.corpora import images
+from distill.corpora.annotation import export_files
+from distill.corpora.entries import Entry, check, license_of
+from distill.corpora.video import SUFFIXES
 from distill.errors import UsageError
 
-LICENSE_FILE = "LICENSE.txt"
+__all__ = ["check", "find", "license_of"]
+
+FPS = 30.0
+SIDES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+LAST_TRAINING, LAST_VALIDATION = 600, 700
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A clip as found, before it is checked."""
-
-    id: str
-    video: Path
-    annotation: Path
-
-
-def license_of(root: Path) -> str:
-    """The first line of LICENSE.txt beside the corpus, or that it is not stated."""
-    path = root / LICENSE_FILE
-    text = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
-    return text.splitlines()[0].strip() if text else "not stated"
-
-
-def find(root: Path) -> list[Entry]:
-    """The clips under `root`, sorted by id."""
-    folder = root / "video"
-    if not folder.is_dir():
+def find(root: Path, options: Options) -> list[Entry]:
+    """The clips under `root`, sorted by number. Raises UsageError where there are none in any of the layouts."""
+    fps = options.fps or FPS
+    found: dict[str, Entry] = {}
+    for side, place in _places(root):
+        for name, video in _videos(place).items():
+            if name in found and found[name].side != side:
+                raise UsageError(f"clip {name} is both in {found[name].video} and in {video}; keep one of them")
+            clip = name if video.is_dir() else video.stem
+            found.setdefault(name, _annotated(place, Entry(clip, video, name=clip, side=side, fps=fps)))
+    if not found:
+        lacks = f"{root / 'video'} holds no videos ({', '.join(SUFFIXES)})"
+        if not (root / "video").is_dir():
+            lacks = f"{root} has no video/ folder"
         raise UsageError(
-            f"{root} has no video/ folder; DHF1K's layout is video/NNN.AVI and annotation/NNNN/fixation/%04d.png"
+            f"{lacks}, and there are no frames in video/NNNN, frames/N, annotation/NNNN/images or NNNN/images; "
+            "DHF1K's layout is video/NNN.AVI and annotation/NNNN/fixation/%04d.png"
         )
-    videos = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not videos:
-        raise UsageError(f"{folder} holds no videos ({', '.join(SUFFIXES)})")
-    ids = [video.stem for video in videos]
-    if twice := {i for i in ids if ids.count(i) > 1}:
-        raise UsageError(f"{folder} holds several videos called {min(twice)}; keep one of them")
-    return [
-        Entry(v.stem, v, root / "annotation" / (f"{int(v.stem):04d}" if v.stem.isdigit() else v.stem)) for v in videos
-    ]
+    if options.name != "synthetic" and any(_number(name) > LAST_TRAINING for name in found):
+        found = {name: replace(e, side=e.side or _official(_number(name))) for name, e in found.items()}
+    return [found[name] for name in sorted(found, key=images.numbered)]
 
 
-def check(entry: Entry) -> Clip:
-    """Decodes the video once and compares it with its annotation. Raises UsageError with what disagrees."""
-    frames, height, width, fps = probe(entry.video)
-    fixations, maps = entry.annotation / "fixation", entry.annotation / "maps"
-    annotated = _count(fixations, height, width) if fixations.is_dir() else 0
-    if maps.is_dir() and not annotated:
-        raise UsageError(f"{maps} has no fixations beside it in {fixations}; NSS and AUC need them")
-    if annotated > frames:
-        raise UsageError(
-            f"{entry.video} has {frames} frames, its annotation in {fixations} {annotated}; is the video complete?"
-        )
-    has_maps = maps.is_dir() and any(maps.glob("*.png"))
-    if has_maps and (found := _count(maps, height, width)) != annotated:
-        raise UsageError(f"{maps} holds {found} maps, {fixations} {annotated}; they must agree")
-    return Clip(
-        entry.id, str(entry.video), frames, height, width, fps,
-        str(fixations) if annotated else "", str(maps) if has_maps else "", annotated,
-    )  # fmt: skip
+def _official(number: int) -> str:
+    return "train" if number <= LAST_TRAINING else "val" if number <= LAST_VALIDATION else "test"
 
 
-def _count(folder: Path, height: int, width: int) -> int:
-    """PNGs named 0001.png, 0002.png, ... of the video's size; their headers are read, not their pixels."""
-    names = sorted(p.name for p in folder.glob("*.png"))
-    for number, name in enumerate(names, 1):
-        if name != f"{number:04d}.png":
-            raise UsageError(
-                f"{folder} has {name} where {number:04d}.png should be; files count from 0001 without gaps"
-            )
-        with (folder / name).open("rb") as file:
-            head = file.read(24)
-        if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 24:
-            raise UsageError(f"{folder / name} is not a PNG")
-        size = struct.unpack(">II", head[16:24])
-        if size != (width, height):
-            raise UsageError(f"{folder / name} is {size[0]}x{size[1]} px, its video {width}x{height}; they must agree")
-    return len(names)
+def _number(name: str) -> int:
+    return int(name) if name.isdigit() else 0
+
+
+def _id(name: str) -> str:
+    """One name for a clip in all layouts: 001 for 1, 001 and 0001. A video keeps the name that its file has."""
+    return f"{int(name):03d}" if name.isdigit() else name
+
+
+def _places(root: Path) -> list[tuple[str, Path]]:
+    """Where clips may stand: the root, and folders in it that are called after a side of the split."""
+    sides = [(SIDES[p.name.lower()], p) for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SIDES]
+    return [("", root), *sides]
+
+
+def _videos(place: Path) -> dict[str, Path]:
+    """Every clip's video or folder of frames; where it has several, the video, then folders in the order above."""
+    found: dict[str, Path] = {}
+    folder = place / "video"
+    if folder.is_dir():
+        videos = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        for video in videos:
+            if (other := found.setdefault(_id(video.stem), video)) != video:
+                raise UsageError(f"{folder} holds {other.name} and {video.name}, which are one clip; keep one of them")
+    for pattern in ("video/*", "frames/*", "annotation/*/images", "*/images"):
+        for frames in sorted(place.glob(pattern)):
+            name = frames.parent.name if frames.name == "images" else frames.name
+            if frames.is_dir() and not name.startswith("."):
+                found.setdefault(_id(name), frames)
+    return found
+
+
+def _annotated(place: Path, entry: Entry) -> Entry:
+    """The entry with its fixations and density maps, wherever they stand."""
+    number = _number(entry.id)
+    beside = [entry.video.parent] if entry.video.name == "images" else []
+    folders = [place / "annotation" / f"{number:04d}" if number else place / "annotation" / entry.id, *beside]
+    plain = str(number) if number else entry.id
+    fixations = [*(f / "fixation" for f in folders), place / "fixations" / plain, place / "fixation" / plain]
+    maps = [*(f / "maps" for f in folders), place / "maps" / plain]
+    entry = replace(entry, maps=next((m for m in maps if m.is_dir()), None), fixations=fixations[0])
+    for folder in fixations:
+        for kind, where in (("png", folder), ("mat", folder / "maps"), ("mat", folder)):
+            if images.has_any(where, (f".{kind}",)):
+                return replace(entry, fixations=where, annotation=kind)
+    for folder in (place / "exportdata_train", place / "exportdata", place / "gaze_record"):
+        if number and folder.is_dir() and export_files(folder, number):
+            return replace(entry, fixations=folder, annotation="export")
+    return entry

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from distill.config import Synthetic
-from distill.corpora.dhf1k import LICENSE_FILE
+from distill.corpora.entries import LICENSE_FILES
 from distill.corpora.video import Writer, probe
 from distill.errors import Interrupted, UsageError
 from distill.progress import Narrator
@@ -54,7 +54,7 @@ def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
         raise UsageError(f"{root} holds something that is no synthetic corpus; choose another corpus.root")
     (root / "video").mkdir(parents=True, exist_ok=True)
     write_json(made_with, asdict(config))
-    (root / LICENSE_FILE).write_text(LICENSE + "\n", encoding="utf-8")
+    (root / LICENSE_FILES[0]).write_text(LICENSE + "\n", encoding="utf-8")
     with narrator.bar("synthetic corpus", config.clips, unit="clips") as bar:
         for number in range(1, config.clips + 1):
             video = root / "video" / f"{number:03d}.avi"

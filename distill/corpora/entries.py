@@ -1,0 +1,151 @@
+"""A clip as a layout finds it, and the check that makes a `Clip` of it: what is decoded, counted and compared.
+
+Layouts know where things stand; this knows what must agree. A video is decoded once, to count its frames; images,
+fixation maps and density maps in folders are counted, their numbers and the sizes in their headers compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill.corpora import annotation, images
+from distill.corpora.clips import Clip
+from distill.corpora.video import probe, probe_folder, stated
+from distill.errors import UsageError
+
+LICENSE_FILES = ("LICENSE.txt", "LICENSE", "LICENSE.md", "LICENCE.txt", "LICENCE", "license.txt")
+UNANNOTATED, WITHOUT_FRAME = "frames without annotation", "annotations without a frame"
+ODD_MAPS = "density maps too few or too many"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A clip as found. `annotation` says what `fixations` is; `fps` counts where frames stand in a folder."""
+
+    id: str
+    video: Path
+    fixations: Path | None = None
+    maps: Path | None = None
+    annotation: str = "png"
+    name: str = ""
+    group: str = ""
+    side: str = ""
+    fps: float = 30.0
+    lag: float = 0.0
+
+    @property
+    def static(self) -> bool:
+        return self.video.suffix.lower() in images.SUFFIXES
+
+
+def license_of(root: Path) -> str:
+    """The first line of the licence beside a corpus, or of those beside its parts; or that it is not stated."""
+    found = []
+    for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
+        path = next((folder / name for name in LICENSE_FILES if (folder / name).is_file()), None)
+        text = path.read_text(encoding="utf-8", errors="replace").strip() if path else ""
+        if text:
+            found.append(text.splitlines()[0].strip())
+            if folder == root:
+                break
+    return "; ".join(dict.fromkeys(found)) or "not stated"
+
+
+def check(entry: Entry) -> Clip:
+    """The clip, decoded once and compared with its annotation. Raises UsageError with what disagrees."""
+    if entry.static:
+        frames, (height, width), fps = 1, images.size_of(entry.video, whole=True), 1.0
+    elif entry.video.is_dir():
+        frames, height, width = probe_folder(entry.video)
+        fps = entry.fps
+    else:
+        frames, height, width, fps = probe(entry.video)
+    clip = Clip(
+        entry.id, str(entry.video), frames, height, width, fps, group=entry.group, annotation=entry.annotation,
+        static=entry.static, name=entry.name, side=entry.side, lag=entry.lag,
+    )  # fmt: skip
+    annotated, troubles = _annotated(clip, entry)
+    if annotated > frames + 1:  # one more is a decoder's last frame
+        raise UsageError(
+            f"{entry.video} has {frames} frames, its annotation in {entry.fixations} {annotated}; is the video complete?"
+        )
+    if annotated > frames:
+        troubles[WITHOUT_FRAME] = annotated - frames
+    elif 0 < annotated < frames:
+        troubles[UNANNOTATED] = frames - annotated
+    clip = replace(clip, annotated_frames=min(annotated, frames), fixations=str(entry.fixations) if annotated else "")
+    return _with_maps(replace(clip, troubles=troubles), entry, annotated)
+
+
+def _annotated(clip: Clip, entry: Entry) -> tuple[int, dict[str, int]]:
+    """How many frames are annotated, and what was dropped of their points."""
+    if entry.fixations is None or not entry.fixations.exists():
+        return 0, {}
+    if entry.annotation in annotation.MAPS:
+        suffix, _ = annotation.MAPS[entry.annotation]
+        names = images.listing(entry.fixations, (suffix,))
+        if names:
+            _check_numbers(entry, entry.fixations, names)
+            if suffix == ".png":
+                _check_sizes(entry.fixations, names, clip)
+            else:  # the others are looked at when they are read
+                annotation.MAPS[entry.annotation][1](replace(clip, fixations=str(entry.fixations)), 0)
+        return len(names), {}
+    gaze = annotation.whole(replace(clip, fixations=str(entry.fixations)))
+    return (gaze.frames if len(gaze.frame) or entry.annotation == "json" else 0), dict(gaze.troubles)
+
+
+def _with_maps(clip: Clip, entry: Entry, annotated: int) -> Clip:
+    """The clip with its density maps, if it has some; frames beyond the end of a video of maps are not annotated."""
+    if entry.maps is None or not entry.maps.exists():
+        return clip
+    if not annotated:
+        raise UsageError(f"{entry.maps} has no fixations beside it in {entry.fixations}; NSS and AUC need them")
+    if entry.maps.is_file():
+        frames, height, width = stated(entry.maps)
+        if (height, width) != (clip.height, clip.width):
+            raise UsageError(
+                f"{entry.maps} is {width}x{height} px, its video {clip.width}x{clip.height}; they must agree"
+            )
+        odd = {ODD_MAPS: abs(frames - clip.frames)} if frames != clip.frames else {}
+        covered = min(clip.annotated_frames, frames)
+        return replace(clip, maps=str(entry.maps), annotated_frames=covered, troubles=clip.troubles | odd)
+    names = images.listing(entry.maps)
+    if not names:
+        return clip
+    if len(names) != annotated:
+        raise UsageError(f"{entry.maps} holds {len(names)} maps, {entry.fixations} {annotated}; they must agree")
+    _check_numbers(entry, entry.maps, names)
+    _check_sizes(entry.maps, names, clip)
+    return replace(clip, maps=str(entry.maps))
+
+
+def _check_numbers(entry: Entry, folder: Path, names: list[str]) -> None:
+    """Numbers without gaps: from 1 beside a video; beside a folder of frames from its first, or in its own way if as many."""
+    first: int | None = 1
+    if entry.video.is_dir():
+        frames = images.listing(entry.video)
+        first = images.number_of((names if len(names) == len(frames) else frames)[0])
+    if not entry.static:
+        images.check_numbers(folder, names, first)
+
+
+def _check_sizes(folder: Path, names: list[str], clip: Clip) -> None:
+    for name in names:
+        if (size := images.size_of(folder / name)) != (clip.height, clip.width):
+            raise UsageError(
+                f"{folder / name} is {size[1]}x{size[0]} px, its video {clip.width}x{clip.height}; they must agree"
+            )
+
+
+def print_of(entry: Entry) -> list[Any]:
+    """What tells a changed clip without decoding it: names, sizes and counts of its files."""
+    facts: list[Any] = [entry.id]
+    for path in (entry.video, entry.fixations, entry.maps):
+        if path is not None and path.is_dir():
+            facts.append(sum(1 for _ in path.iterdir()))
+        elif path is not None and path.exists():
+            facts.append((path.name, path.stat().st_size))
+    return facts
