@@ -19,11 +19,12 @@ matplotlib.use("Agg")  # no display is needed, or asked for
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from distill.card import LABELS, Provenance
+from distill import scores
+from distill.card import Provenance
 from distill.config import Recipe
 from distill.corpora import Clip, Corpus, density_map, fixation_map
 from distill.evaluate import load_predictor
-from distill.metrics import HIGHER_IS_BETTER
+from distill.metrics import HIGHER_IS_BETTER, LABELS
 from distill.progress import Narrator
 from distill.run_dir import RunDir, atomic, read_json
 from distill.soft_labels import LabelStore
@@ -43,8 +44,9 @@ STYLE = """
 body { font: 15px/1.55 system-ui, sans-serif; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { margin-top: 2.4rem; font-size: 1.2rem; border-bottom: 1px solid var(--line) }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line) }
-td:first-child, th:first-child { text-align: left } .best { font-weight: 700; color: var(--good) }
+td, th { padding: .3rem .35rem; vertical-align: top; text-align: right; border-bottom: 1px solid var(--line) }
+td:first-child, th:first-child { text-align: left; white-space: nowrap } .best { font-weight: 700; color: var(--good) }
+.interval { font-size: .7rem; font-weight: 400; opacity: .65; white-space: nowrap; color: CanvasText }
 .scroll { overflow-x: auto } .muted { opacity: .7 } .warn { border-left: 4px solid #d19a2e; padding: .4rem .8rem; background: var(--soft) }
 .sheet { display: grid; gap: 3px; grid-template-columns: 7rem repeat(var(--n), minmax(110px, 1fr));
   align-items: center; overflow-x: auto; font-size: .85rem }
@@ -86,27 +88,68 @@ def write(
         file.write(page.encode())
 
 
+NAMES = {"step": "student, step file", "image": "student, image file"}
+
+
 def _scores(metrics: dict[str, Any]) -> str:
-    predictors = metrics["predictors"]
-    if not predictors:
+    if not metrics["predictors"]:
         return "<h2>Scores</h2><p>No validation clip has fixations: nothing was scored.</p>"
-    best = {m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in predictors.values()) for m in LABELS}
-    names = {"step": "student, step file", "image": "student, image file"}
-    rows = [
-        "<tr><th>predictor</th>"
-        + "".join(f"<th>{t} {'↑' if HIGHER_IS_BETTER[m] else '↓'}</th>" for m, t in LABELS.items())
-        + "</tr>"
-    ]
-    for name, scores in predictors.items():
-        cells = "".join(f'<td class="{"best" if scores[m] == best[m] else ""}">{scores[m]:.3f}</td>' for m in LABELS)
-        rows.append(f"<tr><td>{html.escape(names.get(name, name))}</td>{cells}</tr>")
-    skipped = metrics["frames_without_fixations"]
-    note = f"; {skipped} frames without fixations were not scored" if skipped else ""
+    by_part = scores.parts(metrics)
+    return "<h2>Scores</h2>" + "".join(
+        (f"<h3>{html.escape(part)}</h3>" if len(by_part) > 1 else "") + _scores_of(result) for part, result in by_part.items()
+    )  # fmt: skip
+
+
+def _scores_of(result: dict[str, Any]) -> str:
+    shown = scores.shown(result)
+    best = {m: scores.best(result, m) for m in shown}
+    head = "".join(f"<th>{LABELS[m]} {'↑' if HIGHER_IS_BETTER[m] else '↓'}</th>" for m in shown)
+    rows = [f"<tr><th>predictor</th>{head}</tr>"]
+    for (name, cells), values in zip(scores.score_cells(result), result["predictors"].values(), strict=True):
+        marks = ["best" if m in values and values[m] == best[m] else "" for m in shown]
+        rows.append(_row(NAMES.get(name, name), cells, marks))
+    skipped = result["frames_without_fixations"]
+    note = f"; {skipped:,} frames without fixations were not scored" if skipped else ""
     return (
-        f'<h2>Scores</h2><div class="scroll"><table>{"".join(rows)}</table></div>'
-        f'<p class="muted">{metrics["frames_scored"]:,} frames of {len(metrics["clips"])} validation clips{note}. The ONNX files, through '
-        f"onnxruntime, state carried. {html.escape(metrics['protocol'])}.</p>"
+        f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+        f'<p class="muted">{result["frames_scored"]:,} frames of {len(result["clips"])} clips{note}. The ONNX files, through '
+        f"onnxruntime, state carried. Below each value its 95 % interval over clips. Protocol {result['protocol']}: "
+        f"{html.escape(result['about'])}.</p>{_differences(result)}"
     )
+
+
+def _differences(result: dict[str, Any]) -> str:
+    """Dots and whiskers: the step file less the image file and each of its poolings, in NSS and CC."""
+    if all(clip["frames_scored"] <= 1 for clip in result["clips"].values()):
+        return ""  # still images, where all of them are the same
+    found = {n: d for n, d in result["differences"]["from"].items() if n.startswith("image") and "nss" in d}
+    figure = Figure(figsize=(11, 0.8 + 0.3 * len(found)))
+    for axis, metric in zip(figure.subplots(1, 2, sharey=True), ("nss", "cc"), strict=True):
+        for place, difference in enumerate(reversed(found.values())):
+            mean, interval = difference[metric]["mean"], difference[metric]["interval"]
+            axis.plot(interval or [mean, mean], [place, place], color=COLOURS["step"], lw=2)
+            axis.plot([mean], [place], "o", color=COLOURS["step"], ms=5)
+            axis.annotate(f"{mean:+.3f}", (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+        axis.axvline(0, color="#444", lw=0.8)
+        axis.set_yticks(range(len(found)), reversed([f"step less {name}" for name in found]))
+        axis.set_ylim(-0.6, len(found) - 0.2)
+        axis.set_title(LABELS[metric], fontsize=10)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.locator_params(axis="x", nbins=6)
+        axis.grid(axis="x", alpha=0.25)
+    return (
+        f"<figure>{_svg(figure)}<figcaption>What the state is worth: the step file less the image file, and less its maps "
+        "pooled over time, on the same clips, with 95 % intervals. Right of the line the step file is better.</figcaption></figure>"
+    )
+
+
+def _row(name: str, cells: dict[str, tuple[str, str]], marks: list[str]) -> str:
+    values = []
+    for (value, interval), mark in zip(cells.values(), marks, strict=True):
+        below = f'<div class="interval">{interval.strip("[]").replace(", ", "…")}</div>' if interval else ""
+        values.append(f'<td class="{mark}">{value}{below}</td>')
+    return f"<tr><td>{html.escape(name)}</td>{''.join(values)}</tr>"
 
 
 def _svg(figure: Figure) -> str:
@@ -186,7 +229,7 @@ def _picture(frame: np.ndarray, note: str = "") -> str:
 
 
 def _sheet(clip: Clip, labels: LabelStore, step_model: Path, image_model: Path) -> str:
-    wanted = np.linspace(clip.frames * 0.08, clip.frames - 1, COLUMNS).astype(int)
+    wanted = np.unique(np.linspace(clip.frames * 0.08, clip.frames - 1, COLUMNS).astype(int))
     step, image = load_predictor(step_model), load_predictor(image_model)
     logits = labels.read(clip.id, clip.frames)
     rows: dict[str, list[str]] = {
@@ -228,6 +271,8 @@ def _signed(difference: np.ndarray) -> np.ndarray:
 def _over_time(clip: Clip, result: dict[str, Any]) -> str:
     if not result["frames_scored"]:
         return '<p class="muted">No scored frame of this clip has fixations.</p>'
+    if clip.static:
+        return ""
     seconds = np.array(result["frames"]) / clip.fps
     figure = Figure(figsize=(11, 2.2))
     axis = figure.subplots()
@@ -250,20 +295,14 @@ def _over_time(clip: Clip, result: dict[str, Any]) -> str:
 
 
 def _per_clip(metrics: dict[str, Any]) -> str:
-    scored = {i: r for i, r in metrics["clips"].items() if r["frames_scored"]}
-    if not scored:
+    cells = scores.clip_cells(metrics) if metrics["predictors"] else []
+    if not cells:
         return ""
-    order = sorted(scored, key=lambda i: scored[i]["scores"]["step"]["nss"])
-    names = list(metrics["predictors"])
-    head = "".join(f"<th>{html.escape(n)}</th>" for n in names)
-    rows = "".join(
-        f"<tr><td>{html.escape(i)}</td><td>{scored[i]['frames_scored']}</td>"
-        + "".join(f"<td>{scored[i]['scores'][n]['nss']:.3f}</td>" for n in names) + "</tr>"
-        for i in order
-    )  # fmt: skip
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in cells[0][1])
+    rows = "".join(_row(clip, row, [""] * len(row)) for clip, row in cells)
     return (
         "<h2>Clip by clip</h2><p>NSS, the hardest clip for the student first.</p>"
-        f'<div class="scroll"><table><tr><th>clip</th><th>frames</th>{head}</tr>{rows}</table></div>'
+        f'<div class="scroll"><table><tr><th>clip</th>{head}</tr>{rows}</table></div>'
     )
 
 

@@ -1,0 +1,93 @@
+"""Pooling over time: what gives an image student a memory without training. Baselines that a recurrent state must beat.
+
+    pooling, state = parse("ema=0.6"), None
+    for frame in frames:
+        pooled, state = pooling.step(image_student(frame), frame, state)
+
+    mean              the mean of all maps so far
+    ema=ALPHA         exponential moving average; ALPHA is the weight of the newest map
+    max               the largest value so far, pixel by pixel
+    motion-weighted   the mean of all maps so far, each weighted by how much its frame differs from the one before
+
+These are the four aggregators of the downstream (lusoris/vmaf, `vmaf-tune`), made causal: it makes one map of eight sampled
+frames, these make one map per frame from what has been seen until then. Numpy only; the state is passed, not kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("mean", "ema", "max", "motion-weighted")
+# What a frame without motion still weighs. The downstream gives its first frame, whose motion is unknown, a weight of 1,
+# as if all of the picture had changed from black to white; frame by frame that map would never be outweighed.
+STILL = 1e-6
+
+
+class State(NamedTuple):
+    """What is carried from one frame to the next."""
+
+    saliency: np.ndarray  # float32 [H,W], the pooled map
+    weight: float  # of all maps so far
+    luma: np.ndarray | None  # float32 [H,W], of the last frame; for motion only
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """One way of pooling. `alpha` is used by `ema` alone. Raises ValueError for an unknown kind or alpha outside (0, 1]."""
+
+    kind: str
+    alpha: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown baseline '{self.kind}'; known: mean, ema=ALPHA, max, motion-weighted")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"the alpha of baseline ema lies above 0 and up to 1, got {self.alpha:g}")
+
+    @property
+    def name(self) -> str:
+        """As `parse` reads it."""
+        return f"ema={self.alpha:g}" if self.kind == "ema" else self.kind
+
+    def step(self, saliency: np.ndarray, frame: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
+        """The pooled map after this frame, and the state to pass on; without a state it is the map itself.
+
+        saliency: float `[H,W]`. frame: uint8 RGB `[H,W,3]`. Raises ValueError where the size changes within a stream.
+        """
+        if state is not None and state.saliency.shape != saliency.shape:
+            raise ValueError(f"the maps of one stream have one size; got {saliency.shape} after {state.saliency.shape}")
+        luma = _luma(frame) if self.kind == "motion-weighted" else None
+        weight = 1.0
+        if luma is not None:
+            weight = STILL if state is None else max(STILL, float(np.abs(luma - state.luma).mean()) / 255)
+        total = weight + (state.weight if state else 0.0)
+        if state is None:
+            pooled = saliency.astype(np.float32)
+        elif self.kind == "max":
+            pooled = np.maximum(state.saliency, saliency)
+        else:
+            share = self.alpha if self.kind == "ema" else weight / total
+            pooled = (state.saliency + np.float32(share) * (saliency - state.saliency)).astype(np.float32)
+        return pooled, State(pooled, total, luma)
+
+
+def parse(text: str) -> Pooling:
+    """`mean`, `ema`, `ema=0.6`, `max` or `motion-weighted`. Raises ValueError for anything else."""
+    kind, equals, value = text.strip().partition("=")
+    if not equals:
+        return Pooling(kind)
+    if kind != "ema":
+        raise ValueError(f"baseline '{kind}' takes no number" if kind in KINDS else f"unknown baseline '{kind}'")
+    try:
+        alpha = float(value)
+    except ValueError:
+        raise ValueError(f"baseline ema wants a number, as in ema=0.6, got '{value}'") from None
+    return Pooling(kind, alpha)
+
+
+def _luma(frame: np.ndarray) -> np.ndarray:
+    """BT.709 luma of uint8 RGB `[H,W,3]`: float32 `[H,W]`, 0 to 255."""
+    return frame.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], np.float32)
