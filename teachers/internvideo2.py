@@ -8,28 +8,40 @@ Three details decide whether the published weights work, and no key name tells t
 the norms of queries and keys run over the full width, all heads together; the MLP's GELU is the tanh form, for the
 weights were trained with a fused MLP that has only that one; LayerScale multiplies in float32.
 
+Attention is torch's own `scaled_dot_product_attention`. In bfloat16 the norms and LayerScale compute in float32 inside
+one kernel each, and round once. An expert's LoRA rides along as side branches (`teachers/lora.py`), handed in per call:
+the trunk's own weights never change, so one trunk serves every expert.
+
 This file knows torch alone.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from distill.teachers.lora import BlockLora, Lora
+from distill.teachers.weights import LoadAccount, load_state_dict_exact
 
 # Shape suffixes: B batch · T time · C channels · H, W pixels · N tokens · D width · A heads · K width of one head
 
-# What published files hold beside the trunk: heads of the pre-training, which no tap depends on.
+# What published files hold beside the trunk: heads of pre-training and classification, which no tap depends on.
 EXTRAS = (
     "clip_pos_embed",
     "img_pos_embed",
     "clip_img_pos_embed",
+    "mae_pos_embed",
     "clip_projector.",
     "clip_decoder.",
     "final_clip_decoder.",
+    "mae_decoder.",
+    "fc_norm.",
+    "head.",
 )
 
 
@@ -120,18 +132,22 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), eps=1e-6).to(x.dtype)
+        # torch computes a half-precision rms_norm in float32; it only wants both types alike.
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
 
 
 class LayerScale(nn.Module):
-    """A learned gain per channel, multiplied in float32: at 1e-5 a half-precision product would lose it."""
+    """A learned gain per channel on what a branch adds to the stream: stream + branch · gamma.
+
+    One fused step in float32, rounded once: at gamma 1e-5 a half-precision product would lose the branch.
+    """
 
     def __init__(self, width: int, init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((width,), init))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return (x.float() * self.gamma.float()).to(x.dtype)
+    def forward(self, stream: Tensor, branch: Tensor) -> Tensor:
+        return torch.addcmul(stream, branch.to(stream.dtype), self.gamma.to(stream.dtype))
 
 
 class Attention(nn.Module):
@@ -145,14 +161,13 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.width)
         self.proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
+    def forward(self, x_BND: Tensor, lora: BlockLora | None = None) -> Tensor:
+        q_BND, k_BND, v_BND = linear(self.qkv, x_BND, lora, "qkv").chunk(3, dim=-1)
         q_BANK, k_BANK, v_BANK = (
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.q_norm(q_BND), self.k_norm(k_BND), v_BND)
         )
         y_BANK = F.scaled_dot_product_attention(q_BANK, k_BANK, v_BANK)
-        y_BND: Tensor = self.proj(y_BANK.transpose(1, 2).flatten(2))
-        return y_BND
+        return linear(self.proj, y_BANK.transpose(1, 2).flatten(2), lora, "proj")
 
 
 class Mlp(nn.Module):
@@ -163,9 +178,15 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        y_BND: Tensor = self.fc2(F.gelu(self.fc1(x_BND), approximate="tanh"))
-        return y_BND
+    def forward(self, x_BND: Tensor, lora: BlockLora | None = None) -> Tensor:
+        hidden_BNE = F.gelu(linear(self.fc1, x_BND, lora, "fc1"), approximate="tanh")
+        return linear(self.fc2, hidden_BNE, lora, "fc2")
+
+
+def linear(layer: nn.Module, x: Tensor, lora: nn.Module | None, name: str) -> Tensor:
+    """`layer` at `x`, with the side branch that `lora` has for it under `name`."""
+    y: Tensor = layer(x)
+    return y if lora is None else getattr(lora, name)(y, x)
 
 
 class Block(nn.Module):
@@ -180,9 +201,9 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.ls2 = LayerScale(config.width, config.layer_scale_init)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.ls1(self.attn(self.norm1(x_BND)))
-        y_BND: Tensor = x_BND + self.ls2(self.mlp(self.norm2(x_BND)))
+    def forward(self, x_BND: Tensor, lora: BlockLora | None = None) -> Tensor:
+        x_BND = self.ls1(x_BND, self.attn(self.norm1(x_BND), lora))
+        y_BND: Tensor = self.ls2(x_BND, self.mlp(self.norm2(x_BND), lora))
         return y_BND
 
 
@@ -198,9 +219,8 @@ class PatchEmbed(nn.Module):
             with torch.no_grad():
                 self.proj.weight[: len(basis)] = basis.unsqueeze(2)
 
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        tokens_BND: Tensor = self.proj(clip_BCTHW).flatten(2).transpose(1, 2)
-        return tokens_BND
+    def forward(self, clip_BCTHW: Tensor, lora: Lora | None = None) -> Tensor:
+        return linear(self.proj, clip_BCTHW, lora, "patch_embed").flatten(2).transpose(1, 2)
 
 
 class InternVideo2(nn.Module):
@@ -213,6 +233,8 @@ class InternVideo2(nn.Module):
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
+        """Keep no activations inside blocks for the backward pass; it computes them again."""
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         pos_embed = sincos_pos_embed(config.width, config.frames, config.grid)
@@ -224,11 +246,12 @@ class InternVideo2(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, clip_BCTHW: Tensor, taps: Sequence[int]) -> list[Tensor]:
+    def forward(self, clip_BCTHW: Tensor, taps: Sequence[int], lora: Lora | None = None) -> list[Tensor]:
         """The residual stream after each block in `taps` (counted from 0), in the order asked.
 
-        `clip_BCTHW`: normalised RGB `[B, 3, frames, px, px]`. Each result is `[B, 1 + frames·grid·grid, width]`: the
-        CLS token, then the patches, time slowest, rows before columns. Blocks after the last tap do not run.
+        `clip_BCTHW`: normalised RGB `[B, 3, frames, px, px]`. `lora`: the side branches to run with. Each result is
+        `[B, 1 + frames·grid·grid, width]`: the CLS token, then the patches, time slowest, rows before columns. Blocks
+        after the last tap do not run.
         """
         config = self.config
         expected = (3, config.frames, config.px, config.px)
@@ -239,12 +262,16 @@ class InternVideo2(nn.Module):
             )
         if not taps or min(taps) < 0 or max(taps) >= config.depth:
             raise ValueError(f"taps {list(taps)} are not blocks of a trunk with {config.depth} of them, counted from 0")
-        tokens_BND = self.patch_embed(clip_BCTHW)
+        tokens_BND = self.patch_embed(clip_BCTHW, lora)
         cls_B1D = self.cls_token.expand(len(tokens_BND), -1, -1)
         x_BND = torch.cat((cls_B1D, tokens_BND), dim=1) + self.pos_embed
         streams: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(taps) + 1]):
-            x_BND = block(x_BND)
+            branches = None if lora is None else lora.blocks[index]
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BND = checkpoint(block, x_BND, branches, use_reentrant=False)
+            else:
+                x_BND = block(x_BND, branches)
             if index in taps:
                 streams[index] = x_BND
         return [streams[tap] for tap in taps]
@@ -305,10 +332,11 @@ def resize_pos_embed(
     grid = config.grid if orig_grid is None else orig_grid
     count, width = pos_embed.shape[1] - 1, pos_embed.shape[2]
     if count != orig_t_size * grid * grid:
-        fits = f"{count // grid**2} frames" if count % grid**2 == 0 else "another grid as well"
+        frames, rest = divmod(count, grid * grid)
+        way_out = f"set orig_t_size={frames}" if not rest else "set orig_t_size and orig_grid to the file's own"
         raise ValueError(
-            f"pos_embed holds {count} patch positions, but orig_t_size={orig_t_size} frames of {grid}x{grid} patches "
-            f"make {orig_t_size * grid * grid}; {fits} would fit: set orig_t_size (and orig_grid) to the file's own"
+            f"pos_embed holds {count} patch positions, which is not orig_t_size={orig_t_size} frames of {grid}x{grid}"
+            + (f" but {frames} frames; {way_out}" if not rest else f" nor any other number of frames; {way_out}")
         )
     if (orig_t_size, grid) == (config.frames, config.grid):
         return pos_embed
@@ -322,77 +350,49 @@ def resize_pos_embed(
     return torch.cat((cls_11D, patches_1ND), dim=1).to(pos_embed.dtype)
 
 
-class LoadAccount(NamedTuple):
-    """What became of a file's keys."""
+def trunk_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The video encoder's tensors out of a published file's (see `read_weights`), under the names this module uses.
 
-    loaded: int
-    """Keys that went into the module: all of the module's."""
-    dropped: tuple[str, ...]
-    """Keys left out by name, known not to matter."""
-
-
-def trunk_state(raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The video encoder's tensors out of a published file's content, under the names this module uses.
-
-    Unwraps `model` or `module`, takes what is under `vision_encoder.` where a multi-modal file has that, and leaves the
-    text and audio encoders and their projections behind.
+    Takes what is under `vision_encoder.` where a multi-modal file has that, and leaves the text and audio encoders and
+    the projections behind.
     """
-    for wrapper in ("model", "module"):
-        if isinstance(raw.get(wrapper), Mapping):
-            raw = raw[wrapper]
     prefix = "vision_encoder."
-    if any(key.startswith(prefix) for key in raw):
-        return {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
-    return dict(raw)
+    if any(key.startswith(prefix) for key in state):
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return dict(state)
+
+
+def fit_to_window(
+    state: Mapping[str, Tensor],
+    config: InternVideo2Config,
+    *,
+    orig_t_size: int | None = None,
+    orig_grid: int | None = None,
+    source: str = "the state dict",
+) -> dict[str, Tensor]:
+    """`state` with its position embedding, if it has one, fitted to `config` by `resize_pos_embed`.
+
+    Without `orig_t_size` the file must have been trained with as many frames as the window has. A ValueError names
+    `source`.
+    """
+    pos_embed = state.get("pos_embed")
+    if pos_embed is None or pos_embed.ndim != 3:  # loading tells
+        return dict(state)
+    try:
+        fitted = resize_pos_embed(pos_embed, config, orig_t_size=orig_t_size or config.frames, orig_grid=orig_grid)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return {**state, "pos_embed": fitted}
 
 
 def load_trunk(
-    trunk: InternVideo2, state: Mapping[str, Tensor], *, orig_t_size: int | None = None, orig_grid: int | None = None
+    trunk: InternVideo2,
+    state: Mapping[str, Tensor],
+    *,
+    orig_t_size: int | None = None,
+    orig_grid: int | None = None,
+    source: str = "the state dict",
 ) -> LoadAccount:
-    """Load `state` (names as published, see `trunk_state`) into `trunk`, every key accounted for.
-
-    Where `orig_t_size` is given the position embedding is first fitted to the trunk by `resize_pos_embed`.
-    """
-    state = dict(state)
-    if orig_t_size is not None and "pos_embed" in state:
-        state["pos_embed"] = resize_pos_embed(
-            state["pos_embed"], trunk.config, orig_t_size=orig_t_size, orig_grid=orig_grid
-        )
-    return load_state_dict_exact(trunk, state, drop=EXTRAS)
-
-
-def load_state_dict_exact(
-    module: nn.Module, state: Mapping[str, Tensor], *, drop: Sequence[str] = (), source: str = "the state dict"
-) -> LoadAccount:
-    """Load `state` into `module` if it holds exactly the module's keys, beside those that `drop` names.
-
-    An entry of `drop` is a key, or with a dot at its end a prefix. Anything missing, left over or of another shape is a
-    ValueError that names `source`, the first such key of each kind and how many there are, and nothing is loaded. A
-    module on the meta device takes over the tensors themselves; any other copies from them.
-    """
-    dropped = tuple(
-        key for key in state if any(key == name or (name.endswith(".") and key.startswith(name)) for name in drop)
-    )
-    kept = {key: value for key, value in state.items() if key not in dropped}
-    own = module.state_dict()
-    missing = [key for key in own if key not in kept]
-    unexpected = [key for key in kept if key not in own]
-    reshaped = [key for key in own if key in kept and kept[key].shape != own[key].shape]
-    if missing or unexpected or reshaped:
-        faults = []
-        if missing:
-            faults.append(
-                f"{len(missing)} keys are missing, first {missing[0]!r} of shape {list(own[missing[0]].shape)}"
-            )
-        if reshaped:
-            key = reshaped[0]
-            faults.append(
-                f"{len(reshaped)} keys have another shape, first {key!r}: {list(kept[key].shape)}, "
-                f"expected {list(own[key].shape)}"
-            )
-        if unexpected:
-            faults.append(f"{len(unexpected)} keys are unexpected, first {unexpected[0]!r}")
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults)}")
-    on_meta = any(tensor.is_meta for tensor in own.values())
-    module.load_state_dict(kept, assign=on_meta)
-    return LoadAccount(loaded=len(kept), dropped=dropped)
+    """Load `state` (names as published, see `trunk_state`) into `trunk`, every key accounted for; see `fit_to_window`."""
+    state = fit_to_window(state, trunk.config, orig_t_size=orig_t_size, orig_grid=orig_grid, source=source)
+    return load_state_dict_exact(trunk, state, drop=EXTRAS, source=source)

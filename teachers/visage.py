@@ -3,10 +3,14 @@
     frames -> preprocess -> InternVideo2, four taps -> expert 1: temporal gate, CLS FiLM, centre prior -> fuse -> logits
                                                     -> expert 2: multi-scale fusion, auxiliary heads   ->
 
-The experts are those of ViSAGE (2026), layer for layer and name for name, at any width. `VisageNet` joins trunk and
-experts: with one shared trunk it trains from scratch (the small teacher of the default run); with a trunk per expert it
-holds the released pair, each with its own LoRA merged in. `Visage` is what the pipeline sees: clip in, one map of
-logits per frame out.
+The experts are those of ViSAGE (2026), layer for layer and name for name, at any width. `VisageNet` joins them and the
+trunk in one of three ways, from as many files as there are experts or from scratch:
+
+    shared_trunk, lora_rank 0     one trunk, one pass: the small teacher of the default run
+    shared_trunk, lora_rank 64    one trunk in memory, a LoRA per expert, one pass per expert: the released pair
+    shared_trunk=False            a trunk per expert with its LoRA merged in: less work, memory for all of them
+
+`Visage` is what the pipeline sees: clip in, one map of logits per frame out.
 
 Layer numbers in names (5, 11, 17, 23) are those of the released keys; they mean the four taps, shallow to deep.
 This file knows torch and numpy alone.
@@ -19,7 +23,9 @@ import math
 import os
 import pickle
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +34,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.teachers.internvideo2 import EXTRAS, InternVideo2, InternVideo2Config, LoadAccount, load_state_dict_exact
-from distill.teachers.lora import merge_lora
+from distill.teachers import PLAIN, Inference
+from distill.teachers.internvideo2 import (
+    EXTRAS,
+    InternVideo2,
+    InternVideo2Config,
+    fit_to_window,
+    load_trunk,
+    trunk_state,
+)
+from distill.teachers.lora import Lora, merge_lora, plain_name
+from distill.teachers.weights import LoadAccount, load_state_dict_exact, read_weights
+from distill.teachers.windows import BatchSize, cut_windows, exact_convolutions, infer
 
 # Shape suffixes: B batch · T time · C channels · H, W pixels · N tokens · D width; lower-case h, w: the token grid
 
@@ -43,10 +59,7 @@ FUSION_EPS = 1e-6
 AUX_HEADS = ("p23", "p17", "p11")
 FUSIONS = ("logit", "mean", "max")
 
-CHUNK_PIXELS = 4 * 1920 * 1080
-"""Pixels resized at a time: about 100 MB as float32."""
-
-FILE_FORMAT = "saliency-distill visage 1"
+FILE_FORMAT = "saliency-distill visage 2"
 """What `Visage.save` writes first and `Visage.load` insists on."""
 
 
@@ -60,8 +73,14 @@ class VisageConfig:
         )
     )
     """The video trunk; its `frames` and `px` are the ensemble's window and input size."""
+    experts: tuple[int, ...] = (1, 2)
+    """Which of the two kinds each expert of the ensemble is, in order; any number of them."""
     shared_trunk: bool = True
-    """One trunk under both experts; False gives each its own, as the released pair with LoRA merged needs."""
+    """One trunk under all experts; False gives each its own, with its LoRA merged in."""
+    lora_rank: int = 0
+    """Rank of each expert's own LoRA over the shared trunk (released: 64); 0: the experts read the same streams."""
+    lora_alpha: float = 128.0
+    """A LoRA counts alpha / rank times."""
     taps: tuple[int, ...] = (0, 1, 2, 3)
     """The four blocks the experts read, shallow to deep, counted from 0."""
     reduced_width: int = 24
@@ -85,7 +104,7 @@ class VisageConfig:
     fusion: str = "logit"
     """How the experts are fused: `logit`, `mean` or `max`; see `fuse`."""
     weights: tuple[float, ...] = (0.5, 0.5)
-    """Weight of each expert in the fusion."""
+    """Weight of each expert in the fusion, in their order."""
 
     def __post_init__(self) -> None:
         for name in ("reduced_width", "embed_width", "head_width_1", "head_width_2", "norm_groups", "out_px"):
@@ -105,17 +124,32 @@ class VisageConfig:
             raise ValueError(f"VisageConfig.sample_fps is {self.sample_fps}; it must be a positive number")
         if self.fusion not in FUSIONS:
             raise ValueError(f"VisageConfig.fusion is {self.fusion!r}; known are {', '.join(FUSIONS)}")
-        if len(self.weights) != 2 or min(self.weights) < 0 or not sum(self.weights) > 0:
-            raise ValueError(f"VisageConfig.weights {self.weights} must be two numbers >= 0, not both 0")
+        if not self.experts or not set(self.experts) <= KINDS.keys():
+            raise ValueError(f"VisageConfig.experts {self.experts} must each be of kind {' or '.join(map(str, KINDS))}")
+        if not isinstance(self.lora_rank, int) or self.lora_rank < 0 or (self.lora_rank and not self.shared_trunk):
+            raise ValueError(
+                f"VisageConfig.lora_rank is {self.lora_rank}; it must be a whole number, and 0 without a shared trunk"
+            )
+        if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
+            raise ValueError(f"VisageConfig.lora_alpha is {self.lora_alpha}; it must be a positive number")
+        if len(self.weights) != len(self.experts) or min(self.weights) < 0 or not sum(self.weights) > 0:
+            raise ValueError(
+                f"VisageConfig.weights {self.weights} must be {len(self.experts)} numbers >= 0, one per expert, not all 0"
+            )
 
     @classmethod
     def released(cls, size: str = "6B", **fields: Any) -> "VisageConfig":
-        """The released layout (trunk 6B, taps after blocks 11, 23, 35, 47), or the same on a smaller named trunk."""
+        """The released layout (trunk 6B, taps after blocks 11, 23, 35, 47), or the same on a smaller named trunk.
+
+        `fields` override single fields; weights are equal unless given.
+        """
         trunk = InternVideo2Config.of(size, frames=20, px=224)
         quarter = trunk.depth // 4
+        shared, count = fields.get("shared_trunk", True), len(fields.get("experts", (1, 2)))
         layout: dict[str, Any] = {
             "trunk": trunk,
-            "shared_trunk": False,
+            "lora_rank": 64 if shared else 0,
+            "weights": (1 / count,) * count,
             "taps": tuple(quarter * n - 1 for n in (1, 2, 3, 4)),
             "reduced_width": 1024,
             "embed_width": 256,
@@ -139,7 +173,7 @@ class VisageConfig:
         try:
             fields = dict(values)
             fields["trunk"] = InternVideo2Config(**fields["trunk"])
-            fields |= {name: tuple(fields[name]) for name in ("taps", "weights") if name in fields}
+            fields |= {name: tuple(fields[name]) for name in ("taps", "experts", "weights") if name in fields}
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a VisageConfig: {error}; write it with VisageConfig.to_dict") from error
@@ -271,7 +305,7 @@ class Expert1(nn.Module):
 
     def forward(self, streams: Sequence[Tensor]) -> Tensor:
         """Four token streams `[B, 1 + T·h·w, D]` of the trunk -> logits `[B, T, out_px, out_px]`."""
-        cls_BD = streams[-1][:, 0]
+        cls_BD = streams[-1][:, 0].to(self.film_gamma.weight.dtype)
         gamma_BC, beta_BC = self.film_gamma(cls_BD), self.film_beta(cls_BD)
         taps = reduce_taps(self.dim_reducers, streams, self.config.trunk)
         logits_BTHW: Tensor = self.decoder(taps, gamma_BC[..., None, None, None], beta_BC[..., None, None, None])
@@ -406,9 +440,9 @@ def dim_reducers(config: VisageConfig) -> nn.ModuleList:
 
 def reduce_taps(reducers: nn.ModuleList, streams: Sequence[Tensor], trunk: InternVideo2Config) -> list[Tensor]:
     """Token streams `[B, 1 + T·h·w, D]` -> features `[B, C, T, h, w]`; the CLS token stays behind."""
-    shape = (trunk.frames, trunk.grid, trunk.grid)
+    shape, dtype = (trunk.frames, trunk.grid, trunk.grid), next(reducers.parameters()).dtype
     return [
-        reducer(stream_BND[:, 1:].transpose(1, 2).reshape(len(stream_BND), trunk.width, *shape))
+        reducer(stream_BND[:, 1:].to(dtype).transpose(1, 2).unflatten(2, shape))
         for reducer, stream_BND in zip(reducers, streams, strict=True)
     ]
 
@@ -453,105 +487,247 @@ def fuse(logits: Sequence[Tensor], weights: Sequence[float], mode: str = "logit"
     raise ValueError(f"unknown fusion {mode!r}; known are {', '.join(FUSIONS)}")
 
 
+KINDS: dict[int, type[Expert1] | type[Expert2]] = {1: Expert1, 2: Expert2}
+"""The experts, by the number of their kind."""
+
+EXPERT_KEYS = ("dim_reducers.", "decoder.", "film_gamma.", "film_beta.")
+"""What begins an expert's own keys in a released file; all else is its trunk's."""
+
+
 # ---------------------------------------------------------------------------------------------------------- ensemble
 
 
 class VisageOutput(NamedTuple):
     """Logits of one forward pass, each `[B, T, out_px, out_px]`."""
 
-    logits1: Tensor
-    """Expert 1."""
-    logits2: Tensor
-    """Expert 2."""
+    experts: tuple[Tensor, ...]
+    """Each expert's, in the configuration's order."""
     aux: dict[str, Tensor]
-    """Expert 2's auxiliary heads `p23`, `p17`, `p11`; empty unless asked for."""
+    """The auxiliary heads `p23`, `p17`, `p11` of the last expert of kind 2; empty unless asked for."""
     fused: Tensor
-    """The ensemble."""
+    """The ensemble's."""
 
 
 class VisageNet(nn.Module):
-    """Trunk, or trunks, and both experts."""
+    """Trunk, or trunks, and the experts. The trunk may be bfloat16 while the experts are float32, as released."""
 
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunks = nn.ModuleList(InternVideo2(config.trunk) for _ in range(1 if config.shared_trunk else 2))
-        self.expert1 = Expert1(config)
-        self.expert2 = Expert2(config)
+        count = len(config.experts)
+        self.trunks = nn.ModuleList(InternVideo2(config.trunk) for _ in range(1 if config.shared_trunk else count))
+        self.loras = nn.ModuleList(
+            Lora(config.trunk, config.lora_rank, config.lora_alpha) for _ in range(count if config.lora_rank else 0)
+        )
+        self.experts = nn.ModuleList(KINDS[kind](config) for kind in config.experts)
+
+    def trunk(self, number: int) -> InternVideo2:
+        """The shared trunk, number 0, or that of an expert, counted from 0."""
+        trunk = self.trunks[number]
+        assert isinstance(trunk, InternVideo2)
+        return trunk
 
     def forward(self, clip_BCTHW: Tensor, aux: bool | None = None) -> VisageOutput:
         """A window of normalised RGB frames `[B, 3, T, px, px]` (see `preprocess`) -> logits of every frame.
 
         The auxiliary heads run in training mode, or when `aux` says so.
         """
-        streams1 = self.trunks[0](clip_BCTHW, self.config.taps)
-        streams2 = streams1 if self.config.shared_trunk else self.trunks[1](clip_BCTHW, self.config.taps)
-        logits1 = self.expert1(streams1)
-        logits2, auxiliary = self.expert2(streams2, self.training if aux is None else aux)
-        fused = fuse((logits1, logits2), self.config.weights, self.config.fusion)
-        return VisageOutput(logits1, logits2, auxiliary, fused)
+        clip_BCTHW = clip_BCTHW.to(self.trunk(0).cls_token.dtype)
+        auxiliary: dict[str, Tensor] = {}
+        logits: list[Tensor] = []
+        streams: list[Tensor] = []
+        for number, expert in enumerate(self.experts):
+            if not streams or self.loras or not self.config.shared_trunk:
+                trunk = self.trunk(0 if self.config.shared_trunk else number)
+                streams = trunk(clip_BCTHW, self.config.taps, self.loras[number] if self.loras else None)
+            if isinstance(expert, Expert1):
+                logits.append(expert(streams))
+            else:
+                logits_BTHW, auxiliary = expert(streams, self.training if aux is None else aux)
+                logits.append(logits_BTHW)
+        return VisageOutput(tuple(logits), auxiliary, fuse(logits, self.config.weights, self.config.fusion))
 
-    def load_expert(self, number: int, state: Mapping[str, Tensor], *, alpha: float = 128.0) -> LoadAccount:
-        """Load a released expert, 1 or 2, its LoRA merged into its trunk; every key is accounted for.
+    def load_expert(self, number: int, state: Mapping[str, Tensor], *, source: str = "") -> LoadAccount:
+        """Load a released expert's tensors as expert `number`, counted from 1; every key is accounted for.
 
-        `state` has the released names. Where the file leaves the frozen trunk out, the base's tensors under their
-        published names belong in the same dict, with `pos_embed` fitted to the window (`resize_pos_embed`).
+        Its LoRA goes beside the shared trunk, or, with a trunk per expert, merged into that expert's own. `state` has
+        the released names. Trunk tensors in it must be those of the trunk that the net holds; a net on the meta device
+        takes them over. With a trunk per expert, a file that leaves the frozen trunk out wants the base's tensors in
+        the same dict, under their published names, with `pos_embed` fitted to the window (`fit_to_window`).
         """
-        if self.config.shared_trunk:
+        if not 1 <= number <= len(self.experts):
+            raise ValueError(f"there is no expert {number}; the ensemble has {len(self.experts)}")
+        source = source or f"the state of expert {number}"
+        kind, expected = expert_kind(state, source), self.config.experts[number - 1]
+        if kind != expected:
             raise ValueError(
-                "released experts were tuned with a trunk each; build the ensemble with VisageConfig.shared_trunk=False"
+                f"{source} is an expert of kind {kind}; the ensemble's number {number} is of kind {expected}"
             )
-        expert = {1: self.expert1, 2: self.expert2}.get(number)
-        if expert is None:
-            raise ValueError(f"there is no expert {number}; they are 1 and 2")
-        pair = nn.ModuleDict({"trunk": self.trunks[number - 1], "expert": expert})
-        own = ("dim_reducers.", "decoder.", "film_gamma.", "film_beta.")
-        merged = {
-            f"expert.{key}" if key.startswith(own) else f"trunk.{key}": value
-            for key, value in merge_lora(state, alpha=alpha).items()
-        }
-        extras = [f"trunk.{name}" for name in EXTRAS]
-        return load_state_dict_exact(pair, merged, drop=extras, source=f"the state of expert {number}")
+        if self.config.shared_trunk and not self.loras:
+            raise ValueError(
+                f"{source} was tuned on a trunk of its own; build the ensemble with VisageConfig.lora_rank above 0, or "
+                "shared_trunk=False"
+            )
+        own = {key: value for key, value in state.items() if key.startswith(EXPERT_KEYS)}
+        rest = {key: value for key, value in state.items() if key not in own}
+        accounts = [load_state_dict_exact(self.experts[number - 1], own, source=source)]
+        if self.loras:
+            lora = self.loras[number - 1]
+            assert isinstance(lora, Lora)
+            accounts.append(lora.load_released(rest, source=source))
+            base = {plain_name(key): value for key, value in rest.items() if ".lora_" not in key}
+            if base:
+                accounts.append(self._same_trunk(base, source))
+        else:
+            try:
+                merged = merge_lora(rest, alpha=self.config.lora_alpha)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from None
+            accounts.append(load_trunk(self.trunk(number - 1), merged, source=source))
+        return LoadAccount(sum(a.loaded for a in accounts), tuple(key for a in accounts for key in a.dropped))
+
+    def _same_trunk(self, base: Mapping[str, Tensor], source: str) -> LoadAccount:
+        """Load the first trunk, or see that `base` is the trunk that is held: it must serve every expert."""
+        trunk = self.trunk(0)
+        held = trunk.state_dict()
+        if any(value.is_meta for value in held.values()):
+            return load_trunk(trunk, base, source=source)
+        for key, value in base.items():
+            if key in held and not torch.equal(value.to(held[key]), held[key]):
+                raise ValueError(
+                    f"{source} brings another trunk, first {key!r}; with a trunk per expert it loads "
+                    "(VisageConfig.shared_trunk=False)"
+                )
+        return LoadAccount(0, tuple(base))
+
+
+def expert_kind(state: Mapping[str, Tensor], source: str = "the state") -> int:
+    """1 or 2: which expert the released names belong to."""
+    if "film_gamma.weight" in state:
+        return 1
+    if "decoder.main_head.pre_2d.0.weight" in state:
+        return 2
+    raise ValueError(
+        f"{source} is no ViSAGE expert: it has neither 'film_gamma.weight' (kind 1) nor "
+        f"'decoder.main_head.pre_2d.0.weight' (kind 2); its first key is {next(iter(state), 'none')!r}"
+    )
+
+
+def load_released(
+    config: VisageConfig,
+    base: str | os.PathLike[str],
+    experts: Sequence[str | os.PathLike[str]],
+    *,
+    orig_t_size: int = 4,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> VisageNet:
+    """The ensemble of a published InternVideo2 file and released experts' files.
+
+    `orig_t_size`: frames that the base was trained with (4 for stage 2). `dtype`: what the trunk is held in. The net is
+    built without memory and takes over the files' tensors, moved to `device` one by one: beside the net itself no more
+    than one tensor is ever in memory, since the files are mapped. Raises ValueError, one line that names file and key.
+    """
+    if len(experts) != len(config.experts):
+        raise ValueError(f"{len(experts)} files are given for an ensemble of {len(config.experts)} experts")
+    with torch.device("meta"):
+        net = VisageNet(config)
+    published = {key: value for key, value in trunk_state(read_weights(base)).items() if not key.startswith(EXTRAS)}
+    published = fit_to_window(published, config.trunk, orig_t_size=orig_t_size, source=str(base))
+    if config.shared_trunk:
+        published = {key: value.to(device, dtype) for key, value in published.items()}
+        load_trunk(net.trunk(0), published, source=str(base))
+    for number, path in enumerate(experts, 1):
+        state = read_weights(path)
+        if not config.shared_trunk and not any(plain_name(key) == "cls_token" for key in state):
+            state = published | state
+        net.load_expert(number, state, source=str(path))
+    net.trunks.to(dtype)
+    return net.to(device)
+
+
+def random_net(
+    config: VisageConfig,
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> VisageNet:
+    """An ensemble that has learned nothing, for trials of speed and machinery: `seed` decides it, on one kind of device.
+
+    Built where and as it is to run, `dtype` being the trunk's: nothing else is ever in memory.
+    """
+    with torch.device("meta"):
+        net = VisageNet(config)
+    net.trunks.to(dtype)
+    net.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    for key, value in net.state_dict().items():
+        if value.ndim > 1:
+            value.normal_(std=1 / math.sqrt(value[0].numel()), generator=generator)
+        else:
+            value.fill_(key.endswith(("weight", "gamma", "sigma", "running_var")))
+    return net
 
 
 # ----------------------------------------------------------------------------------------------------------- teacher
 
 
 def preprocess(frames: np.ndarray | Tensor, px: int) -> Tensor:
-    """`uint8 [T, H, W, 3]` RGB -> the trunk's input, `float32 [T, 3, px, px]`, normalised by CLIP's constants.
+    """`uint8 [T, H, W, 3]` RGB -> the trunk's input, `float32 [T, 3, px, px]`, normalised by CLIP's constants."""
+    return normalise(resize(frames, px))
 
-    A plain square resize, as released: the aspect ratio is not kept. Bilinear, antialiased where it shrinks. Works
-    through a few frames at a time, so full-size video needs little memory.
+
+def resize(frames: np.ndarray | Tensor, px: int) -> Tensor:
+    """`uint8 [T, H, W, 3]` RGB -> `uint8 [T, 3, px, px]`, each frame by itself.
+
+    A plain square resize, as released: the aspect ratio is not kept. Bilinear, antialiased where it shrinks. Raises
+    ValueError for anything but frames.
     """
-    mean, std = (torch.tensor(constants).view(3, 1, 1) for constants in (CLIP_MEAN, CLIP_STD))
-    resized_TCHW = torch.empty(len(frames), 3, px, px)
-    step = max(1, CHUNK_PIXELS // (frames.shape[1] * frames.shape[2]))
-    for start in range(0, len(frames), step):
-        chunk_THWC = torch.as_tensor(frames[start : start + step])
-        chunk_TCHW = chunk_THWC.permute(0, 3, 1, 2).float() / 255
-        small_TCHW = F.interpolate(chunk_TCHW, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
-        resized_TCHW[start : start + step] = (small_TCHW - mean) / std
-    return resized_TCHW
+    if frames.ndim != 4 or frames.shape[-1] != 3 or min(frames.shape) < 1:
+        raise ValueError(f"the clip has shape {list(frames.shape)}; a teacher wants [T, H, W, 3] with T of at least 1")
+    if frames.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"the clip holds {frames.dtype}; a teacher wants RGB frames as uint8, 0 to 255")
+    if isinstance(frames, np.ndarray):
+        frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+    return F.interpolate(
+        frames.permute(0, 3, 1, 2), size=(px, px), mode="bilinear", align_corners=False, antialias=True
+    ).contiguous()
 
 
-def cut_windows(count: int, stride: int, length: int) -> list[np.ndarray]:
-    """Frame numbers of each window over a clip of `count` frames, so that every frame is in exactly one.
+def normalise(frames_TCHW: Tensor) -> Tensor:
+    """RGB frames `uint8 [..., 3, H, W]` -> `float32`, by CLIP's constants, on the frames' device."""
+    mean, std = _clip_constants(frames_TCHW.device)
+    return (frames_TCHW.float() / 255 - mean) / std
 
-    For each offset 0..stride-1 every stride-th frame from there on, cut into runs of `length`; the last run of an
-    offset may be shorter.
+
+@cache
+def _clip_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept on the device: to bring them there for every batch would wait each time for all that the device has to do.
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return mean, std
+
+
+def to_bf16(net: nn.Module) -> nn.Module:
+    """`net` with its weights in bfloat16, in place, and so all that flows between its layers; returned as well.
+
+    Instead of autocast, under which torch casts all weights anew for every clip, and norms and enlarges in float32, with a
+    copy there and back around each. Inside their kernels norms and products add up in float32 either way. What is kept:
+    running statistics and the four numbers of the centre prior, which cost nothing.
     """
-    windows = []
-    for offset in range(min(stride, count)):
-        sampled = np.arange(offset, count, stride)
-        windows += [sampled[start : start + length] for start in range(0, len(sampled), length)]
-    return windows
+    for module in net.modules():
+        if not isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | CenterBias):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.to(torch.bfloat16)
+    return net
 
 
 class Visage:
     """The teacher: a clip in, the ensemble's logits for every frame out.
 
-    A clip is sampled at `config.sample_fps` from every offset in turn, in windows that do not overlap; the last window
-    of each is filled up by repeating its last frame, and what comes out for the filling is dropped.
+    A clip is sampled at `config.sample_fps` from every offset in turn; `teachers/windows.py` says how windows are cut,
+    filled up and averaged. Without overlap that is what was released.
     """
 
     def __init__(
@@ -561,47 +737,50 @@ class Visage:
         *,
         name: str = "visage",
         device: torch.device | str = "cpu",
-        batch_windows: int = 2,
+        how: Inference = PLAIN,
     ) -> None:
-        """`net` maps `[B, 3, T, px, px]` to a `VisageOutput`, as `VisageNet` does; it is moved to `device`."""
-        if batch_windows < 1:
-            raise ValueError(f"batch_windows is {batch_windows}; it must be at least 1")
+        """`net` maps `[B, 3, T, px, px]` to a `VisageOutput`, as `VisageNet` does; it is moved to `device`.
+
+        At precision `bf16` its weights become bfloat16 as well; see `to_bf16`.
+        """
         self.name = name
-        self.net = net.to(device)
+        self.net = (to_bf16(net) if how.precision == "bf16" else net).to(device)
         self.config = config
         self.device = torch.device(device)
-        self.batch_windows = batch_windows
+        self.how = how
+        self.batch = BatchSize(self.device, how.batch)
+        self._forward = torch.compile(self.net) if how.compile else self.net
+
+    def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
+        """`uint8 [n, H, W, 3]` RGB -> `uint8 [n, 3, px, px]`; see `resize`."""
+        return resize(frames, self.config.trunk.px)
 
     @torch.inference_mode()
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """`uint8 [T, H, W, 3]` RGB at `fps` frames per second -> `float32 [T, out_px, out_px]` on the CPU."""
-        if frames.ndim != 4 or frames.shape[-1] != 3 or min(frames.shape) < 1:
-            raise ValueError(
-                f"the clip has shape {list(frames.shape)}; a teacher wants [T, H, W, 3] with T of at least 1"
-            )
-        if frames.dtype not in (np.uint8, torch.uint8):
-            raise ValueError(f"the clip holds {frames.dtype}; a teacher wants RGB frames as uint8, 0 to 255")
-        trunk = self.config.trunk
-        windows = cut_windows(len(frames), self.config.stride(fps), trunk.frames)
-        logits_THW = torch.empty(len(frames), self.config.out_px, self.config.out_px)
+    def infer(self, inputs: Tensor, fps: float) -> Tensor:
+        """`uint8 [T, 3, px, px]` from `prepare`, at `fps` frames per second -> `float32 [T, out_px, out_px]` on the CPU."""
+        length = self.config.trunk.frames
+        windows = cut_windows(len(inputs), self.config.stride(fps), length, self.how.overlap)
         was_training = self.net.training
         self.net.eval()
         try:
-            for start in range(0, len(windows), self.batch_windows):
-                batch = windows[start : start + self.batch_windows]
-                filled = [np.pad(window, (0, trunk.frames - len(window)), mode="edge") for window in batch]
-                frames_NCHW = preprocess(frames[np.concatenate(filled)], trunk.px).to(self.device)
-                clip_BCTHW = frames_NCHW.view(len(batch), trunk.frames, 3, trunk.px, trunk.px).transpose(1, 2)
-                fused_BTHW = self.net(clip_BCTHW).fused.float().cpu()
-                for window, fused_THW in zip(batch, fused_BTHW, strict=True):
-                    logits_THW[window] = fused_THW[: len(window)]
+            with exact_convolutions() if self.how.precision == "fp32" else nullcontext():
+                return infer(self._windows, inputs, windows, length, self.batch)
         finally:
             self.net.train(was_training)
-        return logits_THW
+
+    def _windows(self, frames_BTCHW: Tensor) -> Tensor:
+        """Windows `uint8 [B, T, 3, px, px]` -> the ensemble's logits `[B, T, out_px, out_px]`."""
+        fused_BTHW: Tensor = self._forward(normalise(frames_BTCHW).transpose(1, 2)).fused
+        return fused_BTHW
+
+    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
+        """`uint8 [T, H, W, 3]` RGB at `fps` frames per second -> `float32 [T, out_px, out_px]` on the CPU."""
+        return self.infer(self.prepare(frames), fps)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the configuration and all weights: the same numbers give the same print anywhere."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        """SHA-256, in hex, of the configuration, overlap, precision and all weights: equal wherever those are."""
+        how = {"overlap": self.how.overlap, "precision": self.how.precision}
+        digest = hashlib.sha256(json.dumps([self.config.to_dict(), how], sort_keys=True).encode())
         for key, value in sorted(self.net.state_dict().items()):
             value = value.detach().cpu().contiguous()
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -623,13 +802,37 @@ class Visage:
             temporary.unlink(missing_ok=True)
 
     @classmethod
+    def released(
+        cls,
+        base: str | os.PathLike[str],
+        experts: Sequence[str | os.PathLike[str]],
+        size: str = "6B",
+        *,
+        dtype: torch.dtype = torch.float32,
+        orig_t_size: int = 4,
+        name: str = "visage",
+        device: torch.device | str = "cpu",
+        how: Inference = PLAIN,
+        **fields: Any,
+    ) -> "Visage":
+        """The released layout on a trunk of `size`, from a published base and any number of experts' files.
+
+        Which kind an expert is, its keys say. `fields` are VisageConfig's, for instance `weights`, `fusion`, or
+        `shared_trunk=False` to merge each LoRA into a trunk of its own. See `load_released` for the rest.
+        """
+        kinds = tuple(expert_kind(read_weights(path), str(path)) for path in experts)
+        config = VisageConfig.released(size, experts=kinds, **fields)
+        net = load_released(config, base, experts, orig_t_size=orig_t_size, dtype=dtype, device=device)
+        return cls(net, config, name=name, device=device, how=how)
+
+    @classmethod
     def load(
         cls,
         path: str | os.PathLike[str],
         *,
         name: str = "visage",
         device: torch.device | str = "cpu",
-        batch_windows: int = 2,
+        how: Inference = PLAIN,
     ) -> "Visage":
         """The teacher that `save` wrote. No code in the file is run."""
         try:
@@ -644,4 +847,4 @@ class Visage:
         with torch.device("meta"):
             net = VisageNet(config)
         load_state_dict_exact(net, content["state"], source=str(path))
-        return cls(net, config, name=name, device=device, batch_windows=batch_windows)
+        return cls(net, config, name=name, device=device, how=how)

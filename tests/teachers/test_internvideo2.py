@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from distill.teachers.internvideo2 import (
     InternVideo2,
     InternVideo2Config,
     dct_patches,
-    load_state_dict_exact,
     load_trunk,
     resize_pos_embed,
     sincos_pos_embed,
     trunk_state,
 )
+from distill.teachers.lora import Lora
+from distill.teachers.weights import load_state_dict_exact, read_weights
 
 TINY = InternVideo2Config.of("tiny", frames=4, px=56)
 
@@ -111,8 +113,19 @@ def test_pos_embed_in_space() -> None:
 
 @pytest.mark.parametrize("orig_t_size", [1, 3, 8, 16])
 def test_a_wrong_orig_t_size_is_an_error(orig_t_size: int) -> None:
-    with pytest.raises(ValueError, match=f"64 patch positions, but orig_t_size={orig_t_size} .* 4 frames would fit"):
+    with pytest.raises(
+        ValueError, match=f"not orig_t_size={orig_t_size} frames of 4x4 but 4 frames; set orig_t_size=4"
+    ):
         resize_pos_embed(sincos_pos_embed(64, 4, 4), TINY, orig_t_size=orig_t_size)
+    with pytest.raises(ValueError, match="nor any other number of frames; set orig_t_size and orig_grid"):
+        resize_pos_embed(sincos_pos_embed(64, 4, 3), TINY, orig_t_size=orig_t_size)
+
+
+def test_frames_that_differ_are_an_error_unless_said(golden_state: Any) -> None:
+    state = golden_state("internvideo2_tiny")
+    trunk = on_meta(InternVideo2Config.of("tiny", frames=6, px=56))
+    with pytest.raises(ValueError, match=r"base\.pt: pos_embed holds 64 .* but 4 frames; set orig_t_size=4"):
+        load_trunk(trunk, state, source="base.pt")
 
 
 def test_load_trunk_fits_the_position_embedding(golden_state: Any) -> None:
@@ -122,12 +135,99 @@ def test_load_trunk_fits_the_position_embedding(golden_state: Any) -> None:
     assert trunk.pos_embed.shape == (1, 1 + 6 * 16, 64)
 
 
-def test_wrapped_and_multi_modal_files_are_unwrapped() -> None:
-    one = torch.ones(1)
-    assert trunk_state({"model": {"cls_token": one}}) == {"cls_token": one}
-    assert trunk_state({"module": {"vision_encoder.cls_token": one, "text_encoder.x": one, "temp": one}}) == {
-        "cls_token": one
-    }
+def official_layout(size: str, frames: int, decoders: int) -> dict[str, tuple[int, ...]]:
+    """The published video encoder's keys and shapes, heads of the pre-training included."""
+    width, depth, mlp = {
+        "S": (384, 12, 1536), "B": (768, 12, 3072), "L": (1024, 24, 4096), "1B": (1408, 40, 6144), "6B": (3200, 48, 12800)
+    }[size]  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
+    shapes |= {f"{name}pos_embed": (1, 1 + frames * 256, width) for name in ("", "clip_")}
+    shapes |= {"patch_embed.proj.weight": (width, 3, 1, 14, 14), "patch_embed.proj.bias": (width,)}
+    vectors = (
+        "norm1.weight",
+        "norm2.weight",
+        "attn.q_norm.weight",
+        "attn.k_norm.weight",
+        "attn.proj.bias",
+        "ls1.gamma",
+    )
+    for n in range(depth):
+        shapes |= {f"blocks.{n}.{name}": (width,) for name in (*vectors, "ls2.gamma", "mlp.fc2.bias")}
+        shapes |= {f"blocks.{n}.attn.qkv.weight": (3 * width, width), f"blocks.{n}.attn.proj.weight": (width, width)}
+        shapes |= {f"blocks.{n}.mlp.fc1.weight": (mlp, width), f"blocks.{n}.mlp.fc1.bias": (mlp,)}
+        shapes |= {f"blocks.{n}.mlp.fc2.weight": (width, mlp)}
+    pool = "clip_projector"
+    shapes |= {f"{pool}.norm1_{part}.{half}": (width,) for part in "qkv" for half in ("weight", "bias")}
+    shapes |= {f"{pool}.cross_attn.{part}_bias": (width,) for part in "qkv"}
+    shapes |= {f"{pool}.cross_attn.{part}.weight": (width, width) for part in "qkv"}
+    shapes |= {f"{pool}.cross_attn.proj.weight": (768, width), f"{pool}.cross_attn.proj.bias": (768,)}
+    heads = {f"clip_decoder.{n}": (width, 3200) for n in range(decoders)} | {"final_clip_decoder": (768, 768)}
+    for name, (wide_in, wide_out) in heads.items():
+        shapes |= {f"{name}.head.weight": (wide_out, wide_in), f"{name}.head.bias": (wide_out,)}
+        shapes |= {f"{name}.norm.weight": (wide_out,), f"{name}.norm.bias": (wide_out,)}
+    return shapes
+
+
+@pytest.mark.parametrize("size", ["S", "B", "L", "1B", "6B"])
+def test_keys_and_shapes_at_every_size_are_the_official_ones(size: str) -> None:
+    official = official_layout(size, frames=8, decoders=6)
+    state = {key: torch.empty(shape, device="meta") for key, shape in official.items()}
+    trunk = on_meta(InternVideo2Config.of(size, frames=8))
+    account = load_trunk(trunk, state)
+    own = {key: tuple(value.shape) for key, value in trunk.state_dict().items()}
+    assert own == {key: official[key] for key in own}
+    assert account.loaded == len(own) == 13 * trunk.config.depth + 4
+    assert set(account.dropped) == official.keys() - own.keys()
+
+
+STAGE_1 = {"mae_pos_embed": (1, 64, 64), "mae_decoder.0.head.0.weight": (64, 64), "mae_decoder.0.norm.weight": (64,)}
+IMAGES = {"img_pos_embed": (1, 17, 64), "clip_img_pos_embed": (1, 17, 64)}
+OTHERS = {"text_encoder.x": (3,), "audio_encoder.y": (3,), "vision_proj.weight": (5, 64), "temp": ()}
+
+
+@pytest.mark.parametrize(
+    ("extras", "others", "wrapper"),
+    [
+        (STAGE_1, {}, "model"),
+        ({}, {}, ""),
+        (IMAGES, OTHERS, "module"),
+        ({"clip_decoder.1.head.weight": (32, 64)}, OTHERS, "model"),
+        ({"fc_norm.weight": (32,), "head.weight": (400, 32)}, {}, "module"),
+    ],
+    ids=["stage 1", "distilled", "stage 2 with image embeddings", "multi-modal", "fine-tuned for classes"],
+)
+def test_published_files_load(
+    extras: dict[str, Any], others: dict[str, Any], wrapper: str, golden_state: Any, golden_arrays: Any, tmp_path: Path
+) -> None:
+    state = golden_state("internvideo2_tiny") | {key: torch.ones(shape) for key, shape in extras.items()}
+    count = len(state)
+    if others:
+        state = {f"vision_encoder.{key}": value for key, value in state.items()}
+        state |= {key: torch.ones(shape) for key, shape in others.items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "file.pt")
+    trunk = on_meta(TINY)
+    account = load_trunk(trunk, trunk_state(read_weights(tmp_path / "file.pt")), orig_t_size=4)
+    assert account.loaded == 56
+    assert account.loaded + len(account.dropped) == count
+    assert set(extras) <= set(account.dropped)
+    stored = golden_arrays("internvideo2_tiny")
+    with torch.inference_mode():
+        stream = trunk(torch.from_numpy(stored["input"]), taps=[3])[0]
+    assert np.abs(stream.numpy() - stored["block3"]).max() < 1e-3 * np.abs(stored["block3"]).max()
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    trunk = InternVideo2(InternVideo2Config(width=16, depth=3, heads=2, mlp_width=16, frames=2, px=16, patch=8))
+    lora = Lora(trunk.config, rank=2)
+    clip = torch.randn(2, 3, 2, 16, 16)
+    gradients = []
+    for trunk.checkpointing in (False, True):
+        trunk.zero_grad(), lora.zero_grad()
+        sum(stream.square().sum() for stream in trunk(clip, [0, 2], lora)).backward()
+        gradients.append([value.grad.clone() for value in (*trunk.parameters(), *lora.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_faults_of_a_state_dict_are_named(golden_state: Any) -> None:
@@ -141,9 +241,11 @@ def test_faults_of_a_state_dict_are_named(golden_state: Any) -> None:
     with pytest.raises(ValueError) as caught:
         load_state_dict_exact(trunk, faulty, drop=EXTRAS, source="base.pt")
     message = str(caught.value)
-    assert message.startswith("base.pt does not fit InternVideo2: 1 keys are missing, first 'blocks.1.ls1.gamma'")
+    assert message.startswith(
+        "base.pt does not fit InternVideo2; its keys: missing 1, first 'blocks.1.ls1.gamma' of shape [64]"
+    )
     assert "'cls_token': [1, 1, 65], expected [1, 1, 64]" in message
-    assert "1 keys are unexpected, first 'blocks.4.ls1.gamma'" in message
+    assert "unexpected 1, first 'blocks.4.ls1.gamma'" in message
     assert all(torch.equal(before[key], value) for key, value in trunk.state_dict().items()), "nothing may be loaded"
 
 

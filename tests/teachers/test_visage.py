@@ -7,32 +7,39 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.teachers.internvideo2 import InternVideo2Config
+from distill.teachers import Inference
+from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
+from distill.teachers.lora import TRUNK_PREFIX, plain_name
 from distill.teachers.visage import (
     CLIP_MEAN,
     CLIP_STD,
+    CenterBias,
     Visage,
     VisageConfig,
     VisageNet,
     VisageOutput,
-    cut_windows,
     fuse,
+    load_released,
     preprocess,
+    random_net,
 )
 
-# The golden cases: the released decoders at a small width, and one trunk per expert.
-OFFICIAL = VisageConfig(
-    trunk=InternVideo2Config.of("tiny", frames=4, px=56),
-    shared_trunk=False,
-    reduced_width=32,
-    embed_width=32,
-    head_width_1=16,
-    head_width_2=64,
-    norm_groups=32,
-    out_px=56,
-)
+# The golden cases: the released decoders at a small width.
+SHAPE: dict[str, Any] = {
+    "trunk": InternVideo2Config.of("tiny", frames=4, px=56),
+    "taps": (0, 1, 2, 3),
+    "reduced_width": 32,
+    "embed_width": 32,
+    "head_width_1": 16,
+    "head_width_2": 64,
+    "norm_groups": 32,
+    "out_px": 56,
+}
+SHARED = VisageConfig.released("S", **SHAPE)  # one trunk, a LoRA per expert
+MERGED = VisageConfig.released("S", **SHAPE, shared_trunk=False)  # a trunk per expert
 
 SMALL = VisageConfig(
     trunk=InternVideo2Config(width=16, depth=4, heads=2, mlp_width=16, frames=4, px=16, patch=8, layer_scale_init=0.5),
@@ -46,12 +53,11 @@ SMALL = VisageConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def official(golden_state: Any) -> VisageNet:
+def from_goldens(config: VisageConfig, golden_state: Any) -> VisageNet:
     with torch.device("meta"):
-        net = VisageNet(OFFICIAL)
-    for number in (1, 2):
-        net.load_expert(number, golden_state(f"visage_expert{number}_tiny"))
+        net = VisageNet(config)
+    for number, kind in enumerate(config.experts, 1):
+        net.load_expert(number, golden_state(f"visage_expert{kind}_tiny"))
     return net.eval()
 
 
@@ -71,14 +77,15 @@ def random_clip(frames: int, seed: int = 0) -> np.ndarray:
 # --- the released experts ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("config", [SHARED, MERGED], ids=["one trunk", "a trunk per expert"])
 def test_experts_auxiliary_heads_and_fusion_agree_with_the_official_code(
-    official: VisageNet, golden_arrays: Any
+    config: VisageConfig, golden_state: Any, golden_arrays: Any
 ) -> None:
     one, two, fused = (golden_arrays(f"visage_{part}_tiny") for part in ("expert1", "expert2", "fused"))
     assert np.array_equal(one["input"], two["input"])
     with torch.inference_mode():
-        output = official(torch.from_numpy(one["input"]), aux=True)
-    cases = {"expert 1": (output.logits1, one["saliency"]), "expert 2": (output.logits2, two["saliency"])}
+        output = from_goldens(config, golden_state)(torch.from_numpy(one["input"]), aux=True)
+    cases = {"expert 1": (output.experts[0], one["saliency"]), "expert 2": (output.experts[1], two["saliency"])}
     cases |= {name: (logits, two[f"aux/{name}"]) for name, logits in output.aux.items()}
     cases["fusion"] = (output.fused, fused["saliency"])
     assert len(cases) == 6
@@ -87,16 +94,134 @@ def test_experts_auxiliary_heads_and_fusion_agree_with_the_official_code(
         assert error < 1e-4, f"{name} is off by {error:.1e}"
 
 
+def test_the_base_is_held_once_and_never_changes(golden_state: Any) -> None:
+    net = from_goldens(SHARED, golden_state)
+    base = dict(net.trunks.named_parameters())
+    assert len(net.trunks) == 1 and len(net.loras) == 2
+    with torch.device("meta"):
+        alone = sum(value.numel() for value in InternVideo2(SHARED.trunk).parameters())
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in base.values()}
+    assert sum(storages.values()) == 4 * alone, "the trunk's bytes, each once"
+    branches = sum(value.numel() for value in net.loras.parameters())
+    assert branches == 2 * 64 * (4 * (4 * 64 + 2 * 64 + 2 * (64 + 256)) + 3 * 14**2 + 64), "in + out, of each layer"
+    before = {key: value.clone() for key, value in base.items()}
+    with torch.inference_mode():
+        net(torch.randn(1, 3, 4, 56, 56))
+    assert all(torch.equal(before[key], value) for key, value in base.items())
+
+
+def test_a_bfloat16_base_stays_close(golden_state: Any, golden_arrays: Any) -> None:
+    net = from_goldens(SHARED, golden_state)
+    clip = torch.from_numpy(golden_arrays("visage_expert1_tiny")["input"])
+    with torch.inference_mode():
+        full = net(clip).fused.sigmoid()
+        net.trunks.bfloat16()
+        half = net(clip).fused
+    assert half.dtype == torch.float32
+    assert (half.sigmoid() - full).abs().max() < 0.1
+    assert (half.sigmoid() - full).abs().mean() < 0.01
+
+
+def test_an_ensemble_of_three_experts(golden_state: Any, golden_arrays: Any) -> None:
+    config = VisageConfig.released("S", **SHAPE, experts=(2, 1, 2), weights=(0.0, 1.0, 1.0))
+    pair, trio = from_goldens(SHARED, golden_state), from_goldens(config, golden_state)
+    clip = torch.from_numpy(golden_arrays("visage_expert1_tiny")["input"])
+    with torch.inference_mode():
+        two, three = pair(clip), trio(clip)
+    assert len(three.experts) == 3
+    torch.testing.assert_close(three.experts[1], two.experts[0])
+    torch.testing.assert_close(three.fused, two.fused)
+    assert VisageConfig.released("S", experts=(1, 1, 2)).weights == (1 / 3, 1 / 3, 1 / 3)
+    assert VisageConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def released_files(folder: Path, golden_state: Any) -> tuple[Path, list[Path]]:
+    """The goldens' states as the authors' files hold them: the base by itself, experts without their trunk."""
+    states = [golden_state(f"visage_expert{kind}_tiny") for kind in (1, 2)]
+    trunk = {plain_name(key): value for key, value in states[0].items() if key.startswith(TRUNK_PREFIX)}
+    trunk = {f"vision_encoder.{key}": value for key, value in trunk.items() if ".lora_" not in key}
+    others = {"text_encoder.embeddings.weight": torch.ones(3, 3), "temp": torch.tensor(0.07)}
+    base, paths = folder / "base.pt", [folder / "expert1.pth", folder / "expert2.safetensors"]
+    torch.save({"module": trunk | others, "global_step": 7}, base)
+    experts = [
+        {key: value for key, value in state.items() if ".lora_" in key or not key.startswith(TRUNK_PREFIX)}
+        for state in states
+    ]
+    torch.save(experts[0], paths[0])
+    save_file(experts[1], paths[1])
+    return base, paths
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_teacher_is_built_from_published_files(
+    shared: bool, golden_state: Any, golden_arrays: Any, tmp_path: Path
+) -> None:
+    base, experts = released_files(tmp_path, golden_state)
+    teacher = Visage.released(base, experts, "S", **SHAPE, shared_trunk=shared)
+    assert teacher.config.experts == (1, 2)
+    assert len(teacher.net.trunks) == (1 if shared else 2)
+    assert not any(value.is_meta for value in teacher.net.state_dict().values())
+    with torch.inference_mode():
+        fused = teacher.net.eval()(torch.from_numpy(golden_arrays("visage_expert1_tiny")["input"])).fused
+    assert np.abs(fused.sigmoid().numpy() - golden_arrays("visage_fused_tiny")["saliency"][:, 0]).max() < 1e-4
+
+
+def test_experts_are_known_by_their_keys_and_windows_may_be_longer(golden_state: Any, tmp_path: Path) -> None:
+    base, experts = released_files(tmp_path, golden_state)
+    shape = SHAPE | {"trunk": InternVideo2Config.of("tiny", frames=6, px=56)}
+    teacher = Visage.released(base, experts[::-1], "S", **shape, dtype=torch.bfloat16, weights=(0.9, 0.1))
+    assert teacher.config.experts == (2, 1)
+    assert {value.dtype for value in teacher.net.trunks.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in teacher.net.experts.parameters()} == {torch.float32}
+    assert teacher.logits(random_clip(7), 5).isfinite().all()
+
+
+def test_faults_of_published_files_are_one_line(golden_state: Any, tmp_path: Path) -> None:
+    base, experts = released_files(tmp_path, golden_state)
+
+    def message(*args: Any, **fields: Any) -> str:
+        with pytest.raises(ValueError) as caught:
+            Visage.released(*args, "S", **(SHAPE | fields))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "expert1.pth does not fit Expert1; its keys: of another shape" in message(base, experts, embed_width=64)
+    assert "expert1.pth does not fit Lora" in message(base, experts, lora_rank=32)
+    assert "base.pt: pos_embed holds 64 patch positions" in message(base, experts, orig_t_size=8)
+    wide = InternVideo2Config.of("tiny", frames=4, px=56, mlp_width=128)
+    text = message(base, experts, trunk=wide)
+    assert "base.pt does not fit InternVideo2; its keys: of another shape 12, first 'blocks.0.mlp.fc1.weight'" in text
+    assert "[256, 64], expected [128, 64]" in text
+    assert "base.pt is no ViSAGE expert" in message(base, [experts[0], base])
+    with pytest.raises(ValueError, match="2 files are given for an ensemble of 1"):
+        load_released(VisageConfig.released("S", experts=(1,)), base, experts)
+    state = torch.load(experts[0], weights_only=True)
+    gone = f"{TRUNK_PREFIX}blocks.2.block.mlp.fc1.lora_B.default.weight"
+    torch.save({key: value for key, value in state.items() if key != gone}, experts[0])
+    assert f"expert1.pth does not fit Lora; its keys: missing 1, first {gone!r} of shape [256, 64]" in message(
+        base, experts
+    )
+
+
 def test_a_released_key_that_is_missing_is_named(golden_state: Any) -> None:
     state = golden_state("visage_expert2_tiny")
     del state["decoder.fuse11.norm2.bias"]
-    with pytest.raises(ValueError, match=r"state of expert 2 .* 1 keys are missing, first 'expert.decoder.fuse11"):
-        VisageNet(OFFICIAL).load_expert(2, state)
+    with pytest.raises(ValueError, match=r"state of expert 2 .* missing 1, first 'decoder.fuse11.norm2.bias' of shape"):
+        VisageNet(SHARED).load_expert(2, state)
 
 
-def test_a_shared_trunk_refuses_released_experts(small: VisageNet) -> None:
-    with pytest.raises(ValueError, match="shared_trunk=False"):
-        small.load_expert(1, {})
+def test_experts_in_the_wrong_place_are_refused(golden_state: Any, small: VisageNet) -> None:
+    one, two = (golden_state(f"visage_expert{kind}_tiny") for kind in (1, 2))
+    net = from_goldens(SHARED, golden_state)
+    with pytest.raises(ValueError, match="is an expert of kind 2; the ensemble's number 1 is of kind 1"):
+        net.load_expert(1, two)
+    with pytest.raises(ValueError, match="no expert 3; the ensemble has 2"):
+        net.load_expert(3, one)
+    with pytest.raises(ValueError, match="lora_rank above 0, or shared_trunk=False"):
+        small.load_expert(1, one)
+    one[f"{TRUNK_PREFIX}blocks.3.block.norm2.weight"] += 1e-3
+    with pytest.raises(ValueError, match=r"brings another trunk, first 'blocks.3.norm2.weight'"):
+        net.load_expert(1, one)
 
 
 def test_the_released_layout_builds_without_memory() -> None:
@@ -107,11 +232,26 @@ def test_the_released_layout_builds_without_memory() -> None:
         return round(sum(value.numel() for value in module.parameters()) / 1e6, 2)
 
     assert net.config.taps == (11, 23, 35, 47)
-    assert millions(net.expert1.dim_reducers) == millions(net.expert2.dim_reducers) == 13.11
-    assert millions(net.expert1.decoder) == 18.91
-    assert millions(net.expert2.decoder) == 32.20
-    assert millions(net.expert2.decoder.aux_heads) == 3.10
-    assert millions(net.expert1.film_gamma) + millions(net.expert1.film_beta) == 1.64
+    one, two = net.experts
+    assert millions(one.dim_reducers) == millions(two.dim_reducers) == 13.11
+    assert millions(one.decoder) == 18.91
+    assert millions(two.decoder) == 32.20
+    assert millions(two.decoder.aux_heads) == 3.10
+    assert millions(one.film_gamma) + millions(one.film_beta) == 1.64
+    assert len(net.trunks) == 1
+    assert [millions(lora.blocks) for lora in net.loras] == [157.29, 157.29]
+
+
+@pytest.mark.parametrize("config", [SHARED, MERGED], ids=["one trunk", "a trunk per expert"])
+def test_random_weights_say_something_and_are_the_seeds(config: VisageConfig) -> None:
+    def a_teacher(seed: int) -> Visage:
+        return Visage(random_net(config, seed, dtype=torch.bfloat16), config)
+
+    teacher = a_teacher(3)
+    logits = teacher.logits(random_clip(5), 5)
+    assert logits.isfinite().all() and logits.std() > 1e-3
+    assert teacher.fingerprint() == a_teacher(3).fingerprint() != a_teacher(4).fingerprint()
+    assert {value.dtype for value in teacher.net.trunks.parameters()} == {torch.bfloat16}
 
 
 # --- fusion -----------------------------------------------------------------------------------------------------------
@@ -140,14 +280,14 @@ def test_the_default_net_starts_near_a_constant_and_every_weight_gets_a_gradient
     net = VisageNet(config)
     output = net(torch.randn(1, 3, config.trunk.frames, config.trunk.px, config.trunk.px))
     shape = (1, config.trunk.frames, config.out_px, config.out_px)
-    for logits in (output.logits1, output.logits2, output.fused, *output.aux.values()):
+    for logits in (*output.experts, output.fused, *output.aux.values()):
         assert logits.shape == shape
     assert list(output.aux) == ["p23", "p17", "p11"]
-    prior = net.expert1.decoder.center_bias()
-    for logits in (output.logits1 - prior, output.logits2, *output.aux.values()):
+    prior = net.experts[0].decoder.center_bias()
+    for logits in (output.experts[0] - prior, output.experts[1], *output.aux.values()):
         assert logits.std() < 0.5
         assert abs(logits.mean() - config.logit_init) < 0.5
-    loss = sum(logits.square().mean() for logits in (output.logits1, output.logits2, *output.aux.values()))
+    loss = sum(logits.square().mean() for logits in (*output.experts, *output.aux.values()))
     loss.backward()
     without = [name for name, value in net.named_parameters() if value.grad is None]
     assert not without, f"no gradient reaches {without}"
@@ -161,7 +301,7 @@ def test_auxiliary_heads_run_in_training_only_unless_asked(small: VisageNet) -> 
 
 
 def test_the_centre_prior_is_a_learned_gaussian(small: VisageNet) -> None:
-    prior = small.expert1.decoder.center_bias
+    prior = small.experts[0].decoder.center_bias
     with torch.no_grad():
         for name, value in {"cx": 1.0, "cy": -1.0, "sigma": 0.5, "weight": 2.0}.items():
             getattr(prior, name).fill_(value)
@@ -186,7 +326,7 @@ class MeanNet(nn.Module):
         self.batches.append(len(clip_BCTHW))
         mean_BT11 = clip_BCTHW.mean(dim=(1, 3, 4))[..., None, None]
         fused = mean_BT11.expand(-1, -1, self.out_px, self.out_px)
-        return VisageOutput(fused, fused, {}, fused)
+        return VisageOutput((fused, fused), {}, fused)
 
 
 @pytest.mark.parametrize("batch_windows", [1, 3])
@@ -195,7 +335,7 @@ class MeanNet(nn.Module):
 def test_every_frame_gets_its_own_label(count: int, fps: float, batch_windows: int) -> None:
     frames = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 6, 8, 3))
     net = MeanNet(SMALL.out_px)
-    logits = Visage(net, SMALL, batch_windows=batch_windows).logits(frames, fps)
+    logits = Visage(net, SMALL, how=Inference(batch=batch_windows)).logits(frames, fps)
     assert logits.shape == (count, 12, 12)
     assert logits.dtype == torch.float32
     of_gray = [
@@ -207,11 +347,6 @@ def test_every_frame_gets_its_own_label(count: int, fps: float, batch_windows: i
     assert sum(net.batches) == sum(-(-len(range(offset, count, stride)) // 4) for offset in range(stride))
 
 
-def test_windows_are_cut_as_released() -> None:
-    windows = [window.tolist() for window in cut_windows(11, stride=2, length=4)]
-    assert windows == [[0, 2, 4, 6], [8, 10], [1, 3, 5, 7], [9]]
-
-
 def test_the_last_window_is_filled_with_its_last_frame(small: VisageNet) -> None:
     frames = random_clip(6)
     filled = frames[[0, 1, 2, 3, 4, 5, 5, 5]]
@@ -221,8 +356,8 @@ def test_the_last_window_is_filled_with_its_last_frame(small: VisageNet) -> None
 
 def test_labels_do_not_depend_on_the_batch_or_the_container(small: VisageNet) -> None:
     frames = random_clip(23)
-    expected = Visage(small, SMALL, batch_windows=1).logits(frames, 12)
-    batched = Visage(small, SMALL, batch_windows=5).logits(frames, 12)
+    expected = Visage(small, SMALL, how=Inference(batch=1)).logits(frames, 12)
+    batched = Visage(small, SMALL, how=Inference(batch=5)).logits(frames, 12)
     torch.testing.assert_close(batched, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(Visage(small, SMALL).logits(torch.from_numpy(frames), 12), expected)
 
@@ -259,11 +394,51 @@ def test_preprocessing_is_a_plain_square_resize_in_clips_units() -> None:
     torch.testing.assert_close(out[..., -1], ((1 - mean) / std).expand(3, 3, 8))
 
 
-def test_preprocessing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_may_be_prepared_in_pieces() -> None:
     frames = random_clip(7)
-    whole = preprocess(frames, 16)
-    monkeypatch.setattr("distill.teachers.visage.CHUNK_PIXELS", 2 * 20 * 30)
-    assert torch.equal(preprocess(frames, 16), whole)
+    teacher = Visage(MeanNet(4), SMALL)
+    whole = teacher.prepare(frames)
+    assert whole.shape == (7, 3, 16, 16) and whole.dtype == torch.uint8
+    assert torch.equal(torch.cat([teacher.prepare(frames[:2]), teacher.prepare(frames[2:])]), whole)
+
+
+def test_overlapping_windows_are_averaged(small: VisageNet) -> None:
+    frames = random_clip(8)
+    plain, half = (Visage(small, SMALL, how=Inference(overlap=overlap)) for overlap in (0.0, 0.5))
+    first, second, third = (plain.logits(frames[start : start + 4], 5) for start in (0, 2, 4))
+    expected = torch.cat((first[:2], (first[2:] * torch.tensor([2 / 3, 1 / 3])[:, None, None])))
+    expected[2:] += second[:2] * torch.tensor([1 / 3, 2 / 3])[:, None, None]
+    torch.testing.assert_close(half.logits(frames, 5)[:4], expected)
+    torch.testing.assert_close(half.logits(frames, 5)[6:], third[2:])
+    assert plain.fingerprint() != half.fingerprint()
+
+
+def test_bf16_is_near_and_nothing_large_flows_in_float32(small: VisageNet) -> None:
+    frames = random_clip(8)
+    exact, print_ = (teacher := Visage(small, SMALL)).logits(frames, 5), teacher.fingerprint()
+    rough = Visage(small, SMALL, how=Inference(precision="bf16"))
+    error = (rough.logits(frames, 5) - exact).abs()
+    assert 0 < error.max() < 0.2 and error.mean() < 0.05 * exact.std()
+    assert rough.fingerprint() != print_
+
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.setdefault(type(layer).__name__, set()).update(t.dtype for t in (*inputs, output))
+
+    for layer in small.modules():
+        if not list(layer.children()) and list(layer.parameters()) and not isinstance(layer, CenterBias):
+            layer.register_forward_hook(note)
+    small(torch.randn(1, 3, 4, 16, 16))
+    assert {"RMSNorm", "Linear", "Conv3d", "GroupNorm", "BatchNorm3d", "Conv2d"} <= seen.keys()
+    assert all(dtypes == {torch.bfloat16} for dtypes in seen.values()), seen
+
+
+def test_the_net_compiles_in_one_piece(small: VisageNet) -> None:
+    compiled = torch.compile(small, backend="eager", fullgraph=True)
+    clip = torch.randn(1, 3, 4, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(clip).fused, small(clip).fused)
 
 
 # --- its file ---------------------------------------------------------------------------------------------------------
@@ -293,7 +468,7 @@ def test_the_fingerprint_tells_weights_and_configuration_apart_and_holds_across_
     slower = VisageConfig.from_dict(SMALL.to_dict() | {"sample_fps": 4.0})
     assert Visage(small, slower).fingerprint() != first
     with torch.no_grad():
-        small.expert2.decoder.proj5.block[0].weight[0, 0] += 1e-3
+        small.experts[1].decoder.proj5.block[0].weight[0, 0] += 1e-3
     assert teacher.fingerprint() != first
 
 
@@ -303,7 +478,7 @@ def test_files_that_are_no_teacher(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher\.pt is not a teacher's weights file"):
         Visage.load(path)
     torch.save({"state": {}}, path)
-    with pytest.raises(ValueError, match=r"does not hold a 'saliency-distill visage 1' teacher"):
+    with pytest.raises(ValueError, match=r"does not hold a 'saliency-distill visage 2' teacher"):
         Visage.load(path)
 
 
@@ -341,6 +516,10 @@ def test_configuration_survives_json() -> None:
         ({"fusion": "hybrid"}, "known are logit, mean, max"),
         ({"weights": (0.0, 0.0)}, "weights"),
         ({"weights": (1.0,)}, "weights"),
+        ({"weights": (1.0, 1.0), "experts": (1, 2, 2)}, "must be 3 numbers"),
+        ({"experts": (1, 3)}, "must each be of kind 1 or 2"),
+        ({"lora_rank": 4, "shared_trunk": False}, "0 without a shared trunk"),
+        ({"lora_alpha": 0.0}, "lora_alpha"),
     ],
 )
 def test_bad_configurations(fields: dict[str, Any], message: str) -> None:

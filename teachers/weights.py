@@ -1,0 +1,192 @@
+"""Weights files: read without running anything in them, and put into a module with every key accounted for.
+
+    read_weights("expert1.pth")                       -> {"decoder.proj17.weight": Tensor, ...}
+    load_state_dict_exact(net, state, source="...")   -> LoadAccount, or one line that names file, key and shape
+
+What a file is, its first bytes say and not its name: published files are called .pt, .pth, .bin, .pth.tar or .ckpt and
+are one of three things, torch's zip archive, torch's older pickle, or safetensors. And a download that failed is a web
+page with the right name. Archives and safetensors are memory-mapped: a tensor costs memory when it is used.
+
+Pickles are read by torch's restricted unpickler, which makes tensors and plain values, and here the training settings
+that published files carry along (`SETTINGS`); whatever else a pickle names is refused before it is looked up.
+
+This file knows torch, numpy and safetensors alone.
+"""
+
+import argparse
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which training scripts put the weights, beside optimiser, epoch and arguments."""
+
+NUMPY_SCALAR: Any = np.float64().__reduce__()[0]
+"""What makes a numpy scalar of a dtype and bytes."""
+
+SETTINGS: list[Any] = [
+    argparse.Namespace,
+    (OrderedDict, "easydict.EasyDict"),  # read as the plain dict that it is
+    (OrderedDict, "utils.easydict.EasyDict"),  # where the multi-modal InternVideo2 files have it
+    NUMPY_SCALAR,
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name until numpy 2
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+]
+"""What published files pickle beside tensors, none of it code: training arguments, and numpy's scalars for scores."""
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU, in the types they are stored in.
+
+    Takes the weights out of `state_dict`, `model_state_dict`, `model` or `module` where a file wraps them, and
+    DataParallel's `module.` off the names. No code in the file is run. Raises ValueError, one line, for whatever is no
+    such file: missing, empty, a folder, a web page, truncated, a pickle with code, something else than tensors by name.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    content: Any
+    if kind == "safetensors":
+        try:
+            content = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is a truncated or damaged safetensors file ({_line(error)}); fetch it again"
+            ) from None
+        return _tensors(path, content)
+    if kind == "archive" and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is truncated: the archive's end is missing; fetch it again")
+    try:
+        with torch.serialization.safe_globals(SETTINGS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that another tool wrote; what comes of them is checked
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "archive")
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"{path} holds {found[1]}, which is code or an object and no tensor; nothing of it was run: save the state "
+            "dict alone where it was made, torch.save(model.state_dict(), FILE)"
+            if found
+            else f"{path} is damaged, or a pickle of other things than tensors; nothing of it was run: fetch it again"
+        ) from None
+    except Exception as error:  # damage inside a pickle surfaces as whatever the unpickler stumbled over
+        raise ValueError(
+            f"{path} is truncated, damaged or no torch file ({type(error).__name__}: {_line(error)}); fetch it again"
+        ) from error
+    return _tensors(path, content)
+
+
+def _kind(path: Path) -> str:
+    """`archive`, `pickle` or `safetensors`, by the first bytes; ValueError for what is none of them."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise ValueError(f"weights file {path} does not exist") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; name the weights file in it") from None
+    except OSError as error:
+        raise ValueError(f"weights file {path} cannot be read: {error.strerror}") from None
+    if not head:
+        raise ValueError(f"{path} is empty; fetch it again")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:  # the header's length, then its JSON
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        return "archive"
+    if head.startswith(b"\x80"):
+        return "pickle"
+    if head.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        raise ValueError(f"{path} is a web page, not weights; download the file itself (a page's link is not the file)")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch the file itself with `git lfs pull`")
+    if head[257:262] == b"ustar":
+        raise ValueError(f"{path} is a tar archive; unpack it, or save its tensors again with a current torch")
+    raise ValueError(f"{path} is no weights file: it begins with {head[:8]!r}, neither torch's nor safetensors'")
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The innermost dict of tensors, its names without DataParallel's prefix."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds one {type(content).__name__}, not tensors by name; save a state dict")
+    if not content:
+        raise ValueError(f"{path} holds no tensors")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} is no state dict: its entry {key!r} is of type {type(value).__name__}, expected a tensor; "
+                f"weights may stand at the top or under {', '.join(WRAPPERS)}"
+            )
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message, at most 120 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+class LoadAccount(NamedTuple):
+    """What became of a file's keys."""
+
+    loaded: int
+    """Keys that went into the module: all of the module's."""
+    dropped: tuple[str, ...]
+    """Keys left out by name, known not to matter."""
+
+
+def load_state_dict_exact(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    drop: Sequence[str] = (),
+    source: str = "the state dict",
+    names: Mapping[str, str] | None = None,
+) -> LoadAccount:
+    """Load `state` into `module` if it holds exactly the module's keys, beside those that `drop` names.
+
+    An entry of `drop` is a key, or with a dot at its end a prefix. `names` says what the file calls the module's keys
+    where it calls them otherwise. Anything missing, left over, or of another shape or kind of number is a ValueError
+    that names `source`, the first such key of each sort and how many there are, and nothing is loaded. A module on the
+    meta device takes over the tensors themselves, in their own types and without a copy; any other copies from them.
+    """
+    names = names or {}
+    own = {names.get(key, key): value for key, value in module.state_dict().items()}
+    prefixes = tuple(name for name in drop if name.endswith("."))
+    kept = {key: value for key, value in state.items() if key not in drop and not key.startswith(prefixes)}
+
+    def shape(tensor: Tensor) -> str:
+        return str(list(tensor.shape))
+
+    faults = []
+    if missing := [key for key in own if key not in kept]:
+        faults.append(f"missing {len(missing)}, first {missing[0]!r} of shape {shape(own[missing[0]])}")
+    both = [key for key in own if key in kept]
+    if other := [key for key in both if kept[key].shape != own[key].shape]:
+        found, expected = (shape(tensors[other[0]]) for tensors in (kept, own))
+        faults.append(f"of another shape {len(other)}, first {other[0]!r}: {found}, expected {expected}")
+    if other := [key for key in both if kept[key].is_floating_point() != own[key].is_floating_point()]:
+        found, expected = (str(tensors[other[0]].dtype) for tensors in (kept, own))
+        faults.append(f"of another type {len(other)}, first {other[0]!r}: {found}, expected {expected}")
+    if unexpected := [key for key in kept if key not in own]:
+        faults.append(f"unexpected {len(unexpected)}, first {unexpected[0]!r} of shape {shape(kept[unexpected[0]])}")
+    if faults:
+        raise ValueError(f"{source} does not fit {type(module).__name__}; its keys: {'; '.join(faults)}")
+    loaded = {key: kept[names.get(key, key)] for key in module.state_dict()}
+    module.load_state_dict(loaded, assign=any(tensor.is_meta for tensor in own.values()))
+    return LoadAccount(loaded=len(loaded), dropped=tuple(key for key in state if key not in kept))
