@@ -1,0 +1,403 @@
+"""TASED-Net: 32 frames in, the saliency of the last one out.
+
+    frames -> S3D encoder, pooled in space and time -> decoder, unpooled in space -> time folded away -> logits
+                  └ switches: where each maximum came from ────────┘
+
+The network is the released second version (Min and Corso, *TASED-Net*, 2019), layer for layer and name for name, so
+that the authors' file loads as it is. The decoder has no skip connections: what it takes from the encoder is where
+each spatial maximum was, taken over all time by a pooling of its own. Where two pooled cells claim the same pixel the
+later one wins, as released; CUDA does not promise that order, so a GPU's labels may differ there from run to run.
+
+Cost: the network looks across time from its second layer on, in both directions and up to its windows' edges, so
+windows share exactly only the first convolution, which sees one frame at a time; that one runs once per frame and batch.
+
+This file knows torch, numpy and OpenCV alone.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.teachers import PLAIN, Inference
+from distill.teachers.last_frame import average_cells, blur, check_frames, fingerprint, random_net, slide
+from distill.teachers.weights import load_state_dict_exact, read_weights
+from distill.teachers.windows import BatchSize, exact_convolutions
+
+# Shape suffixes: B batch · N frames · T time · C channels · H, W pixels
+
+WINDOW = 32
+"""Frames the network sees at once."""
+
+
+@dataclass(frozen=True)
+class TasedConfig:
+    """How a video is looked at. The defaults are as released, up to `cell`."""
+
+    height: int = 224
+    """Rows of the network's input and of its map, a multiple of 32."""
+    width: int = 384
+    """Columns, likewise. The network is convolutional: any size runs; this one it was trained at."""
+    every: int = 1
+    """Frames from one window to the next; what lies between is interpolated."""
+    smooth: bool = True
+    """Blur the map as the authors do before they save it: rounded down to 8 bits, then a Gaussian of 7 pixels."""
+    cell: int = 4
+    """Pixels of the map, each way, per cell of the labels, which is their mean. The blur leaves nothing finer to see."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 32 or value % 32:
+                raise ValueError(f"TasedConfig.{name} is {value!r}; it must be a multiple of 32")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"TasedConfig.every is {self.every!r}; it must be a whole number of at least 1")
+        if self.cell not in (1, 2, 4, 8, 16, 32):
+            raise ValueError(f"TasedConfig.cell is {self.cell!r}; it must be 1, 2, 4, 8, 16 or 32")
+
+
+# ----------------------------------------------------------------------------------------------------------- network
+
+
+# The layers are the released three-dimensional ones, but each works in space or in time and never in both, so what runs
+# is two-dimensional. Features are [B, T, C, H, W] with the channels last in memory; a clip of them is a batch of images
+# [B·T, C, H, W], and as well a batch of images [B, C, T, H·W] of moments by pixels, without a copy.
+
+
+def in_space(function: Callable[[Tensor], Tensor], x_BTCHW: Tensor) -> Tensor:
+    """Apply a function of images `[N, C, H, W]` to each moment."""
+    return function(x_BTCHW.flatten(0, 1)).unflatten(0, x_BTCHW.shape[:2])
+
+
+def in_time(function: Callable[[Tensor], Tensor], x_BTCHW: Tensor) -> Tensor:
+    """Apply a function of images `[B, C, T, H·W]`, whose rows are moments, that leaves the number of columns alone."""
+    y_BCTN = function(x_BTCHW.transpose(1, 2).flatten(3))
+    return y_BCTN.unflatten(3, x_BTCHW.shape[3:]).transpose(1, 2)
+
+
+class SpaceConv(nn.Conv3d):
+    """A convolution over `size` x `size` pixels of each moment."""
+
+    def __init__(self, inputs: int, outputs: int, size: int = 1, stride: int = 1, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, (1, size, size), (1, stride, stride), (0, size // 2, size // 2), bias=bias)
+
+    def of_images(self, x_NCHW: Tensor) -> Tensor:
+        """Of images `[N, C, H, W]`."""
+        return F.conv2d(x_NCHW, self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        return in_space(self.of_images, x_BTCHW)
+
+
+class TimeConv(nn.Conv3d):
+    """A convolution over `size` moments of each pixel."""
+
+    def __init__(self, channels: int, size: int, stride: int, padding: int) -> None:
+        super().__init__(channels, channels, (size, 1, 1), (stride, 1, 1), (padding, 0, 0), bias=False)
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        weight, stride, padding = self.weight[..., 0], self.stride[:2], self.padding[:2]
+        return in_time(lambda x_BCTN: F.conv2d(x_BCTN, weight, None, stride, padding), x_BTCHW)
+
+
+class Spread(nn.ConvTranspose3d):
+    """A transposed convolution of each moment, which makes it `stride` times as large."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, (1, size, size), (1, stride, stride), bias=False)
+        self.edge = (size - stride) // 2
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:  # type: ignore[override]
+        weight, stride = self.weight[:, :, 0], self.stride[1:]
+        return in_space(lambda x_NCHW: F.conv_transpose2d(x_NCHW, weight, None, stride, self.edge), x_BTCHW)
+
+
+class NormRelu(nn.BatchNorm3d):
+    """Norm by the trained averages, then ReLU, in place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3)
+
+    def of_images(self, x_NCHW: Tensor) -> Tensor:
+        """Of images `[N, C, H, W]`."""
+        return F.batch_norm(x_NCHW, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps).relu_()
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        return in_space(self.of_images, x_BTCHW)
+
+
+class Conv(nn.Module):
+    """A convolution of each pixel for itself, norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = SpaceConv(inputs, outputs)
+        self.bn = NormRelu(outputs)
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        y_BTCHW: Tensor = self.bn(self.conv(x_BTCHW))
+        return y_BTCHW
+
+
+class SeparateConv(nn.Module):
+    """A convolution in space, then one in time, each with norm and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv_s = SpaceConv(inputs, outputs, size, stride)
+        self.bn_s = NormRelu(outputs)
+        self.conv_t = TimeConv(outputs, size, stride, size // 2)
+        self.bn_t = NormRelu(outputs)
+
+    def of_images(self, x_NCHW: Tensor) -> Tensor:
+        """The half in space, of images `[N, C, H, W]`: each is seen for itself."""
+        return self.bn_s.of_images(self.conv_s.of_images(x_NCHW))
+
+    def of_pixels(self, x_BTCHW: Tensor) -> Tensor:
+        """The half in time: each pixel is seen for itself."""
+        y_BTCHW: Tensor = self.bn_t(self.conv_t(x_BTCHW))
+        return y_BTCHW
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        return self.of_pixels(in_space(self.of_images, x_BTCHW))
+
+
+class Pool(nn.Module):
+    """The maximum over 3x3 pixels, `stride` apart; and over three moments, `stride_in_time` apart, unless that is 0."""
+
+    def __init__(self, stride: int, stride_in_time: int = 0) -> None:
+        super().__init__()
+        self.stride, self.stride_in_time = stride, stride_in_time
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        y_BTCHW = in_space(lambda x_NCHW: F.max_pool2d(x_NCHW, 3, self.stride, 1), x_BTCHW)
+        if not self.stride_in_time:
+            return y_BTCHW
+        return in_time(lambda y_BCTN: F.max_pool2d(y_BCTN, (3, 1), (self.stride_in_time, 1), (1, 0)), y_BTCHW)
+
+
+class Mixed(nn.Module):
+    """An Inception block: four branches, joined. `widths`: branch 0; 1 reduced, full; 2 reduced, full; 3."""
+
+    def __init__(self, inputs: int, widths: tuple[int, int, int, int, int, int]) -> None:
+        super().__init__()
+        w0, w1_reduced, w1, w2_reduced, w2, w3 = widths
+        self.branch0 = nn.Sequential(Conv(inputs, w0))
+        self.branch1 = nn.Sequential(Conv(inputs, w1_reduced), SeparateConv(w1_reduced, w1, 3))
+        self.branch2 = nn.Sequential(Conv(inputs, w2_reduced), SeparateConv(w2_reduced, w2, 3))
+        self.branch3 = nn.Sequential(Pool(1, 1), Conv(inputs, w3))
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        branches = (self.branch0, self.branch1, self.branch2, self.branch3)
+        return torch.cat([branch(x_BTCHW) for branch in branches], dim=2)
+
+
+class TasedNet(nn.Module):
+    """Encoder and decoder, for labelling only: norms use their trained averages. 21,260,693 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base1 = nn.Sequential(SeparateConv(3, 64, 7, 2), Pool(2), Conv(64, 64), SeparateConv(64, 192, 3))
+        self.base2 = nn.Sequential(
+            Mixed(192, (64, 96, 128, 16, 32, 32)),
+            Mixed(256, (128, 128, 192, 32, 96, 64)),
+        )
+        self.base3 = nn.Sequential(
+            Mixed(480, (192, 96, 208, 16, 48, 64)),
+            Mixed(512, (160, 112, 224, 24, 64, 64)),
+            Mixed(512, (128, 128, 256, 24, 64, 64)),
+            Mixed(512, (112, 144, 288, 32, 64, 64)),
+            Mixed(528, (256, 160, 320, 32, 128, 128)),
+        )
+        self.base4 = nn.Sequential(
+            Mixed(832, (256, 160, 320, 32, 128, 128)),
+            Mixed(832, (384, 192, 384, 48, 128, 128)),
+        )
+        relu = nn.Identity()  # holds the place in the released numbering; NormRelu has done it
+        self.convtsp1 = nn.Sequential(
+            SpaceConv(1024, 1024), NormRelu(1024), relu,
+            Spread(1024, 832, 3), NormRelu(832), relu,
+        )  # fmt: skip
+        self.convtsp2 = nn.Sequential(Spread(832, 480, 3), NormRelu(480), relu)
+        self.convtsp3 = nn.Sequential(Spread(480, 192, 3), NormRelu(192), relu)
+        self.convtsp4 = nn.Sequential(
+            Spread(192, 64, 4, 2), NormRelu(64), relu,
+            TimeConv(64, 2, 2, 0), NormRelu(64), relu,
+            Spread(64, 4, 1), NormRelu(4), relu,
+            TimeConv(4, 2, 2, 0), NormRelu(4), relu,
+            Spread(4, 4, 4, 2), SpaceConv(4, 1, bias=True),
+        )  # fmt: skip
+
+    def stem(self, frames_NCHW: Tensor) -> Tensor:
+        """What the network computes of each frame alone: RGB in [-1, 1], `[N, 3, H, W]` -> `[N, 64, H/2, W/2]`."""
+        first = self.base1[0]
+        assert isinstance(first, SeparateConv)
+        return first.of_images(frames_NCHW.contiguous(memory_format=torch.channels_last))
+
+    def from_stem(self, stems_BTCHW: Tensor) -> Tensor:
+        """The rest: the stems of windows of frames `[B, 32, 64, H/2, W/2]` -> logits of each last frame `[B, H, W]`."""
+        first = self.base1[0]
+        assert isinstance(first, SeparateConv)
+        y_BTCHW = self.base1[1:](first.of_pixels(stems_BTCHW))
+        fine = joined(y_BTCHW, 4)
+        y_BTCHW = self.base2(Pool(2)(y_BTCHW))
+        middle = joined(y_BTCHW, 4)
+        y_BTCHW = joined(self.base3(Pool(2, 2)(y_BTCHW)), 2)
+        batch = y_BTCHW.shape[:2]
+        y_NCHW, coarse_switches = F.max_pool2d(y_BTCHW.flatten(0, 1), 2, return_indices=True)
+
+        z_NCHW = self.convtsp1(self.base4(y_NCHW.unflatten(0, batch))).flatten(0, 1)
+        z_BTCHW = F.max_unpool2d(z_NCHW, coarse_switches, [2, 2]).unflatten(0, batch)
+        z_BTCHW = unpooled(self.convtsp2(z_BTCHW), middle)
+        z_BTCHW = unpooled(self.convtsp3(z_BTCHW), fine)
+        logits_BTCHW: Tensor = self.convtsp4(z_BTCHW)
+        return logits_BTCHW[:, 0, 0]
+
+    def forward(self, clip_BCTHW: Tensor) -> Tensor:
+        """Windows of frames, RGB in [-1, 1], `[B, 3, 32, H, W]` -> logits of each last frame `[B, H, W]`."""
+        batch, channels, frames, height, width = clip_BCTHW.shape
+        if (channels, frames, height % 32, width % 32) != (3, WINDOW, 0, 0):
+            raise ValueError(
+                f"TASED-Net got a clip of shape {list(clip_BCTHW.shape)}; it wants [B, 3, {WINDOW}, H, W], "
+                "H and W multiples of 32"
+            )
+        stems_NCHW = self.stem(clip_BCTHW.transpose(1, 2).flatten(0, 1))
+        return self.from_stem(stems_NCHW.unflatten(0, (batch, frames)))
+
+
+def joined(x_BTCHW: Tensor, moments: int) -> Tensor:
+    """The maximum over every few moments."""
+    return x_BTCHW.unflatten(1, (-1, moments)).amax(2)
+
+
+def unpooled(z_BTCHW: Tensor, x_BTCHW: Tensor) -> Tensor:
+    """Each value put where the maximum of its 3x3 cell of `x_BTCHW`, twice as large, was found; zeros elsewhere."""
+    switches = F.max_pool2d(x_BTCHW.flatten(0, 1), 3, 2, 1, return_indices=True)[1]
+    size = list(x_BTCHW.shape[3:])
+    return in_space(lambda z_NCHW: F.max_unpool2d(z_NCHW, switches, [3, 3], [2, 2], [1, 1], size), z_BTCHW)
+
+
+# ----------------------------------------------------------------------------------------------------------- teacher
+
+
+def window(frame: int, count: int) -> np.ndarray:
+    """The 32 frames, of `count`, that label `frame`, which comes last.
+
+    They are the frame and the 31 before it; for the first 31 frames of a clip, which have no such past, the frame and
+    the 31 after it, backwards: both as released. Where a clip of less than 63 frames ends before those 31 it goes on
+    backwards, one of the two ways to lengthen a clip that the authors name.
+    """
+    if frame >= WINDOW - 1:
+        return np.arange(frame - WINDOW + 1, frame + 1)
+    ahead = np.arange(frame + WINDOW - 1, frame - 1, -1)
+    turn = max(1, 2 * (count - 1))  # there and back
+    return np.minimum(ahead % turn, turn - ahead % turn)
+
+
+class Tased:
+    """The teacher: a clip in, logits for every frame out. Windows hold consecutive frames, whatever their rate."""
+
+    def __init__(
+        self,
+        net: TasedNet,
+        config: TasedConfig | None = None,
+        *,
+        name: str = "tased",
+        device: torch.device | str = "cpu",
+        how: Inference = PLAIN,
+    ) -> None:
+        """`net` is moved to `device`.
+
+        Of `how`, `overlap` does not apply, for windows overlap in all frames but one as it is; nor does `precision`: where
+        a maximum came from is a comparison, and bfloat16 finds many values equal that are not.
+        """
+        self.name = name
+        self.net = net.to(device, torch.float32).to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+        self.config = config or TasedConfig()
+        self.device = torch.device(device)
+        self.how = how
+        self.batch = BatchSize(self.device, how.batch)
+        self._from_stem = torch.compile(self.net.from_stem) if how.compile else self.net.from_stem
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        config: TasedConfig | None = None,
+        *,
+        how: Inference = PLAIN,
+    ) -> "Tased":
+        """The teacher with the authors' weights (`TASED_v2.pt`). ValueError, one line, for any other file."""
+        with torch.device("meta"):
+            net = TasedNet()
+        state = read_weights(path)
+        for key, value in net.state_dict().items():  # counters of training steps, which older torch did not write
+            if key.endswith("num_batches_tracked"):
+                state.setdefault(key, torch.zeros((), dtype=value.dtype))
+        load_state_dict_exact(net, state, source=str(path))
+        return cls(net, config, device=device, how=how)
+
+    @classmethod
+    def random(
+        cls,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        config: TasedConfig | None = None,
+        *,
+        how: Inference = PLAIN,
+    ) -> "Tased":
+        """The teacher with random weights, for trials of everything around it."""
+        return cls(random_net(TasedNet, seed), config, name="tased(random)", device=device, how=how)
+
+    def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
+        """RGB frames, `uint8 [n, H, W, 3]`, any number -> as the network sees them, `uint8 [n, height, width, 3]`.
+
+        Bilinear, the aspect ratio not kept, as released. Frames of twice DHF1K's 640x360 and more are first averaged
+        down by a whole number to about that, for bilinear sampling of larger ones would skip pixels.
+        """
+        check_frames(frames)
+        shrink = min(frames.shape[1] // 360, frames.shape[2] // 640)
+        prepared = np.empty((len(frames), self.config.height, self.config.width, 3), np.uint8)
+        for image, out in zip(np.asarray(frames), prepared, strict=True):
+            if shrink > 1:
+                size = (image.shape[1] // shrink, image.shape[0] // shrink)
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            cv2.resize(image, (self.config.width, self.config.height), dst=out, interpolation=cv2.INTER_LINEAR)
+        return torch.from_numpy(prepared)
+
+    @torch.inference_mode()
+    def infer(self, inputs: Tensor, fps: float) -> Tensor:
+        """A whole clip's prepared frames -> logits, `float32 [T, height/cell, width/cell]` on the CPU."""
+        frames = inputs.to(self.device, non_blocking=True)
+        with exact_convolutions():
+            return slide(
+                len(frames), self.config.every, window, lambda rows_BT: self._saliency(frames, rows_BT), self.batch
+            )
+
+    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
+        """`uint8 [T, H, W, 3]` RGB -> logits, `float32 [T, height/cell, width/cell]` on the CPU."""
+        return self.infer(self.prepare(frames), fps)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the configuration and all weights."""
+        return fingerprint(f"tased 1 {self.config}", self.net)
+
+    def _saliency(self, frames_THWC: Tensor, rows_BT: Tensor) -> Tensor:
+        needed_N, rows_BT = (found.to(self.device) for found in torch.unique(rows_BT, return_inverse=True))
+        stems_NCHW = self.net.stem(frames_THWC[needed_N].permute(0, 3, 1, 2).float() * (2 / 255) - 1)
+        stems_BTHWC = stems_NCHW.permute(0, 2, 3, 1)[rows_BT]  # gathered with the channels last, as they lie in memory
+        saliency_BHW = self._from_stem(stems_BTHWC.permute(0, 1, 4, 2, 3)).float().sigmoid()
+        if self.config.smooth:
+            saliency_BHW = smooth(saliency_BHW)
+        return average_cells(saliency_BHW, self.config.cell)
+
+
+def smooth(maps_BHW: Tensor) -> Tensor:
+    """The authors' finish: maps in [0, 1] rounded down to 8 bits, then blurred, sigma 7, cut at 4 sigma."""
+    return blur((maps_BHW * 255).floor() / 255, 7.0, 28, "symmetric")

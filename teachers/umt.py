@@ -1,0 +1,177 @@
+"""The UMT video encoder: a plain vision transformer over all patches of 16 frames at once, which SalFoM looks through.
+
+    frames -> embed: a token per patch of 16x16 pixels, frame by frame -> + position -> blocks -> tokens
+
+It is the fine-tuned encoder of *Unmasked Teacher* (Li et al., 2023) with patches that do not span time, sizes B and L,
+name for name; the dead classification head stays, since the files hold it. Attention joins all 3136 tokens of a window
+in every block, and a token's position in the window is added before the first. So what two windows can share of a frame
+is `embed` alone, one five-hundredth of the work.
+
+This file knows torch alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Shape suffixes: B batch · N frames · T time · P patches of a frame · D width · C channels · H, W pixels
+# A heads · S tokens of a window · K width of a head
+
+PUBLISHED_FRAMES = 8
+"""Frames that the published weights were first trained with; positions of other counts are interpolated from there."""
+
+
+@dataclass(frozen=True)
+class UmtConfig:
+    """Shape of the encoder. `UmtConfig.of("L")` is SalFoM's."""
+
+    width: int
+    """Channels of a token, D."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    """Attention heads; they share `width` evenly. An MLP is four times as wide."""
+    frames: int = 16
+    """Frames of one window."""
+    px: int = 224
+    """Side of the square input, pixels."""
+    patch: int = 16
+    """Side of one patch, pixels."""
+    classes: int = 400
+    """Outputs of the classification head, which nothing here uses."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "frames", "px", "patch", "classes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"UmtConfig.{name} is {value!r}; it must be a whole number of at least 1")
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"UmtConfig.width {self.width} does not divide into {self.heads} heads and into pairs")
+        if self.px % self.patch:
+            raise ValueError(f"UmtConfig.px {self.px} is not a multiple of the patch side {self.patch}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.px // self.patch
+
+    @classmethod
+    def of(cls, size: str, **fields: Any) -> "UmtConfig":
+        """The named size, `B` or `L`."""
+        if size not in SIZES:
+            raise ValueError(f"unknown UMT size {size!r}; known are {', '.join(SIZES)}")
+        width, depth, heads = SIZES[size]
+        return cls(width, depth, heads, **fields)
+
+
+# size: (width, depth, heads), as published.
+SIZES = {"B": (768, 12, 12), "L": (1024, 24, 16)}
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens. Queries and values have a bias, keys none: it would cancel in the softmax."""
+
+    def __init__(self, config: UmtConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv_BSD = F.linear(x_BSD, self.qkv.weight, bias)
+        q_BASK, k_BASK, v_BASK = qkv_BSD.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y_BASK = F.scaled_dot_product_attention(q_BASK, k_BASK, v_BASK)
+        y_BSD: Tensor = self.proj(y_BASK.transpose(1, 2).flatten(2))
+        return y_BSD
+
+
+class Mlp(nn.Module):
+    """A block's two-layer perceptron; here and in SalFoM's decoder four times as wide as the stream."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        y_BSD: Tensor = self.fc2(F.gelu(self.fc1(x_BSD)))
+        return y_BSD
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: UmtConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = Mlp(config.width)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
+        y_BSD: Tensor = x_BSD + self.mlp(self.norm2(x_BSD))
+        return y_BSD
+
+
+class PatchEmbed(nn.Module):
+    """A token per patch and frame."""
+
+    def __init__(self, config: UmtConfig) -> None:
+        super().__init__()
+        side = (1, config.patch, config.patch)
+        self.proj = nn.Conv3d(3, config.width, side, side)
+
+    def forward(self, frames_NCHW: Tensor) -> Tensor:
+        weight = self.proj.weight[:, :, 0]
+        return F.conv2d(frames_NCHW, weight, self.proj.bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+
+
+class Umt(nn.Module):
+    """The encoder; `embed`, then `forward`. No norm ends it: SalFoM reads the residual stream as it is."""
+
+    def __init__(self, config: UmtConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Parameter(sinusoid_pos_embed(config.width, config.frames, config.grid))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.fc_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.classes)
+
+    def embed(self, frames_NCHW: Tensor) -> Tensor:
+        """Normalised RGB frames `[N, 3, px, px]` -> tokens `[N, P, D]`, whatever window they will be part of."""
+        side = self.config.px
+        if frames_NCHW.ndim != 4 or tuple(frames_NCHW.shape[1:]) != (3, side, side):
+            raise ValueError(f"UMT got frames of shape {list(frames_NCHW.shape)}; it wants [N, 3, {side}, {side}]")
+        tokens_NPD: Tensor = self.patch_embed(frames_NCHW)
+        return tokens_NPD
+
+    def forward(self, tokens_BTPD: Tensor) -> Tensor:
+        """Windows of embedded frames `[B, frames, P, D]` -> the residual stream after the last block, same shape."""
+        if tokens_BTPD.shape[1] != self.config.frames:
+            raise ValueError(f"UMT got windows of {tokens_BTPD.shape[1]} frames; it wants {self.config.frames}")
+        x_BSD = tokens_BTPD.flatten(1, 2) + self.pos_embed
+        for block in self.blocks:
+            x_BSD = block(x_BSD)
+        return x_BSD.unflatten(1, tokens_BTPD.shape[1:3])
+
+
+def sinusoid_pos_embed(width: int, frames: int, grid: int) -> Tensor:
+    """The position embedding's start `[1, frames·grid·grid, width]`.
+
+    Sines and cosines in turn over the patches of 8 frames, counted through (Vaswani et al., 2017), brought to another
+    number of frames linearly, as published; trained from there, so files hold their own.
+    """
+    place_S = torch.arange(PUBLISHED_FRAMES * grid * grid, dtype=torch.float64)
+    rate = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    phase = place_S[:, None] * rate
+    table_SD = torch.stack((phase.sin(), phase.cos()), dim=2).flatten(1).float()
+    by_time = table_SD.view(PUBLISHED_FRAMES, -1).T.unsqueeze(0)
+    return F.interpolate(by_time, size=frames, mode="linear")[0].T.reshape(1, -1, width)
