@@ -14,12 +14,10 @@ from typing import Any
 
 import onnx
 
-from distill import __version__
+from distill import __version__, scores
 from distill.export.ship import sha256
-from distill.metrics import HIGHER_IS_BETTER
+from distill.metrics import LABELS
 from distill.run_dir import atomic, write_json
-
-LABELS = {"nss": "NSS", "cc": "CC", "sim": "SIM", "auc_judd": "AUC-J", "kld": "KL"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class Provenance:
     corpus_license: str
     teacher: str
     teacher_license: str
+    teacher_chain: tuple[tuple[str, str], ...]  # what the teacher is made of, part by part, and the licence of each
     train_clips: tuple[str, ...]
     val_clips: tuple[str, ...]
     held_out: bool
@@ -41,6 +40,11 @@ class Provenance:
     tau_seconds: tuple[float, float, float]  # shortest, median, longest time constant of the gate
     step: int
     recipe_fingerprint: str
+
+    @property
+    def chain(self) -> list[tuple[str, str]]:
+        """What the student was made from, part by part, and the licence of each."""
+        return [(f"corpus {self.corpus}", self.corpus_license), *self.teacher_chain]
 
 
 def git_revision() -> str:
@@ -66,6 +70,7 @@ def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, st
         "license": origin.license,
         "training_corpus": f"{origin.corpus} ({len(origin.train_clips)} clips; licence: {origin.corpus_license})",
         "teacher": f"{origin.teacher} (licence: {origin.teacher_license})",
+        "license_chain": json.dumps(origin.chain, ensure_ascii=False),
         "validation_clips": ",".join(origin.val_clips) if origin.held_out else "",
         "frame_rate": f"{origin.fps:g}",
         "gate_tau_seconds": "shortest {:.3g}, median {:.3g}, longest {:.3g}".format(*origin.tau_seconds),
@@ -81,11 +86,12 @@ def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, st
         props["metrics"] = json.dumps(
             {k: _rounded(v) for k, v in metrics["predictors"].items() if k in ("step", "image")}
         )
+        props["metrics_protocol"] = metrics["protocol"]
     return props
 
 
-def _rounded(scores: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in scores.items()}
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
 
 
 def write_package(
@@ -127,6 +133,7 @@ def _sidecar(mode: str, origin: Provenance, parity: dict[str, Any], metrics: dic
         "notes": f"Video saliency, {'one frame at a time' if mode == 'image' else 'streaming with one recurrent state'}; "
         f"{origin.parameters} parameters, working resolution {origin.working_size[0]}x{origin.working_size[1]}.",
         "license": origin.license,
+        "license_chain": [{"part": part, "license": license_} for part, license_ in origin.chain],
         "frame_rate": origin.fps,
         "gate_tau_seconds": list(origin.tau_seconds),
         "training": {
@@ -137,6 +144,7 @@ def _sidecar(mode: str, origin: Provenance, parity: dict[str, Any], metrics: dic
         },
         "parity": parity,
         "metrics": _rounded(metrics["predictors"][mode]) if metrics else None,
+        "metrics_protocol": metrics["protocol"] if metrics else None,
     }
 
 
@@ -208,8 +216,7 @@ Validation clips: {val_clips}.
 | part | licence |
 | --- | --- |
 | these weights | {license} |
-| corpus: {corpus} | {corpus_license} |
-| teacher: {teacher} | {teacher_license} |
+{chain}
 """
 
 
@@ -220,11 +227,12 @@ def _card(
     metrics: dict[str, Any] | None,
     caveats: list[str],
 ) -> str:
-    scores = "Not evaluated."
+    evaluated = "Not evaluated."
     if metrics is not None and metrics["predictors"]:
-        scores = "\n".join([
+        evaluated = "\n".join([
             f"These ONNX files through onnxruntime, {metrics['frames_scored']:,} frames of {len(metrics['clips'])} validation "
-            f"clips ({metrics['protocol']}).", "", *table(metrics),
+            f"clips, by the protocol `{metrics['protocol']}`: {metrics['about']}. In brackets: 95 % intervals over clips.",
+            *[line for part, result in scores.parts(metrics).items() for line in _scores_of(part, result)],
         ])  # fmt: skip
     limits = [
         *caveats,
@@ -253,21 +261,35 @@ def _card(
         train_clips=len(origin.train_clips),
         val_clips=", ".join(origin.val_clips) or "none",
         corpus=origin.corpus,
-        corpus_license=origin.corpus_license,
         teacher=origin.teacher,
-        teacher_license=origin.teacher_license,
+        chain="\n".join(f"| {part} | {license_} |" for part, license_ in origin.chain),
         trained_steps=origin.step,
-        metrics=scores,
+        metrics=evaluated,
         limits="\n".join(f"- {limit}" for limit in limits),
     )
 
 
-def table(metrics: dict[str, Any]) -> list[str]:
-    """The scores as a Markdown table, best value of each column in bold."""
-    predictors = metrics["predictors"]
-    lines = ["| predictor | " + " | ".join(LABELS.values()) + " |", "| --- |" + " --- |" * len(LABELS)]
-    best = {m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in predictors.values()) for m in LABELS}
-    for name, scores in predictors.items():
-        cells = [f"**{scores[m]:.3f}**" if scores[m] == best[m] else f"{scores[m]:.3f}" for m in LABELS]
+def _scores_of(part: str, result: dict[str, Any]) -> list[str]:
+    """One corpus in Markdown: its table, and what the state is worth."""
+    worth = []
+    for name, values in (result["differences"] or {"from": {}})["from"].items():
+        if name.startswith("image"):
+            mean, interval = values["nss"]["mean"], scores.bracket(values["nss"]["interval"], "nss", sign=True)
+            worth.append(f"- NSS of the step file less {name}, on the same clips: {mean:+.3f} {interval}".rstrip())
+    return ["", f"{part}, {len(result['clips'])} clips:", "", *table(result), "", *worth]
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The scores as a Markdown table, the best value of each column in bold, NSS with its interval."""
+    shown = scores.shown(result)
+    lines = ["| predictor | " + " | ".join(LABELS[m] for m in shown) + " |", "| --- |" + " --- |" * len(shown)]
+    best = {m: scores.best(result, m) for m in shown}
+    for name, values in result["predictors"].items():
+        cells = []
+        for m in shown:
+            cell = scores.number(values.get(m), m)
+            cell = f"**{cell}**" if m in values and values[m] == best[m] else cell
+            span = scores.bracket(result["intervals"][name].get(m), m) if m == "nss" else ""
+            cells.append(f"{cell} {span}".rstrip())
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

@@ -55,14 +55,28 @@ class Run:
 class Corpus:
     """Where the clips come from and how they are split."""
 
-    name: str = key("synthetic", "synthetic or dhf1k (any folder in DHF1K's layout)")
-    root: str = key("", "the corpus's folder; synthetic writes its own into the run directory", path=True)
+    name: str = key(
+        "synthetic",
+        "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table; or several with weights: dhf1k:1,images:0.5",
+    )
+    root: str | tuple[str, ...] = key(
+        "", "the corpus's folder, or a list with one per part; synthetic writes its own into the run directory", path=True
+    )
+    split: str = key("official", "official: the corpus's own split where it has one; share: corpus.val of the clips")
     val: float = key(0.2, "share of the clips held out for validation, by group", low=0.0, high=0.9)
     val_clips: tuple[str, ...] = key((), "ids of the clips to hold out, instead of the share")
     groups: str = key(
         "", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True
     )
     skip: tuple[str, ...] = key((), "ids of clips to leave out")
+    fps: float = key(
+        0.0, "frame rate of clips whose frames stand in folders; 0: 30, Hollywood-2 and UCF Sports 24", low=0.0, high=1000.0
+    )
+    mouse_lag_ms: float = key(300.0, "avimos, ntire2026: how far raw mouse tracks lag behind the eye", low=0.0)
+
+    def __post_init__(self) -> None:
+        if self.split not in ("official", "share"):
+            raise ValueError(f"corpus.split must be official or share, got {self.split!r}")
 
 
 @dataclass(frozen=True)
@@ -80,15 +94,100 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Who writes the soft labels."""
+    """Who writes the soft labels; `distill teachers` lists them."""
 
-    name: str = key("visage", "visage (trained here, from scratch) or maps (soft labels computed elsewhere)")
-    maps: str = key(
-        "", "folder of the maps teacher: one CLIP.npz (maps, peak) or one folder of 8-bit PNGs per clip", path=True
+    name: str = key("visage", "a teacher, or several and what each counts for: unisal+tased, unisal:2+tased:1")
+    weights: tuple[str, ...] = key(
+        (), "files, as unisal=FILE, or FILE for the only one; visage.base=, visage.expert1=, visage.expert2=; NAME=random: a trial",
+        path=True,
     )
-    steps: int = key(320, "training steps of visage", low=1)
-    batch: int = key(2, "windows per step of visage", low=1)
-    lr: float = key(2e-3, "peak learning rate of visage", low=0.0)
+    size: tuple[str, ...] = key((), "as 6B, or visage=6B among several; empty: the first that `distill teachers` lists")
+    fusion: str = key("logit", "of visage: how its experts are fused: logit (mean of logits), mean (of maps) or max")
+    expert_weights: tuple[float, ...] = key((), "of visage: what each expert counts for; empty: all the same")
+    domain: str = key("DHF1K", "of unisal: DHF1K, Hollywood, UCFSports, or SALICON, which takes each frame for itself")
+    every: int = key(1, "of tased and salfom: frames from one window to the next; between, maps are interpolated", low=1)
+    accept_licence: tuple[str, ...] = key(
+        (), "names of teachers that you may use although no licence lets everybody use them"
+    )
+    calibration: str = key("", "file that `distill teach calibrate` wrote; applied to every label", path=True)
+    maps: str | tuple[str, ...] = key(
+        "", "folder of the maps teacher, or a list with one per part of the corpus: CLIP.npz (maps, peak) or folders of PNGs",
+        path=True,
+    )
+    steps: int = key(320, "training steps of the tiny visage", low=1)
+    batch: int = key(2, "windows per step of the tiny visage", low=1)
+    lr: float = key(2e-3, "peak learning rate of the tiny visage", low=0.0)
+
+
+@dataclass(frozen=True)
+class Teach:
+    """Fine-tuning of ViSAGE on a published trunk, in two stages: the decoders, then LoRA in the trunk as well."""
+
+    finetune: bool = key(
+        False, "train on this corpus: visage of a published size, from its base and experts; unisal, from what is named, see [unisal]"
+    )
+    base_frames: int = key(4, "frames that the base was published with: 4 in its stage 2, 8 in stage 1", low=1)
+    frames: int = key(20, "frames of a window", low=1)
+    px: int = key(224, "side of the trunk's input, a multiple of 14", low=14)
+    fps: float = key(5.0, "frame rate that windows sample a video at", low=0.1)
+    out_px: int = key(224, "side of the saliency maps", low=8)
+    reduced_width: int = key(1024, "channels of each tap after its reducer", low=1)
+    embed_width: int = key(256, "channels inside the decoders", low=1)
+    head_width: int = key(128, "hidden channels of the heads", low=1)
+    norm_groups: int = key(32, "groups of expert 2's GroupNorms; they divide embed_width and head_width", low=1)
+    stage1_steps: int = key(6000, "steps with the trunk frozen; 0: skip", low=0)
+    stage2_steps: int = key(6000, "steps with LoRA; 0: skip", low=0)
+    batch: int = key(4, "windows per step, over all GPUs", low=1)
+    at_once: int = key(0, "windows per pass of one GPU; fewer need less memory; 0: its whole share of a step", low=0)
+    lr: float = key(1e-4, "peak learning rate of stage 1", low=0.0)
+    lr_decoder: float = key(1e-5, "peak learning rate of the decoders in stage 2", low=0.0)
+    lr_lora: float = key(1e-4, "peak learning rate of LoRA", low=0.0)
+    warmup: float = key(0.1, "share of a stage's steps in which the learning rate rises", low=0.0, high=1.0)
+    weight_decay: float = key(1e-4, "of AdamW", low=0.0)
+    ema: float = key(0.99, "averaging of the weights that are validated and kept; 0: off", low=0.0, high=0.9999)
+    rank: int = key(64, "of LoRA", low=1)
+    alpha: float = key(128.0, "of LoRA: its product is scaled by alpha / rank", low=0.0)
+    dropout: float = key(0.05, "of what LoRA sees", low=0.0, high=0.9)
+    precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA; what trains is float32 either way")
+    recompute: bool = key(True, "gradient checkpointing of the trunk: half more arithmetic, a fraction of the memory")
+    val_windows: int = key(4, "windows of every validation clip, spread evenly", low=1)
+    validate_every: int = key(300, "steps between validations; each expert keeps its best by CC", low=1)
+    checkpoint_every: int = key(100, "steps between checkpoints", low=1)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"teach.precision must be auto, bf16 or fp32, got {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class Unisal:
+    """Training of UNISAL, as published, with teach.finetune: from teacher.weights, from its trunk (unisal.trunk), or from nothing."""
+
+    epochs: int = key(16, "passes over the clips", low=1)
+    lr: float = key(0.04, "learning rate of the first epoch", low=0.0)
+    lr_decay: float = key(0.8, "what it is multiplied by from epoch to epoch", low=0.0, high=1.0)
+    batch: int = key(4, "videos per batch", low=1)
+    frames: int = key(12, "frames of a window, 6 per second", low=1)
+    windows: int = key(1, "windows that an epoch draws from each video", low=1)
+    images: int = key(32, "still images per batch", low=1)
+    domains: tuple[str, ...] = key(
+        (), "PART=DOMAIN for parts of the corpus whose videos are not to train DHF1K's domain: Hollywood or UCFSports"
+    )
+
+
+@dataclass(frozen=True)
+class Label:
+    """How the teacher labels. Under torchrun all ranks share the clips out."""
+
+    overlap: float = key(0.0, "share of a teacher's window that its next one sees again; 0: as released", low=0.0, high=0.9)
+    precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA")
+    compile: bool = key(False, "run the teacher through torch.compile: a minute or more at the start, faster then")
+    batch: int = key(0, "windows at once; 0: what the GPU's memory takes; on the CPU two per thread", low=0)
+    workers: int = key(2, "clips decoded ahead of the teacher, each by a thread of its own", low=1, high=64)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"label.precision must be auto, bf16 or fp32, got {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +195,10 @@ class Train:
     """Student training."""
 
     steps: int = key(500, "optimiser steps", low=1)
+    frames_first: float = key(
+        0.6, "share of the steps that train the image student, on single frames; then clips train its temporal part",
+        low=0.0, high=1.0,
+    )  # fmt: skip
     batch: int = key(4, "streams of clips per step", low=1)
     window: int = key(8, "frames per step and stream; back-propagation ends at a window's start", low=1)
     windows: int = key(
@@ -104,11 +207,12 @@ class Train:
     sample_fps: float = key(
         8.0, "frames per second that training sees, about; the gate's time constants are in seconds", low=0.1
     )
-    image_share: float = key(
-        0.25, "share of the streams trained without state, as the image file runs", low=0.0, high=1.0
+    lr: float = key(3e-3, "peak learning rate of the image student (AdamW)", low=0.0)
+    clips_lr: float = key(2e-3, "peak learning rate of the temporal part", low=0.0)
+    image_lr: float = key(
+        0.0, "learning rate of the image student while clips train, as a share of train.lr; 0: it is held", low=0.0, high=1.0
     )
-    lr: float = key(3e-3, "peak learning rate (AdamW)", low=0.0)
-    warmup: float = key(0.05, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
+    warmup: float = key(0.05, "share of a phase's steps in which its learning rate rises", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "of AdamW, on convolution weights", low=0.0)
     ema: float = key(0.99, "averaging of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999)
     soft_weight: float = key(0.5, "share of the soft labels in the loss; the rest is ground truth", low=0.0, high=1.0)
@@ -120,10 +224,15 @@ class Train:
         0.5, "weight of binary cross-entropy against the map divided by its maximum: keeps the map mask-like", low=0.0
     )
     flip: bool = key(True, "mirror half of the streams")
-    crop: float = key(0.75, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
+    crop: float = key(0.6, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
     colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")
-    validate_every: int = key(100, "steps between validations; the best one is kept", low=1)
+    keep: str = key("best", "best: the weights that validate best are shipped; last: those of the last step")
+    validate_every: int = key(100, "steps between validations", low=1)
     checkpoint_every: int = key(50, "steps between checkpoints", low=1)
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"train.keep must be best or last, got {self.keep!r}")
 
 
 @dataclass(frozen=True)
@@ -134,12 +243,30 @@ class Export:
     license: str = key("", "licence of the weights; empty: stated from the licences of corpus and teacher")
 
 
+# How scores are computed; distill.metrics says what each means.
+PROTOCOLS = ("clip-mean", "dhf1k-official", "mit", "aim2024")
+
+
 @dataclass(frozen=True)
 class Eval:
     """Scoring of the ONNX files on the validation clips."""
 
+    protocol: str = key("clip-mean", f"how scores are computed and averaged: {', '.join(PROTOCOLS)}")
+    baselines: tuple[str, ...] = key(
+        ("mean", "ema=0.6", "max", "motion-weighted"),
+        "poolings of the image file's maps over time, which the step file must beat; ema=ALPHA, ALPHA for the newest map",
+    )
     stride: int = key(5, "every how many frames are scored; the state sees every frame", low=1)
     threads: int = key(0, "clips scored at once; 0: all cores", low=0)
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"unknown eval.protocol '{self.protocol}'{did_you_mean(self.protocol, PROTOCOLS)}")
+        if self.baselines:
+            from distill.students.pooling import parse  # it needs numpy, which no other recipe key does
+
+            for baseline in self.baselines:
+                parse(baseline)
 
 
 @dataclass(frozen=True)
@@ -157,6 +284,9 @@ class Recipe:
     corpus: Corpus = field(default_factory=Corpus)
     synthetic: Synthetic = field(default_factory=Synthetic)
     teacher: Teacher = field(default_factory=Teacher)
+    teach: Teach = field(default_factory=Teach)
+    unisal: Unisal = field(default_factory=Unisal)
+    label: Label = field(default_factory=Label)
     student: TinyUNetConfig = field(default_factory=lambda: TinyUNetConfig(height=96, width=160))
     train: Train = field(default_factory=Train)
     export: Export = field(default_factory=Export)
@@ -215,8 +345,14 @@ def merge(values: dict[str, Any], changes: Mapping[str, Any], folder: Path, wher
                 raise UsageError(f"{where}: unknown key '{section}.{option}'{_nearest_key(section, option)}")
             value = _typed(value, types_[option], f"{section}.{option}", where)
             if fields[option].metadata.get("path") and value:
-                value = str((folder / Path(value).expanduser()).resolve())
+                value = _located(value, folder) if isinstance(value, str) else tuple(_located(v, folder) for v in value)
             values[section][option] = value
+
+
+def _located(value: str, folder: Path) -> str:
+    """A path, or NAME=PATH, with the path made absolute from `folder`; the word `random` stands for no file."""
+    name, equals, path = value.partition("=") if re.match(r"[\w.]+=", value) else ("", "", value)
+    return name + equals + (path if path in ("", "random") else str((folder / Path(path).expanduser()).resolve()))
 
 
 def _nearest_key(section: str, option: str) -> str:
@@ -238,6 +374,10 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
 
 
 def _typed(value: Any, wanted: Any, name: str, where: str) -> Any:
+    if isinstance(wanted, types.UnionType):  # one string, or a list of them
+        if not isinstance(value, list | tuple):
+            return _typed(value, str, name, where)
+        return str(value[0]) if len(value) == 1 else tuple(str(item) for item in value)
     if typing.get_origin(wanted) is tuple:
         inner = typing.get_args(wanted)[0]
         items = (
@@ -297,7 +437,7 @@ STUDENT_ABOUT = {
     "height": "working resolution in pixels, a multiple of 32",
     "width": "working resolution in pixels, a multiple of 32",
     "widths": "channels at 1/2, 1/4, 1/8 and 1/16 of the working resolution",
-    "state_channels": "channels of memory in the recurrent state",
+    "state_channels": "channels of memory in the recurrent state, beside its maps",
 }
 
 

@@ -7,14 +7,19 @@ import os
 import torch
 
 from distill.errors import UsageError
+from distill.ranks import local_rank, local_world
 
 
 def choose(wanted: str) -> tuple[torch.device, str]:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and the reason. Raises UsageError where it is not there."""
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and the reason. Raises UsageError where it is not there.
+
+    The ranks of a torchrun job take the CUDA devices of their machine in turn, unless one is named.
+    """
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda"), f"cuda ({torch.cuda.get_device_name()})"
-        return torch.device("cpu"), "cpu (no CUDA device visible)"
+        if not torch.cuda.is_available():
+            return torch.device("cpu"), "cpu (no CUDA device visible)"
+        device = _this_ranks_gpu()
+        return device, f"{device} ({torch.cuda.get_device_name(device)})"
     try:
         device = torch.device(wanted)
     except RuntimeError:
@@ -25,11 +30,22 @@ def choose(wanted: str) -> tuple[torch.device, str]:
         raise UsageError(
             f"run.device is '{wanted}', but {torch.cuda.device_count()} CUDA devices are visible; use auto or cpu"
         )
-    return device, f"{wanted} (asked for)"
+    if wanted == "cuda":
+        device = _this_ranks_gpu()
+    return device, f"{device} (asked for)"
 
 
-def set_threads(threads: int) -> int:
-    """Sets torch's CPU threads (0: all cores that this process may use); returns how many."""
-    threads = threads or len(os.sched_getaffinity(0))
+def _this_ranks_gpu() -> torch.device:
+    # With its number: cuda alone would mean GPU 0 to every rank.
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
+
+
+def set_threads(threads: int, alone: bool = False) -> int:
+    """Sets torch's CPU threads; returns how many.
+
+    0: all cores that the process may use, of which each rank of a torchrun job takes its share, unless it works `alone`
+    while the others wait: training then rounds as it does in one process.
+    """
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // (1 if alone else local_world()))
     torch.set_num_threads(threads)
     return threads

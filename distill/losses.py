@@ -1,7 +1,10 @@
 """Saliency losses on logits, frame by frame.
 
-The student ships sigmoid(logits), so the losses look at that map, not at a softmax of the logits. Targets are
-non-negative maps of any scale: densities or a teacher's maps; each loss normalises as its definition wants.
+    frame_losses    the student's, and the small teacher's that trains from scratch
+    visage_losses   those that ViSAGE was published with, for fine-tuning it
+
+Both look at sigmoid(logits), the map that ships, not at a softmax of the logits. The student's targets are non-negative
+maps of any scale, densities or a teacher's maps; each loss normalises as its definition wants.
 
 Legend: N frames · h, w cells of the logits' grid.
 """
@@ -15,6 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-8
+VISAGE_EPS = 1e-7
+VISAGE_WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}
+"""Of the published loss; its NSS term has weight 0 and is left out here."""
+VISAGE_AUX_WEIGHTS = {"p23": 0.10, "p17": 0.15, "p11": 0.20}
+"""Of expert 2's auxiliary heads, by name."""
+FIXATION_GAIN = 3.0
+"""How much more a fixation adds to its pixel's weight in the published cross-entropy."""
 
 
 def frame_losses(
@@ -52,3 +62,34 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of the rows of two `[N,n]` tensors, `[N]`."""
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPS)
+
+
+def visage_losses(
+    logits_Nhw: Tensor, density_Nhw: Tensor, fixations_Nhw: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each frame as ViSAGE (2026) trained with, `[N]`, and its unweighted parts `[N]`:
+
+        10 KL(g || p) + 2 (1 - CC) + (1 - SIM) + BCE weighted by (1 + 3 f)
+
+    density_Nhw: g, in [0, 1] with maximum 1. fixations_Nhw: fixation counts per cell; f is their 3x3 maximum. Without
+    them only the dense terms remain, KL, CC and SIM: the loss of an auxiliary head. p is held in [1e-7, 1 - 1e-7], and
+    1e-7 stands in every quotient and logarithm, where the published code has it. In float32 whatever comes in.
+    """
+    eps = VISAGE_EPS
+    p = torch.sigmoid(logits_Nhw.float()).flatten(1).clamp(eps, 1 - eps)
+    g = density_Nhw.float().flatten(1).clamp(0, 1)
+    p_share = p / (p.sum(1, keepdim=True) + eps)
+    g_share = g / (g.sum(1, keepdim=True) + eps)
+    p_centred, g_centred = p - p.mean(1, keepdim=True), g - g.mean(1, keepdim=True)
+    energies = p_centred.square().sum(1) * g_centred.square().sum(1)
+    parts = {
+        "kl": (g_share * torch.log(g_share / (p_share + eps) + eps)).sum(1),
+        "cc": 1 - (p_centred * g_centred).sum(1) / torch.sqrt(energies + eps),
+        "sim": 1 - torch.minimum(p_share, g_share).sum(1),
+    }
+    if fixations_Nhw is not None:
+        near = F.max_pool2d(fixations_Nhw.float()[:, None], 3, stride=1, padding=1).flatten(1)
+        cost = -(g * torch.log(p) + (1 - g) * torch.log1p(-p))
+        parts["bce"] = (cost * (1 + FIXATION_GAIN * near)).mean(1)
+    total = torch.stack([VISAGE_WEIGHTS[name] * value for name, value in parts.items()]).sum(0)
+    return total, parts

@@ -1,9 +1,10 @@
 """The stages of a run, in order, and the loop that carries them out. Every stage reads files and writes files.
 
-    preflight   a student with random weights is exported, gated and compared: an unshippable design fails in seconds
+    preflight   a student with random weights is exported, gated and compared, and the teacher's files are opened: an
+                unshippable design and unusable weights fail before anything long
     corpus      clips found, checked, split                               corpus.json (and corpus/, if synthetic)
     frames      every clip decoded once at the working resolution         frames/
-    teach       the teacher is trained, or found                          checkpoints/visage.pt
+    teach       the teacher is trained, if it is to be                    checkpoints/visage.pt
     label       soft labels of every clip                                 labels/
     train       the student                                               checkpoints/best.pt, metrics.jsonl
     export      both graphs, proven, named                                export/
@@ -16,13 +17,14 @@ A stage that is done under the same fingerprint is skipped; one that was interru
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill import config
+from distill import config, shelf
 from distill.config import Recipe
 from distill.errors import GateFailed, Interrupted, UsageError
 from distill.progress import Narrator
@@ -36,16 +38,17 @@ from distill.run_dir import (
     refuse_foreign,
     write_json,
 )
-from distill.teachers import TEACHERS
+from distill.shelf import OURS
 
 if TYPE_CHECKING:
+    import torch
+
+    from distill.calibrate import Fit
     from distill.card import Provenance
-    from distill.corpora import Corpus
+    from distill.corpora import Clip, Corpus
     from distill.frames import CachedClip
     from distill.soft_labels import LabelStore
     from distill.students.tiny_unet import TinyUNet
-
-OURS = "BSD-2-Clause-Patent"
 
 
 @dataclass
@@ -84,18 +87,25 @@ class Done:
     facts: dict[str, Any]
 
 
+Taught = tuple[list[str], dict[str, Any]]
+"""What training a teacher leaves: files, relative to the run, and facts."""
+
+
 @dataclass(frozen=True)
 class Stage:
     name: str
     about: str
     work: Callable[[Context], Done]
     sections: tuple[str, ...]  # of the recipe, that its result depends on beside the stages before it
+    shared: bool = False  # all ranks of a torchrun job work in it; the others are rank 0's alone
 
 
 def _preflight(context: Context) -> Done:
     import torch
 
+    from distill import device
     from distill.export.ship import verify
+    from distill.label import inference
     from distill.students.tiny_unet import TinyUNet, parameter_count
 
     torch.manual_seed(context.recipe.run.seed)
@@ -109,6 +119,9 @@ def _preflight(context: Context) -> Done:
         context.narrator.say(
             f"preflight: {parameters:,} parameters is outside the 150,000 to 250,000 that a student should have"
         )
+    chosen, _ = device.choose(context.recipe.run.device)
+    for told in shelf.try_out(context.recipe, chosen, inference(context.recipe.label, chosen)):
+        context.narrator.say(f"preflight: teacher {told} opens")
     return Done([], {"parameters": parameters, "parity": verified.parity.to_dict()})
 
 
@@ -116,22 +129,31 @@ def _corpus(context: Context) -> Done:
     from distill.corpora import open_corpus, split, synthetic
 
     options, run = context.recipe.corpus, context.run
-    root = Path(options.root) if options.root else (run / "corpus").resolve()
+    roots = options.root or str((run / "corpus").resolve())
     if options.name == "synthetic":
-        synthetic.write(root, context.recipe.synthetic, context.narrator)
-    corpus = open_corpus(options.name, root, options.skip, context.narrator.track)
+        synthetic.write(Path(str(roots)), context.recipe.synthetic, context.narrator)
+    corpus = open_corpus(options.name, roots, track=context.narrator.track, options=options)
     groups = Path(options.groups) if options.groups else None
-    corpus = split(corpus, options.val, options.val_clips, groups)
+    corpus = split(corpus, options.val, options.val_clips, groups, official=options.split == "official")
     write_json(run / "corpus.json", corpus.to_dict())
     frames = sum(clip.frames for clip in corpus.clips)
     annotated = sum(clip.annotated_frames > 0 for clip in corpus.clips)
     context.narrator.say(
         f"corpus: {len(corpus.clips)} clips, {frames:,} frames, {annotated} clips annotated; "
-        f"{len(corpus.train)} train, {len(corpus.val)} held out ({', '.join(corpus.val) or 'none'})"
+        f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({_few(corpus.val)})" if corpus.val else "")
     )
+    for part, weight in corpus.weights.items() if len(corpus.weights) > 1 else ():
+        train, val = ([clip for clip in corpus.select(ids) if clip.corpus == part] for ids in (corpus.train, corpus.val))
+        context.narrator.say(f"corpus: {part}, weight {weight:g}: {len(train)} train, {len(val)} held out")
+    for note in corpus.notes:
+        context.narrator.say(f"corpus: {note}")
     for caveat in caveats(corpus):
         context.narrator.say(f"corpus: {caveat}")
     return Done(["corpus.json"], {"clips": len(corpus.clips), "frames": frames})
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _frames(context: Context) -> Done:
@@ -139,85 +161,144 @@ def _frames(context: Context) -> Done:
 
     corpus, recipe = context.corpus, context.recipe
     ids = list(dict.fromkeys((*corpus.train, *corpus.val)))
-    for clip in context.narrator.track(corpus.select(ids), "frames", len(ids)):
-        frames.cache(context.run / "frames", clip, recipe.student, recipe.train.sample_fps)
-    return Done([f"frames/{name}" for clip in corpus.select(ids) for name in frames.names(clip)], {})
+    clips = corpus.select(ids)
+    with context.narrator.bar("frames", sum(clip.frames for clip in clips), unit="frames") as bar:
+        for number, clip in enumerate(clips, 1):
+            frames.cache(context.run / "frames", clip, recipe.student, recipe.train.sample_fps)
+            bar.advance(clip.frames, note=f"clip {clip.id}")
+            if context.narrator.stop() and number < len(clips):
+                raise Interrupted(f"frames, after {number} of {len(clips)} clips")
+    return Done([f"frames/{name}" for clip in clips for name in frames.names(clip)], {})
 
 
 def _teach(context: Context) -> Done:
-    if context.recipe.teacher.name == "maps":
+    from distill import device
+    from distill.ranks import crew
+
+    recipe, ranks, narrator = context.recipe, crew(), context.narrator
+    threads = device.set_threads(recipe.run.threads, alone=True)
+    chosen, reason = device.choose(recipe.run.device)
+    narrator.say(f"device: {reason}, {threads} threads")
+    context.run.note(device=reason, threads=threads)
+    outputs: list[str] = []
+    facts: dict[str, Any] = {"teacher": shelf.source(recipe)}
+    for member in shelf.members(recipe.teacher):
+        train = _TRAINERS.get(f"{member.name} {member.entry.size}", _TRAINERS.get(member.name))
+        if train and shelf.trained_here(recipe, member) and (ranks.leads or train is _teach_visage):
+            device.set_threads(recipe.run.threads, alone=train is not _teach_visage)
+            made, found = train(context, member, chosen)
+            outputs, facts = [*outputs, *made], facts | found
+    if recipe.teacher.name == "maps" and ranks.leads:
         from distill.label import looked_up_in
 
-        look_up, clips = looked_up_in(_maps_teacher(context.recipe)), context.corpus.clips
-        for clip in context.narrator.track(clips, "maps", len(clips)):  # what is unusable shows now
-            look_up(clip)
-        context.narrator.say(f"teach: nothing to train, maps for {len(clips)} clips")
-        return Done([], {"teacher": "maps"})
-    from distill import device
+        clips = context.corpus.clips
+        labels = looked_up_in(shelf.open_maps(recipe))(clips)
+        for _ in narrator.track(labels, "maps", len(clips)):  # what is unusable shows now
+            pass
+    if not outputs:
+        narrator.say(f"teach: nothing to train: {shelf.source(recipe)}")
+    return Done(outputs, facts)
+
+
+def _teach_tiny_visage(context: Context, member: shelf.Member, device: torch.device) -> Taught:
     from distill.train_teacher import train_visage
 
-    threads = device.set_threads(context.recipe.run.threads)
-    chosen, reason = device.choose(context.recipe.run.device)
-    context.narrator.say(f"device: {reason}, {threads} threads")
-    context.run.note(device=reason, threads=threads)
-    teacher_config = context.recipe.teacher
+    recipe = context.recipe
     train_visage(
-        context.cached(context.corpus.train), teacher_config, visage_config(context.recipe), context.run / "checkpoints", chosen,
-        context.recipe.run.seed, context.narrator,
+        context.cached(context.corpus.train), recipe.teacher, shelf.tiny_visage(recipe), context.run / "checkpoints", device,
+        recipe.run.seed, context.narrator,
     )  # fmt: skip
-    return Done(["checkpoints/visage.pt"], {"teacher": "visage", "steps": teacher_config.steps})
+    return ["checkpoints/visage.pt"], {"steps": recipe.teacher.steps}
 
 
-def visage_config(recipe: Recipe) -> Any:
-    """The tiny ensemble's shape; it labels at the frame rate that it is trained at."""
-    from distill.teachers.visage import VisageConfig
+def _teach_visage(context: Context, member: shelf.Member, device: torch.device) -> Taught:
+    """A visage of a published size, on all ranks."""
+    from distill.fine_tune import outputs, teach
+    from distill.ranks import crew
 
-    return VisageConfig(sample_fps=recipe.train.sample_fps)
+    recipe, corpus = context.recipe, context.corpus
+    files = {part: None if file in ("", shelf.RANDOM) else Path(file) for part, file in member.files.items()}
+    with crew().group(device):
+        facts = teach(
+            corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files,
+            context.run / "checkpoints", context.run / "frames" / "visage", device, recipe.run.seed, context.narrator,
+        )  # fmt: skip
+    return [f"checkpoints/{name}" for name in outputs(random=files["base"] is None)], facts
 
 
-def _maps_teacher(recipe: Recipe) -> Any:
-    from distill.teachers.maps import MapsTeacher
+def _teach_unisal(context: Context, member: shelf.Member, device: torch.device) -> Taught:
+    from distill.train_unisal import UnisalRecipe, train_unisal
 
-    if not recipe.teacher.maps:
-        raise UsageError("teacher maps needs --maps, the folder that holds CLIP.npz or PNG folders")
-    try:
-        return MapsTeacher(Path(recipe.teacher.maps))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    recipe, corpus = context.recipe, context.corpus
+    settings = {**vars(recipe.unisal)}
+    settings["window"] = settings.pop("frames")
+    domains = dict(text.partition("=")[::2] for text in settings.pop("domains"))
+    start, trunk = (
+        None if member.files[part] in ("", shelf.RANDOM) else Path(member.files[part]) for part in ("", "trunk")
+    )
+    train_unisal(
+        corpus.select(corpus.train), UnisalRecipe(**settings), context.run / "checkpoints", context.run / "frames" / "unisal", device,
+        recipe.run.seed, context.narrator, domains=domains, start=start, trunk=trunk,
+    )  # fmt: skip
+    return ["checkpoints/unisal.pt"], {"epochs": recipe.unisal.epochs}
+
+
+_TRAINERS = {"visage tiny": _teach_tiny_visage, "visage": _teach_visage, "unisal": _teach_unisal}
 
 
 def _label(context: Context) -> Done:
     from distill import device
-    from distill.label import computed_by, label, looked_up_in
+    from distill.label import computed_by, inference, label, looked_up_in
+    from distill.ranks import crew
     from distill.soft_labels import LabelStore
 
-    recipe = context.recipe
+    recipe, ranks = context.recipe, crew()
     if recipe.teacher.name == "maps":
-        lookup = _maps_teacher(recipe)
-        labels_of, license_ = looked_up_in(lookup), "not stated"
-        description = {"name": "maps", "fingerprint": lookup.fingerprint(), "source": Path(recipe.teacher.maps).name}
+        teacher: Any = shelf.calibrated(recipe, shelf.open_maps(recipe))
+        labels_of = looked_up_in(teacher)
     else:
-        from distill.teachers.visage import Visage
-
         device.set_threads(recipe.run.threads)
-        try:
-            teacher = Visage.load(context.run / "checkpoints" / "visage.pt", device=device.choose(recipe.run.device)[0])
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        labels_of, license_ = computed_by(teacher), OURS
-        description = {
-            "name": "visage",
-            "fingerprint": teacher.fingerprint(),
-            "source": "visage tiny, trained in this run",
-        }
-    store = LabelStore.create(context.run / "labels", {**description, "license": license_})
+        chosen, reason = device.choose(recipe.run.device)
+        how = inference(recipe.label, chosen)
+        context.narrator.say(f"label: {reason}, {how.precision}{f', {ranks.world} ranks' if ranks.world > 1 else ''}")
+        teacher = shelf.calibrated(recipe, shelf.open_teacher(recipe, chosen, context.run / "checkpoints", how))
+        labels_of = computed_by(teacher, recipe.label.workers, pin=chosen.type == "cuda")
+    description = shelf.describe(recipe, teacher)
+    if warning := shelf.warning(description):
+        context.narrator.say(f"label: {warning}")
+    store = (LabelStore.create if ranks.leads else LabelStore)(context.run / "labels", description)
+    if ranks.agree("teacher", lambda: description["fingerprint"], context.narrator.stop) != description["fingerprint"]:
+        raise UsageError(f"rank {ranks.rank} and rank 0 have different teachers or devices; their labels do not mix")
     clips = context.corpus.clips
     label(clips, store, labels_of, context.narrator)
     return Done(["labels/store.json", *(f"labels/{clip.id}.npy" for clip in clips)], {"teacher": description})
 
 
+def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
+    """Fits the labels of the run in `path` to its corpus, and writes the calibration to `target`.
+
+    On the run's training clips: those that its students are scored on stay unseen. Raises UsageError for a run that is not
+    labelled, or whose labels are calibrated.
+    """
+    from distill.calibrate import calibrate, save
+    from distill.corpora import Corpus
+    from distill.label import looked_up_in
+    from distill.soft_labels import StoredLabels
+
+    if not (path / "corpus.json").is_file() or not (path / "labels" / "store.json").is_file():
+        raise UsageError(f"{path} is no run with labels; bring one there with `distill label --out {path}`")
+    corpus, labels = Corpus.from_dict(read_json(path / "corpus.json")), StoredLabels(path / "labels")
+    if "calibration" in labels.store.teacher:
+        raise UsageError(f"the labels in {path} are calibrated already; calibrate those of a run without teacher.calibration")
+    clips = corpus.select(corpus.train)
+    found = calibrate(clips, looked_up_in(labels), narrator)
+    save(target, found, labels.store.teacher, corpus.name)
+    return found
+
+
 def _train(context: Context) -> Done:
     from distill import device, frames
+    from distill.ranks import crew
     from distill.train import Sample, train
 
     recipe, corpus, store = context.recipe, context.corpus, context.labels
@@ -228,16 +309,26 @@ def _train(context: Context) -> Done:
     cached = context.cached(corpus.train)
     for c in context.narrator.track(cached, "check labels", len(cached)):
         store.read(c.clip.id, c.clip.frames)
-    samples = [Sample(c, frames.ArrayFile(context.run / "labels" / f"{c.clip.id}.npy")) for c in cached]
+    # A part's weight is shared out among its videos, and among its still images.
+    shares = Counter((c.clip.corpus, c.clip.static) for c in cached)
+    samples = [
+        Sample(
+            c,
+            frames.ArrayFile(context.run / "labels" / f"{c.clip.id}.npy"),
+            corpus.weights.get(c.clip.corpus, 1.0) / shares[c.clip.corpus, c.clip.static],
+        )
+        for c in cached
+    ]
     if recipe.train.soft_weight == 0:
         samples = [s for s in samples if s.cached.truth is not None]
         if not samples:
             raise UsageError("train.soft_weight is 0 and no training clip is annotated: there is nothing to learn from")
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
-    facts = train(
-        samples, validation, recipe.train, recipe.student, context.run / "checkpoints", context.run / "metrics.jsonl",
-        chosen, recipe.run.seed, context.narrator,
-    )  # fmt: skip
+    with crew().group(chosen):
+        facts = train(
+            samples, validation, recipe.train, recipe.student, context.run / "checkpoints", context.run / "metrics.jsonl",
+            chosen, recipe.run.seed, context.narrator,
+        )  # fmt: skip
     return Done(["checkpoints/best.pt", "metrics.jsonl"], facts)
 
 
@@ -268,7 +359,7 @@ def _export(context: Context) -> Done:
         verified = verify(student, origin.fps, metadata(origin, None), real)
     ship(verified, run / "export", recipe.run.name)
     parity = verified.parity.to_dict()
-    paths = write_package(run / "export", origin, parity, None, caveats(corpus))
+    paths = write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
     proof = f"export/{recipe.run.name}.parity.json"
     write_json(run / proof, parity)
     context.narrator.say(
@@ -288,16 +379,17 @@ def provenance(context: Context) -> tuple[Provenance, TinyUNet]:
 
     recipe, corpus, teacher = context.recipe, context.corpus, context.labels.teacher
     student, step = load_student(context.run / "checkpoints" / "best.pt", recipe)
-    tau = student.memory.log_tau.detach().exp().numpy()
+    tau = student.time_constants().numpy()
     ours = corpus.license.startswith(OURS) and teacher["license"] == OURS
-    chain = f"not stated; see the licences of corpus ({corpus.license}) and teacher ({teacher['license']})"
+    chain = f"not stated; corpus: {corpus.license}; teacher: {teacher['license']}"
     return Provenance(
         name=recipe.run.name,
         license=recipe.export.license or (OURS if ours else chain),
-        corpus=corpus.name if corpus.name == "synthetic" else f"{corpus.name}:{Path(corpus.root).name}",
+        corpus=corpus.title,
         corpus_license=corpus.license,
         teacher=f"{teacher['name']} ({teacher['source']})",
         teacher_license=teacher["license"],
+        teacher_chain=tuple((part, license_) for part, license_ in teacher["chain"]),
         train_clips=corpus.train,
         val_clips=corpus.val,
         held_out=corpus.held_out,
@@ -314,12 +406,18 @@ def _without_paths(recipe: Recipe) -> dict[str, Any]:
     """The recipe's values less those that name places on this machine: what ships names none."""
     values = config.to_dict(recipe)
     values["corpus"]["root"] = values["corpus"]["groups"] = values["teacher"]["maps"] = ""
+    values["teacher"]["weights"] = shelf.file_names(recipe.teacher)
+    values["teacher"]["calibration"] = Path(values["teacher"]["calibration"]).name
     return values
 
 
-def caveats(corpus: Corpus) -> list[str]:
-    """What a reader must know before believing the numbers."""
+def caveats(corpus: Corpus, teacher: Mapping[str, Any] | None = None) -> list[str]:
+    """What a reader must know before believing the numbers; `teacher` as its label store describes it."""
     found = []
+    if teacher and teacher["random"]:
+        found.append(
+            f"the teacher had random weights ({', '.join(teacher['random'])}): the student has learned nothing worth using"
+        )
     if not corpus.held_out:
         found.append(
             f"the only annotated clips ({', '.join(corpus.val)}) train and validate: their scores are not held-out scores"
@@ -339,6 +437,7 @@ def _eval(context: Context) -> Done:
     import cv2
     import numpy as np
 
+    from distill import scores
     from distill.card import write_package
     from distill.corpora.clips import SIGMA
     from distill.evaluate import Reference, centre_gaussian, evaluate
@@ -346,7 +445,8 @@ def _eval(context: Context) -> Done:
     recipe, run, corpus = context.recipe, context.run, context.corpus
     if not corpus.val:
         context.narrator.say("eval: no held-out clip has fixations; nothing to score")
-        write_json(run / "metrics.json", {"schema": 1, "predictors": {}, "clips": {}, "caveats": caveats(corpus)})
+        found = caveats(corpus, context.labels.teacher)
+        write_json(run / "metrics.json", {"schema": 2, "predictors": {}, "clips": {}, "caveats": found})
         return Done(["metrics.json"], {})
     store = context.labels
     labels = {clip.id: store.read(clip.id, clip.frames) for clip in corpus.select(corpus.val)}
@@ -358,25 +458,35 @@ def _eval(context: Context) -> Done:
     if means:
         mean_map = np.mean([m / m.sum() for m in means if m.sum() > 0], 0)
         mean_map = cv2.GaussianBlur(mean_map, (0, 0), SIGMA * mean_map.shape[1])
+        mean_map /= mean_map.max()
         references["mean training map"] = lambda clip, index: mean_map
     models = {
         "step": run / "export" / f"{recipe.run.name}_step.onnx",
         "image": run / "export" / f"{recipe.run.name}.onnx",
     }
-    result = evaluate(
-        models, references, corpus.select(corpus.val), recipe.eval.stride, recipe.eval.threads, context.narrator
-    )
-    result["caveats"] = caveats(corpus)
+    by_part: dict[str, list[Clip]] = {}
+    for clip in corpus.select(corpus.val):
+        by_part.setdefault(clip.corpus, []).append(clip)
+    options = recipe.eval
+    result = scores.merged({
+        part: evaluate(
+            models, references, clips, options.stride, options.threads, context.narrator, options.protocol, options.baselines
+        )
+        for part, clips in by_part.items()
+    })  # fmt: skip
+    result["caveats"] = caveats(corpus, store.teacher)
     write_json(run / "metrics.json", result)
     origin, _ = provenance(context)
     write_package(
-        run / "export", origin, read_json(run / "export" / f"{recipe.run.name}.parity.json"), result, caveats(corpus)
+        run / "export", origin, read_json(run / "export" / f"{recipe.run.name}.parity.json"), result, result["caveats"]
     )
-    best = result["predictors"]
-    context.narrator.say(
-        f"eval: NSS {best['step']['nss']:.3f} (step), {best['image']['nss']:.3f} (image), "
-        f"{best['teacher']['nss']:.3f} (teacher), {best['centred Gaussian']['nss']:.3f} (centred Gaussian)"
-    )
+    nss = {name: values["nss"] for name, values in result["predictors"].items()}
+    shown = ", ".join(f"{nss[name]:.3f} ({name})" for name in ("step", "image", "teacher", "centred Gaussian"))
+    context.narrator.say(f"eval: NSS {shown}")
+    for name, values in (result["differences"] or {"from": {}})["from"].items():
+        if name.startswith("image"):
+            span = scores.bracket(values["nss"]["interval"], "nss", sign=True)
+            context.narrator.say(f"eval: NSS {values['nss']['mean']:+.3f} {span} step less {name}, on the same clips")
     if result["frames_without_fixations"]:
         context.narrator.say(f"eval: {result['frames_without_fixations']} frames without fixations were not scored")
     return Done(["metrics.json"], {"frames_scored": result["frames_scored"]})
@@ -391,12 +501,12 @@ def _report(context: Context) -> Done:
 
 
 STAGES = (
-    Stage("preflight", "export and gate a random-weight student", _preflight, ("student", "export")),
+    Stage("preflight", "export and gate a random-weight student, open the teacher", _preflight, ("student", "export", "teacher")),
     Stage("corpus", "find, check and split the clips", _corpus, ("corpus", "synthetic")),
     Stage("frames", "decode every clip once, at the working resolution", _frames, ("train",)),
-    Stage("teach", "train the teacher", _teach, ("teacher", "run")),
-    Stage("label", "write the soft labels", _label, ()),
-    Stage("train", "train the student", _train, ()),
+    Stage("teach", "train the teacher, if it is to be", _teach, ("teacher", "teach", "unisal", "run"), shared=True),
+    Stage("label", "write the soft labels", _label, ("label",), shared=True),
+    Stage("train", "train the student", _train, (), shared=True),
     Stage("export", "write, gate, compare and name the ONNX files", _export, ()),
     Stage("eval", "score the ONNX files on the validation clips", _eval, ("eval",)),
     Stage("report", "write report.html", _report, ("report",)),
@@ -404,9 +514,27 @@ STAGES = (
 
 
 def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "report") -> None:
-    """Carries out the stages up to and including `until`, skipping what is done."""
+    """Carries out the stages up to and including `until`, skipping what is done; a rank that follows, its share of them."""
+    from distill.ranks import crew
+
+    context, works = Context(run, recipe, narrator), {stage.name: stage.work for stage in STAGES}
+    try:
+        with crew() as ranks:
+            if ranks.leads:
+                _lead(context, until)
+            while not ranks.leads and (name := ranks.called(narrator.stop)):
+                works[name](context)
+    except Interrupted:
+        if ranks.leads:
+            raise  # and says so for all
+
+
+def _lead(context: Context, until: str) -> None:
+    from distill.ranks import crew
+
+    run, recipe, narrator = context.run, context.recipe, context.narrator
     run.check_inputs(inputs(recipe))
-    context, upstream, fresh = Context(run, recipe, narrator), "", True
+    upstream, fresh = "", True
     for stage in STAGES:
         upstream = stage_key(stage, recipe, upstream)
         # What follows a stage that was made again is made again too: it read what the stage wrote.
@@ -417,6 +545,8 @@ def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "rep
             if narrator.stop():
                 raise Interrupted(f"before {stage.name}")
             started = time.perf_counter()
+            if stage.shared:
+                crew().announce(stage.name)
             done = stage.work(context)
             run.finish(stage.name, upstream, done.outputs, time.perf_counter() - started, done.facts)
         if stage.name == until:
@@ -432,23 +562,23 @@ def inputs(recipe: Recipe) -> dict[str, str]:
     """Prints of what a run reads from outside: names and sizes, and how many annotations; None of it is decoded."""
     prints = {}
     if recipe.corpus.root and recipe.corpus.name != "synthetic":
-        root = Path(recipe.corpus.root)
-        videos = sorted((p.name, p.stat().st_size) for p in (root / "video").iterdir() if not p.name.startswith("."))
-        folders = [p for kind in ("fixation", "maps") for p in sorted((root / "annotation").glob(f"*/{kind}"))]
-        counts = [(str(p.relative_to(root)), sum(1 for _ in p.iterdir())) for p in folders]
-        prints[f"the corpus at {root}"] = fingerprint(videos, counts)
+        from distill.corpora import fingerprints, parts_of
+
+        parts = parts_of(recipe.corpus.name, recipe.corpus.root)
+        for root, facts in fingerprints(parts, recipe.corpus).items():
+            prints[f"the corpus at {root}"] = fingerprint(facts)
     if recipe.corpus.groups:
         prints[f"the groups in {recipe.corpus.groups}"] = fingerprint(Path(recipe.corpus.groups).read_bytes().hex())
     if recipe.teacher.name == "maps":
-        folder = Path(recipe.teacher.maps)
-        sizes = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
-        prints[f"the maps in {folder}"] = fingerprint(sizes)
-    return prints
+        for folder in shelf.map_folders(recipe.teacher):
+            sizes = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+            prints[f"the maps in {folder}"] = fingerprint(sizes)
+    return prints | shelf.weights_prints(recipe.teacher)
 
 
 def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
     """What a run would do, stage by stage. Raises UsageError where it could not: missing input, another run in `path`."""
-    from distill.corpora import CORPORA
+    from distill.corpora import find, parts_of
 
     check_ready(recipe)
     manifest: dict[str, Any] = {"stages": {}}
@@ -462,13 +592,13 @@ def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]
         if changed and not set(manifest["stages"]) <= {"preflight"}:
             raise UsageError(another_configuration(path, changed))
     clips = "synthetic clips"
-    if recipe.corpus.root and Path(recipe.corpus.root).is_dir():
-        clips = f"{len(CORPORA[recipe.corpus.name].find(Path(recipe.corpus.root)))} clips"
-    elif recipe.corpus.name == "synthetic":
+    if recipe.corpus.name == "synthetic":
         clips = f"{recipe.synthetic.clips} clips of {recipe.synthetic.frames} frames"
+    elif recipe.corpus.root:
+        clips = f"{len(find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus))} clips"
     details = {
         "corpus": clips,
-        "teach": f"visage, {recipe.teacher.steps} steps" if recipe.teacher.name == "visage" else "nothing to train",
+        "teach": shelf.source(recipe),
         "train": f"{recipe.train.steps} steps of {recipe.train.batch} x {recipe.train.window} frames at "
         f"{recipe.student.height}x{recipe.student.width}",
         "eval": f"one frame in {recipe.eval.stride}",
@@ -493,34 +623,28 @@ def check_ready(recipe: Recipe) -> None:
     missing = missing_modules()
     if missing:
         raise UsageError(f"{', '.join(missing)} not installed; pip install 'saliency-distill[train]'")
-    from distill.corpora import CORPORA
+    from distill.corpora import CORPORA, find, parts_of
 
-    if recipe.corpus.name not in CORPORA:
-        raise UsageError(f"unknown corpus '{recipe.corpus.name}'{config.did_you_mean(recipe.corpus.name, CORPORA)}")
-    if recipe.teacher.name not in TEACHERS:
-        raise UsageError(f"unknown teacher '{recipe.teacher.name}'{config.did_you_mean(recipe.teacher.name, TEACHERS)}")
-    if recipe.corpus.name != "synthetic":
-        if not recipe.corpus.root:
-            raise UsageError(f"corpus {recipe.corpus.name} needs --root, the folder that holds video/ and annotation/")
-        root = Path(recipe.corpus.root)
-        if not root.is_dir():
-            raise UsageError(
-                f"corpus root {root} is not a folder; give the one that holds video/ and annotation/ with --root"
-            )
-        CORPORA[recipe.corpus.name].find(root)
+    synthetic = recipe.corpus.name == "synthetic"
+    if not (synthetic or recipe.corpus.root):
+        name = recipe.corpus.name
+        if "," not in name and (corpus := name.partition(":")[0]) not in CORPORA:
+            raise UsageError(f"unknown corpus '{corpus}'{config.did_you_mean(corpus, CORPORA)}")
+        raise UsageError(f"corpus {name} needs --root, the folder that holds it; one for each part, in the same order")
+    parts = [] if synthetic else parts_of(recipe.corpus.name, recipe.corpus.root)
+    shelf.check(recipe)
+    found = {} if synthetic else find(parts, recipe.corpus)
     if recipe.corpus.groups and not Path(recipe.corpus.groups).is_file():
         raise UsageError(f"corpus.groups {recipe.corpus.groups} is no file; give a CSV with lines `clip,group`")
     if recipe.teacher.name == "maps":
-        teacher = _maps_teacher(recipe)
-        if recipe.corpus.name != "synthetic":
-            entries = CORPORA[recipe.corpus.name].find(Path(recipe.corpus.root))
-            lacking = [e.id for e in entries if e.id not in recipe.corpus.skip and not teacher.has(e.id)]
-            if lacking:
-                raise UsageError(
-                    f"teacher.maps {recipe.teacher.maps} has nothing for clip {lacking[0]}"
-                    f"{f' and {len(lacking) - 1} more' if lacking[1:] else ''}; add it, or leave it out: "
-                    f"--set corpus.skip={','.join(lacking)}"
-                )
+        teacher = shelf.open_maps(recipe)
+        lacking = [i for i, (part, entry) in found.items() if not teacher.has(entry.name or entry.id, part.name)]
+        if lacking:
+            raise UsageError(
+                f"teacher.maps {', '.join(map(str, shelf.map_folders(recipe.teacher)))} has nothing for clip {lacking[0]}"
+                f"{f' and {len(lacking) - 1} more' if lacking[1:] else ''}; add it, or leave it out: "
+                f"--set corpus.skip={','.join(lacking)}"
+            )
     if recipe.run.device not in ("auto", "cpu"):
         from distill.device import choose
 

@@ -6,7 +6,8 @@
     metrics.jsonl    one line per logged training step and validation
     labels/  frames/  checkpoints/  export/  metrics.json  report.html
 
-Every file gets its name only when it is complete (`atomic`). One process at a time works in a run directory.
+Every file gets its name only when it is complete (`atomic`). One process at a time works in a run directory, or one torchrun
+job, whose rank 0 alone writes the manifest.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import IO, Any
 
 from distill import __version__, config
 from distill.errors import UsageError
+from distill.ranks import rank
 
 MANIFEST = "manifest.json"
 OURS = (
@@ -114,9 +116,12 @@ class RunDir:
     def create(cls, path: Path, recipe: config.Recipe, force: bool = False) -> RunDir:
         """Opens `path` for this recipe: a new run, or the same one continued.
 
-        Raises UsageError where the directory holds another run (unless forced) or somebody else's files.
+        Raises UsageError where the directory holds another run (unless forced) or somebody else's files. A rank that
+        follows touches nothing: rank 0 holds the lock for all, and has made the directory before it calls them.
         """
         run = cls(path, recipe)
+        if rank() > 0:
+            return run
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -211,7 +216,8 @@ class RunDir:
         self._save()
 
     def _save(self) -> None:
-        write_json(self / MANIFEST, self.manifest)
+        if rank() == 0:
+            write_json(self / MANIFEST, self.manifest)
 
 
 TRAIN_MODULES = ("torch", "onnxruntime", "cv2", "matplotlib")  # what the extra `train` brings

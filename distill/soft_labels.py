@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distill.errors import UsageError
 from distill.run_dir import atomic, read_json, write_json
@@ -82,3 +84,27 @@ class LabelStore:
                 f"labels of clip {clip_id} hold NaN at frame {int(bad.argmax()) + 1} ({path}); remove the file and run `distill label`"
             )
         return logits
+
+
+class StoredLabels:
+    """A store as a teacher: labels that another run computed, taken over as they are."""
+
+    name = "maps"
+
+    def __init__(self, path: Path) -> None:
+        self.store = LabelStore.open(path)
+
+    def _id(self, name: str, part: str) -> str:
+        return name if name in self.store else f"{part}.{name}"  # as the clips of a mixed corpus are called
+
+    def has(self, name: str, part: str = "") -> bool:
+        """Whether there are labels of a clip; they may still be damaged."""
+        return self._id(name, part) in self.store
+
+    def logits(self, name: str, frames: int, part: str = "") -> Tensor:
+        """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`. Raises UsageError as `read` does."""
+        return torch.from_numpy(self.store.read(self._id(name, part), frames).astype(np.float32))
+
+    def fingerprint(self) -> str:
+        """That of the teacher that computed them."""
+        return self.store.teacher["fingerprint"]

@@ -21,12 +21,9 @@ from distill import checkpoint
 from distill.config import Teacher as TeacherConfig
 from distill.errors import Interrupted, UsageError
 from distill.frames import CachedClip
-from distill.losses import frame_losses
+from distill.losses import VISAGE_AUX_WEIGHTS, VISAGE_WEIGHTS, frame_losses
 from distill.progress import Narrator
 from distill.teachers.visage import Visage, VisageConfig, VisageNet, preprocess
-
-WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}
-AUX_WEIGHTS = {"p23": 0.10, "p17": 0.15, "p11": 0.20}
 
 
 def train_visage(
@@ -72,16 +69,14 @@ def train_visage(
             out = net(clip_BCTHW.to(device))
             target = density_BThw.to(device).flatten(0, 1)
             seen = target.sum((1, 2)) > 0
-            heads = [
-                (1.0, out.logits1),
-                (1.0, out.logits2),
-                *((AUX_WEIGHTS[name], aux) for name, aux in out.aux.items()),
+            heads = [(1.0, logits) for logits in out.experts] + [
+                (VISAGE_AUX_WEIGHTS[n], aux) for n, aux in out.aux.items()
             ]
             loss = torch.zeros((), device=device)
             for weight, logits_BThw in heads:
-                loss = loss + weight * frame_losses(logits_BThw.flatten(0, 1)[seen], target[seen], None, WEIGHTS)[
-                    0
-                ].sum() / seen.sum().clamp(min=1)
+                loss = loss + weight * frame_losses(
+                    logits_BThw.flatten(0, 1)[seen], target[seen], None, VISAGE_WEIGHTS
+                )[0].sum() / seen.sum().clamp(min=1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -117,7 +112,7 @@ def _windows(
         stride = visage.stride(cached.fps)
         start = int(rng.integers(0, max(1, len(cached.frames) - (T - 1) * stride)))
         index = np.minimum(start + stride * np.arange(T), len(cached.frames) - 1)
-        frames_TCHW = preprocess(np.ascontiguousarray(cached.frames[index]), visage.trunk.px)
+        frames_TCHW = preprocess(cached.at_working_size(index), visage.trunk.px)
         density = F.interpolate(
             torch.from_numpy(cached.truth[index, :1]),
             size=(visage.out_px, visage.out_px),

@@ -31,7 +31,7 @@ def test_every_shipped_recipe_loads(path):
     [
         ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
         ("trian.steps=3", "unknown section 'trian'; did you mean 'train'?"),
-        ("train.kernel=3", "unknown key 'train.kernel'; keys of [train]: steps, batch"),
+        ("train.zzz=3", "unknown key 'train.zzz'; keys of [train]: steps, frames_first"),
         ("teacher.window=3", "unknown key 'teacher.window'; did you mean 'train.window'?"),
         ("train.steps=1.5", "'train.steps' wants int, got 1.5"),
         ("train.flip=1", "'train.flip' wants bool, got 1"),

@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from distill import metrics
-from distill.losses import frame_losses
+from distill.losses import frame_losses, visage_losses
 
 WEIGHTS = {"kl": 1.0, "cc": 1.0, "sim": 1.0, "nss": 1.0, "bce": 1.0}
 
@@ -60,3 +62,53 @@ def test_only_weighted_parts_count():
     total, parts = frame_losses(logits, target, None, {"kl": 2.0, "cc": 0.0})
     assert torch.allclose(total, 2 * parts["kl"])
     assert "nss" not in parts and np.isfinite(parts["bce"].numpy()).all()
+
+
+# --- the published teacher loss ---------------------------------------------------------------------------------------
+
+
+def by_hand(values):
+    return torch.tensor(values, dtype=torch.float32).view(1, 1, -1)
+
+
+def test_the_published_loss_by_hand():
+    # p = 1/2, 1/4, 1/8, 1/8 (shares the same: they sum to 1); g = 1, 1, 0, 0 (shares 1/2, 1/2, 0, 0); one fixation, left
+    logits = torch.logit(by_hand([1 / 2, 1 / 4, 1 / 8, 1 / 8]))
+    density, fixations = by_hand([1, 1, 0, 0]), by_hand([1, 0, 0, 0])
+    total, parts = visage_losses(logits, density, fixations)
+    kl = 0.5 * math.log(1) + 0.5 * math.log(2)
+    p, g = (1 / 4, 0, -1 / 8, -1 / 8), (1 / 2, 1 / 2, -1 / 2, -1 / 2)  # less their means, 1/4 and 1/2
+    cc = (1 / 8 + 1 / 16 + 1 / 16) / math.sqrt(sum(v * v for v in p) * sum(v * v for v in g))
+    sim = 1 / 2 + 1 / 4
+    # The 3x3 maximum spreads the fixation to its neighbour: both count four times.
+    bce = (4 * math.log(2) + 4 * math.log(4) + 2 * -math.log(7 / 8)) / 4
+    expected = {"kl": kl, "cc": 1 - cc, "sim": 1 - sim, "bce": bce}
+    assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, abs=2e-6)
+    assert total.item() == pytest.approx(10 * kl + 2 * (1 - cc) + (1 - sim) + bce, abs=2e-5)
+
+
+def test_an_auxiliary_head_pays_the_dense_terms_alone():
+    logits, target, fixations = frames()
+    total, parts = visage_losses(logits, target, None)
+    whole, with_bce = visage_losses(logits, target, fixations)
+    assert set(parts) == {"kl", "cc", "sim"}
+    torch.testing.assert_close(whole - total, with_bce["bce"])
+
+
+def test_two_observers_at_one_place_count_twice():
+    logits = torch.zeros(1, 1, 5)
+    once, twice = (visage_losses(logits, by_hand([0.0] * 5), by_hand([n, 0, 0, 0, 0]))[1]["bce"] for n in (1, 2))
+    # Two of five cells are near: the mean of 1 + 3 n there and 1 elsewhere, times ln 2.
+    assert once.item() == pytest.approx((2 * 4 + 3) / 5 * math.log(2), abs=1e-6)
+    assert twice.item() == pytest.approx((2 * 7 + 3) / 5 * math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("level", [-60.0, 60.0])
+def test_the_published_clamps_bound_the_loss(level):
+    _, target, fixations = frames()
+    logits = torch.full_like(target, level).requires_grad_(True)
+    total, parts = visage_losses(logits, target, fixations)
+    total.sum().backward()
+    assert torch.isfinite(total).all() and torch.isfinite(logits.grad).all()
+    worst = -math.log(1e-7) if level < 0 else -math.log(2**-23)  # 1 - 1e-7 is 1 - 2**-23 in float32
+    assert (parts["bce"] <= worst * (1 + 3 * fixations.amax()) + 1e-3).all()

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from distill.errors import UsageError
-from distill.label import label, looked_up_in
 from distill.soft_labels import LabelStore
 from distill.teachers.maps import MapsTeacher
 
@@ -122,22 +121,3 @@ def test_the_fingerprint_follows_the_contents(tmp_path):
     assert MapsTeacher(tmp_path).fingerprint() == before
     write_npz(tmp_path, peak=0.25)
     assert MapsTeacher(tmp_path).fingerprint() != before
-
-
-def test_labelling_goes_on_at_the_next_clip(tmp_path, tiny_root, narrator):
-    from distill.corpora import open_corpus
-
-    clips = open_corpus("synthetic", tiny_root).clips
-    maps = tmp_path / "maps"
-    maps.mkdir()
-    for clip in clips:
-        write_npz(maps, clip.id, clip.frames)
-    store, asked = LabelStore.create(tmp_path / "labels", ME), []
-
-    def watched(clip):
-        asked.append(clip.id)
-        return looked_up_in(MapsTeacher(maps))(clip)
-
-    assert label(clips[:2], store, watched, narrator) == 2
-    assert label(clips, store, watched, narrator) == len(clips) - 2
-    assert asked == [clip.id for clip in clips]

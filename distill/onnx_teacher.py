@@ -1,0 +1,75 @@
+"""Any ONNX saliency model as a teacher: an image student, or a step student with its state carried through the clip.
+
+A student of ours can so teach the next, smaller one (a teacher assistant), and the downstream's students can be taught from
+as they are. What makes a file one: `input` f32 [1,3,H,W], ImageNet-normalised, comes first among its inputs, and
+`saliency_map` f32 [1,1,H,W] in [0, 1] first among its outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.export.runner import Predictor
+
+MAX_INPUT = 640  # pixels of width that the model is shown, at most: what label stores keep is far smaller
+MAX_WIDTH = 160  # pixels of width that are kept of its maps; averaged before the logit
+MULTIPLE = 8  # of both sides: students with three poolings and skips take no other size
+EPS = 1e-6
+
+
+class OnnxTeacher:
+    """The maps of an ONNX file, as logits. Raises ValueError where the file is no saliency student."""
+
+    name = "onnx"
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist; name an ONNX file")
+        self.predictor = Predictor(path, threads=torch.get_num_threads())
+        self._digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
+        """uint8 RGB `[n,H,W,3]` -> uint8 `[n,h,w,3]`: at most 640 px wide, both sides multiples of 8."""
+        frames = np.asarray(frames)
+        height, width = frames.shape[1:3]
+        scale = min(1.0, MAX_INPUT / width)
+        size = tuple(max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (width, height))
+        if size == (width, height):
+            return torch.from_numpy(np.ascontiguousarray(frames))
+        shrinks = size[0] * size[1] <= width * height
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return torch.from_numpy(np.stack([cv2.resize(frame, size, interpolation=how) for frame in frames]))
+
+    def infer(self, inputs: Tensor, fps: float) -> Tensor:
+        """A whole clip's prepared frames -> float32 logits `[T,h,w]`, at most 160 px wide.
+
+        Every frame is seen, whatever `fps`: that is how the file runs where it ships.
+        """
+        self.predictor.reset()
+        maps = []
+        for number, frame in enumerate(inputs.numpy(), 1):
+            saliency = self.predictor.predict(frame)
+            if saliency.min() < -EPS or saliency.max() > 1 + EPS:  # NaN is the store's to refuse
+                raise ValueError(
+                    f"{self.predictor.name} gives values from {saliency.min():.3g} to {saliency.max():.3g} for frame {number}, "
+                    "where a saliency map is in [0, 1]; end the model in a sigmoid"
+                )
+            if saliency.shape[1] > MAX_WIDTH:
+                size = (MAX_WIDTH, max(1, round(saliency.shape[0] * MAX_WIDTH / saliency.shape[1])))
+                saliency = cv2.resize(saliency, size, interpolation=cv2.INTER_AREA)
+            maps.append(saliency)
+        return torch.logit(torch.from_numpy(np.stack(maps)), eps=EPS)
+
+    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
+        """uint8 RGB `[T,H,W,3]` -> float32 logits `[T,h,w]`."""
+        return self.infer(self.prepare(frames), fps)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file and of the sizes that it is run at."""
+        return hashlib.sha256(f"onnx {MAX_INPUT} {MAX_WIDTH} {MULTIPLE} {self._digest}".encode()).hexdigest()

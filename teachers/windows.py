@@ -1,0 +1,194 @@
+"""Windows over a clip: how a teacher that sees a few seconds at a time labels every frame of any clip.
+
+    cut_windows   frame numbers of each window: every offset of the sampling in turn, overlapping by any share
+    shares        what each window counts for in the logits of each of its frames
+    infer         windows, as many at once as the memory takes, through a network, averaged in logit space
+
+A window of `length` frames sampled every `stride`-th frame sees `length * stride` frames of the clip and labels `length`
+of them; the offsets 0 .. stride-1 label the ones between. The last window of an offset is filled up by repeating its last
+frame, and what comes out for the filling counts for nothing.
+
+Where windows overlap, a frame's logits are the weighted mean over its windows. The weight falls linearly from a window's
+middle to its ends, where the network knows one side of time only; so windows fade into each other without a seam.
+
+This file knows torch and numpy alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Shape suffixes: N windows of a clip · B of a pass · T frames · h, w pixels of a map
+
+PAIR = 2
+"""Windows per pass on the CPU, in each of several threads. Two of the small ViSAGE cost 1.4 times what one does."""
+
+MOST_WINDOWS = 8
+"""Windows per pass that are enough: one of ViSAGE's already makes matrices of 5,000 rows."""
+
+USABLE = 0.8
+"""Share of the free memory that is planned with; the rest is for fragments and what a larger batch makes larger."""
+
+
+def cut_windows(count: int, stride: int, length: int, overlap: float = 0.0) -> list[np.ndarray]:
+    """Frame numbers of each window over a clip of `count` frames, so that every frame is in at least one.
+
+    For each offset 0..stride-1 every stride-th frame from there on, cut into runs of `length`, each of which begins with
+    the last `overlap` (share of `length`, in [0, 1)) of the run before; the last run of an offset may be shorter. Without
+    overlap every frame is in exactly one window, as ViSAGE was released.
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"windows overlap by {overlap} of their length; it must lie in [0, 1)")
+    shared = min(round(overlap * length), length - 1)
+    windows = []
+    for offset in range(min(stride, count)):
+        sampled = np.arange(offset, count, stride)
+        starts = range(0, max(1, len(sampled) - shared), length - shared)
+        windows += [sampled[start : start + length] for start in starts]
+    return windows
+
+
+def shares(windows: Sequence[np.ndarray], count: int, length: int) -> list[np.ndarray]:
+    """For each window float32 `[len(window)]`: its share in the logits of each of its frames.
+
+    The shares of a frame sum to 1; that of a frame in one window alone is exactly 1.
+    """
+    place = np.arange(length)
+    taper = np.minimum(place + 1, length - place).astype(np.float64)
+    total = np.zeros(count)
+    for window in windows:
+        total[window] += taper[: len(window)]
+    return [(taper[: len(window)] / total[window]).astype(np.float32) for window in windows]
+
+
+class BatchSize:
+    """How many windows go through a network at once, remembered from clip to clip.
+
+    On a CUDA device, unless fixed: the first pass takes one window and measures what it needs, and later ones as many as
+    fit; where that was too many, half as many from then on. On the CPU: a pair in each of as many threads as torch uses, or
+    as `fixed` asks for.
+    """
+
+    def __init__(self, device: torch.device | str, fixed: int = 0) -> None:
+        self.device = torch.device(device)
+        self.windows = fixed or 1
+        self._fixed = fixed
+        self._measured = bool(fixed)
+
+    def passes(self, step: Callable[[Tensor], Tensor], waiting: Tensor) -> Iterator[Tensor]:
+        """`step` of each window, in order. `waiting` `[N,...]` names the windows; `step` maps `[B,...]` to `[B,...]`.
+
+        On the CPU `step` is called from several threads at once, always with the same pairs, and with one thread of
+        torch's own: how torch divides work among threads, and how large a batch is, shows in the last bits, and labels
+        should depend on neither. Raises torch.OutOfMemoryError where even one window does not fit on the device.
+        """
+        return self._in_threads(step, waiting) if self.device.type == "cpu" else self._batches(step, waiting)
+
+    def _in_threads(self, step: Callable[[Tensor], Tensor], waiting: Tensor) -> Iterator[Tensor]:
+        # Inference mode and autocast hold for one thread; the pool's threads enter those of the caller.
+        inference, low = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        threads = torch.get_num_threads()
+
+        def in_thread(pair: Tensor) -> Tensor:
+            with torch.inference_mode(inference), torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+                return step(pair)
+
+        most = -(-self._fixed // PAIR) or threads
+        pool = ThreadPoolExecutor(most, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for result in pool.map(in_thread, waiting.split(PAIR)):
+                yield from result
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+    def _batches(self, step: Callable[[Tensor], Tensor], waiting: Tensor) -> Iterator[Tensor]:
+        while len(waiting):
+            batch = waiting[: self.windows]
+            try:
+                result = step(batch) if self._measured else self._measure(step, batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                self.windows = len(batch) // 2
+                result = None
+            if result is None:  # outside the handler: until it ends, the exception keeps what the pass had allocated
+                torch.cuda.empty_cache()
+                continue
+            yield from result
+            waiting = waiting[len(batch) :]
+
+    def _measure(self, step: Callable[[Tensor], Tensor], window: Tensor) -> Tensor:
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        result = step(window)
+        needed = torch.cuda.max_memory_allocated(self.device) - before
+        free, _ = torch.cuda.mem_get_info(self.device)
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        self.windows, self._measured = windows_that_fit(needed, free + idle), True
+        return result
+
+
+def windows_that_fit(needed: int, free: int) -> int:
+    """How many windows fit into `free` bytes when one needs `needed` bytes: 1 to MOST_WINDOWS."""
+    return max(1, min(MOST_WINDOWS, int(USABLE * free) // max(1, needed)))
+
+
+def infer(
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    windows: Sequence[np.ndarray],
+    length: int,
+    batch: BatchSize,
+) -> Tensor:
+    """A clip's prepared frames `[T,...]` through `network`, window by window -> float32 logits `[T,h,w]` on the CPU.
+
+    `network` maps the frames of windows `[B,length,...]`, on the batch's device, to logits `[B,length,h,w]`; on the CPU it
+    is called from several threads at once. Windows of two clips never go together.
+    """
+    fill = [(0, length - len(window)) for window in windows]
+    places = np.stack([np.pad(window, more, mode="edge") for window, more in zip(windows, fill, strict=True)])
+    weights = np.stack([np.pad(w, more) for w, more in zip(shares(windows, len(inputs), length), fill, strict=True)])
+    frames, places_NT, weights_NT = (
+        given.to(batch.device, non_blocking=True)
+        for given in (inputs, torch.from_numpy(places), torch.from_numpy(weights))
+    )
+    logits_Thw: Tensor | None = None
+    passes = batch.passes(lambda places_BT: network(frames[places_BT]), places_NT)
+    for window, place_T, weight_T, out_Thw in zip(windows, places_NT, weights_NT, passes, strict=True):
+        if logits_Thw is None:
+            logits_Thw = torch.zeros(len(inputs), *out_Thw.shape[1:], device=batch.device)
+        real = slice(len(window))
+        logits_Thw[place_T[real]] += weight_T[real, None, None] * out_Thw[real].float()
+    assert logits_Thw is not None, "a clip has at least one frame, so at least one window"
+    return to_cpu(logits_Thw)
+
+
+def to_cpu(result: Tensor) -> Tensor:
+    """`result` on the CPU; from a CUDA device through pinned memory, several times as fast."""
+    if result.device.type != "cuda":
+        return result
+    there = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+    there.copy_(result, non_blocking=True)
+    torch.cuda.current_stream(result.device).synchronize()
+    return there
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """float32 means float32 inside: cuDNN's convolutions would else round their inputs to 10 bits (TF32)."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network runs at `precision`: `fp32`, or `bf16`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
