@@ -1,9 +1,11 @@
-"""What training reads: every clip once decoded, at the student's working resolution and the training frame rate.
+"""What training reads: every clip once decoded, at twice the student's working resolution and the training frame rate.
 
-    frames/CLIP.frames.npy    uint8 [T,h,w,3]; scaled by the student's own entry, so training sees what the graph sees
+    frames/CLIP.frames.npy    uint8 [T,2h,2w,3]; scaled by the student's own entry up to its last pooling, so that training
+                              sees what the graph sees, and a crop of it stays sharp
     frames/CLIP.truth.npy     float32 [T,2,h/4,w/4]: density (largest value 1) and fixation counts; annotated clips only
 
-Frame j here is frame j * stride of the video. A frame without fixations, or without annotation, has a truth of zeros.
+Frame j here is frame j * stride of the video; a still image has the one. A frame without fixations, or without
+annotation, has a truth of zeros.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import cv2
 import numpy as np
 import torch
 
-from distill.corpora import Clip, density_map, fixation_map
+from distill.corpora import Clip, density_map, fixation_map, fixation_points
 from distill.corpora.clips import SIGMA, blur
 from distill.run_dir import atomic
 from distill.students import TinyUNetConfig
-from distill.students.tiny_unet import fit_to_working_size
+from distill.students.tiny_unet import fit_to_twice
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ArrayFile:
 
 @dataclass(frozen=True)
 class CachedClip:
-    """A clip as training reads it. frames uint8 `[T,h,w,3]`, truth float32 `[T,2,h/4,w/4]` or None, both on disk."""
+    """A clip as training reads it. frames uint8 `[T,2h,2w,3]`, truth float32 `[T,2,h/4,w/4]` or None, both on disk."""
 
     clip: Clip
     stride: int
@@ -53,6 +55,12 @@ class CachedClip:
     @property
     def fps(self) -> float:
         return self.clip.fps / self.stride
+
+    def at_working_size(self, index: np.ndarray) -> np.ndarray:
+        """Some frames as the student's entry gives them, uint8 `[n,h,w,3]`."""
+        twice = self.frames[index]
+        n, height, width, _ = twice.shape
+        return np.rint(twice.reshape(n, height // 2, 2, width // 2, 2, 3).mean((2, 4), np.float32)).astype(np.uint8)
 
 
 def names(clip: Clip) -> list[str]:
@@ -73,7 +81,7 @@ def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) 
     stride = stride_for(clip, sample_fps)
     frames, truths = [], []
     for j, frame in enumerate(clip.read(stride)):
-        frames.append(to_working_size(frame, student))
+        frames.append(to_twice(frame, student))
         if clip.annotated_frames:
             truths.append(_truth(clip, j * stride, student))
     if truths:
@@ -93,32 +101,32 @@ def _paths(folder: Path, clip: Clip) -> tuple[Path, Path]:
     return folder / f"{clip.id}.frames.npy", folder / f"{clip.id}.truth.npy"
 
 
-def to_working_size(frame: np.ndarray, student: TinyUNetConfig) -> np.ndarray:
-    """uint8 `[H,W,3]` -> uint8 `[height,width,3]` by the student's entry."""
+def to_twice(frame: np.ndarray, student: TinyUNetConfig) -> np.ndarray:
+    """uint8 `[H,W,3]` -> uint8 `[2 height,2 width,3]` by the student's entry."""
     frame_BCHW = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-    small = fit_to_working_size(frame_BCHW, student.height, student.width)
-    return small[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+    twice = fit_to_twice(frame_BCHW, student.height, student.width)
+    return twice[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 
 def _truth(clip: Clip, index: int, student: TinyUNetConfig) -> np.ndarray:
     rows, columns = student.grid
     truth = np.zeros((2, rows, columns), np.float32)
-    fixations = fixation_map(clip, index)
-    if fixations is None or not fixations.any():
+    points = fixation_points(clip, index)
+    if points is None or not len(points.rows):
         return truth
-    y, x = np.nonzero(fixations)
+    y, x = points.rows, points.columns
     scale_y, scale_x = student.height / clip.height, student.width / clip.width
     np.add.at(
         truth[1],
         (np.minimum((y * scale_y / 4).astype(int), rows - 1), np.minimum((x * scale_x / 4).astype(int), columns - 1)),
         1,
     )
-    if clip.maps:
+    if clip.maps and (fixations := fixation_map(clip, index)) is not None:
         density = density_map(clip, index, fixations)
     else:  # the blur at the working resolution: the same density, many times cheaper
-        points = np.zeros((student.height, student.width), np.float32)
-        np.add.at(points, ((y * scale_y).astype(int), (x * scale_x).astype(int)), 1)
-        density = blur(points, SIGMA * student.width)
+        small = np.zeros((student.height, student.width), np.float32)
+        np.add.at(small, ((y * scale_y).astype(int), (x * scale_x).astype(int)), 1)
+        density = blur(small, SIGMA * student.width)
     density = cv2.resize(density, (columns, rows), interpolation=cv2.INTER_AREA)
     truth[0] = density / max(float(density.max()), 1e-8)
     return truth

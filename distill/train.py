@@ -1,8 +1,16 @@
-"""Trains the student on soft labels and ground truth.
+"""Trains the student on soft labels and ground truth, in two phases.
 
-Streams: each of `batch` streams draws a clip and walks along it, `windows` windows of `window` frames; the state is
-carried from window to window, back-propagation ends at a window's start. Some streams run in image mode, as the image
-file will. What a step sees follows from (seed, step) alone, so a resumed run goes on exactly where it was.
+frames   the image student, on single frames drawn from everywhere: every clip and still image at every step
+clips    its temporal part, on windows of videos: each of `batch` streams draws a clip and walks along it, `windows`
+         windows of `window` frames; the state is carried from window to window, back-propagation ends at a window's start
+
+Frames of one clip are so alike that an image student trained on windows sees a handful of pictures per step and overfits;
+so it is trained first, and then held (`image_lr`) while the temporal part learns what to add. What a step sees follows
+from (seed, step) alone, so a resumed run goes on exactly where it was.
+
+Under torchrun every process draws frames and walks streams of its own, and they average their gradients: N processes see N
+batches a step. The student has a megabyte of them, so one plain message per step does what DistributedDataParallel's
+buckets and hooks do for large networks. The first process writes.
 
 Legend: B streams · T frames of a window · C channels · h, w working pixels or cells of the logits' grid.
 """
@@ -12,6 +20,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +34,7 @@ from torch import Tensor
 
 from distill import checkpoint
 from distill.config import Train
+from distill.distributed import any_of, average, everyones, place, total_of, wait
 from distill.errors import Interrupted, UsageError
 from distill.frames import ArrayFile, CachedClip
 from distill.losses import frame_losses
@@ -39,10 +49,11 @@ IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip to train on: its cached frames and truth, and the teacher's logits of those frames."""
+    """A clip to train on: its cached frames and truth, the teacher's logits of those frames, and how often it is drawn."""
 
     cached: CachedClip
     labels: ArrayFile | np.ndarray  # float16 [T of the video, h, w]
+    weight: float = 1.0
 
 
 @dataclass
@@ -73,64 +84,96 @@ def train(
     Raises Interrupted after saving when the narrator says stop, UsageError where a loss is not finite (before the weights
     are touched; the last checkpoint is kept).
     """
+    rank, ranks = place()
     torch.manual_seed(seed)
     student = TinyUNet(student_config).to(device)
     student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
     averaged = copy.deepcopy(student).eval().requires_grad_(False)
-    kernels, others = list[Tensor](), list[Tensor]()
-    for name, parameter in student.named_parameters():
-        (kernels if parameter.ndim == 4 and name not in ("place", "prior") else others).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.lr,
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr)
     weights = {name: getattr(config, name) for name in ("kl", "cc", "sim", "nss", "bce")}
+    videos = [s for s in samples if len(s.cached.frames) > 1]
+    clips_from = round(config.frames_first * config.steps) if videos else config.steps
     state, first, best, busy = None, 0, -math.inf, 0.0
 
-    last_path, best_path = folder / "last.pt", folder / "best.pt"
+    # What each phase keeps; the image student's is what the clips phase starts from, also when it is resumed.
+    last_path, image_path, best_path = folder / "last.pt", folder / "image.pt", folder / "best.pt"
     saved = checkpoint.load(last_path, device) if last_path.exists() and log.exists() else None
-    if saved and (best_path.exists() or saved["best"] == -math.inf):  # else what belongs to it is gone: start again
+    if saved and not (best_path if saved["step"] > clips_from else image_path).exists() and saved["best"] > -math.inf:
+        saved = None  # what belongs to it is gone: start again
+    if saved:
         student.load_state_dict(saved["student"])
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"].cpu())
-        state, first, best = saved["state"], saved["step"], saved["best"]
+        states, first, best = saved["states"], saved["step"], saved["best"]
+        if len(states) != ranks:
+            raise UsageError(
+                f"{last_path} is of {len(states)} processes, these are {ranks}; go on with as many, or --force"
+            )
+        state = None if states[rank] is None else states[rank].to(device)
         narrator.say(f"train: going on at step {first} of {config.steps}")
-    _truncate(log, first)
+    wait()  # all have read what the first one is about to write
+    if rank == 0:
+        _truncate(log, first)
+    statistics = [b for b in student.buffers() if b.dtype.is_floating_point]
+
+    def keep(path: Path, values: dict[str, Any]) -> None:
+        if rank == 0:
+            checkpoint.save(path, values)
+        wait()
 
     def save(step: int) -> None:
-        values = {"step": step, "student": student.state_dict(), "averaged": averaged.state_dict(), "state": state}
-        checkpoint.save(
-            last_path, values | {"optimizer": optimizer.state_dict(), "best": best, "rng": torch.get_rng_state()}
-        )
+        values = {"step": step, "student": student.state_dict(), "averaged": averaged.state_dict(), "best": best}
+        running = {"optimizer": optimizer.state_dict(), "states": everyones(state), "rng": torch.get_rng_state()}
+        keep(last_path, values | running)
 
     if first == 0:
+        stills = len(samples) - len(videos)
         narrator.say(
-            f"train: {parameter_count(student):,} parameters, {len(samples)} clips, {config.steps} steps "
-            f"of {config.batch} x {config.window} frames"
+            f"train: {parameter_count(student):,} parameters; {len(videos)} videos"
+            + (f", {stills} still images" if stills else "")
+            + f"; {clips_from} steps of {config.batch * config.window} frames, "
+            f"then {config.steps - clips_from} of {config.batch} x {config.window} frames of clips"
+            + (f"; {ranks} processes, each as many" if ranks > 1 else "")
         )
     started = time.perf_counter()
     with narrator.bar("train", config.steps, first) as bar, log.open("a", encoding="utf-8") as lines:
 
         def write(**line: Any) -> None:
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
+            if rank == 0:
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
 
         for step in range(first, config.steps):
-            if step % config.windows == 0:
+            walking = step >= clips_from
+            if step == clips_from and step > 0:  # what was best as an image student is what clips add to
+                found = checkpoint.load(image_path, device)["student"]
+                student.load_state_dict(found)
+                averaged.load_state_dict(found)
+                best = -math.inf
+            for part in student.children():
+                part.requires_grad_(not walking or config.image_lr > 0 or part in student.temporal())
+            since = step - clips_from if walking else step
+            if walking and since % config.windows == 0:
                 state = None
-            batch = draw(samples, config, student_config, seed, step, device)
-            lr = learning_rate(step, config)
+            draw = draw_windows if walking else draw_frames
+            batch = draw(videos if walking else samples, config, student_config, (seed, rank), since, device)
+            rates = learning_rates(step, clips_from, config)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = rates[group["part"]]
 
             tick = time.perf_counter()
-            student.train()
-            logits_BThw, state = forward(student, batch, state, config)
-            loss, parts = mixed_loss(logits_BThw, batch, config, weights)
+            if walking:  # the statistics of a batch of look-alikes are no statistics: BatchNorm keeps those it has
+                student.eval()
+                logits_BTChw, state = student(batch.frames_BTChw, state, batch.dt_B)
+            else:
+                student.train()
+                logits_BTChw = student.image(batch.frames_BTChw.flatten(0, 1))[:, None]
+            loss, parts = mixed_loss(logits_BTChw[:, :, 0], batch, config, weights)
             _check_finite(loss, batch, step, last_path)
             optimizer.zero_grad(set_to_none=True)
             loss.mean().backward()
+            average([p.grad for p in student.parameters() if p.grad is not None])
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             if not torch.isfinite(norm):
                 raise UsageError(
@@ -138,27 +181,33 @@ def train(
                     f"{checkpoint.kept(last_path)}; try a smaller train.lr"
                 )
             optimizer.step()
-            state = state.detach()
+            if not walking:
+                average(statistics)
+            state = state.detach() if state is not None else None
             busy += time.perf_counter() - tick
 
-            update_average(averaged, student, min(config.ema, (step + 1) / (step + 10)))
+            update_average(averaged, student, min(config.ema, (since + 1) / (since + 10)))
             done = step + 1
             shown = loss.mean().item()
-            write(step=done, loss=shown, lr=lr, **parts)
-            if done % config.validate_every == 0 or done == config.steps:
-                score = validate(averaged, validation, device)
+            write(step=done, loss=shown, lr=max(rates.values()), phase="clips" if walking else "frames", **parts)
+            if done % config.validate_every == 0 or done in (clips_from, config.steps):
+                score = validate(averaged, validation[rank::ranks], device, streaming=walking)
                 write(step=done, split="val", **score)
-                if score.get("cc", done) > best or not best_path.exists():
+                if config.keep == "last" or score.get("cc", done) > best:
                     best = score.get("cc", float(done))
                     values = {"student": averaged.state_dict(), "config": asdict(student_config), "step": done}
-                    checkpoint.save(best_path, values | {"val": score})
-            if done % config.checkpoint_every == 0 or done == config.steps:
+                    keep(best_path if walking else image_path, values | {"val": score})
+            if done % config.checkpoint_every == 0 or done in (clips_from, config.steps):
                 save(done)
-            bar.advance(note=f"loss {shown:.3f}" + (f" · best val CC {best:.3f}" if validation and best > -1 else ""))
-            if narrator.stop() and done < config.steps:
+            bar.advance(note=f"loss {shown:.3f}" + (f" · val CC {best:.3f}" if validation and best > -1 else ""))
+            if done < config.steps and any_of(narrator.stop(), device):
                 save(done)
                 raise Interrupted(f"training, after step {done} of {config.steps}")
     wall = time.perf_counter() - started
+    if clips_from == config.steps:  # there is nothing to walk along: the image student is all there is
+        if rank == 0:
+            shutil.copyfile(image_path, best_path)
+        wait()
     result = checkpoint.load(best_path)
     return {
         "steps": config.steps, "best_step": result["step"], "val": result["val"], "parameters": parameter_count(student),
@@ -166,18 +215,18 @@ def train(
     }  # fmt: skip
 
 
-def forward(student: TinyUNet, batch: Batch, state: Tensor | None, config: Train) -> tuple[Tensor, Tensor]:
-    """Logits `[B,T,h,w]` and the state. The first streams of a batch run in image mode, without state."""
-    B, T = batch.frames_BTChw.shape[:2]
-    state = student.zero_state(B) if state is None else state
-    images = int(config.image_share * B + 0.5)
-    bottleneck, at_8, at_4 = student.encode(batch.frames_BTChw.flatten(0, 1))
-    x_BTCHW = bottleneck.unflatten(0, (B, T))
-    fused, after = student.memory(x_BTCHW[images:], state[images:], student.memory.keep(batch.dt_B[images:]))
-    fused = torch.cat([x_BTCHW[:images], fused]) if images else fused
-    after = torch.cat([state[:images], after]) if images else after
-    logits = student.decode(fused.flatten(0, 1), at_8, at_4)
-    return logits.unflatten(0, (B, T))[:, :, 0], after
+def parameter_groups(student: TinyUNet, config: Train) -> list[dict[str, Any]]:
+    """The image student's kernels and its other parameters, and the temporal part; only kernels decay."""
+    temporal = {id(p) for part in student.temporal() for p in part.parameters()}
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
+    for name, parameter in student.named_parameters():
+        part = "temporal" if id(parameter) in temporal else "image"
+        decays = parameter.ndim == 4 and name not in ("place", "prior")
+        groups.setdefault((part, decays), []).append(parameter)
+    return [
+        {"params": group, "part": part, "weight_decay": config.weight_decay if decays else 0.0}
+        for (part, decays), group in groups.items()
+    ]
 
 
 def mixed_loss(
@@ -210,13 +259,17 @@ def _check_finite(loss_BT: Tensor, batch: Batch, step: int, last: Path) -> None:
     )
 
 
-def learning_rate(step: int, config: Train) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the peak."""
-    warmup = max(1, round(config.warmup * config.steps))
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+def learning_rates(step: int, clips_from: int, config: Train) -> dict[str, float]:
+    """Of the image student and of the temporal part. In each phase a linear warm-up, then a cosine down to a hundredth."""
+    walking = step >= clips_from
+    at, length = (step - clips_from, config.steps - clips_from) if walking else (step, clips_from)
+    warmup = max(1, round(config.warmup * length))
+    progress = max(0.0, (at - warmup) / max(1, length - warmup))
+    height = min(1.0, (at + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return {
+        "image": height * config.lr * (config.image_lr if walking else 1.0),
+        "temporal": height * config.clips_lr if walking else 0.0,
+    }
 
 
 @torch.no_grad()
@@ -230,35 +283,40 @@ def update_average(averaged: TinyUNet, student: TinyUNet, decay: float) -> None:
 
 @torch.no_grad()
 def validate(
-    student: TinyUNet, clips: Sequence[CachedClip], device: torch.device, window: int = 32
+    student: TinyUNet, clips: Sequence[CachedClip], device: torch.device, streaming: bool, window: int = 32
 ) -> dict[str, float]:
-    """CC and NSS on the logits' grid, the state carried, mean over clips; a quick look, not the evaluation."""
+    """CC and NSS on the logits' grid, mean over clips; with the state carried, or frame by frame. A quick look, not the
+    evaluation."""
     scores = []
     for cached in clips:
         assert cached.truth is not None  # validation clips are annotated
         state, cc, nss = None, [], []
         dt = torch.tensor([1 / cached.fps], device=device)
         for start in range(0, len(cached.frames), window):
-            frames = torch.from_numpy(cached.frames[start : start + window]).to(device)
-            logits_BTCHW, state = student(_normalise(frames)[None], state, dt)
+            frames_TChw = _normalise(torch.from_numpy(cached.frames[start : start + window]).to(device))
+            if streaming:
+                logits_BTChw, state = student(frames_TChw[None], state, dt)
+                logits_Thw = logits_BTChw[0, :, 0]
+            else:
+                logits_Thw = student.image(frames_TChw)[:, 0]
             truth = torch.from_numpy(cached.truth[start : start + window]).to(device)
             seen = truth[:, 1].sum((1, 2)) > 0
             if seen.any():
-                _, parts = frame_losses(logits_BTCHW[0, :, 0][seen], truth[seen, 0], truth[seen, 1], {"nss": 1.0})
+                _, parts = frame_losses(logits_Thw[seen], truth[seen, 0], truth[seen, 1], {"nss": 1.0})
                 cc += (1 - parts["cc"]).tolist()
                 nss += (-parts["nss"]).tolist()
         if cc:
             scores.append((np.mean(cc), np.mean(nss)))
-    if not scores:
-        return {}
-    mean = np.mean(scores, 0)
-    return {"cc": float(mean[0]), "nss": float(mean[1])}
+    sums = torch.tensor([*np.sum(scores or [(0.0, 0.0)], 0), len(scores)], dtype=torch.float64)
+    cc_sum, nss_sum, count = total_of(sums).tolist()
+    return {"cc": cc_sum / count, "nss": nss_sum / count} if count else {}
 
 
-def _normalise(frames_THWC: Tensor) -> Tensor:
-    """uint8 `[T,h,w,3]` -> ImageNet-normalised `[T,3,h,w]`."""
-    device = frames_THWC.device
-    return ((frames_THWC / 255 - IMAGENET_MEAN.to(device)) / IMAGENET_STD.to(device)).permute(0, 3, 1, 2)
+def _normalise(twice_THWC: Tensor) -> Tensor:
+    """Cached frames, uint8 at twice the working resolution -> ImageNet-normalised `[T,3,h,w]`, as the entry ends."""
+    device = twice_THWC.device
+    small = F.avg_pool2d(twice_THWC.permute(0, 3, 1, 2) / 255, 2)
+    return (small - IMAGENET_MEAN.to(device)[:, None, None]) / IMAGENET_STD.to(device)[:, None, None]
 
 
 def _truncate(log: Path, step: int) -> None:
@@ -278,51 +336,83 @@ def _truncate(log: Path, step: int) -> None:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def draw(
-    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: int, step: int, device: torch.device
+Seed = tuple[int, int]
+"""The run's seed, and the process's number."""
+
+
+@dataclass
+class Draw:
+    """A stream's clip, the cached frames it shows, and how they are varied."""
+
+    sample: Sample
+    index: np.ndarray
+    dt: float  # seconds between frames
+    place: Tensor  # [2,3], crop and mirror
+    colour: tuple[Tensor, Tensor]
+
+
+def draw_frames(
+    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: Seed, step: int, device: torch.device
 ) -> Batch:
-    """The windows of every stream at a step: a pure function of (seed, step)."""
+    """Single frames, as many as the windows of a step hold: a pure function of its seed and step."""
+    rng = np.random.default_rng([*seed, 0, step])
+    drawn = []
+    for i in _choose(rng, samples, config.batch * config.window):
+        index = rng.integers(len(samples[i].cached.frames), size=1)
+        drawn.append(Draw(samples[i], index, 0.0, _crop_and_flip(rng, config), _colour(rng, config)))
+    return _batch(drawn, student, device)
+
+
+def draw_windows(
+    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: Seed, step: int, device: torch.device
+) -> Batch:
+    """The windows of every stream: a pure function of seed and step; an episode's steps walk along the same clips."""
     episode, window = divmod(step, config.windows)
-    rng = np.random.default_rng([seed, episode])
-    frames, soft, truth, dt, places, grids, colours = [], [], [], [], [], [], []
-    length = config.window * config.windows
-    for _ in range(config.batch):
-        sample = samples[int(rng.integers(len(samples)))]
-        cached = sample.cached
+    rng = np.random.default_rng([*seed, 1, episode])
+    drawn, length = [], config.window * config.windows
+    for i in _choose(rng, samples, config.batch):
+        cached = samples[i].cached
         total = len(cached.frames)
-        step_size = int(rng.integers(1, 3)) if total >= 2 * length else 1  # time stride: half the frame rate, at times
-        start = int(rng.integers(0, max(1, total - step_size * length + 1)))
-        index = _there_and_back(start + step_size * (np.arange(config.window) + window * config.window), total)
-        frames.append(torch.from_numpy(cached.frames[index]))
-        labels = torch.from_numpy(sample.labels[index * cached.stride].astype(np.float32))
+        stride = int(rng.integers(1, 3)) if total >= 2 * length else 1  # half the frame rate, at times
+        start = int(rng.integers(0, max(1, total - stride * length + 1)))
+        index = _there_and_back(start + stride * (np.arange(config.window) + window * config.window), total)
+        drawn.append(Draw(samples[i], index, stride / cached.fps, _crop_and_flip(rng, config), _colour(rng, config)))
+    return _batch(drawn, student, device)
+
+
+def _choose(rng: np.random.Generator, samples: Sequence[Sample], count: int) -> np.ndarray:
+    """Numbers of `count` samples, drawn by weight."""
+    ends = np.cumsum([sample.weight for sample in samples])
+    return np.searchsorted(ends / ends[-1], rng.random(count), side="right").clip(max=len(samples) - 1)
+
+
+def _batch(drawn: Sequence[Draw], student: TinyUNetConfig, device: torch.device) -> Batch:
+    frames, soft, truth, places = [], [], [], []
+    for d in drawn:
+        cached = d.sample.cached
+        frames.append(torch.from_numpy(cached.frames[d.index]))
+        labels = torch.from_numpy(d.sample.labels[d.index * cached.stride].astype(np.float32))
         soft.append(
             F.interpolate(torch.sigmoid(labels)[:, None], size=student.grid, mode="bilinear", antialias=True)[:, 0]
         )
-        truth.append(
-            torch.from_numpy(cached.truth[index])
-            if cached.truth is not None
-            else torch.zeros(len(index), 2, *student.grid)
-        )
-        dt.append(step_size / cached.fps)
-        places.append((cached.clip.id, [int(i) * cached.stride + 1 for i in index]))
-        grids.append(_crop_and_flip(rng, config))
-        colours.append(_colour(rng) if config.colour else (torch.eye(3), torch.zeros(3)))
+        known = cached.truth is not None
+        truth.append(torch.from_numpy(cached.truth[d.index]) if known else torch.zeros(len(d.index), 2, *student.grid))
+        places.append((cached.clip.id, [int(i) * cached.stride + 1 for i in d.index]))
 
-    theta = torch.stack(grids).to(device)
-    matrix_B33 = torch.stack([m for m, _ in colours]).to(device)
-    offset_B3 = torch.stack([o for _, o in colours]).to(device)
-    frames_BTHWC = torch.stack(frames).to(device).float() / 255
-    frames_BTHWC = frames_BTHWC @ matrix_B33.transpose(1, 2)[:, None, None] + offset_B3[:, None, None, None]
-    frames_BTHWC = (frames_BTHWC.clamp(0, 1) - IMAGENET_MEAN.to(device)) / IMAGENET_STD.to(device)
-    soft_BThw, truth_BTChw = torch.stack(soft).to(device), torch.stack(truth).to(device)
-    return Batch(
-        warp(frames_BTHWC.permute(0, 1, 4, 2, 3), theta).contiguous(),
-        warp(soft_BThw[:, :, None], theta)[:, :, 0],
-        warp(truth_BTChw[:, :, :1], theta)[:, :, 0],
-        warp(truth_BTChw[:, :, 1:], theta)[:, :, 0],
-        torch.tensor(dt, device=device),
-        places,
-    )
+    theta = torch.stack([d.place for d in drawn]).to(device)
+    matrix_B33 = torch.stack([d.colour[0] for d in drawn]).to(device)
+    offset_B3 = torch.stack([d.colour[1] for d in drawn]).to(device)
+    twice_BTCHW = torch.stack(frames).to(device).permute(0, 1, 4, 2, 3) / 255
+    # From twice the working resolution: at full frame the samples are the entry's last pooling, and a crop stays sharp.
+    small_BTChw = warp(twice_BTCHW, theta, (student.height, student.width))
+    small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33, small_BTChw) + offset_B3[:, None, :, None, None]
+    mean, std = (c.to(device)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
+    targets_BTChw = torch.cat([torch.stack(soft)[:, :, None], torch.stack(truth)], 2).to(device)
+    targets_BTChw = warp(targets_BTChw, theta, student.grid)
+    dt_B = torch.tensor([d.dt for d in drawn], device=device)
+    soft_BThw, density_BThw, fixations_BThw = targets_BTChw.unbind(2)
+    frames_BTChw = (small_BTChw.clamp(0, 1) - mean) / std
+    return Batch(frames_BTChw, soft_BThw, density_BThw, fixations_BThw, dt_B, places)
 
 
 def _there_and_back(index: np.ndarray, total: int) -> np.ndarray:
@@ -335,19 +425,23 @@ def _there_and_back(index: np.ndarray, total: int) -> np.ndarray:
 
 def _crop_and_flip(rng: np.random.Generator, config: Train) -> Tensor:
     """The affine map `[2,3]` of one stream, in grid_sample's coordinates."""
-    sides = rng.uniform(config.crop, 1.0, 2) if config.crop < 1 else np.ones(2)
+    if config.crop < 1:  # a share of the frame, up to a fifth wider or higher than it
+        aspect = math.exp(rng.uniform(-0.2, 0.2))
+        sides = np.minimum(1.0, rng.uniform(config.crop, 1.0) * np.array([aspect, 1 / aspect]))
+    else:
+        sides = np.ones(2)
     centre = rng.uniform(-1, 1, 2) * (1 - sides)
     mirror = -1.0 if config.flip and rng.random() < 0.5 else 1.0
     return torch.tensor([[mirror * sides[0], 0, centre[0]], [0, sides[1], centre[1]]], dtype=torch.float32)
 
 
-def warp(x_BTCHW: Tensor, theta_B23: Tensor) -> Tensor:
-    """Applies each stream's crop and flip to all its frames."""
+def warp(x_BTCHW: Tensor, theta_B23: Tensor, size: tuple[int, int]) -> Tensor:
+    """Applies each stream's crop and flip to all its frames; what comes out has `size`."""
     B, T, C, H, W = x_BTCHW.shape
-    grid = F.affine_grid(theta_B23, [B, 1, H, W], align_corners=False)
+    grid = F.affine_grid(theta_B23, [B, 1, *size], align_corners=False)
     # The border is repeated: a crop ends inside the frame, but its last half pixel samples beyond it.
     flat = F.grid_sample(x_BTCHW.reshape(B, T * C, H, W), grid, padding_mode="border", align_corners=False)
-    return flat.reshape(B, T, C, H, W)
+    return flat.reshape(B, T, C, *size)
 
 
 # Luma coefficients of red and blue: ITU-R BT.601 and BT.709. Consumers decode with either, whatever was encoded.
@@ -365,9 +459,11 @@ def _rgb_to_yuv(kr: float, kb: float) -> np.ndarray:
     )
 
 
-def _colour(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _colour(rng: np.random.Generator, config: Train) -> tuple[Tensor, Tensor]:
     """What a consumer's other YUV matrix, chroma gains and brightness do to RGB in [0, 1]: a matrix and an offset."""
+    if not config.colour:
+        return torch.eye(3), torch.zeros(3)
     encode, decode = (_rgb_to_yuv(*KR_KB[int(rng.integers(2))]) for _ in range(2))
-    gains = np.diag([rng.uniform(0.85, 1.15), *rng.uniform(0.75, 1.25, 2)])
+    gains = np.diag([rng.uniform(0.8, 1.2), *rng.uniform(0.7, 1.3, 2)])
     matrix = np.linalg.inv(decode) @ gains @ encode
-    return torch.tensor(matrix, dtype=torch.float32), torch.full((3,), float(rng.uniform(-0.06, 0.06)))
+    return torch.tensor(matrix, dtype=torch.float32), torch.full((3,), float(rng.uniform(-0.08, 0.08)))

@@ -83,7 +83,7 @@ class _StepMode(nn.Module):
     def __init__(self, student: TinyUNet, fps: float) -> None:
         super().__init__()
         self.student = student
-        self.keep = student.memory.keep(torch.tensor([1 / fps])).detach()
+        self.keep = student.keep(torch.tensor([1 / fps])).detach()
 
     def forward(self, frame: Tensor, state_in: Tensor) -> tuple[Tensor, Tensor]:
         logits, state_out = self.student.step(frame, state_in, self.keep)
@@ -266,6 +266,24 @@ def _conv(core: Core, name: str, conv: nn.Conv2d, args: tuple[Any, ...], kwargs:
     )
 
 
+def _fixed_conv(op: str) -> Emit:
+    """A convolution whose kernels are a constant of the student's, without bias or padding."""
+
+    def emit(core: Core, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        value, kernels = args
+        if kernels.name is not None or not kwargs.keys() <= {"stride", "groups"}:
+            raise ExportRefused(
+                f"the student convolves with {sorted(kwargs)} at {name}; the ONNX writer knows fixed kernels, stride, groups"
+            )
+        size, stride = list(kernels.tensor.shape[2:]), [kwargs.get("stride", 1)] * 2
+        weights = core.constant(kernels.tensor, f"{name}.weight")
+        return core.node(
+            op, [value.name, weights], name, kernel_shape=size, strides=stride, group=kwargs.get("groups", 1)
+        )
+
+    return emit
+
+
 def _unary(op: str) -> Emit:
     return lambda core, name, target, args, kwargs: core.node(op, [args[0].name], name)
 
@@ -328,12 +346,16 @@ def _global_pool(core: Core, name: str, target: Any, args: tuple[Any, ...], kwar
 
 EMIT: dict[Any, Emit] = {
     nn.Conv2d: _conv,
+    F.conv2d: _fixed_conv("Conv"),
+    F.conv_transpose2d: _fixed_conv("ConvTranspose"),
     nn.ReLU: _unary("Relu"),
     F.relu: _unary("Relu"),
     torch.sigmoid: _unary("Sigmoid"),
+    torch.Tensor.abs: _unary("Abs"),
     operator.add: _binary("Add"),
     operator.sub: _binary("Sub"),
     operator.mul: _binary("Mul"),
+    operator.truediv: _binary("Div"),
     torch.Tensor.mul: _binary("Mul"),  # how fx records a constant tensor on the left
     operator.getitem: _slice,
     torch.cat: _cat,

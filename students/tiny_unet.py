@@ -6,15 +6,20 @@ The way of a frame, at the default working resolution of 128x224:
       -> encoder: 1/2, 1/4 (skip), 1/8 (skip), 1/16, with a 1/32 context branch and a learned place embedding
       -> memory at 1/16: reads the state, adds what history says, writes the state
       -> decoder: back to 1/4 over the skips, plus a learned centre prior -> logits [1,32,56]
+      -> motion at 1/4: adds what changed in the picture, holds on to the last logits where nothing did
     exit: sigmoid, linear up-scaling to [1,H,W]
 
 One set of weights serves frames and clips: the encoder and the decoder see all frames of a clip as one batch, and only
-the memory's running average walks through time. State is an argument and a return value, never kept on the module.
+running averages walk through time. State is an argument and a return value, never kept on the module.
 
-The memory is a per-channel exponential average with learned time constants tau, in seconds: a step of `dt` seconds
-updates with a = 1 - exp(-dt / tau), so one set of weights serves any frame rate, in training and at export. The last
-channel of the state is 1 where there is history and 0 in a zero state; everything that history adds is multiplied by
-it, so a zero state means "no history" exactly: the first frame's map equals the image-mode map.
+There is one state, at 1/16, `[1,C,h,w]`: the memory's channels, then three maps of 1/4 folded into 16 channels each (two
+averages of luma and one of logits), then one channel that is 1 where there is history. All are exponential averages with
+learned time constants tau, in seconds: a step of `dt` seconds updates with a = 1 - exp(-dt / tau), so one set of weights
+serves any frame rate, in training and at export. Everything that history adds is multiplied by the last channel, so a
+zero state means "no history" exactly: the first frame's map equals the image-mode map.
+
+The network without its temporal part (memory and motion) is the image student; training fits it first, on single frames,
+and the temporal part after it, on clips, with the rest frozen.
 
 Legend: B batch · T time · C channels · H, W pixels · h, w working pixels or cells.
 """
@@ -25,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.students import TinyUNetConfig
+from distill.students import STATE_MAPS, TinyUNetConfig
 
 # Pooling kernels of the entry, largest first: a frame is pooled by the largest k that leaves it at least twice the
 # working resolution, then scaled to exactly twice (a factor below 2, where two linear taps do not alias), then pooled by 2.
@@ -38,12 +43,17 @@ def fit_to_working_size(frames_BCHW: Tensor, height: int, width: int) -> Tensor:
     frames_BCHW: float `[B,C,H,W]`, any range. Returns float `[B,C,height,width]`.
     The same arithmetic stands in `distill.export.graph` in ONNX operators; parity holds the two together.
     """
+    return F.avg_pool2d(fit_to_twice(frames_BCHW, height, width), 2)
+
+
+def fit_to_twice(frames_BCHW: Tensor, height: int, width: int) -> Tensor:
+    """The entry up to its last pooling, float `[B,C,2 height,2 width]`; training crops from this."""
     fits = min(frames_BCHW.shape[-2] // (2 * height), frames_BCHW.shape[-1] // (2 * width))
     for kernel in ENTRY_KERNELS:
         if fits >= kernel:
             frames_BCHW = F.avg_pool2d(frames_BCHW, kernel)
             break
-    return F.avg_pool2d(resize_linear(frames_BCHW, 2 * height, 2 * width), 2)
+    return resize_linear(frames_BCHW, 2 * height, 2 * width)
 
 
 def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
@@ -112,7 +122,7 @@ class Context(nn.Module):
 
 
 class Memory(nn.Module):
-    """The recurrent state: a running average of projected features, and what it adds to the present frame."""
+    """What was seen before, at the bottleneck: a running average of projected features, and what it adds to a frame."""
 
     def __init__(self, channels: int, memory: int) -> None:
         super().__init__()
@@ -128,42 +138,118 @@ class Memory(nn.Module):
         # From one frame at 20 fps to two seconds: human gaze dwells for a quarter to half a second.
         self.log_tau = nn.Parameter(torch.linspace(math.log(0.05), math.log(2.0), memory))
 
-    def keep(self, dt: Tensor) -> Tensor:
-        """Share of the old average that a frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
-        return torch.exp(-dt[:, None] / self.log_tau.exp())[:, :, None, None]
-
-    def advance(self, mean: Tensor, seen: Tensor, written: Tensor, keep: Tensor) -> Tensor:
-        # Where nothing was seen (seen = 0) the average starts at the present frame. Multiply and add only: `Where` is
-        # not an operator that the downstream accepts.
-        return written + keep * seen * (mean - written)
-
-    def step(self, x_BCHW: Tensor, state_BCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """One frame's bottleneck and the state -> the bottleneck with history, the new state."""
-        mean, seen = state_BCHW[:, : self.channels], state_BCHW[:, self.channels :]
+    def step(self, x_BCHW: Tensor, mean: Tensor, seen: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """One frame's bottleneck and the average of what was written -> the bottleneck with history, the new average."""
         written = self.write(x_BCHW)
         added = self.add(self.read(torch.cat([x_BCHW, mean, written - mean], 1)))
-        mean_after = self.advance(mean, seen, written, keep)
-        return x_BCHW + seen * added, torch.cat([mean_after, torch.ones_like(seen)], 1)
+        return x_BCHW + seen * added, average(mean, seen, written, keep)
 
-    def forward(self, x_BTCHW: Tensor, state_BCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTCHW: Tensor, mean: Tensor, seen: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """`step` over a clip; only the average walks through time, the rest sees all frames as one batch."""
         B, T = x_BTCHW.shape[:2]
         written_BTCHW = self.write(x_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
-        mean, seen = state_BCHW[:, : self.channels], state_BCHW[:, self.channels :]
-        means, seens = [], []
-        for t in range(T):
-            means.append(mean)
-            seens.append(seen)
-            mean = self.advance(mean, seen, written_BTCHW[:, t], keep)
-            seen = torch.ones_like(seen)
-        mean_BTCHW, seen_BTCHW = torch.stack(means, 1), torch.stack(seens, 1)
-        context = torch.cat([x_BTCHW, mean_BTCHW, written_BTCHW - mean_BTCHW], 2)
+        means_BTCHW, mean = averages(mean, seen, written_BTCHW, keep)
+        context = torch.cat([x_BTCHW, means_BTCHW, written_BTCHW - means_BTCHW], 2)
         added = self.add(self.read(context.flatten(0, 1))).unflatten(0, (B, T))
-        return x_BTCHW + seen_BTCHW * added, torch.cat([mean, seen], 1)
+        return x_BTCHW + since(seen, T) * added, mean
+
+
+class Motion(nn.Module):
+    """What changed in the picture, at the resolution of the logits.
+
+    Gaze goes where something moves, and stays where nothing happens. Change is the distance of a frame's luma to a fast
+    and to a slow average of it, plain and relative to the whole frame's (a moving camera changes everything). It adds to
+    the logits, and says how far they hold on to what they were.
+    """
+
+    luma: Tensor
+
+    def __init__(self, hidden: int = 16) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(4, hidden, 5, padding=2)
+        self.overall = nn.Conv2d(2, hidden, 1)
+        self.say = nn.Conv2d(hidden, 2, 1)
+        # Fast is a few frames of training's 8 per second: shorter, and the change it sees would depend on the frame rate.
+        self.log_tau = nn.Parameter(torch.tensor([0.15, 0.6, 0.25]).log())
+        # BT.601 luma of ImageNet-normalised RGB (deviations .229, .224, .225), averaged over 4x4 pixels.
+        weights = torch.tensor([0.299 * 0.229, 0.587 * 0.224, 0.114 * 0.225])
+        self.register_buffer("luma", (weights[:, None, None] / 16).expand(1, 3, 4, 4).clone(), persistent=False)
+
+    def look(self, frames_BCHW: Tensor) -> Tensor:
+        """Normalised frames `[B,3,height,width]` -> their luma `[B,1,height/4,width/4]`, once for either average."""
+        luma = F.conv2d(frames_BCHW, self.luma, stride=4)
+        return torch.cat([luma, luma], 1)
+
+    def judge(self, luma: Tensor, mean: Tensor) -> Tensor:
+        """Luma of a frame and its averages, `[B,2,h,w]` -> what is added to the logits, and how far they hold, `[B,2,h,w]`."""
+        change = (luma - mean).abs()
+        overall = F.adaptive_avg_pool2d(change, 1)
+        local = torch.cat([change * 10, change / (overall + 0.01)], 1)
+        said: Tensor = self.say(F.relu(self.local(local) + self.overall(overall * 10)))
+        return said
+
+    def step(
+        self, frame_BCHW: Tensor, logits: Tensor, maps: Tensor, seen: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A frame, its logits `[B,1,h,w]` and the maps of the state `[B,3,h,w]` -> its logits with history, the new maps."""
+        luma, mean = self.look(frame_BCHW), maps[:, :2]
+        said = self.judge(luma, mean)
+        logits = logits + seen * said[:, :1]
+        hold = keep[:, 2:] * torch.sigmoid(said[:, 1:])
+        logits = average(maps[:, 2:], seen, logits, hold)
+        return logits, torch.cat([average(mean, seen, luma, keep[:, :2]), logits], 1)
+
+    def forward(
+        self, frames_BTCHW: Tensor, logits_BTCHW: Tensor, maps: Tensor, seen: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`step` over a clip."""
+        B, T = frames_BTCHW.shape[:2]
+        luma_BTCHW = self.look(frames_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
+        means_BTCHW, mean = averages(maps[:, :2], seen, luma_BTCHW, keep[:, :2])
+        said_BTCHW = self.judge(luma_BTCHW.flatten(0, 1), means_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
+        logits_BTCHW = logits_BTCHW + since(seen, T) * said_BTCHW[:, :, :1]
+        hold_BTCHW = keep[:, None, 2:] * torch.sigmoid(said_BTCHW[:, :, 1:])
+        held, last = [], maps[:, 2:]
+        for t in range(T):
+            last = average(last, seen, logits_BTCHW[:, t], hold_BTCHW[:, t])
+            held.append(last)
+            seen = torch.ones_like(seen)
+        return torch.stack(held, 1), torch.cat([mean, last], 1)
+
+
+def average(mean: Tensor, seen: Tensor, present: Tensor, keep: Tensor) -> Tensor:
+    """A running average one frame on. Where nothing was seen (seen = 0) it starts at the present.
+
+    Multiply and add only: `Where` is not an operator that the downstream accepts.
+    """
+    return present + keep * seen * (mean - present)
+
+
+def averages(mean: Tensor, seen: Tensor, present_BTCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """A running average over a clip: what it was before each frame `[B,T,C,H,W]`, and what it is in the end."""
+    before = []
+    for present in present_BTCHW.unbind(1):
+        before.append(mean)
+        mean = average(mean, seen, present, keep)
+        seen = torch.ones_like(seen)
+    return torch.stack(before, 1), mean
+
+
+def since(seen: Tensor, frames: int) -> Tensor:
+    """Whether there is history at each frame of a clip, `[B,T,1,H,W]`: after the first there is."""
+    return torch.stack([seen, *[torch.ones_like(seen)] * (frames - 1)], 1)
+
+
+def kept(log_tau: Tensor, dt: Tensor) -> Tensor:
+    """Share of an average that a frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
+    return torch.exp(-dt[:, None] / log_tau.exp())[:, :, None, None]
 
 
 class TinyUNet(nn.Module):
     """The student. `step` is what ships frame by frame, `forward` is the same over clips."""
+
+    fold: Tensor
+    spread: Tensor
 
     def __init__(self, config: TinyUNetConfig) -> None:
         super().__init__()
@@ -183,6 +269,11 @@ class TinyUNet(nn.Module):
         self.place = nn.Parameter(torch.zeros(1, c16, config.height // 16, config.width // 16))
         self.context = Context(c16)
         self.memory = Memory(c16, config.state_channels)
+        self.motion = Motion()
+        # A map of 1/4 is folded into 16 channels of 1/16, and unfolded, by convolutions with kernels of one 1 each.
+        fold = torch.eye(16).reshape(16, 1, 4, 4).repeat(STATE_MAPS, 1, 1, 1)
+        self.register_buffer("fold", fold, persistent=False)
+        self.register_buffer("spread", torch.ones(1, 1, 4, 4), persistent=False)
         self.up_8 = conv_bn(c16, c8, act=False)
         self.at_8 = InvertedResidual(c8, c8, 2)
         self.up_4 = conv_bn(c8, c4, act=False)
@@ -198,7 +289,10 @@ class TinyUNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         # Start as the image-mode network with a faint, centred map: what history adds is learned.
-        nn.init.normal_(self.memory.add.weight, std=1e-2)
+        nn.init.zeros_(self.memory.add.weight)
+        nn.init.zeros_(self.motion.say.weight)
+        with torch.no_grad():
+            self.motion.say.bias.copy_(torch.tensor([0.0, 2.0]))  # type: ignore[union-attr]  # this one has a bias
         nn.init.normal_(self.head.weight, std=1e-2)
         nn.init.constant_(self.head.bias, -2.0)  # type: ignore[arg-type]  # this one has a bias
 
@@ -223,22 +317,53 @@ class TinyUNet(nn.Module):
         """Image mode: normalised frames `[B,3,height,width]` -> logits `[B,1,height/4,width/4]`, no state at all."""
         return self.decode(*self.encode(frames_BCHW))
 
+    def keep(self, dt: Tensor) -> Tensor:
+        """Share of every running average that a frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
+        return torch.cat([kept(self.memory.log_tau, dt), kept(self.motion.log_tau, dt)], 1)
+
+    def time_constants(self) -> Tensor:
+        """Of every running average, in seconds: the memory's channels, then fast luma, slow luma and logits."""
+        return torch.cat([self.memory.log_tau, self.motion.log_tau]).detach().exp()
+
+    def temporal(self) -> list[nn.Module]:
+        """The parts that only clips train; the rest is the image student."""
+        return [self.memory, self.motion]
+
+    def _read(self, state_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The state's parts: the memory's average, whether there is history; the maps and the same at 1/4."""
+        memory, folded = self.config.state_channels, 16 * STATE_MAPS
+        mean, seen = state_BCHW[:, :memory], state_BCHW[:, memory + folded :]
+        maps = F.conv_transpose2d(state_BCHW[:, memory : memory + folded], self.fold, stride=4, groups=STATE_MAPS)
+        return mean, seen, maps, F.conv_transpose2d(seen, self.spread, stride=4)
+
+    def _write(self, mean: Tensor, maps: Tensor, seen: Tensor) -> Tensor:
+        folded = F.conv2d(maps, self.fold, stride=4, groups=STATE_MAPS)
+        return torch.cat([mean, folded, torch.ones_like(seen)], 1)
+
     def forward(self, clip_BTCHW: Tensor, state_BCHW: Tensor | None, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Clip mode: normalised frames `[B,T,3,height,width]`, state or None, seconds between frames `[B]`.
 
         Returns logits `[B,T,1,height/4,width/4]` and the state after the last frame.
         """
         B, T = clip_BTCHW.shape[:2]
-        bottleneck, at_8, at_4 = self.encode(clip_BTCHW.flatten(0, 1))
         state_BCHW = self.zero_state(B) if state_BCHW is None else state_BCHW
-        fused, state_BCHW = self.memory(bottleneck.unflatten(0, (B, T)), state_BCHW, self.memory.keep(dt))
-        return self.decode(fused.flatten(0, 1), at_8, at_4).unflatten(0, (B, T)), state_BCHW
+        mean, seen, maps, seen_at_4 = self._read(state_BCHW)
+        memory, motion = (kept(part.log_tau, dt) for part in (self.memory, self.motion))
+        bottleneck, at_8, at_4 = self.encode(clip_BTCHW.flatten(0, 1))
+        fused, mean = self.memory(bottleneck.unflatten(0, (B, T)), mean, seen, memory)
+        logits = self.decode(fused.flatten(0, 1), at_8, at_4).unflatten(0, (B, T))
+        logits, maps = self.motion(clip_BTCHW, logits, maps, seen_at_4, motion)
+        return logits, self._write(mean, maps, seen)
 
     def step(self, frame_BCHW: Tensor, state_BCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """One normalised frame `[B,3,height,width]`, the state, `memory.keep(dt)` -> logits `[B,1,height/4,width/4]`, state."""
+        """One normalised frame `[B,3,height,width]`, the state, `keep(dt)` -> logits `[B,1,height/4,width/4]`, state."""
+        mean, seen, maps, seen_at_4 = self._read(state_BCHW)
         bottleneck, at_8, at_4 = self.encode(frame_BCHW)
-        fused, state_BCHW = self.memory.step(bottleneck, state_BCHW, keep)
-        return self.decode(fused, at_8, at_4), state_BCHW
+        channels = self.config.state_channels
+        fused, mean = self.memory.step(bottleneck, mean, seen, keep[:, :channels])
+        logits = self.decode(fused, at_8, at_4)
+        logits, maps = self.motion.step(frame_BCHW, logits, maps, seen_at_4, keep[:, channels:])
+        return logits, self._write(mean, maps, seen)
 
 
 def centre_prior(rows: int, columns: int, sigma: float = 0.22) -> Tensor:

@@ -1,5 +1,9 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +15,17 @@ from distill.corpora import open_corpus
 from distill.errors import Interrupted, UsageError
 from distill.progress import Narrator
 from distill.students import TinyUNetConfig
-from distill.train import Sample, _colour, _there_and_back, draw, learning_rate, train, warp
+from distill.train import Sample, _colour, _there_and_back, draw_frames, draw_windows, learning_rates, train, warp
 
 STUDENT = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
 CONFIG = Train(steps=6, batch=2, window=3, windows=2, validate_every=3, checkpoint_every=2, sample_fps=12.0)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def samples(tiny_root, tmp_path_factory):
+def tiny_samples(root, folder):
     """Every clip of the tiny corpus, cached, with labels that say the same as the truth."""
-    folder = tmp_path_factory.mktemp("frames")
     result = []
-    for clip in open_corpus("synthetic", tiny_root).clips:
+    for clip in open_corpus("synthetic", root).clips:
         frames.cache(folder, clip, STUDENT, CONFIG.sample_fps)
         cached = frames.load(folder, clip, CONFIG.sample_fps)
         labels = np.repeat(cached.truth[:, 0], cached.stride, 0)[: clip.frames]
@@ -31,8 +33,13 @@ def samples(tiny_root, tmp_path_factory):
     return result
 
 
+@pytest.fixture(scope="module")
+def samples(tiny_root, tmp_path_factory):
+    return tiny_samples(tiny_root, tmp_path_factory.mktemp("frames"))
+
+
 def run(samples, folder, config=CONFIG, narrator=None, seed=0):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     clips = [s.cached for s in samples]
     return train(
         samples[1:],
@@ -57,12 +64,12 @@ def log(folder):
 
 def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
     from distill.corpora import fixation_map
-    from distill.frames import to_working_size
+    from distill.frames import to_twice
 
     cached = samples[0].cached
-    assert cached.stride == 2 and cached.frames.shape == (12, 32, 64, 3) and cached.truth.shape == (12, 2, 8, 16)
+    assert cached.stride == 2 and cached.frames.shape == (12, 64, 128, 3) and cached.truth.shape == (12, 2, 8, 16)
     decoded = list(cached.clip.read(2))
-    assert np.array_equal(cached.frames[3], to_working_size(decoded[3], STUDENT))
+    assert np.array_equal(cached.frames[3], to_twice(decoded[3], STUDENT))
     for j in range(12):
         seen = fixation_map(cached.clip, 2 * j)
         assert cached.truth[j, 1].sum() == seen.sum()
@@ -71,20 +78,41 @@ def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
 
 def test_training_lowers_the_loss(samples, tmp_path):
     plain = replace(CONFIG, flip=False, crop=1.0, colour=False)
-    run(samples[:2], tmp_path, replace(plain, steps=50, validate_every=50, checkpoint_every=50, lr=1e-2))
+    run(samples[:2], tmp_path, replace(plain, steps=60, frames_first=1.0, validate_every=60, checkpoint_every=60, lr=1e-2))
     losses = [line["loss"] for line in log(tmp_path) if "loss" in line]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
 def test_what_a_step_sees_follows_from_seed_and_step(samples):
-    a, b = (draw(samples, CONFIG, STUDENT, 0, 3, CPU) for _ in range(2))
-    assert torch.equal(a.frames_BTChw, b.frames_BTChw) and a.places == b.places
-    assert not torch.equal(a.frames_BTChw, draw(samples, CONFIG, STUDENT, 1, 3, CPU).frames_BTChw)
+    for draw in (draw_frames, draw_windows):
+        a, b = (draw(samples, CONFIG, STUDENT, (0, 0), 3, CPU) for _ in range(2))
+        assert torch.equal(a.frames_BTChw, b.frames_BTChw) and a.places == b.places
+        assert not torch.equal(a.frames_BTChw, draw(samples, CONFIG, STUDENT, (1, 0), 3, CPU).frames_BTChw)
+
+
+def test_single_frames_come_from_everywhere_by_weight(samples):
+    heavy = [replace(samples[0], weight=3.0), *samples[1:]]
+    drawn = [c for step in range(60) for c, _ in draw_frames(heavy, CONFIG, STUDENT, (0, 0), step, CPU).places]
+    assert {c for c, _ in zip(drawn, range(360), strict=False)} == {s.cached.clip.id for s in samples}
+    share = drawn.count(samples[0].cached.clip.id) / len(drawn)
+    assert share == pytest.approx(3 / (2 + len(samples)), abs=0.08)
+
+
+def test_an_uncropped_frame_is_what_the_entry_gives(samples):
+    from distill.export.runner import normalise
+    from distill.students.tiny_unet import fit_to_working_size
+
+    plain = replace(CONFIG, crop=1.0, flip=False, colour=False)
+    batch = draw_frames(samples[:1], plain, STUDENT, (0, 0), 0, CPU)
+    for (_, (number,)), frame in zip(batch.places, batch.frames_BTChw[:, 0], strict=True):
+        decoded = list(samples[0].cached.clip.read())[number - 1]
+        wanted = fit_to_working_size(torch.from_numpy(normalise(decoded)), STUDENT.height, STUDENT.width)[0]
+        assert (frame - wanted).abs().max() < 0.01  # the cache rounds to whole grey levels
 
 
 def test_windows_of_one_stream_follow_each_other(samples):
     plain = replace(CONFIG, crop=1.0, colour=False)
-    first, second = (draw(samples, plain, STUDENT, 0, step, CPU) for step in (2, 3))
+    first, second = (draw_windows(samples, plain, STUDENT, (0, 0), step, CPU) for step in (2, 3))
     for (clip, before), (same, after) in zip(first.places, second.places, strict=True):
         assert clip == same
         steps = np.diff([*before, *after])
@@ -96,13 +124,13 @@ def test_flip_and_crop_move_frames_and_targets_together():
     picture[..., 8:16, 8:16] = 1
     target = torch.nn.functional.avg_pool2d(picture[0], 4)[None]
     theta = torch.tensor([[[-0.8, 0.0, 0.1], [0.0, 0.7, -0.2]]])
-    moved = torch.nn.functional.avg_pool2d(warp(picture, theta)[0], 4)[None]
-    assert (moved - warp(target, theta)).abs().mean() < 0.02 and moved.sum() > 1
+    moved = torch.nn.functional.avg_pool2d(warp(picture, theta, (32, 64))[0], 4)[None]
+    assert (moved - warp(target, theta, (8, 16))).abs().mean() < 0.02 and moved.sum() > 1
 
 
 def test_colour_changes_keep_grey_grey():
     for seed in range(5):
-        matrix, _ = _colour(np.random.default_rng(seed))
+        matrix, _ = _colour(np.random.default_rng(seed), CONFIG)
         grey = matrix @ torch.full((3,), 0.5)
         assert torch.allclose(grey, grey.mean().expand(3), atol=1e-5)
 
@@ -112,11 +140,46 @@ def test_short_clips_are_walked_there_and_back():
     assert _there_and_back(np.arange(3), 1).tolist() == [0, 0, 0]
 
 
-def test_the_learning_rate_rises_and_falls():
-    config = replace(CONFIG, steps=100, lr=1.0, warmup=0.1)
-    rates = [learning_rate(s, config) for s in range(100)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.02
-    assert np.argmax(rates) in (9, 10)
+def test_the_learning_rates_rise_and_fall_in_each_phase():
+    config = replace(CONFIG, steps=200, lr=1.0, clips_lr=0.5, image_lr=0.1, warmup=0.1)
+    rates = [learning_rates(s, 100, config) for s in range(200)]
+    image, temporal = [r["image"] for r in rates], [r["temporal"] for r in rates]
+    assert image[0] == pytest.approx(0.1) and max(image) == pytest.approx(1.0) and image[99] < 0.02
+    assert np.argmax(image) in (9, 10) and max(image[100:]) == pytest.approx(0.1)
+    assert not any(temporal[:100]) and max(temporal) == pytest.approx(0.5) and temporal[-1] < 0.01
+
+
+def test_clips_train_the_temporal_part_and_hold_the_rest(samples, tmp_path):
+    run(samples, tmp_path, replace(CONFIG, steps=12, frames_first=0.5, keep="last"))
+    first, final = weights(tmp_path, "image.pt"), weights(tmp_path, "best.pt")
+    temporal = {k for k in first if k.startswith(("memory.", "motion."))}
+    assert all(torch.equal(first[k], final[k]) for k in first.keys() - temporal)
+    assert not torch.equal(first["motion.say.weight"], final["motion.say.weight"])
+    assert not torch.equal(first["memory.add.weight"], final["memory.add.weight"])
+
+
+def test_the_image_student_goes_on_learning_where_it_may(samples, tmp_path):
+    run(samples, tmp_path, replace(CONFIG, steps=12, frames_first=0.5, image_lr=0.1, keep="last"))
+    first, final = weights(tmp_path, "image.pt"), weights(tmp_path, "best.pt")
+    assert not torch.equal(first["head.weight"], final["head.weight"])
+    assert torch.equal(first["stem.1.running_mean"], final["stem.1.running_mean"])  # BatchNorm keeps its statistics
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_either_phase_may_be_left_out(samples, tmp_path, share):
+    run(samples, tmp_path, replace(CONFIG, frames_first=share))
+    assert {line["phase"] for line in log(tmp_path) if "loss" in line} == {"frames" if share else "clips"}
+    assert (tmp_path / "best.pt").exists()
+
+
+def test_still_images_train_the_image_student_alone(samples, tmp_path):
+    still = [
+        replace(s, cached=replace(s.cached, frames=s.cached.frames[:1], truth=s.cached.truth[:1])) for s in samples
+    ]
+    run([*samples[:1], *still], tmp_path)
+    assert (tmp_path / "best.pt").exists()
+    batch = draw_frames(still, CONFIG, STUDENT, (0, 0), 0, CPU)
+    assert {tuple(numbers) for _, numbers in batch.places} == {(1,)}
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(samples, tmp_path):
@@ -166,25 +229,49 @@ def test_nan_stops_before_the_weights_and_names_the_frame(samples, tmp_path):
 
 def test_frames_without_truth_learn_from_soft_labels_alone(samples):
     from distill.students.tiny_unet import TinyUNet
-    from distill.train import forward, mixed_loss
+    from distill.train import mixed_loss
 
-    batch = draw(samples, CONFIG, STUDENT, 0, 0, CPU)
+    batch = draw_windows(samples, CONFIG, STUDENT, (0, 0), 0, CPU)
     batch.density_BThw[:] = 0
     batch.fixations_BThw[:] = 0
     student = TinyUNet(STUDENT)
-    logits, _ = forward(student, batch, None, CONFIG)
+    logits = student(batch.frames_BTChw, None, batch.dt_B)[0][:, :, 0]
     weights_ = {"kl": 1.0, "cc": 1.0, "sim": 0.0, "nss": 1.0, "bce": 0.0}
     mixed, _ = mixed_loss(logits, batch, replace(CONFIG, soft_weight=0.3), weights_)
     soft, _ = mixed_loss(logits, batch, replace(CONFIG, soft_weight=1.0), weights_)
     assert torch.isfinite(mixed).all() and torch.allclose(mixed, soft)
 
 
-def test_image_streams_carry_no_state(samples):
-    from distill.students.tiny_unet import TinyUNet
-    from distill.train import forward
+RANK = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+sys.path.insert(0, {tests!r})
+from distill.ranks import crew
+from test_train import CONFIG, run, tiny_samples
+with crew() as ranks, ranks.group(torch.device("cpu")):
+    torch.set_num_threads(1)
+    samples = tiny_samples(Path({root!r}), Path({out!r}) / f"frames{{ranks.rank}}")
+    folder = Path({out!r}) / "run"
+    run(samples, folder, replace(CONFIG, keep="last"))
+"""
 
-    student = TinyUNet(STUDENT).eval()
-    batch = draw(samples, CONFIG, STUDENT, 0, 0, CPU)
-    logits, state = forward(student, batch, None, replace(CONFIG, image_share=0.5))
-    assert (state[0] == 0).all() and (state[1, -1] == 1).all()
-    assert torch.allclose(logits[0], student.image(batch.frames_BTChw[0])[:, 0], atol=1e-5)
+
+def test_two_processes_train_one_student(samples, tiny_root, tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.format(tests=str(Path(__file__).parent), root=str(tiny_root), out=str(tmp_path)))
+    (tmp_path / "run").mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        launch, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert saved["step"] == CONFIG.steps and len(saved["states"]) == 2
+    assert not torch.equal(*saved["states"])  # each walked along clips of its own
+    run(samples, tmp_path / "alone", replace(CONFIG, keep="last"))
+    together, alone = weights(tmp_path / "run"), weights(tmp_path / "alone")
+    assert not torch.equal(together["stem.0.weight"], alone["stem.0.weight"])  # it saw twice as much
+    with pytest.raises(UsageError, match="is of 2 processes, these are 1"):
+        run(samples, tmp_path / "run", replace(CONFIG, steps=8, keep="last"))

@@ -27,13 +27,13 @@ def test_the_default_sizes_keep_to_the_budget():
 @torch.no_grad()
 def test_a_zero_state_is_image_mode_exactly(student):
     frame = torch.randn(2, 3, 32, 64)
-    logits, _ = student.step(frame, student.zero_state(2), student.memory.keep(torch.tensor([0.04, 0.1])))
+    logits, _ = student.step(frame, student.zero_state(2), student.keep(torch.tensor([0.04, 0.1])))
     assert torch.equal(logits, student.image(frame))
 
 
 @torch.no_grad()
 def test_history_changes_the_map_and_is_marked(student):
-    frame, keep = torch.randn(1, 3, 32, 64), student.memory.keep(torch.tensor([0.04]))
+    frame, keep = torch.randn(1, 3, 32, 64), student.keep(torch.tensor([0.04]))
     _, state = student.step(torch.randn(1, 3, 32, 64), student.zero_state(), keep)
     logits, _ = student.step(frame, state, keep)
     assert not torch.allclose(logits, student.image(frame), atol=1e-4)
@@ -44,7 +44,7 @@ def test_history_changes_the_map_and_is_marked(student):
 def test_a_clip_is_its_frames_one_by_one(student):
     clip, dt = torch.randn(2, 5, 3, 32, 64), torch.tensor([0.04, 0.1])
     whole, state = student(clip, None, dt)
-    carried, keep, steps = student.zero_state(2), student.memory.keep(dt), []
+    carried, keep, steps = student.zero_state(2), student.keep(dt), []
     for t in range(5):
         logits, carried = student.step(clip[:, t], carried, keep)
         steps.append(logits)
@@ -62,8 +62,8 @@ def test_a_clip_in_two_windows_is_the_clip(student):
 
 
 def test_time_constants_are_seconds_whatever_the_frame_rate(student):
-    twice = student.memory.keep(torch.tensor([1 / 60])) ** 2
-    assert torch.allclose(twice, student.memory.keep(torch.tensor([1 / 30])), atol=1e-6)
+    twice = student.keep(torch.tensor([1 / 60])) ** 2
+    assert torch.allclose(twice, student.keep(torch.tensor([1 / 30])), atol=1e-6)
 
 
 def test_the_state_is_trained_through_time():
@@ -72,7 +72,35 @@ def test_the_state_is_trained_through_time():
     clip = torch.randn(1, 4, 3, 32, 64)
     logits, _ = student(clip, None, torch.tensor([0.1]))
     logits[:, -1].square().mean().backward()
-    assert student.memory.log_tau.grad.abs().sum() > 0 and student.memory.write.weight.grad.abs().sum() > 0
+    assert student.memory.add.weight.grad.abs().sum() > 0  # zero at first, so nothing before it learns yet
+    assert student.motion.log_tau.grad.abs().sum() > 0 and student.motion.say.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_folded_maps_come_back_as_they_were(student):
+    maps, mean = torch.randn(1, 3, 8, 16), torch.randn(1, 8, 2, 4)
+    state = student._write(mean, maps, torch.zeros(1, 1, 2, 4))
+    got_mean, seen, got_maps, seen_at_4 = student._read(state)
+    assert torch.equal(got_maps, maps) and torch.equal(got_mean, mean)
+    assert (seen == 1).all() and torch.equal(seen_at_4, torch.ones(1, 1, 8, 16))
+
+
+@torch.no_grad()
+def test_what_moves_is_seen_and_a_still_picture_settles(student):
+    still = torch.randn(1, 3, 32, 64)
+    moved = still.clone()
+    moved[..., 8:16, 16:32] += 2.0
+    keep = student.keep(torch.tensor([0.04]))
+    logits, state = student.step(still, student.zero_state(), keep)
+    again, _ = student.step(still, state, keep)
+    luma = student.motion.look(moved)
+    change = (luma - student._read(state)[2][:, :2]).abs()
+    assert change[..., 2:4, 4:8].min() > 0.1 and change[..., 5:, :].max() < 1e-5
+    settled = [again]
+    for _ in range(80):
+        logits, state = student.step(still, state, keep)
+        settled.append(logits)
+    assert (settled[-1] - settled[-2]).abs().max() < 1e-2 * (settled[1] - settled[0]).abs().max() + 1e-6
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 4096), (97, 131), (360, 640), (1081, 1919)])

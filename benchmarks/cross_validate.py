@@ -1,0 +1,60 @@
+"""Cross-validation of a recipe: one run per fold, and one table over all held-out clips with intervals.
+
+    python benchmarks/cross_validate.py RECIPE.toml --fold 003,009 --fold 001,004 ... --out DIR [--set KEY=VALUE ...]
+
+Every fold is `distill run` into DIR/fold1, DIR/fold2, ...: a fold that is done is not run again, one that was interrupted goes
+on. What is scored are the ONNX files of the run that did not see the clip. Keep clips of one scene in one fold.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from distill import scores
+from distill.run_dir import read_json
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument(
+        "--fold", action="append", required=True, help="clips held out together, comma-separated; repeatable"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+
+    results = {}
+    for number, fold in enumerate(options.fold, 1):
+        folder = options.out / f"fold{number}"
+        sets = [f"corpus.val_clips={fold}", *options.set]
+        flags = [word for one in sets for word in ("--set", one)]
+        command = [sys.executable, "-m", "distill", "eval", str(options.recipe), "--out", str(folder), *flags]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            return done.returncode
+        results[f"fold{number}"] = read_json(folder / "metrics.json")
+
+    whole = scores.merged(results)
+    scores.write_csv(options.out / "scores.csv", {"all folds": whole}, per_clip=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for title, head, cells in (
+        (f"{len(whole['clips'])} clips, {whole['frames_scored']} frames", "predictor", scores.score_cells(whole)),
+        ("how step differs, on the same clips", "step", scores.difference_cells(whole)),
+        ("NSS by clip", "clip", scores.clip_cells(whole)),
+    ):
+        rows, _ = scores.fitted(head, cells, console.width)
+        table = Table(*rows[0], title=title, title_justify="left", title_style="")
+        for row in rows:
+            table.add_row(*row.values())
+        console.print(table)
+    print(options.out / "scores.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
