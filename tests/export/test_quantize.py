@@ -1,0 +1,131 @@
+import logging
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from distill.export import ExportRefused
+from distill.export.graph import image_graph, step_graph
+from distill.export.quantize import drift, quantise, rounded_nodes
+from distill.export.runner import Predictor
+from distill.opallowlist import check
+from tests.export.test_export import lively
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    student = lively()
+    return {"image": image_graph(student, {"license": "x"}), "step": step_graph(student, 25.0, {"license": "x"})}
+
+
+def clips(seeds, frames=8):
+    """Moving blobs, as uint8 RGB."""
+    y, x = np.mgrid[:48, :80]
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        colour, start, speed = rng.uniform(50, 255, 3), rng.uniform(10, 38, 2), rng.uniform(-2, 2, 2)
+        yield [
+            np.uint8(np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 200)[..., None] * colour)
+            for cy, cx in (start + t * speed for t in range(frames))
+        ]
+
+
+@pytest.fixture(scope="module")
+def int8(graphs):
+    return {mode: quantise(model, clips(range(4)), every=2, note="four blobs") for mode, model in graphs.items()}
+
+
+@pytest.mark.parametrize("mode", ["image", "step"])
+def test_int8_keeps_the_contract_and_adds_only_static_pairs(graphs, int8, mode):
+    report = check(int8[mode], contract=f"saliency-{mode}")
+    assert report.ok and int8[mode].ir_version == 8
+    assert [(o.domain, o.version) for o in int8[mode].opset_import] == [("", 17)]
+    before, after = ({node.op_type for node in m.graph.node} for m in (graphs[mode], int8[mode]))
+    assert after - before == {"QuantizeLinear", "DequantizeLinear"}
+    properties = {p.key: p.value for p in int8[mode].metadata_props}
+    assert properties["license"] == "x" and properties["quant_mode"] == "static"
+    assert properties["quant_calibration_set"] == "four blobs" and len(properties["quant_source_sha256"]) == 64
+
+
+@pytest.mark.parametrize("mode", ["image", "step"])
+def test_the_maps_stay_near_and_not_equal_on_frames_that_gave_no_range(graphs, int8, mode):
+    gap = drift(graphs[mode], int8[mode], clips(range(10, 13)))
+    assert gap.frames == 24 and 0 < gap.mean_abs < 0.01 and gap.mean_abs < gap.max_abs < 0.1
+
+
+def test_weights_have_a_scale_for_every_channel_and_seven_bits(int8):
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in int8["image"].graph.initializer}
+    rounded = {name: a for name, a in stored.items() if a.dtype == np.int8 and a.ndim == 4}
+    assert rounded and all(np.abs(a).max() <= 64 for a in rounded.values())
+    pairs = [n for n in int8["image"].graph.node if n.op_type == "DequantizeLinear" and n.input[0] in rounded]
+    assert all(stored[n.input[1]].shape == (rounded[n.input[0]].shape[0],) for n in pairs)
+
+
+def test_what_touches_the_state_and_what_makes_the_map_stays_in_float(graphs, int8):
+    chosen = {node.name for node in rounded_nodes(graphs["step"].graph)}
+    assert "/student/to_4/0/body/1/0" in chosen and "/student/at_8/body/1/0" in chosen
+    assert (
+        not {"/student/stem/0", "/student/head", "/student/memory/write", "/student/motion/say", "/conv2d", "/conv2d_1"}
+        & chosen
+    )
+    made_by = {output: node for node in int8["step"].graph.node for output in node.output}
+    assert made_by["saliency_map"].op_type == "Resize"
+    for name in ("saliency_map", "state_out"):  # no rounding between the last convolutions and what comes out
+        todo, seen = [name], set()
+        while todo:
+            node = made_by.get(todo.pop())
+            if node is None or node.output[0] in seen:
+                continue
+            seen.add(node.output[0])
+            assert node.op_type != "DequantizeLinear", node.output[0]
+            todo += [] if node.op_type == "Conv" and len(node.input) > 2 else list(node.input)
+
+
+def test_a_long_average_does_not_stand_still(graphs, int8):
+    """In 8 bits an average that moves by a hundredth of its gap a frame never arrives."""
+    [frames] = clips([3], frames=60)
+    states = []
+    for model in (graphs["step"], int8["step"]):
+        predictor = Predictor(model.SerializeToString())
+        for frame in [frames[0]] * 5 + [frames[-1]] * 120:
+            predictor.predict(frame)
+        states.append(predictor._state)
+    assert np.abs(states[0] - states[1]).mean() < 0.02 * np.abs(states[0]).mean()
+
+
+def test_a_graph_without_a_body_is_refused(graphs):
+    model = onnx.ModelProto()
+    model.CopyFrom(graphs["image"])
+    model.graph.ClearField("node")
+    model.graph.node.append(helper.make_node("ReduceMean", ["input"], ["saliency_map"], axes=[1], name="mean"))
+    with pytest.raises(ExportRefused, match="no convolution"):
+        quantise(model, clips([0]))
+
+
+def test_what_the_gate_refuses_is_not_returned(graphs, monkeypatch):
+    monkeypatch.setattr("distill.export.quantize.MAX_BYTES", 10)
+    with pytest.raises(ExportRefused, match="more than the 10 of the contract"):
+        quantise(graphs["image"], clips([0], frames=2))
+
+
+def test_the_quantiser_says_nothing_and_leaves_logging_as_it_was(graphs, caplog, capfd):
+    before = logging.root.manager.disable
+    quantise(graphs["step"], clips([0], frames=2))
+    assert not caplog.records and capfd.readouterr().err == "" and logging.root.manager.disable == before
+
+
+def test_a_model_that_does_not_take_the_frames_is_one_line(graphs):
+    model = onnx.ModelProto()
+    model.CopyFrom(graphs["image"])
+    for axis, size in ((2, 64), (3, 64)):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+    with pytest.raises(ExportRefused, match="quantiser gave up"):
+        quantise(model, clips([0]))
+    with pytest.raises(ExportRefused, match="quantiser gave up: No data"):
+        quantise(graphs["image"], [])
+
+
+def test_no_frames_are_no_comparison(graphs):
+    with pytest.raises(ValueError, match="no frames"):
+        drift(graphs["image"], graphs["image"], [])
