@@ -90,7 +90,7 @@ CASES = {
     "visage S": Case(visage("S"), 5, 20),
     "visage B": Case(visage("B"), 5, 20),
     "visage L": Case(visage("L"), 5, 20),
-    "unisal": Case(unisal, 30, 30),
+    "unisal": Case(unisal, 30, 10),
     "tased": Case(tased, 30, 1),
     "salfom B": Case(salfom("B"), 30, 1),
     "salfom L": Case(salfom("L"), 30, 1),

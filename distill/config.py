@@ -60,7 +60,9 @@ class Corpus:
         "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table; or several with weights: dhf1k:1,images:0.5",
     )
     root: str | tuple[str, ...] = key(
-        "", "the corpus's folder, or a list with one per part; synthetic writes its own into the run directory", path=True
+        "",
+        "the corpus's folder, or a list with one per part; synthetic writes its own into the run directory",
+        path=True,
     )
     split: str = key("official", "official: the corpus's own split where it has one; share: corpus.val of the clips")
     val: float = key(0.2, "share of the clips held out for validation, by group", low=0.0, high=0.9)
@@ -70,7 +72,10 @@ class Corpus:
     )
     skip: tuple[str, ...] = key((), "ids of clips to leave out")
     fps: float = key(
-        0.0, "frame rate of clips whose frames stand in folders; 0: 30, Hollywood-2 and UCF Sports 24", low=0.0, high=1000.0
+        0.0,
+        "frame rate of clips whose frames stand in folders; 0: 30, Hollywood-2 and UCF Sports 24",
+        low=0.0,
+        high=1000.0,
     )
     mouse_lag_ms: float = key(300.0, "avimos, ntire2026: how far raw mouse tracks lag behind the eye", low=0.0)
 
@@ -98,20 +103,24 @@ class Teacher:
 
     name: str = key("visage", "a teacher, or several and what each counts for: unisal+tased, unisal:2+tased:1")
     weights: tuple[str, ...] = key(
-        (), "files, as unisal=FILE, or FILE for the only one; visage.base=, visage.expert1=, visage.expert2=; NAME=random: a trial",
+        (),
+        "files, as unisal=FILE, or FILE for the only one; visage.base=, visage.expert1=, visage.expert2=; NAME=random: a trial",
         path=True,
     )
     size: tuple[str, ...] = key((), "as 6B, or visage=6B among several; empty: the first that `distill teachers` lists")
     fusion: str = key("logit", "of visage: how its experts are fused: logit (mean of logits), mean (of maps) or max")
     expert_weights: tuple[float, ...] = key((), "of visage: what each expert counts for; empty: all the same")
     domain: str = key("DHF1K", "of unisal: DHF1K, Hollywood, UCFSports, or SALICON, which takes each frame for itself")
-    every: int = key(1, "of tased and salfom: frames from one window to the next; between, maps are interpolated", low=1)
+    every: int = key(
+        1, "of tased and salfom: frames from one window to the next; between, maps are interpolated", low=1
+    )
     accept_licence: tuple[str, ...] = key(
         (), "names of teachers that you may use although no licence lets everybody use them"
     )
     calibration: str = key("", "file that `distill teach calibrate` wrote; applied to every label", path=True)
     maps: str | tuple[str, ...] = key(
-        "", "folder of the maps teacher, or a list with one per part of the corpus: CLIP.npz (maps, peak) or folders of PNGs",
+        "",
+        "folder of the maps teacher, or a list with one per part of the corpus: CLIP.npz (maps, peak) or folders of PNGs",
         path=True,
     )
     steps: int = key(320, "training steps of the tiny visage", low=1)
@@ -124,7 +133,8 @@ class Teach:
     """Fine-tuning of ViSAGE on a published trunk, in two stages: the decoders, then LoRA in the trunk as well."""
 
     finetune: bool = key(
-        False, "train on this corpus: visage of a published size, from its base and experts; unisal, from what is named, see [unisal]"
+        False,
+        "train on this corpus: visage of a published size, from its base and experts; unisal, from what is named, see [unisal]",
     )
     base_frames: int = key(4, "frames that the base was published with: 4 in its stage 2, 8 in stage 1", low=1)
     frames: int = key(20, "frames of a window", low=1)
@@ -179,7 +189,9 @@ class Unisal:
 class Label:
     """How the teacher labels. Under torchrun all ranks share the clips out."""
 
-    overlap: float = key(0.0, "share of a teacher's window that its next one sees again; 0: as released", low=0.0, high=0.9)
+    overlap: float = key(
+        0.0, "share of a teacher's window that its next one sees again; 0: as released", low=0.0, high=0.9
+    )
     precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA")
     compile: bool = key(False, "run the teacher through torch.compile: a minute or more at the start, faster then")
     batch: int = key(0, "windows at once; 0: what the GPU's memory takes; on the CPU two per thread", low=0)
@@ -210,7 +222,10 @@ class Train:
     lr: float = key(3e-3, "peak learning rate of the image student (AdamW)", low=0.0)
     clips_lr: float = key(2e-3, "peak learning rate of the temporal part", low=0.0)
     image_lr: float = key(
-        0.0, "learning rate of the image student while clips train, as a share of train.lr; 0: it is held", low=0.0, high=1.0
+        0.0,
+        "learning rate of the image student while clips train, as a share of train.lr; 0: it is held",
+        low=0.0,
+        high=1.0,
     )
     warmup: float = key(0.05, "share of a phase's steps in which its learning rate rises", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "of AdamW, on convolution weights", low=0.0)

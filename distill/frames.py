@@ -2,7 +2,8 @@
 
     frames/CLIP.frames.npy    uint8 [T,2h,2w,3]; scaled by the student's own entry up to its last pooling, so that training
                               sees what the graph sees, and a crop of it stays sharp
-    frames/CLIP.truth.npy     float32 [T,2,h/4,w/4]: density (largest value 1) and fixation counts; annotated clips only
+    frames/CLIP.truth.npy     float32 [T,2,h/2,w/2]: density (largest value 1) and fixation counts, on twice the logits' grid;
+                              annotated clips only
 
 Frame j here is frame j * stride of the video; a still image has the one. A frame without fixations, or without
 annotation, has a truth of zeros.
@@ -45,7 +46,7 @@ class ArrayFile:
 
 @dataclass(frozen=True)
 class CachedClip:
-    """A clip as training reads it. frames uint8 `[T,2h,2w,3]`, truth float32 `[T,2,h/4,w/4]` or None, both on disk."""
+    """A clip as training reads it. frames uint8 `[T,2h,2w,3]`, truth float32 `[T,2,h/2,w/2]` or None, both on disk."""
 
     clip: Clip
     stride: int
@@ -108,8 +109,15 @@ def to_twice(frame: np.ndarray, student: TinyUNetConfig) -> np.ndarray:
     return twice[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 
+def on_the_grid(truth: np.ndarray) -> np.ndarray:
+    """Truth of some frames on the logits' own grid: `[n,2,h/2,w/2]` -> `[n,2,h/4,w/4]`; counts stay counts."""
+    n, _, rows, columns = truth.shape
+    cells = truth.reshape(n, 2, rows // 2, 2, columns // 2, 2)
+    return np.stack([cells[:, 0].mean((2, 4)), cells[:, 1].sum((2, 4))], 1)
+
+
 def _truth(clip: Clip, index: int, student: TinyUNetConfig) -> np.ndarray:
-    rows, columns = student.grid
+    rows, columns = student.height // 2, student.width // 2
     truth = np.zeros((2, rows, columns), np.float32)
     points = fixation_points(clip, index)
     if points is None or not len(points.rows):
@@ -118,7 +126,7 @@ def _truth(clip: Clip, index: int, student: TinyUNetConfig) -> np.ndarray:
     scale_y, scale_x = student.height / clip.height, student.width / clip.width
     np.add.at(
         truth[1],
-        (np.minimum((y * scale_y / 4).astype(int), rows - 1), np.minimum((x * scale_x / 4).astype(int), columns - 1)),
+        (np.minimum((y * scale_y / 2).astype(int), rows - 1), np.minimum((x * scale_x / 2).astype(int), columns - 1)),
         1,
     )
     if clip.maps and (fixations := fixation_map(clip, index)) is not None:

@@ -143,7 +143,9 @@ def _corpus(context: Context) -> Done:
         f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({_few(corpus.val)})" if corpus.val else "")
     )
     for part, weight in corpus.weights.items() if len(corpus.weights) > 1 else ():
-        train, val = ([clip for clip in corpus.select(ids) if clip.corpus == part] for ids in (corpus.train, corpus.val))
+        train, val = (
+            [clip for clip in corpus.select(ids) if clip.corpus == part] for ids in (corpus.train, corpus.val)
+        )
         context.narrator.say(f"corpus: {part}, weight {weight:g}: {len(train)} train, {len(val)} held out")
     for note in corpus.notes:
         context.narrator.say(f"corpus: {note}")
@@ -289,7 +291,9 @@ def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
         raise UsageError(f"{path} is no run with labels; bring one there with `distill label --out {path}`")
     corpus, labels = Corpus.from_dict(read_json(path / "corpus.json")), StoredLabels(path / "labels")
     if "calibration" in labels.store.teacher:
-        raise UsageError(f"the labels in {path} are calibrated already; calibrate those of a run without teacher.calibration")
+        raise UsageError(
+            f"the labels in {path} are calibrated already; calibrate those of a run without teacher.calibration"
+        )
     clips = corpus.select(corpus.train)
     found = calibrate(clips, looked_up_in(labels), narrator)
     save(target, found, labels.store.teacher, corpus.name)
@@ -501,7 +505,12 @@ def _report(context: Context) -> Done:
 
 
 STAGES = (
-    Stage("preflight", "export and gate a random-weight student, open the teacher", _preflight, ("student", "export", "teacher")),
+    Stage(
+        "preflight",
+        "export and gate a random-weight student, open the teacher",
+        _preflight,
+        ("student", "export", "teacher"),
+    ),
     Stage("corpus", "find, check and split the clips", _corpus, ("corpus", "synthetic")),
     Stage("frames", "decode every clip once, at the working resolution", _frames, ("train",)),
     Stage("teach", "train the teacher, if it is to be", _teach, ("teacher", "teach", "unisal", "run"), shared=True),

@@ -36,7 +36,7 @@ from distill import checkpoint
 from distill.config import Train
 from distill.distributed import any_of, average, everyones, place, total_of, wait
 from distill.errors import Interrupted, UsageError
-from distill.frames import ArrayFile, CachedClip
+from distill.frames import ArrayFile, CachedClip, on_the_grid
 from distill.losses import frame_losses
 from distill.progress import Narrator
 from distill.run_dir import atomic
@@ -299,7 +299,7 @@ def validate(
                 logits_Thw = logits_BTChw[0, :, 0]
             else:
                 logits_Thw = student.image(frames_TChw)[:, 0]
-            truth = torch.from_numpy(cached.truth[start : start + window]).to(device)
+            truth = torch.from_numpy(on_the_grid(cached.truth[start : start + window])).to(device)
             seen = truth[:, 1].sum((1, 2)) > 0
             if seen.any():
                 _, parts = frame_losses(logits_Thw[seen], truth[seen, 0], truth[seen, 1], {"nss": 1.0})
@@ -387,28 +387,28 @@ def _choose(rng: np.random.Generator, samples: Sequence[Sample], count: int) -> 
 
 
 def _batch(drawn: Sequence[Draw], student: TinyUNetConfig, device: torch.device) -> Batch:
-    frames, soft, truth, places = [], [], [], []
+    frames, targets, places = [], [], []
+    fine = (student.height // 2, student.width // 2)
     for d in drawn:
         cached = d.sample.cached
         frames.append(torch.from_numpy(cached.frames[d.index]))
         labels = torch.from_numpy(d.sample.labels[d.index * cached.stride].astype(np.float32))
-        soft.append(
-            F.interpolate(torch.sigmoid(labels)[:, None], size=student.grid, mode="bilinear", antialias=True)[:, 0]
-        )
-        known = cached.truth is not None
-        truth.append(torch.from_numpy(cached.truth[d.index]) if known else torch.zeros(len(d.index), 2, *student.grid))
+        soft = F.interpolate(torch.sigmoid(labels)[:, None], size=fine, mode="bilinear", antialias=True)
+        truth = torch.zeros(len(d.index), 2, *fine)
+        if cached.truth is not None:
+            truth = torch.from_numpy(cached.truth[d.index])
+        targets.append(torch.cat([soft, truth], 1))
         places.append((cached.clip.id, [int(i) * cached.stride + 1 for i in d.index]))
 
     theta = torch.stack([d.place for d in drawn]).to(device)
     matrix_B33 = torch.stack([d.colour[0] for d in drawn]).to(device)
     offset_B3 = torch.stack([d.colour[1] for d in drawn]).to(device)
     twice_BTCHW = torch.stack(frames).to(device).permute(0, 1, 4, 2, 3) / 255
-    # From twice the working resolution: at full frame the samples are the entry's last pooling, and a crop stays sharp.
+    # All from twice what comes out: at full frame that is the entry's last pooling, and a crop stays sharp.
     small_BTChw = warp(twice_BTCHW, theta, (student.height, student.width))
     small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33, small_BTChw) + offset_B3[:, None, :, None, None]
     mean, std = (c.to(device)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
-    targets_BTChw = torch.cat([torch.stack(soft)[:, :, None], torch.stack(truth)], 2).to(device)
-    targets_BTChw = warp(targets_BTChw, theta, student.grid)
+    targets_BTChw = warp(torch.stack(targets).to(device), theta, student.grid)
     dt_B = torch.tensor([d.dt for d in drawn], device=device)
     soft_BThw, density_BThw, fixations_BThw = targets_BTChw.unbind(2)
     frames_BTChw = (small_BTChw.clamp(0, 1) - mean) / std

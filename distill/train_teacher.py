@@ -20,7 +20,7 @@ from torch import Tensor
 from distill import checkpoint
 from distill.config import Teacher as TeacherConfig
 from distill.errors import Interrupted, UsageError
-from distill.frames import CachedClip
+from distill.frames import CachedClip, on_the_grid
 from distill.losses import VISAGE_AUX_WEIGHTS, VISAGE_WEIGHTS, frame_losses
 from distill.progress import Narrator
 from distill.teachers.visage import Visage, VisageConfig, VisageNet, preprocess
@@ -114,7 +114,7 @@ def _windows(
         index = np.minimum(start + stride * np.arange(T), len(cached.frames) - 1)
         frames_TCHW = preprocess(cached.at_working_size(index), visage.trunk.px)
         density = F.interpolate(
-            torch.from_numpy(cached.truth[index, :1]),
+            torch.from_numpy(on_the_grid(cached.truth[index])[:, :1]),
             size=(visage.out_px, visage.out_px),
             mode="bilinear",
             align_corners=False,

@@ -39,6 +39,10 @@ def test_help_teaches_and_costs_no_torch():
         "bench",
         "inspect",
         "doctor",
+        "teachers",
+        "quantize",
+        "encode",
+        "bd",
     ):
         assert verb in result.stdout
 
@@ -50,15 +54,40 @@ def test_the_command_line_surface_is_frozen():
     from distill.cli import app
 
     command = typer.main.get_command(app)
+    verbs = {**command.commands, **command.commands["teach"].commands}
     flags = {
         name: sorted(o for p in verb.params for o in p.opts if o.startswith("--") and o != "--help")
-        for name, verb in command.commands.items()
+        for name, verb in verbs.items()
+        if name != "teach"  # that it is the stage, its help shows
     }
-    stage = ["--corpus", "--force", "--json", "--maps", "--out", "--quiet", "--root", "--set", "--teacher"]
+    stage = [
+        "--accept-licence",
+        "--corpus",
+        "--force",
+        "--json",
+        "--maps",
+        "--out",
+        "--quiet",
+        "--root",
+        "--set",
+        "--teacher",
+    ]
     assert flags == {
-        "run": sorted([*stage, "--dry-run"]), "teach": stage, "label": stage, "train": stage, "export": stage, "report": stage,
-        "eval": stage, "init": ["--json"], "predict": ["--json", "--model", "--out", "--quiet", "--threads"],
-        "bench": ["--json", "--rounds", "--size", "--threads"], "inspect": ["--json"], "doctor": ["--json"],
+        "run": sorted([*stage, "--dry-run"]), "stage": stage, "label": stage, "train": stage, "export": stage, "report": stage,
+        "eval": sorted([*stage, "--baseline", "--csv", "--per-clip", "--protocol"]), "init": ["--json"],
+        "predict": ["--json", "--model", "--out", "--quiet", "--threads"],
+        "bench": ["--against", "--json", "--quiet", "--rounds", "--size", "--threads"],
+        "quantize": ["--corpus", "--json", "--keep", "--out", "--quiet", "--root", "--size"],
+        "encode": sorted([
+            "--model", "--map", "--codec", "--crf", "--bitrate", "--preset", "--param", "--strength", "--block", "--prior",
+            "--neutral", "--cuts", "--roi-out", "--format", "--video-only", "--threads", "--json", "--quiet",
+        ]),
+        "bd": sorted([
+            "--model", "--corpus", "--root", "--clips", "--frames", "--codec", "--crf", "--preset", "--strength", "--block",
+            "--prior", "--out", "--threads", "--json", "--quiet",
+        ]),
+        "inspect": ["--corpus", "--json", "--out", "--quiet", "--show"], "doctor": ["--json"],
+        "teachers": ["--json"], "convert": ["--json", "--kind", "--out"], "calibrate": ["--json", "--out", "--quiet"],
     }  # fmt: skip
 
 
@@ -71,6 +100,19 @@ def test_the_command_line_surface_is_frozen():
         (["run", "--corpus", "dhf1k"], "needs --root"),
         (["run", "--corpus", "dhf1k", "--root", "nowhere"], "nowhere is not a folder"),
         (["run", "--corpus", "dhf1k", "--root", "empty"], "has no video/ folder"),
+        (["run", "--teacher", "unisal+tsed"], "unknown teacher 'tsed'; did you mean 'tased'?"),
+        (["run", "--teacher", "unisal"], "teacher unisal needs its weights: --set teacher.weights=unisal=FILE"),
+        (["run", "--teacher", "tased", "--set", "teacher.weights=none.pt"], "none.pt does not exist"),
+        (
+            ["run", "--teacher", "salfom", "--set", "teacher.weights=random"],
+            "none stated); if you may use it, say --accept-licence salfom",
+        ),
+        (["run", "--accept-licence", "salfom"], "--accept-licence salfom: this run's teacher is visage"),
+        (["teach", "--teacher", "visag"], "unknown teacher 'visag'; did you mean 'visage'?"),
+        (["teach", "none.toml"], "no recipe at none.toml"),
+        (["teach", "convert", "none.pth", "-o", "w.safetensors"], "none.pth does not exist"),
+        (["teach", "calibrate", "empty", "-o", "c.json"], "empty is no run with labels"),
+        (["teachers", "unisol"], "unknown teacher 'unisol'; did you mean 'unisal'?"),
         (["run", "--teacher", "maps"], "needs --maps"),
         (["run", "--teacher", "maps", "--maps", "nowhere"], "nowhere is not a folder"),
         (["run", "--set", "train.epochs=3"], "unknown key 'train.epochs'"),
@@ -152,9 +194,13 @@ def test_the_readme_names_verbs_and_options_that_are_there():
     text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\$ (distill .*)$", re.sub(r"\\\n\s*", "", text), re.M)
     assert len(lines) > 6 and not re.search(r"\{[A-Z_]+\}", text)
+    under = commands["teach"].commands
     for line in lines:
         for call in re.findall(r"distill (\w+)([^#&;]*)", line):
-            known = {o for p in commands[call[0]].params for o in p.opts}
+            verb = commands[call[0]]
+            if call[0] == "teach":
+                verb = under.get(call[1].split()[0], under["stage"])
+            known = {o for p in verb.params for o in p.opts}
             assert set(re.findall(r"(?<!\S)--?[a-z-]+", call[1])) <= known, line
 
 
@@ -189,6 +235,22 @@ def test_doctor_and_version():
     assert distill("--version").stdout.startswith("distill ")
     facts = json.loads(distill("doctor", "--json").stdout)
     assert facts["missing"] == "" and facts["device"] and facts["torch"]
+
+
+def test_teachers_are_listed_on_80_columns_and_in_json():
+    table = distill("teachers").stdout
+    assert max(map(len, table.splitlines()[:-1])) <= 80
+    for name in ("visage tiny", "visage 6B", "unisal", "tased", "salfom", "onnx", "maps"):
+        assert name in table
+    listed = {(t["name"], t["size"]): t for t in json.loads(distill("teachers", "--json").stdout)["teachers"]}
+    assert listed["unisal", ""]["weights"] == "Apache-2.0" and listed["unisal", ""]["parameters"] == 3_714_872
+    assert "https://github.com/rdroste/unisal" in distill("teachers", "unisal").stdout
+
+
+def test_the_help_of_teach_shows_the_stage_and_the_other_verbs():
+    text = distill("teach", "--help").stdout
+    for wanted in ("[RECIPE.toml]", "--teacher", "--accept-licence", "convert", "calibrate"):
+        assert wanted in text
 
 
 def test_the_gate_is_a_command_of_its_own():

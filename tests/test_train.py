@@ -64,21 +64,27 @@ def log(folder):
 
 def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
     from distill.corpora import fixation_map
-    from distill.frames import to_twice
+    from distill.frames import on_the_grid, to_twice
 
     cached = samples[0].cached
-    assert cached.stride == 2 and cached.frames.shape == (12, 64, 128, 3) and cached.truth.shape == (12, 2, 8, 16)
+    assert cached.stride == 2 and cached.frames.shape == (12, 64, 128, 3) and cached.truth.shape == (12, 2, 16, 32)
     decoded = list(cached.clip.read(2))
     assert np.array_equal(cached.frames[3], to_twice(decoded[3], STUDENT))
     for j in range(12):
         seen = fixation_map(cached.clip, 2 * j)
         assert cached.truth[j, 1].sum() == seen.sum()
         assert cached.truth[j, 0].max() == (1 if seen.any() else 0)
+        assert on_the_grid(cached.truth[j : j + 1]).shape == (1, 2, 8, 16)
+        assert on_the_grid(cached.truth[j : j + 1])[0, 1].sum() == seen.sum()
 
 
 def test_training_lowers_the_loss(samples, tmp_path):
     plain = replace(CONFIG, flip=False, crop=1.0, colour=False)
-    run(samples[:2], tmp_path, replace(plain, steps=60, frames_first=1.0, validate_every=60, checkpoint_every=60, lr=1e-2))
+    run(
+        samples[:2],
+        tmp_path,
+        replace(plain, steps=60, frames_first=1.0, validate_every=60, checkpoint_every=60, lr=1e-2),
+    )
     losses = [line["loss"] for line in log(tmp_path) if "loss" in line]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 

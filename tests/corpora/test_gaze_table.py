@@ -50,7 +50,7 @@ def test_the_cache_of_a_static_clip_is_one_frame_and_its_truth(tmp_path):
     assert len(cached.frames) == len(cached.truth) == 1 and cached.stride == 1
     truth = cached.truth[0]
     assert truth[0].max() == 1 and truth[1].sum() == 4
-    assert np.unravel_index(truth[1].argmax(), truth[1].shape) == (4, int(0.31 * 16))
+    assert np.unravel_index(truth[1].argmax(), truth[1].shape) == (8, int(0.31 * 32))
 
 
 def test_a_folder_of_sets_is_one_corpus(tmp_path):

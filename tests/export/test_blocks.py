@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from distill.export.blocks import areas, block_means, centred, grid, qp_offsets, step_for
+
+MAPS = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    elements=st.floats(0, 1, width=32, allow_subnormal=False),
+)
+BLOCK = st.sampled_from([16, 32, 64])
+quick = settings(max_examples=40, deadline=None)
+
+
+def test_salient_blocks_get_lower_qp_and_partial_blocks_count_by_what_is_there():
+    saliency = np.zeros((40, 50), np.float32)
+    saliency[32:, 48:] = 1  # 8 rows and 2 columns: all that there is of the last block
+    saliency[:16, :8] = 1  # half of the first block
+    offsets = qp_offsets(saliency, 6)
+    assert offsets.dtype == np.int32 and offsets.shape == grid((40, 50), 16) == (3, 4)
+    assert offsets[2, 3] == -6 and offsets[0, 0] == 0 and (np.delete(offsets.ravel(), [0, 11]) == 6).all()
+
+
+@quick
+@given(MAPS, BLOCK)
+def test_block_means_are_means_of_blocks(saliency, block):
+    means = block_means(saliency, block)
+    for row, column in np.ndindex(*means.shape):
+        part = saliency[row * block : (row + 1) * block, column * block : (column + 1) * block]
+        assert means[row, column] == pytest.approx(part.mean(dtype=float), abs=1e-9)
+    assert areas(saliency.shape, block).sum() == saliency.size
+    assert (means * areas(saliency.shape, block)).sum() / saliency.size == pytest.approx(saliency.mean(dtype=float))
+
+
+@quick
+@given(MAPS, BLOCK, st.integers(1, 200), st.integers(1, 200))
+def test_a_map_of_another_size_covers_the_frame(saliency, block, height, width):
+    means = block_means(saliency, block, (height, width))
+    assert means.shape == grid((height, width), block)
+    average = (means * areas((height, width), block)).sum() / (height * width)
+    assert average == pytest.approx(saliency.mean(dtype=float), abs=1e-9)
+    assert float(saliency.min()) - 1e-9 <= means.min() and means.max() <= float(saliency.max()) + 1e-9
+
+
+def test_a_map_of_half_the_size_is_the_map_with_every_pixel_doubled():
+    small = np.random.default_rng(0).random((30, 41), np.float32)
+    doubled = small.repeat(2, 0).repeat(2, 1)
+    assert np.allclose(block_means(small, 16, (60, 82)), block_means(doubled, 16))
+
+
+@quick
+@given(MAPS, BLOCK, st.floats(0, 12), st.integers(1, 4))
+def test_more_salient_is_never_a_higher_qp_and_nothing_is_beyond_the_limit(saliency, block, strength, step):
+    offsets = qp_offsets(saliency, strength, block, step=step)
+    order = np.argsort(block_means(saliency, block).ravel())
+    assert (np.diff(offsets.ravel()[order]) <= 0).all()
+    assert np.abs(offsets).max() <= 12 and (offsets % step == 0).all()
+    assert step > 1 or np.abs(offsets).max() <= round(strength)
+
+
+@quick
+@given(MAPS, BLOCK, st.floats(0, 12), st.integers(1, 4))
+def test_neutral_offsets_add_up_to_nothing_over_the_area(saliency, block, strength, step):
+    if 12 % step:
+        return
+    offsets = qp_offsets(saliency, strength, block, neutral=True, step=step)
+    weights = areas(saliency.shape, block)
+    assert abs((offsets * weights).sum() / weights.sum()) <= step / 2 + 1e-6
+    assert np.abs(offsets).max() <= min(12, round(2 * strength) + step)
+
+
+def test_a_small_target_keeps_its_distance_when_made_neutral():
+    saliency = np.zeros((160, 160), np.float32)
+    saliency[:16, :16] = 1
+    offsets = qp_offsets(saliency, 4, neutral=True)
+    assert offsets[0, 0] == -8 and offsets[1, 1] == 0
+    assert qp_offsets(np.full((50, 50), 0.3), 4, neutral=True).max() == 0
+
+
+def test_a_shy_map_is_raised_to_its_peak_and_a_faint_one_is_not():
+    saliency = np.full((64, 64), 0.1, np.float32)
+    saliency[:16, :16] = 0.4
+    assert qp_offsets(saliency, 6)[0, 0] == 1
+    assert qp_offsets(saliency, 6, faint=0.2)[0].tolist() == [-6, 3, 3, 3]
+    assert qp_offsets(saliency / 10, 6, faint=0.2)[0].tolist() == [4, 5, 5, 5]
+    assert qp_offsets(saliency * 0, 6, faint=0.2).tolist() == [[6] * 4] * 4
+
+
+@quick
+@given(MAPS, BLOCK)
+def test_a_prior_mixes_a_centred_gaussian_in(saliency, block):
+    centre = centred(*saliency.shape)
+    assert np.array_equal(qp_offsets(saliency, 6, block, prior=1), qp_offsets(centre, 6, block))
+    wanted = 6 * (1 - block_means(saliency, block) - block_means(centre, block))
+    assert np.abs(qp_offsets(saliency, 6, block, prior=0.5) - wanted).max() <= 0.5 + 1e-5
+
+
+@quick
+@given(MAPS, st.floats(0, 0.2), st.integers(0, 100))
+def test_small_changes_of_the_map_change_no_offset(saliency, noise, seed):
+    before = qp_offsets(saliency, 4)
+    shaken = saliency + np.random.default_rng(seed).uniform(-1, 1, saliency.shape) * noise * 0.25 / 8
+    again = qp_offsets(np.clip(shaken, 0, 1), 4, previous=before, hold=0.25)
+    assert np.array_equal(before, again)
+
+
+@quick
+@given(MAPS, st.floats(0, 12), st.floats(0, 1), st.integers(0, 100))
+def test_a_held_offset_is_never_wrong_by_more_than_half_a_step_and_hold(saliency, strength, hold, seed):
+    rng = np.random.default_rng(seed)
+    before = qp_offsets(rng.random(saliency.shape), strength)
+    wanted = (1 - 2 * block_means(saliency, 16)) * strength
+    assert (np.abs(qp_offsets(saliency, strength, previous=before, hold=hold) - wanted) <= 0.5 + hold + 1e-9).all()
+
+
+@quick
+@given(MAPS, st.floats(0, 12), st.integers(3, 16), st.booleans())
+def test_a_step_keeps_the_levels(saliency, strength, levels, neutral):
+    offsets = qp_offsets(saliency, strength, neutral=neutral, step=step_for(levels))
+    assert len(np.unique(offsets)) <= levels
+    assert 2 * (12 // step_for(levels)) + 1 <= levels
+    smaller = step_for(levels) - 1
+    assert smaller == 0 or 2 * (12 // smaller) + 1 > levels
+
+
+@pytest.mark.parametrize(
+    ("saliency", "changes", "message"),
+    [
+        (np.zeros((4, 4, 1)), {}, r"\[height, width\]"),
+        (np.zeros((0, 4)), {}, r"\[height, width\]"),
+        (np.full((4, 4), np.nan), {}, r"lies in \[0, 1\]"),
+        (np.full((4, 4), 1.5), {}, r"lies in \[0, 1\]; got 1.5"),
+        (np.zeros((4, 4)), {"strength": 13}, "strength <= limit"),
+        (np.zeros((4, 4)), {"hold": -1}, "hold >= 0"),
+        (np.zeros((4, 4)), {"prior": 1.5}, "prior <= 1"),
+        (np.zeros((4, 4)), {"previous": np.zeros((2, 2), np.int32)}, r"\(2, 2\) blocks, this one has \(1, 1\)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(saliency, changes, message):
+    with pytest.raises(ValueError, match=message):
+        qp_offsets(saliency, **{"strength": 4, **changes})
+    with pytest.raises(ValueError, match="at least 3"):
+        step_for(2)
