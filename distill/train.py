@@ -151,8 +151,6 @@ def train(
                 student.load_state_dict(found)
                 averaged.load_state_dict(found)
                 best = -math.inf
-            for part in student.children():
-                part.requires_grad_(not walking or config.image_lr > 0 or part in student.temporal())
             since = step - clips_from if walking else step
             if walking and since % config.windows == 0:
                 state = None
@@ -161,6 +159,8 @@ def train(
             rates = learning_rates(step, clips_from, config)
             for group in optimizer.param_groups:
                 group["lr"] = rates[group["part"]]
+                for parameter in group["params"]:  # what does not learn needs no gradient
+                    parameter.requires_grad_(group["lr"] > 0)
 
             tick = time.perf_counter()
             if walking:  # the statistics of a batch of look-alikes are no statistics: BatchNorm keeps those it has
