@@ -57,7 +57,8 @@ class Corpus:
 
     name: str = key(
         "synthetic",
-        "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table; or several with weights: dhf1k:1,images:0.5",
+        "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table, images, videos; or several with "
+        "weights: dhf1k:1,images:0.5,videos:0.2",
     )
     root: str | tuple[str, ...] = key(
         "",

@@ -32,6 +32,7 @@ T = TypeVar("T")
 LAYOUTS = {
     "dhf1k": "DHF1K's layout", "hollywood2": "Hollywood-2's layout", "ucf-sports": "UCF Sports' layout",
     "avimos": "AViMoS's layout", "gaze-table": "images or videos with a gaze table",
+    "videos": "videos without gaze",
 }  # fmt: skip
 SAMPLED = 32  # frames of a clip whose fixation maps are read
 FITTED_CLIPS, FITTED_FRAMES = 12, 3  # how many the sigma is fitted to: enough to agree to a percent
@@ -49,7 +50,7 @@ def guess(root: Path) -> str | None:
     if shots and not shots[0].isdigit():
         return "hollywood2" if shots[0].startswith("actionclip") else "ucf-sports"
     ordered = ("dhf1k", "gaze-table") if names & {"annotation", "frames"} else ("gaze-table", "dhf1k")
-    for name in ordered:
+    for name in (*ordered, "videos"):
         try:
             CORPORA[name].find(root, _options(name))
         except UsageError:

@@ -18,7 +18,7 @@ import numpy as np
 
 from distill import config
 from distill.config import did_you_mean
-from distill.corpora import avimos, dhf1k, gaze_table, shots
+from distill.corpora import avimos, dhf1k, gaze_table, shots, videos
 from distill.corpora.annotation import Points
 from distill.corpora.clips import Clip, Corpus, density_map, fixation_map, fixation_points
 from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, print_of
@@ -34,7 +34,7 @@ __all__ = [
 # `remarks(root, entries)` where there is something to tell. The synthetic one writes DHF1K's.
 CORPORA: dict[str, ModuleType] = {
     "dhf1k": dhf1k, "hollywood2": shots, "ucf-sports": shots, "avimos": avimos, "ntire2026": avimos,
-    "gaze-table": gaze_table, "images": gaze_table, "synthetic": dhf1k,
+    "gaze-table": gaze_table, "images": gaze_table, "videos": videos, "synthetic": dhf1k,
 }  # fmt: skip
 
 Track = Callable[[Iterable[Clip | None], str, int], Iterable[Clip | None]]

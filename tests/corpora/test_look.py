@@ -23,6 +23,7 @@ from tests.test_cli import distill
         (writers.avimos, "avimos"),
         (writers.images, "gaze-table"),
         (lambda root: writers.images(root / "set"), "gaze-table"),
+        (lambda root: writers.video(root / "holiday.mp4", 4), "videos"),
         (lambda root: (root / "thesis.tex").write_text("precious"), None),
     ],
 )

@@ -65,6 +65,20 @@ def test_a_part_with_one_clip_trains(two):
     assert "dhf1k.001" in parts.train and all(i.startswith("images") for i in parts.val) and parts.held_out
 
 
+def test_videos_without_gaze_only_train(tmp_path, two):
+    for name in ("river.mp4", "street.avi"):
+        writers.video(tmp_path / "free" / name, 4)
+    corpus = open_corpus("dhf1k:1,images:0.5,videos:0.2", [*two, tmp_path / "free"])
+    assert corpus["videos.river"].annotated_frames == 0 and corpus.weights["videos"] == 0.2
+    parts = split(corpus, 0.2)
+    assert {"videos.river", "videos.street"} <= set(parts.train)
+    (tmp_path / "free" / "river.avi").write_bytes((tmp_path / "free" / "street.avi").read_bytes())
+    with pytest.raises(UsageError, match=r"river\.avi and .*river\.mp4 would be one clip, river; rename one of them"):
+        open_corpus("videos", tmp_path / "free")
+    with pytest.raises(UsageError, match=r"pictures holds no videos \(\."):
+        open_corpus("videos", two[1])
+
+
 def test_groups_may_name_clips_as_their_part_does(tmp_path, two):
     groups = tmp_path / "groups.csv"
     groups.write_text("001,a\n002,a\ndhf1k.003,b\n004,b\n", encoding="utf-8")
