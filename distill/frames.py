@@ -110,10 +110,12 @@ def to_twice(frame: np.ndarray, student: TinyUNetConfig) -> np.ndarray:
 
 
 def on_the_grid(truth: np.ndarray) -> np.ndarray:
-    """Truth of some frames on the logits' own grid: `[n,2,h/2,w/2]` -> `[n,2,h/4,w/4]`; counts stay counts."""
+    """Truth of some frames on the logits' own grid: `[n,2,h/2,w/2]` -> `[n,2,h/4,w/4]`; its largest density is 1 again, and
+    counts stay counts."""
     n, _, rows, columns = truth.shape
     cells = truth.reshape(n, 2, rows // 2, 2, columns // 2, 2)
-    return np.stack([cells[:, 0].mean((2, 4)), cells[:, 1].sum((2, 4))], 1)
+    density, counts = cells[:, 0].mean((2, 4)), cells[:, 1].sum((2, 4))
+    return np.stack([density / np.maximum(density.max((1, 2), keepdims=True), 1e-8), counts], 1)
 
 
 def _truth(clip: Clip, index: int, student: TinyUNetConfig) -> np.ndarray:

@@ -388,6 +388,7 @@ for apprentice in made:
     for key, value in apprentice.named_parameters():
         digest.update(value.detach().numpy().tobytes())
 print(digest.hexdigest())
+dist.destroy_process_group()  # joins gloo's threads: an interpreter that ends with them running is aborted
 """
 
 
