@@ -212,16 +212,22 @@ class Train:
         0.6, "share of the steps that train the image student, on single frames; then clips train its temporal part",
         low=0.0, high=1.0,
     )  # fmt: skip
-    batch: int = key(4, "streams of clips per step", low=1)
-    window: int = key(8, "frames per step and stream; back-propagation ends at a window's start", low=1)
+    frames: int = key(32, "single frames per step, for the image student", low=1)
+    batch: int = key(4, "streams of clips per step, for its temporal part", low=1)
+    window: int = key(16, "frames per step and stream; back-propagation ends at a window's start", low=1)
     windows: int = key(
-        3, "consecutive windows that a stream's state is carried through before a new clip is drawn", low=1
+        2, "consecutive windows that a stream's state is carried through before a new clip is drawn", low=1
     )
     sample_fps: float = key(
         8.0, "frames per second that training sees, about; the gate's time constants are in seconds", low=0.1
     )
     lr: float = key(3e-3, "peak learning rate of the image student (AdamW)", low=0.0)
-    clips_lr: float = key(2e-3, "peak learning rate of the temporal part", low=0.0)
+    clips_lr: float = key(
+        1e-3, "peak learning rate of the memory; motion takes five times, onset twenty times as much", low=0.0
+    )
+    parts: tuple[str, ...] = key(
+        ("memory", "motion", "onset"), "temporal parts that clips train; the others stay as they start"
+    )
     image_lr: float = key(
         0.0,
         "learning rate of the image student while clips train, as a share of train.lr; 0: it is held",
@@ -241,6 +247,10 @@ class Train:
     )
     flip: bool = key(True, "mirror half of the streams")
     crop: float = key(0.6, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
+    whole: float = key(
+        0.5, "share of the streams and frames that are not cropped: gaze prefers the middle of the frame, not of a crop",
+        low=0.0, high=1.0,
+    )  # fmt: skip
     colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")
     keep: str = key("best", "best: the weights that validate best are shipped; last: those of the last step")
     validate_every: int = key(100, "steps between validations", low=1)
@@ -249,6 +259,8 @@ class Train:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise ValueError(f"train.keep must be best or last, got {self.keep!r}")
+        if unknown := set(self.parts) - {"memory", "motion", "onset"}:
+            raise ValueError(f"train.parts are memory, motion and onset, got {min(unknown)!r}")
 
 
 @dataclass(frozen=True)
@@ -316,11 +328,13 @@ class Recipe:
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe from a TOML file (or the defaults) with `section.key=value` overrides on top.
 
+    A file may begin with `base = "OTHER.toml"`: it then says only what differs from that recipe.
+
     Raises UsageError for a missing or unreadable file, an unknown key, a wrong type, or a value out of range.
     """
     values: dict[str, Any] = to_dict(Recipe())
-    if path is not None:
-        merge(values, _read_toml(path), folder=path.resolve().parent, where=str(path))
+    for file, contents in _with_bases(path) if path is not None else ():
+        merge(values, contents, folder=file.resolve().parent, where=str(file))
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or name.count(".") != 1:
@@ -328,6 +342,22 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
         section, option = name.strip().split(".")
         merge(values, {section: {option: _parse_value(text.strip())}}, folder=Path.cwd(), where=f"--set {override}")
     return from_dict(values)
+
+
+def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A recipe's contents after those of the recipes that it builds on, the first of them first."""
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        if path.resolve() in [file.resolve() for file, _ in chain]:
+            raise UsageError(f"recipe {path} builds on itself, over {', '.join(str(file) for file, _ in chain)}")
+        contents = _read_toml(path)
+        base = contents.pop("base", None)
+        chain.insert(0, (path, contents))
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise UsageError(f"recipe {path}: `base` names another recipe, got {base!r}")
+        path = path.parent / base
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -45,6 +45,9 @@ from distill.students.tiny_unet import TinyUNet, parameter_count
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
+# The temporal parts and how fast each learns, times train.clips_lr: what adds to the logits has few weights, each of which
+# shows; the memory has thousands, before a decoder that is held.
+PACE = {"memory": 1.0, "motion": 5.0, "onset": 20.0}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Batch:
     density_BThw: Tensor
     fixations_BThw: Tensor
     dt_B: Tensor  # seconds between frames
+    begins_B: Tensor  # bool: whether the window begins where its clip does
     places: list[tuple[str, list[int]]]  # clip and frame numbers (from 1) of each stream, for errors
 
 
@@ -132,7 +136,7 @@ def train(
         narrator.say(
             f"train: {parameter_count(student):,} parameters; {len(videos)} videos"
             + (f", {stills} still images" if stills else "")
-            + f"; {clips_from} steps of {config.batch * config.window} frames, "
+            + f"; {clips_from} steps of {config.frames} frames, "
             f"then {config.steps - clips_from} of {config.batch} x {config.window} frames of clips"
             + (f"; {ranks} processes, each as many" if ranks > 1 else "")
         )
@@ -152,8 +156,6 @@ def train(
                 averaged.load_state_dict(found)
                 best = -math.inf
             since = step - clips_from if walking else step
-            if walking and since % config.windows == 0:
-                state = None
             draw = draw_windows if walking else draw_frames
             batch = draw(videos if walking else samples, config, student_config, (seed, rank), since, device)
             rates = learning_rates(step, clips_from, config)
@@ -165,6 +167,8 @@ def train(
             tick = time.perf_counter()
             if walking:  # the statistics of a batch of look-alikes are no statistics: BatchNorm keeps those it has
                 student.eval()
+                if since % config.windows == 0:
+                    state = student.history(batch.frames_BTChw[:, 0], batch.begins_B, batch.dt_B)
                 logits_BTChw, state = student(batch.frames_BTChw, state, batch.dt_B)
             else:
                 student.train()
@@ -189,7 +193,13 @@ def train(
             update_average(averaged, student, min(config.ema, (since + 1) / (since + 10)))
             done = step + 1
             shown = loss.mean().item()
-            write(step=done, loss=shown, lr=max(rates.values()), phase="clips" if walking else "frames", **parts)
+            write(
+                step=done,
+                loss=shown,
+                lr=max(rates.values()),
+                phase="clips" if walking else "frames",
+                **parts,
+            )
             if done % config.validate_every == 0 or done in (clips_from, config.steps):
                 score = validate(averaged, validation[rank::ranks], device, streaming=walking)
                 write(step=done, split="val", **score)
@@ -216,13 +226,12 @@ def train(
 
 
 def parameter_groups(student: TinyUNet, config: Train) -> list[dict[str, Any]]:
-    """The image student's kernels and its other parameters, and the temporal part; only kernels decay."""
-    temporal = {id(p) for part in student.temporal() for p in part.parameters()}
+    """The image student's kernels and its other parameters, and those of each temporal part; only kernels decay."""
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     for name, parameter in student.named_parameters():
-        part = "temporal" if id(parameter) in temporal else "image"
-        decays = parameter.ndim == 4 and name not in ("place", "prior")
-        groups.setdefault((part, decays), []).append(parameter)
+        part = name.partition(".")[0]
+        decays = parameter.ndim == 4 and name not in ("place", "prior", "onset.where")
+        groups.setdefault((part if part in PACE else "image", decays), []).append(parameter)
     return [
         {"params": group, "part": part, "weight_decay": config.weight_decay if decays else 0.0}
         for (part, decays), group in groups.items()
@@ -260,16 +269,15 @@ def _check_finite(loss_BT: Tensor, batch: Batch, step: int, last: Path) -> None:
 
 
 def learning_rates(step: int, clips_from: int, config: Train) -> dict[str, float]:
-    """Of the image student and of the temporal part. In each phase a linear warm-up, then a cosine down to a hundredth."""
+    """Of the image student and of each temporal part. In each phase a linear warm-up, then a cosine down to a hundredth."""
     walking = step >= clips_from
     at, length = (step - clips_from, config.steps - clips_from) if walking else (step, clips_from)
     warmup = max(1, round(config.warmup * length))
     progress = max(0.0, (at - warmup) / max(1, length - warmup))
     height = min(1.0, (at + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-    return {
-        "image": height * config.lr * (config.image_lr if walking else 1.0),
-        "temporal": height * config.clips_lr if walking else 0.0,
-    }
+    image = height * config.lr * (config.image_lr if walking else 1.0)
+    temporal = height * config.clips_lr * walking
+    return {"image": image} | {part: temporal * pace * (part in config.parts) for part, pace in PACE.items()}
 
 
 @torch.no_grad()
@@ -338,6 +346,8 @@ def _truncate(log: Path, step: int) -> None:
 
 Seed = tuple[int, int]
 """The run's seed, and the process's number."""
+BEGIN = 1 / 3
+"""Share of the streams that begin where their clip does."""
 
 
 @dataclass
@@ -347,6 +357,7 @@ class Draw:
     sample: Sample
     index: np.ndarray
     dt: float  # seconds between frames
+    begins: bool  # whether the stream starts where the clip does
     place: Tensor  # [2,3], crop and mirror
     colour: tuple[Tensor, Tensor]
 
@@ -354,19 +365,22 @@ class Draw:
 def draw_frames(
     samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: Seed, step: int, device: torch.device
 ) -> Batch:
-    """Single frames, as many as the windows of a step hold: a pure function of its seed and step."""
+    """Single frames: a pure function of its seed and step."""
     rng = np.random.default_rng([*seed, 0, step])
     drawn = []
-    for i in _choose(rng, samples, config.batch * config.window):
+    for i in _choose(rng, samples, config.frames):
         index = rng.integers(len(samples[i].cached.frames), size=1)
-        drawn.append(Draw(samples[i], index, 0.0, _crop_and_flip(rng, config), _colour(rng, config)))
+        drawn.append(Draw(samples[i], index, 0.0, False, _crop_and_flip(rng, config), _colour(rng, config)))
     return _batch(drawn, student, device)
 
 
 def draw_windows(
     samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: Seed, step: int, device: torch.device
 ) -> Batch:
-    """The windows of every stream: a pure function of seed and step; an episode's steps walk along the same clips."""
+    """The windows of every stream: a pure function of seed and step; an episode's steps walk along the same clips.
+
+    A third of the streams begin where their clip does: what gaze does then can be learned nowhere else.
+    """
     episode, window = divmod(step, config.windows)
     rng = np.random.default_rng([*seed, 1, episode])
     drawn, length = [], config.window * config.windows
@@ -374,9 +388,10 @@ def draw_windows(
         cached = samples[i].cached
         total = len(cached.frames)
         stride = int(rng.integers(1, 3)) if total >= 2 * length else 1  # half the frame rate, at times
-        start = int(rng.integers(0, max(1, total - stride * length + 1)))
+        start = int(rng.integers(0, max(1, total - stride * length + 1))) if rng.random() > BEGIN else 0
         index = _there_and_back(start + stride * (np.arange(config.window) + window * config.window), total)
-        drawn.append(Draw(samples[i], index, stride / cached.fps, _crop_and_flip(rng, config), _colour(rng, config)))
+        place, colour = _crop_and_flip(rng, config), _colour(rng, config)
+        drawn.append(Draw(samples[i], index, stride / cached.fps, start == 0, place, colour))
     return _batch(drawn, student, device)
 
 
@@ -410,9 +425,10 @@ def _batch(drawn: Sequence[Draw], student: TinyUNetConfig, device: torch.device)
     mean, std = (c.to(device)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
     targets_BTChw = warp(torch.stack(targets).to(device), theta, student.grid)
     dt_B = torch.tensor([d.dt for d in drawn], device=device)
+    begins_B = torch.tensor([d.begins for d in drawn], device=device)
     soft_BThw, density_BThw, fixations_BThw = targets_BTChw.unbind(2)
     frames_BTChw = (small_BTChw.clamp(0, 1) - mean) / std
-    return Batch(frames_BTChw, soft_BThw, density_BThw, fixations_BThw, dt_B, places)
+    return Batch(frames_BTChw, soft_BThw, density_BThw, fixations_BThw, dt_B, begins_B, places)
 
 
 def _there_and_back(index: np.ndarray, total: int) -> np.ndarray:
@@ -425,11 +441,10 @@ def _there_and_back(index: np.ndarray, total: int) -> np.ndarray:
 
 def _crop_and_flip(rng: np.random.Generator, config: Train) -> Tensor:
     """The affine map `[2,3]` of one stream, in grid_sample's coordinates."""
-    if config.crop < 1:  # a share of the frame, up to a fifth wider or higher than it
+    sides = np.ones(2)
+    if rng.random() >= config.whole:  # a share of the frame, up to a fifth wider or higher than it
         aspect = math.exp(rng.uniform(-0.2, 0.2))
         sides = np.minimum(1.0, rng.uniform(config.crop, 1.0) * np.array([aspect, 1 / aspect]))
-    else:
-        sides = np.ones(2)
     centre = rng.uniform(-1, 1, 2) * (1 - sides)
     mirror = -1.0 if config.flip and rng.random() < 0.5 else 1.0
     return torch.tensor([[mirror * sides[0], 0, centre[0]], [0, sides[1], centre[1]]], dtype=torch.float32)

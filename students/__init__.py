@@ -20,7 +20,8 @@ class TinyUNetConfig:
     height, width: the working resolution in pixels, multiples of 32. Every frame is brought to it inside the graph,
         whatever its size and aspect, so cost and state do not depend on the frame's size.
     widths: channels at 1/2, 1/4, 1/8 and 1/16 of the working resolution.
-    state_channels: channels of memory in the recurrent state; three maps and a mark that there is history are added.
+    state_channels: channels of memory in the recurrent state; three maps, how long ago the picture appeared, and a mark
+        that there is history are added.
     """
 
     height: int = 128
@@ -44,5 +45,5 @@ class TinyUNetConfig:
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the state of one stream, `[1, C, h, w]`: the memory's channels, the folded maps, and one that marks history."""
-        return 1, self.state_channels + 16 * STATE_MAPS + 1, self.height // 16, self.width // 16
+        """Shape of the state of one stream, `[1, C, h, w]`: the memory's channels, the folded maps, onset, and the mark of history."""
+        return 1, self.state_channels + 16 * STATE_MAPS + 2, self.height // 16, self.width // 16

@@ -6,6 +6,7 @@ The way of a frame, at the default working resolution of 128x224:
       -> encoder: 1/2, 1/4 (skip), 1/8 (skip), 1/16, with a 1/32 context branch and a learned place embedding
       -> memory at 1/16: reads the state, adds what history says, writes the state
       -> decoder: back to 1/4 over the skips, plus a learned centre prior -> logits [1,32,56]
+      -> onset: where gaze is while a picture is new
       -> motion at 1/4: adds what changed in the picture, holds on to the last logits where nothing did
     exit: sigmoid, linear up-scaling to [1,H,W]
 
@@ -13,13 +14,14 @@ One set of weights serves frames and clips: the encoder and the decoder see all 
 running averages walk through time. State is an argument and a return value, never kept on the module.
 
 There is one state, at 1/16, `[1,C,h,w]`: the memory's channels, then three maps of 1/4 folded into 16 channels each (two
-averages of luma and one of logits), then one channel that is 1 where there is history. All are exponential averages with
-learned time constants tau, in seconds: a step of `dt` seconds updates with a = 1 - exp(-dt / tau), so one set of weights
-serves any frame rate, in training and at export. Everything that history adds is multiplied by the last channel, so a
-zero state means "no history" exactly: the first frame's map equals the image-mode map.
+averages of luma and one of logits), then onset, which is 1 at the first frame and falls from there, then one channel that
+is 1 where there is history. All are exponential averages with learned time constants tau, in seconds: a step of `dt`
+seconds updates with a = 1 - exp(-dt / tau), so one set of weights serves any frame rate, in training and at export.
+Everything that history adds is multiplied by the last channel, so a zero state means "no history" exactly: the first
+frame's map equals the image-mode map.
 
-The network without its temporal part (memory and motion) is the image student; training fits it first, on single frames,
-and the temporal part after it, on clips, with the rest frozen.
+The network without its temporal part (memory, onset and motion) is the image student; training fits it first, on single
+frames, and the temporal part after it, on clips, with the rest frozen.
 
 Legend: B batch · T time · C channels · H, W pixels · h, w working pixels or cells.
 """
@@ -154,6 +156,34 @@ class Memory(nn.Module):
         return x_BTCHW + since(seen, T) * added, mean
 
 
+class Onset(nn.Module):
+    """Where gaze is while a picture is new, added to the logits and fading.
+
+    When a picture appears, at the start of a video or at a cut, gaze goes to its middle first, whatever it shows, and
+    leaves it within a second (Tseng et al., Journal of Vision 9(7):4, 2009).
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.where = nn.Parameter(torch.zeros(1, 1, rows, columns))
+        self.log_tau = nn.Parameter(torch.tensor([0.4]).log())
+
+    def step(self, fresh: Tensor, seen: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """How new the picture was, `[B,1,h,w]` in [0, 1] -> what is added to the logits `[B,1,4h,4w]`, how new it is."""
+        fresh = average(fresh, seen, 1 - seen, keep)
+        added = F.interpolate(seen * fresh * self.where, scale_factor=4, mode="bilinear", align_corners=False)
+        return added, fresh
+
+    def forward(self, fresh: Tensor, seen: Tensor, keep: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """`step` over a clip: what is added, `[B,T,1,4h,4w]`."""
+        added = []
+        for _ in range(frames):
+            one, fresh = self.step(fresh, seen, keep)
+            added.append(one)
+            seen = torch.ones_like(seen)
+        return torch.stack(added, 1), fresh
+
+
 class Motion(nn.Module):
     """What changed in the picture, at the resolution of the logits.
 
@@ -269,6 +299,7 @@ class TinyUNet(nn.Module):
         self.place = nn.Parameter(torch.zeros(1, c16, config.height // 16, config.width // 16))
         self.context = Context(c16)
         self.memory = Memory(c16, config.state_channels)
+        self.onset = Onset(config.height // 16, config.width // 16)
         self.motion = Motion()
         # A map of 1/4 is folded into 16 channels of 1/16, and unfolded, by convolutions with kernels of one 1 each.
         fold = torch.eye(16).reshape(16, 1, 4, 4).repeat(STATE_MAPS, 1, 1, 1)
@@ -319,26 +350,34 @@ class TinyUNet(nn.Module):
 
     def keep(self, dt: Tensor) -> Tensor:
         """Share of every running average that a frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
-        return torch.cat([kept(self.memory.log_tau, dt), kept(self.motion.log_tau, dt)], 1)
+        return torch.cat([kept(part.log_tau, dt) for part in self.temporal()], 1)
 
     def time_constants(self) -> Tensor:
-        """Of every running average, in seconds: the memory's channels, then fast luma, slow luma and logits."""
-        return torch.cat([self.memory.log_tau, self.motion.log_tau]).detach().exp()
+        """Of every running average, in seconds: the memory's channels, then onset, fast luma, slow luma and logits."""
+        return torch.cat([part.log_tau for part in self.temporal()]).detach().exp()
 
-    def temporal(self) -> list[nn.Module]:
+    def temporal(self) -> tuple[Memory, Onset, Motion]:
         """The parts that only clips train; the rest is the image student."""
-        return [self.memory, self.motion]
+        return self.memory, self.onset, self.motion
 
-    def _read(self, state_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The state's parts: the memory's average, whether there is history; the maps and the same at 1/4."""
+    def _read(self, state_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The state's parts: the memory's average, onset, whether there is history; the maps and the same at 1/4."""
         memory, folded = self.config.state_channels, 16 * STATE_MAPS
-        mean, seen = state_BCHW[:, :memory], state_BCHW[:, memory + folded :]
+        mean, fresh, seen = state_BCHW[:, :memory], state_BCHW[:, memory + folded : -1], state_BCHW[:, -1:]
         maps = F.conv_transpose2d(state_BCHW[:, memory : memory + folded], self.fold, stride=4, groups=STATE_MAPS)
-        return mean, seen, maps, F.conv_transpose2d(seen, self.spread, stride=4)
+        return mean, fresh, seen, maps, F.conv_transpose2d(seen, self.spread, stride=4)
 
-    def _write(self, mean: Tensor, maps: Tensor, seen: Tensor) -> Tensor:
+    def _write(self, mean: Tensor, maps: Tensor, fresh: Tensor) -> Tensor:
         folded = F.conv2d(maps, self.fold, stride=4, groups=STATE_MAPS)
-        return torch.cat([mean, folded, torch.ones_like(seen)], 1)
+        return torch.cat([mean, folded, fresh, torch.ones_like(fresh)], 1)
+
+    @torch.no_grad()
+    def history(self, frames_BCHW: Tensor, begins_B: Tensor, dt: Tensor) -> Tensor:
+        """The state of streams before these frames `[B,3,height,width]`: none where the frame begins its video, else one
+        that has seen the frame itself, long after the onset. For training, which enters clips anywhere."""
+        _, state_BCHW = self(frames_BCHW[:, None], None, dt)
+        state_BCHW[:, -2] = 0
+        return state_BCHW * ~begins_B[:, None, None, None]
 
     def forward(self, clip_BTCHW: Tensor, state_BCHW: Tensor | None, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Clip mode: normalised frames `[B,T,3,height,width]`, state or None, seconds between frames `[B]`.
@@ -347,23 +386,25 @@ class TinyUNet(nn.Module):
         """
         B, T = clip_BTCHW.shape[:2]
         state_BCHW = self.zero_state(B) if state_BCHW is None else state_BCHW
-        mean, seen, maps, seen_at_4 = self._read(state_BCHW)
-        memory, motion = (kept(part.log_tau, dt) for part in (self.memory, self.motion))
+        mean, fresh, seen, maps, seen_at_4 = self._read(state_BCHW)
+        memory, onset, motion = (kept(part.log_tau, dt) for part in self.temporal())
         bottleneck, at_8, at_4 = self.encode(clip_BTCHW.flatten(0, 1))
         fused, mean = self.memory(bottleneck.unflatten(0, (B, T)), mean, seen, memory)
         logits = self.decode(fused.flatten(0, 1), at_8, at_4).unflatten(0, (B, T))
-        logits, maps = self.motion(clip_BTCHW, logits, maps, seen_at_4, motion)
-        return logits, self._write(mean, maps, seen)
+        added, fresh = self.onset(fresh, seen, onset, T)
+        logits, maps = self.motion(clip_BTCHW, logits + added, maps, seen_at_4, motion)
+        return logits, self._write(mean, maps, fresh)
 
     def step(self, frame_BCHW: Tensor, state_BCHW: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """One normalised frame `[B,3,height,width]`, the state, `keep(dt)` -> logits `[B,1,height/4,width/4]`, state."""
-        mean, seen, maps, seen_at_4 = self._read(state_BCHW)
+        mean, fresh, seen, maps, seen_at_4 = self._read(state_BCHW)
         bottleneck, at_8, at_4 = self.encode(frame_BCHW)
         channels = self.config.state_channels
         fused, mean = self.memory.step(bottleneck, mean, seen, keep[:, :channels])
         logits = self.decode(fused, at_8, at_4)
-        logits, maps = self.motion.step(frame_BCHW, logits, maps, seen_at_4, keep[:, channels:])
-        return logits, self._write(mean, maps, seen)
+        added, fresh = self.onset.step(fresh, seen, keep[:, channels : channels + 1])
+        logits, maps = self.motion.step(frame_BCHW, logits + added, maps, seen_at_4, keep[:, channels + 1 :])
+        return logits, self._write(mean, maps, fresh)
 
 
 def centre_prior(rows: int, columns: int, sigma: float = 0.22) -> Tensor:

@@ -21,7 +21,25 @@ def test_a_resolved_recipe_reads_back(tmp_path):
     assert again == recipe and again.corpus.val_clips == ("003", "004") and again.student.widths == (8, 8, 12, 16)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
+def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "first.toml").write_text(
+        '[train]\nsteps = 7\nlr = 0.5\n[corpus]\nroot = "gaze"', encoding="utf-8"
+    )
+    (tmp_path / "second.toml").write_text('base = "sub/first.toml"\n[train]\nlr = 0.25', encoding="utf-8")
+    (tmp_path / "third.toml").write_text('base = "second.toml"\n[train]\nema = 0.5', encoding="utf-8")
+    recipe = config.load(tmp_path / "third.toml", ["train.warmup=0.2"])
+    assert (recipe.train.steps, recipe.train.lr, recipe.train.ema, recipe.train.warmup) == (7, 0.25, 0.5, 0.2)
+    assert recipe.corpus.root == str(tmp_path / "sub" / "gaze")
+    (tmp_path / "sub" / "first.toml").write_text('base = "../third.toml"', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"third\.toml builds on itself, over .*first\.toml"):
+        config.load(tmp_path / "third.toml")
+    (tmp_path / "second.toml").write_text("base = 3", encoding="utf-8")
+    with pytest.raises(UsageError, match="`base` names another recipe, got 3"):
+        config.load(tmp_path / "second.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.toml")), ids=lambda p: p.name)
 def test_every_shipped_recipe_loads(path):
     assert isinstance(config.load(path), config.Recipe)
 
@@ -37,6 +55,7 @@ def test_every_shipped_recipe_loads(path):
         ("train.flip=1", "'train.flip' wants bool, got 1"),
         ("train.lr=-1", "train.lr must be at least 0"),
         ("train.lr=nan", "train.lr must be finite"),
+        ("train.parts=memory,gate", "train.parts are memory, motion and onset, got 'gate'"),
         ("train.ema=1.0", "train.ema must be at most 0.9999"),
         ("student.width=100", "student.width must be a multiple of 32"),
         ("run.name=My Student", "run.name may hold lower case letters"),

@@ -15,10 +15,22 @@ from distill.corpora import open_corpus
 from distill.errors import Interrupted, UsageError
 from distill.progress import Narrator
 from distill.students import TinyUNetConfig
-from distill.train import Sample, _colour, _there_and_back, draw_frames, draw_windows, learning_rates, train, warp
+from distill.train import (
+    PACE,
+    Sample,
+    _colour,
+    _crop_and_flip,
+    _there_and_back,
+    draw_frames,
+    draw_windows,
+    learning_rates,
+    parameter_groups,
+    train,
+    warp,
+)
 
 STUDENT = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
-CONFIG = Train(steps=6, batch=2, window=3, windows=2, validate_every=3, checkpoint_every=2, sample_fps=12.0)
+CONFIG = Train(steps=6, frames=6, batch=2, window=3, windows=2, validate_every=3, checkpoint_every=2, sample_fps=12.0)
 CPU = torch.device("cpu")
 
 
@@ -79,7 +91,7 @@ def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
 
 
 def test_training_lowers_the_loss(samples, tmp_path):
-    plain = replace(CONFIG, flip=False, crop=1.0, colour=False)
+    plain = replace(CONFIG, flip=False, whole=1.0, colour=False)
     run(
         samples[:2],
         tmp_path,
@@ -108,7 +120,7 @@ def test_an_uncropped_frame_is_what_the_entry_gives(samples):
     from distill.export.runner import normalise
     from distill.students.tiny_unet import fit_to_working_size
 
-    plain = replace(CONFIG, crop=1.0, flip=False, colour=False)
+    plain = replace(CONFIG, whole=1.0, flip=False, colour=False)
     batch = draw_frames(samples[:1], plain, STUDENT, (0, 0), 0, CPU)
     for (_, (number,)), frame in zip(batch.places, batch.frames_BTChw[:, 0], strict=True):
         decoded = list(samples[0].cached.clip.read())[number - 1]
@@ -117,12 +129,27 @@ def test_an_uncropped_frame_is_what_the_entry_gives(samples):
 
 
 def test_windows_of_one_stream_follow_each_other(samples):
-    plain = replace(CONFIG, crop=1.0, colour=False)
+    plain = replace(CONFIG, whole=1.0, colour=False)
     first, second = (draw_windows(samples, plain, STUDENT, (0, 0), step, CPU) for step in (2, 3))
     for (clip, before), (same, after) in zip(first.places, second.places, strict=True):
         assert clip == same
         steps = np.diff([*before, *after])
         assert len(set(abs(steps))) == 1  # one stride throughout, also over the border
+
+
+def test_streams_enter_clips_anywhere_and_often_at_their_beginning(samples):
+    short = replace(CONFIG, window=2)  # of clips of 12 frames
+    batches = [draw_windows(samples, short, STUDENT, (0, 0), 2 * n, CPU) for n in range(60)]
+    firsts = [numbers[0] for batch in batches for _, numbers in batch.places]
+    begins = [bool(b) for batch in batches for b in batch.begins_B]
+    assert begins == [first == 1 for first in firsts] and len(set(firsts)) > 4
+    assert 0.25 < np.mean(begins) < 0.65  # a third, and those that fell there by chance
+
+
+def test_half_of_what_is_drawn_is_whole():
+    sides = [_crop_and_flip(np.random.default_rng(n), CONFIG).abs()[[0, 1], [0, 1]] for n in range(200)]
+    assert 0.4 < np.mean([bool((s == 1).all()) for s in sides]) < 0.65
+    assert min(float(s.min()) for s in sides) >= 0.6 * np.exp(-0.2) - 1e-6
 
 
 def test_flip_and_crop_move_frames_and_targets_together():
@@ -149,19 +176,35 @@ def test_short_clips_are_walked_there_and_back():
 def test_the_learning_rates_rise_and_fall_in_each_phase():
     config = replace(CONFIG, steps=200, lr=1.0, clips_lr=0.5, image_lr=0.1, warmup=0.1)
     rates = [learning_rates(s, 100, config) for s in range(200)]
-    image, temporal = [r["image"] for r in rates], [r["temporal"] for r in rates]
+    image, temporal = [r["image"] for r in rates], [r["memory"] for r in rates]
     assert image[0] == pytest.approx(0.1) and max(image) == pytest.approx(1.0) and image[99] < 0.02
     assert np.argmax(image) in (9, 10) and max(image[100:]) == pytest.approx(0.1)
     assert not any(temporal[:100]) and max(temporal) == pytest.approx(0.5) and temporal[-1] < 0.01
+    assert all(r["motion"] == 5 * r["memory"] and r["onset"] == 20 * r["memory"] for r in rates)
+    some = learning_rates(150, 100, replace(config, parts=("onset",)))
+    assert some["onset"] > 0 and some["memory"] == some["motion"] == 0
+
+
+def test_every_parameter_learns_in_its_part():
+    from distill.students.tiny_unet import TinyUNet, parameter_count
+
+    student = TinyUNet(STUDENT)
+    groups = parameter_groups(student, CONFIG)
+    sizes = {part: sum(p.numel() for g in groups if g["part"] == part for p in g["params"]) for part in PACE}
+    assert sizes == {part: parameter_count(getattr(student, part)) for part in PACE}
+    assert sum(p.numel() for g in groups for p in g["params"]) == parameter_count(student)
+    still = {id(p) for g in groups if not g["weight_decay"] for p in g["params"]}
+    assert {id(student.place), id(student.prior), id(student.onset.where)} <= still
 
 
 def test_clips_train_the_temporal_part_and_hold_the_rest(samples, tmp_path):
     run(samples, tmp_path, replace(CONFIG, steps=12, frames_first=0.5, keep="last"))
     first, final = weights(tmp_path, "image.pt"), weights(tmp_path, "best.pt")
-    temporal = {k for k in first if k.startswith(("memory.", "motion."))}
+    temporal = {k for k in first if k.startswith(("memory.", "onset.", "motion."))}
     assert all(torch.equal(first[k], final[k]) for k in first.keys() - temporal)
     assert not torch.equal(first["motion.say.weight"], final["motion.say.weight"])
     assert not torch.equal(first["memory.add.weight"], final["memory.add.weight"])
+    assert not torch.equal(first["onset.where"], final["onset.where"])
 
 
 def test_the_image_student_goes_on_learning_where_it_may(samples, tmp_path):

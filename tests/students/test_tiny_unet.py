@@ -79,9 +79,9 @@ def test_the_state_is_trained_through_time():
 @torch.no_grad()
 def test_folded_maps_come_back_as_they_were(student):
     maps, mean = torch.randn(1, 3, 8, 16), torch.randn(1, 8, 2, 4)
-    state = student._write(mean, maps, torch.zeros(1, 1, 2, 4))
-    got_mean, seen, got_maps, seen_at_4 = student._read(state)
-    assert torch.equal(got_maps, maps) and torch.equal(got_mean, mean)
+    state = student._write(mean, maps, torch.full((1, 1, 2, 4), 0.3))
+    got_mean, fresh, seen, got_maps, seen_at_4 = student._read(state)
+    assert torch.equal(got_maps, maps) and torch.equal(got_mean, mean) and (fresh == 0.3).all()
     assert (seen == 1).all() and torch.equal(seen_at_4, torch.ones(1, 1, 8, 16))
 
 
@@ -92,15 +92,31 @@ def test_what_moves_is_seen_and_a_still_picture_settles(student):
     moved[..., 8:16, 16:32] += 2.0
     keep = student.keep(torch.tensor([0.04]))
     logits, state = student.step(still, student.zero_state(), keep)
-    again, _ = student.step(still, state, keep)
     luma = student.motion.look(moved)
-    change = (luma - student._read(state)[2][:, :2]).abs()
+    change = (luma - student._read(state)[3][:, :2]).abs()
     assert change[..., 2:4, 4:8].min() > 0.1 and change[..., 5:, :].max() < 1e-5
-    settled = [again]
+    settled = [logits]
     for _ in range(80):
         logits, state = student.step(still, state, keep)
         settled.append(logits)
-    assert (settled[-1] - settled[-2]).abs().max() < 1e-2 * (settled[1] - settled[0]).abs().max() + 1e-6
+    assert (settled[-1] - settled[-2]).abs().max() < 1e-2 * (settled[2] - settled[1]).abs().max() + 1e-6
+
+
+@torch.no_grad()
+def test_onset_fades_in_seconds_and_only_where_a_video_begins(student):
+    frame, dt = torch.randn(2, 3, 32, 64), torch.tensor([0.1, 0.05])
+    state = student.history(frame, torch.tensor([True, False]), dt)
+    assert (state[0] == 0).all() and (state[1, -1] == 1).all() and state[1, :-2].abs().sum() > 0
+    for _ in range(5):
+        _, state = student.step(frame, state, student.keep(dt))
+    seconds = 0.4 * torch.exp(student.onset.log_tau - torch.tensor(0.4).log())
+    assert torch.allclose(state[0, -2], torch.exp(-4 * 0.1 / seconds)) and (state[1, -2] == 0).all()
+    student.onset.where.zero_()
+    _, without = student.step(frame, state, student.keep(dt))
+    student.onset.where.fill_(3.0)
+    _, with_it = student.step(frame, state, student.keep(dt))
+    changed = (with_it - without).abs().flatten(1).amax(1)
+    assert changed[0] > 0.1 and changed[1] == 0
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 4096), (97, 131), (360, 640), (1081, 1919)])
