@@ -247,8 +247,8 @@ class Train:
     )
     flip: bool = key(True, "mirror half of the streams")
     crop: float = key(0.6, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
-    whole: float = key(
-        0.5, "share of the streams and frames that are not cropped: gaze prefers the middle of the frame, not of a crop",
+    cropped: float = key(
+        0.6, "share of the frames phase that is cropped; what comes after is whole, for gaze prefers the middle of the frame",
         low=0.0, high=1.0,
     )  # fmt: skip
     colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")

@@ -1,6 +1,7 @@
 """Trains the student on soft labels and ground truth, in two phases.
 
-frames   the image student, on single frames drawn from everywhere: every clip and still image at every step
+frames   the image student, on single frames drawn from everywhere: every clip and still image at every step; first on
+         crops, which make many pictures of one, then on whole frames, in which the middle is where it is
 clips    its temporal part, on windows of videos: each of `batch` streams draws a clip and walks along it, `windows`
          windows of `window` frames; the state is carried from window to window, back-propagation ends at a window's start
 
@@ -156,8 +157,11 @@ def train(
                 averaged.load_state_dict(found)
                 best = -math.inf
             since = step - clips_from if walking else step
-            draw = draw_windows if walking else draw_frames
-            batch = draw(videos if walking else samples, config, student_config, (seed, rank), since, device)
+            if walking:
+                batch = draw_windows(videos, config, student_config, (seed, rank), since, device)
+            else:
+                crop = config.crop if step < config.cropped * clips_from else 1.0
+                batch = draw_frames(samples, config, student_config, (seed, rank), since, device, crop)
             rates = learning_rates(step, clips_from, config)
             for group in optimizer.param_groups:
                 group["lr"] = rates[group["part"]]
@@ -363,14 +367,20 @@ class Draw:
 
 
 def draw_frames(
-    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: Seed, step: int, device: torch.device
+    samples: Sequence[Sample],
+    config: Train,
+    student: TinyUNetConfig,
+    seed: Seed,
+    step: int,
+    device: torch.device,
+    crop: float = 1.0,
 ) -> Batch:
-    """Single frames: a pure function of its seed and step."""
+    """Single frames, cropped to sides of `crop` and more: a pure function of its seed and step."""
     rng = np.random.default_rng([*seed, 0, step])
     drawn = []
     for i in _choose(rng, samples, config.frames):
         index = rng.integers(len(samples[i].cached.frames), size=1)
-        drawn.append(Draw(samples[i], index, 0.0, False, _crop_and_flip(rng, config), _colour(rng, config)))
+        drawn.append(Draw(samples[i], index, 0.0, False, _crop_and_flip(rng, config, crop), _colour(rng, config)))
     return _batch(drawn, student, device)
 
 
@@ -390,7 +400,7 @@ def draw_windows(
         stride = int(rng.integers(1, 3)) if total >= 2 * length else 1  # half the frame rate, at times
         start = int(rng.integers(0, max(1, total - stride * length + 1))) if rng.random() > BEGIN else 0
         index = _there_and_back(start + stride * (np.arange(config.window) + window * config.window), total)
-        place, colour = _crop_and_flip(rng, config), _colour(rng, config)
+        place, colour = _crop_and_flip(rng, config, 1.0), _colour(rng, config)
         drawn.append(Draw(samples[i], index, stride / cached.fps, start == 0, place, colour))
     return _batch(drawn, student, device)
 
@@ -439,12 +449,12 @@ def _there_and_back(index: np.ndarray, total: int) -> np.ndarray:
     return np.where(index < total, index, 2 * (total - 1) - index)
 
 
-def _crop_and_flip(rng: np.random.Generator, config: Train) -> Tensor:
+def _crop_and_flip(rng: np.random.Generator, config: Train, crop: float) -> Tensor:
     """The affine map `[2,3]` of one stream, in grid_sample's coordinates."""
     sides = np.ones(2)
-    if rng.random() >= config.whole:  # a share of the frame, up to a fifth wider or higher than it
+    if crop < 1:  # a share of the frame, up to a fifth wider or higher than it
         aspect = math.exp(rng.uniform(-0.2, 0.2))
-        sides = np.minimum(1.0, rng.uniform(config.crop, 1.0) * np.array([aspect, 1 / aspect]))
+        sides = np.minimum(1.0, rng.uniform(crop, 1.0) * np.array([aspect, 1 / aspect]))
     centre = rng.uniform(-1, 1, 2) * (1 - sides)
     mirror = -1.0 if config.flip and rng.random() < 0.5 else 1.0
     return torch.tensor([[mirror * sides[0], 0, centre[0]], [0, sides[1], centre[1]]], dtype=torch.float32)

@@ -91,7 +91,7 @@ def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
 
 
 def test_training_lowers_the_loss(samples, tmp_path):
-    plain = replace(CONFIG, flip=False, whole=1.0, colour=False)
+    plain = replace(CONFIG, flip=False, colour=False)
     run(
         samples[:2],
         tmp_path,
@@ -120,7 +120,7 @@ def test_an_uncropped_frame_is_what_the_entry_gives(samples):
     from distill.export.runner import normalise
     from distill.students.tiny_unet import fit_to_working_size
 
-    plain = replace(CONFIG, whole=1.0, flip=False, colour=False)
+    plain = replace(CONFIG, flip=False, colour=False)
     batch = draw_frames(samples[:1], plain, STUDENT, (0, 0), 0, CPU)
     for (_, (number,)), frame in zip(batch.places, batch.frames_BTChw[:, 0], strict=True):
         decoded = list(samples[0].cached.clip.read())[number - 1]
@@ -129,7 +129,7 @@ def test_an_uncropped_frame_is_what_the_entry_gives(samples):
 
 
 def test_windows_of_one_stream_follow_each_other(samples):
-    plain = replace(CONFIG, whole=1.0, colour=False)
+    plain = replace(CONFIG, colour=False)
     first, second = (draw_windows(samples, plain, STUDENT, (0, 0), step, CPU) for step in (2, 3))
     for (clip, before), (same, after) in zip(first.places, second.places, strict=True):
         assert clip == same
@@ -146,10 +146,24 @@ def test_streams_enter_clips_anywhere_and_often_at_their_beginning(samples):
     assert 0.25 < np.mean(begins) < 0.65  # a third, and those that fell there by chance
 
 
-def test_half_of_what_is_drawn_is_whole():
-    sides = [_crop_and_flip(np.random.default_rng(n), CONFIG).abs()[[0, 1], [0, 1]] for n in range(200)]
-    assert 0.4 < np.mean([bool((s == 1).all()) for s in sides]) < 0.65
-    assert min(float(s.min()) for s in sides) >= 0.6 * np.exp(-0.2) - 1e-6
+def test_crops_come_first_and_whole_frames_after_them(samples, tmp_path, monkeypatch):
+    import distill.train
+
+    sides = [_crop_and_flip(np.random.default_rng(n), CONFIG, 0.6).abs()[[0, 1], [0, 1]] for n in range(200)]
+    assert (
+        min(float(s.min()) for s in sides) >= 0.6 * np.exp(-0.2) - 1e-6
+        and np.mean([float(s.min()) < 1 for s in sides]) > 0.9
+    )
+    assert torch.equal(_crop_and_flip(np.random.default_rng(0), CONFIG, 1.0).abs()[:, :2], torch.eye(2))
+    seen = []
+
+    def remembering(*given):
+        seen.append(given[-1])
+        return draw_frames(*given)
+
+    monkeypatch.setattr(distill.train, "draw_frames", remembering)
+    run(samples, tmp_path, replace(CONFIG, steps=8, frames_first=0.75, cropped=0.5, crop=0.7))
+    assert seen == [0.7, 0.7, 0.7, 1.0, 1.0, 1.0]
 
 
 def test_flip_and_crop_move_frames_and_targets_together():
