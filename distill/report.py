@@ -301,7 +301,7 @@ def _per_clip(metrics: dict[str, Any]) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in cells[0][1])
     rows = "".join(_row(clip, row, [""] * len(row)) for clip, row in cells)
     return (
-        "<h2>Clip by clip</h2><p>NSS, the hardest clip for the student first.</p>"
+        "<h2>Clip by clip</h2><p>NSS, the hardest clip for the student first; in brackets 95 % intervals over the clip's frames.</p>"
         f'<div class="scroll"><table><tr><th>clip</th>{head}</tr>{rows}</table></div>'
     )
 

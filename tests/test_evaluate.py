@@ -288,6 +288,24 @@ def test_intervals_are_those_of_the_mean():
     assert scores.mean_and_interval([3.0]) == (3.0, None)
 
 
+def test_the_interval_of_one_clip_knows_that_frames_are_alike():
+    rng = np.random.default_rng(0)
+    covered = {0.0: 0, 0.8: 0}
+    for alike in covered:
+        for _ in range(150):
+            noise, x = rng.normal(size=120), [0.0]
+            for value in noise:
+                x.append(alike * x[-1] + value)
+            low, high = scores.interval_over_frames(x[1:])
+            covered[alike] += low < 0 < high
+    assert 0.85 < covered[0.0] / 150 < 0.99 and 0.75 < covered[0.8] / 150 < 0.99  # drawn singly, the second covers 0.5
+    assert scores.interval_over_frames([2.0] * 8) == [2.0, 2.0] and scores.interval_over_frames([2.0] * 7) is None
+    result = made_up(step=0.1, image=0.0)
+    result["clips"]["c3"]["nss_over_time"] = {"step": [1.0, 2.0] * 10}
+    cells = dict(scores.clip_cells(result))
+    assert cells["c3"]["step"][1].startswith("[1.") and cells["c3"]["image"][1] == cells["c4"]["step"][1] == ""
+
+
 def test_frames_weigh_where_frames_are_averaged():
     mean, (low, high) = scores.mean_and_interval([1.0, 3.0], [1, 3])
     assert mean == 2.5 and low == 1 and high == 3
