@@ -13,6 +13,7 @@ Numbers are of this machine while it does nothing else; what else runs lowers al
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -135,12 +136,13 @@ def measure(
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of a `WxH`, or UsageError."""
-    width, x, height = text.lower().partition("x")
-    if not (x and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"--size wants WIDTHxHEIGHT such as 1920x1080, got {text!r}")
-    if max(int(width), int(height)) > 8192:
-        raise UsageError(f"--size wants at most 8192 pixels a side, got {text!r}")
-    return int(width), int(height)
+    found = re.fullmatch(r"0*([1-9][0-9]*)x0*([1-9][0-9]*)", text.lower())
+    if not found:
+        raise UsageError(f"--size wants WIDTHxHEIGHT such as 1920x1080, got {text[:40]!r}")
+    if max(map(len, found.groups())) > 4 or max(map(int, found.groups())) > 8192:
+        raise UsageError(f"--size wants at most 8192 pixels a side, got {text[:40]!r}")
+    width, height = map(int, found.groups())
+    return width, height
 
 
 def open_all(models: Sequence[Path], threads: int) -> list[Predictor]:

@@ -309,18 +309,25 @@ def _print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
         tables.append((f"how {of} differs, on the same clips", of, scores.difference_cells(result)))
     if per_clip:
         tables.append(("NSS, clip by clip", "clip", scores.clip_cells(result)))
-    terminal = Console(highlight=False)
     for heading, head, cells in tables:
-        rows, left = scores.fitted(head, cells, terminal.width if terminal.is_terminal else None)
-        table = Table()
-        for i, column in enumerate(rows[0]):
-            table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
-        for row in rows:
-            table.add_row(*row.values())
-        print(heading)
-        (terminal if terminal.is_terminal else Console(highlight=False, width=scores.needs(rows))).print(table)
-        if left:
-            print(f"no room for {', '.join(left)}: a wider terminal, --csv and --json have them")
+        _print_cells(heading, head, cells)
+
+
+def _print_cells(heading: str, head: str, cells: list[Any]) -> None:
+    """A table that fits the terminal; piped, nothing is left out."""
+    from distill import scores
+
+    terminal = Console(highlight=False)
+    rows, left = scores.fitted(head, cells, terminal.width if terminal.is_terminal else None)
+    table = Table()
+    for i, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    print(heading)
+    (terminal if terminal.is_terminal else Console(highlight=False, width=scores.needs(rows))).print(table)
+    if left:
+        print(f"no room for {', '.join(left)}: a wider terminal, --csv and --json have them")
 
 
 def _plain(value: Any) -> str:
@@ -584,13 +591,16 @@ def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX student in floating point, step or image file")],
     corpus: LayoutOption = None, root: RootOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="what to write; default MODEL.int8.onnx", show_default=False)
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="folder for the package; default MODEL_int8", show_default=False)
     ] = None,
     size: SizeOption = None,
-    keep: Annotated[bool, typer.Option("--keep", help="write it even where it is not faster")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="write it even where it is not faster, or its maps differ")] = False,
     as_json: JsonOption = False, quiet: QuietOption = False,
 ) -> None:  # fmt: skip
-    """A student in int8: ranges from clips of a corpus, what is lost measured on others; written only where it is faster."""
+    """A student in int8: ranges from clips of a corpus, what is lost measured on others; written only where it is faster.
+
+    A package of its own: the model, its sibling in int8, and a sidecar by which the downstream opens that one.
+    """
     _call["json"] = as_json
     if not root:
         raise UsageError("which clips? give the corpus's folder with --root")
@@ -598,8 +608,8 @@ def quantize(
     from distill.quantize import quantise_file
 
     resolved, _ = _resolve(None, corpus or corpus_in(root[0]) or "dhf1k", root, None, None, None, None, None)
-    path = out or model.with_suffix(".int8.onnx")
-    found = quantise_file(model, path, resolved, size or ["640x360", "1920x1080"], keep, Narrator(quiet))
+    folder = out or model.with_name(f"{model.stem}_int8")
+    found = quantise_file(model, folder, resolved, size or ["640x360", "1920x1080"], keep, Narrator(quiet))
     if as_json:
         _print_json({"schema": 1, **found})
         return
@@ -610,12 +620,51 @@ def quantize(
         )
     drift = found["drift"]
     print(
-        f"maps differ by {drift['mean_abs']:.4f} in the mean and {drift['max_abs']:.3f} at most, over {drift['frames']} frames of "
-        f"{len(found['held_out'])} held-out clips"
+        f"maps differ by {drift['mean_abs']:.4f} in the mean and {drift['max_abs']:.3f} at most, and correlate by {drift['plcc']:.5f}, "
+        f"over {drift['frames']} frames of {len(found['held_out'])} held-out clips"
     )
     if found["scores"]:
         _print_scores("held out", found["scores"], False)
-    print(path)
+    for file in found["files"]:
+        print(file)
+
+
+@app.command(rich_help_panel=MODEL)
+def luma(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="image file of a run's export")],
+    size: Annotated[
+        list[str] | None, typer.Option("--size", metavar="WxH", help="the clip's size; repeatable: a file for each", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="folder to write to; default the model's", show_default=False)
+    ] = None,
+    as_json: JsonOption = False, quiet: QuietOption = False,
+) -> None:  # fmt: skip
+    """A student for one frame size and luma alone, for consumers that know no other; gated, and compared with the image file.
+
+    [bold]distill luma STUDENT.onnx --size 1920x1080[/bold] writes STUDENT_luma_1920x1080.onnx, its sidecar and registry entry.
+    """
+    _call["json"] = as_json
+    from distill.luma import write_luma
+
+    made = write_luma(model, size or [], out, Narrator(quiet))
+    if as_json:
+        _print_json({"schema": 1, "made": made})
+        return
+    for one in made:
+        gap = one["parity"]["max_abs"]
+        print(f"{one['size']}: {one['bytes']:,} bytes, {gap:.1e} from the image file's maps at most")
+        for file in one["files"]:
+            print(file)
+
+
+NeutralOption = Annotated[
+    str,
+    typer.Option(
+        "--neutral",
+        help="what stays as without a map: bits (the size, about), mean (the mean offset is 0), off (nothing)",
+    ),
+]
 
 
 @app.command(rich_help_panel=MODEL)
@@ -638,9 +687,7 @@ def encode(
     strength: Annotated[float, typer.Option("--strength", help="QP that a map moves a block at most, up and down", min=0, max=12)] = 4,
     block: Annotated[int, typer.Option("--block", help="pixels: 16, 32, 64")] = 16,
     prior: Annotated[float, typer.Option("--prior", help="share of a centred Gaussian in the map", min=0, max=1)] = 0.5,
-    neutral: Annotated[
-        bool, typer.Option("--neutral/--no-neutral", help="mean offset of every frame zero, so that the size stays about the same")
-    ] = True,
+    neutral: NeutralOption = "bits",
     cuts: Annotated[bool, typer.Option("--cuts/--no-cuts", help="scene cuts reset the model's state")] = True,
     roi_out: Annotated[
         Path | None, typer.Option("--roi-out", metavar="FILE", help="write the maps for another encoder", show_default=False)
@@ -659,7 +706,8 @@ def encode(
     _call["json"] = as_json
     from distill import encode as encoding
 
-    wanted = encoding.request(target, map_, block, (roi_out, format_))
+    encoding.check_shaping(block, neutral)
+    wanted = encoding.request(target, map_, (roi_out, format_))
     coding = encoding.Coding(codec, crf, bitrate, preset, tuple(params or ()), threads)
     shaping = encoding.Shaping(strength, block, neutral, prior=prior)
     maps = encoding.open_maps(model, map_, cuts, threads or 1)
@@ -673,7 +721,11 @@ def encode(
     if target:
         print(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
     if offsets:
-        print("QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; {changes} changes".format(**offsets))
+        print(
+            "QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; they change in {changes} frames".format(
+                **offsets
+            )
+        )
     for file in facts["files"]:
         print(file)
 
@@ -682,6 +734,10 @@ def encode(
 def bd(
     inputs: Annotated[list[Path] | None, typer.Argument(metavar="[INPUT...]", help="videos", show_default=False)] = None,
     models: Annotated[list[Path] | None, typer.Option("--model", "-m", help="ONNX student; repeatable", show_default=False)] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option("--judge", metavar="ONNX", help="says where people look where no gaze does; none of --model", show_default=False),
+    ] = None,
     corpus: Annotated[str | None, typer.Option("--corpus", help="clips with gaze: corpus.name", show_default=False)] = None,
     root: Annotated[Path | None, typer.Option("--root", help="the corpus's folder", show_default=False)] = None,
     clips: Annotated[
@@ -694,7 +750,9 @@ def bd(
     strength: Annotated[float, typer.Option("--strength", help="QP that a map moves a block at most, up and down", min=0, max=12)] = 4,
     block: Annotated[int, typer.Option("--block", help="pixels: 16, 32, 64")] = 16,
     prior: Annotated[float, typer.Option("--prior", help="share of a centred Gaussian in a model's map", min=0, max=1)] = 0.5,
+    neutral: NeutralOption = "bits",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="draw the curves", show_default=False)] = None,
+    table: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="write all values, one per line", show_default=False)] = None,
     threads: Annotated[int, typer.Option("--threads", help="of the encoder; 0: as many as it likes", min=0)] = 0,
     as_json: JsonOption = False, quiet: QuietOption = False,
 ) -> None:  # fmt: skip
@@ -704,29 +762,40 @@ def bd(
     """
     _call["json"] = as_json
     from distill import bd as measure
-    from distill.encode import Coding, Shaping, check_block
+    from distill.encode import Coding, Shaping, check_shaping
 
-    check_block(block)
+    check_shaping(block, neutral)
     try:
         points = [float(text) for text in crfs.split(",")]
     except ValueError:
         raise UsageError(f"--crf {crfs}: numbers are wanted, as in 22,27,32,37") from None
     narrator = Narrator(quiet, _stop_on_ctrl_c())
     takes = measure.sources(inputs or [], corpus, root, clips, frames, narrator)
-    coding, shaping = Coding(codec, preset=preset, threads=threads), Shaping(strength, block, prior=prior)
-    result = measure.compare(takes, measure.named(models or []), coding, shaping, points, narrator)
+    coding, shaping = Coding(codec, preset=preset, threads=threads), Shaping(strength, block, neutral, prior=prior)
+    result = measure.compare(takes, measure.named(models or []), coding, shaping, points, narrator, judge)
+    result["files"] = [str(path) for path in (out, table) if path]
     if out:
         measure.plot(result, out)
-        result["files"] = [str(out)]
+    if table:
+        measure.write_csv(result, table)
     if as_json:
         _print_json({"schema": 1, **result})
-        return
-    _print_rows(
-        measure.rows(result),
-        f"{codec} {preset}, CRF {crfs}, strength {strength:g}: against no map; negative saves rate",
-    )
-    if out:
-        print(out)
+    else:
+        done = len(result["clips"])
+        _print_cells(
+            f"{codec} {preset}, CRF {crfs}, strength {strength:g}, against no map",
+            "clip, map",
+            measure.clip_cells(result),
+        )
+        if done > 1:
+            few = "; of so few they are too narrow" if done < measure.FEW else ""
+            _print_cells(f"mean over {done} clips, and 95 % intervals{few}", "map", measure.mean_cells(result))
+            if result["differences"]:
+                _print_cells("how maps differ, on the same clips", "", measure.difference_cells(result))
+        for line in [*measure.legend(result), *result["files"]]:
+            print(line)
+    if result["unfinished"]:
+        raise Interrupted(f"bd, after {len(result['clips'])} of {len(takes)} clips")
 
 
 @app.command(rich_help_panel=HELP)

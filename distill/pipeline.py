@@ -384,16 +384,22 @@ def provenance(context: Context) -> tuple[Provenance, TinyUNet]:
     recipe, corpus, teacher = context.recipe, context.corpus, context.labels.teacher
     student, step = load_student(context.run / "checkpoints" / "best.pt", recipe)
     tau = student.time_constants().numpy()
-    ours = corpus.license.startswith(OURS) and teacher["license"] == OURS
-    chain = f"not stated; corpus: {corpus.license}; teacher: {teacher['license']}"
+    parts = corpus_chain(recipe, corpus)
+    teacher_chain = tuple((part, license_) for part, license_ in teacher["chain"])
     return Provenance(
         name=recipe.run.name,
-        license=recipe.export.license or (OURS if ours else chain),
+        license=stated_license(recipe, parts, teacher),
         corpus=corpus.title,
         corpus_license=corpus.license,
+        corpus_chain=parts,
         teacher=f"{teacher['name']} ({teacher['source']})",
         teacher_license=teacher["license"],
-        teacher_chain=tuple((part, license_) for part, license_ in teacher["chain"]),
+        teacher_chain=teacher_chain,
+        restricted=tuple(
+            part
+            for part, license_ in (*((f"corpus {name}", its) for name, its in parts), *teacher_chain)
+            if not shelf.permissive(license_)
+        ),
         train_clips=corpus.train,
         val_clips=corpus.val,
         held_out=corpus.held_out,
@@ -402,8 +408,29 @@ def provenance(context: Context) -> tuple[Provenance, TinyUNet]:
         working_size=(recipe.student.height, recipe.student.width),
         tau_seconds=(float(tau.min()), float(np.median(tau)), float(tau.max())),
         step=step,
+        chosen=bool(corpus.val) and recipe.train.keep == "best",
         recipe_fingerprint=fingerprint(_without_paths(recipe)),
     ), student
+
+
+def corpus_chain(recipe: Recipe, corpus: Corpus) -> tuple[tuple[str, str], ...]:
+    """The parts of the corpus as its title names them, and the licence of each."""
+    from distill.corpora import parts_of
+
+    if len(corpus.roots) < 2:
+        return ((corpus.title, corpus.license),)
+    parts = parts_of(recipe.corpus.name, recipe.corpus.root)
+    return tuple((f"{part.name}:{part.root.name}", part.layout.license_of(part.root)) for part in parts)
+
+
+def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Mapping[str, Any]) -> str:
+    """The licence of the weights: the recipe's; ours, where all that they were learned from is; else that none is stated."""
+    licenses = list(dict.fromkeys(license_ for _, license_ in parts))
+    if recipe.export.license:
+        return recipe.export.license
+    if teacher["license"] == OURS and all(license_.split(" (")[0] == OURS for license_ in licenses):
+        return OURS
+    return f"not stated; corpus: {'; '.join(licenses)}; teacher: {teacher['license']}"
 
 
 def _without_paths(recipe: Recipe) -> dict[str, Any]:
@@ -605,10 +632,12 @@ def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]
         clips = f"{recipe.synthetic.clips} clips of {recipe.synthetic.frames} frames"
     elif recipe.corpus.root:
         clips = f"{len(find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus))} clips"
+    train = recipe.train
+    frames = round(train.frames_first * train.steps)
     details = {
         "corpus": clips,
         "teach": shelf.source(recipe),
-        "train": f"{recipe.train.steps} steps of {recipe.train.batch} x {recipe.train.window} frames at "
+        "train": f"{frames} steps of {train.frames} frames, {train.steps - frames} of {train.batch} x {train.window}, at "
         f"{recipe.student.height}x{recipe.student.width}",
         "eval": f"one frame in {recipe.eval.stride}",
     }

@@ -3,11 +3,17 @@
 The clips that calibrate and those that compare are never the same: held out are the clips that the model's metadata names
 as its validation clips, or every fourth where none of them is at hand. Time is measured as in distill.bench, both files
 taking turns on one thread; int8 has to win two turns out of three at every size, which chance rarely does.
+
+What is written is a package of its own, in a folder of its own, since the downstream's loader opens `BASE.int8.onnx` in the
+place of `BASE.onnx` where the sidecar says so, and fails where it is missing: the model, its sibling in int8, and the sidecar
+and registry entry of both. The package that the model came from stays as it was. To go over to int8 is to copy the folder's
+files over that one's; the registry entry takes the place of the one of the same id.
 """
 
 from __future__ import annotations
 
-import contextlib
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -23,10 +29,11 @@ from distill.corpora import Clip, open_corpus
 from distill.errors import GateFailed, UsageError
 from distill.evaluate import evaluate
 from distill.export import ExportRefused
+from distill.export.limits import sha256
 from distill.export.quantize import drift, quantise
-from distill.export.ship import sha256
 from distill.progress import Narrator
 from distill.run_dir import atomic
+from distill.sidecar import BUDGET, Int8, identifier, origin_of, registry_entry, write_registry, write_sidecar
 
 CALIBRATION_CLIPS, HELD_OUT_CLIPS = 16, 8
 FRAMES, EVERY = 24, 4  # of each clip are streamed; of those, one in so many gives ranges
@@ -34,23 +41,31 @@ TURNS, WINS = 31, 2 / 3
 
 
 def quantise_file(
-    model: Path, out: Path, recipe: Recipe, sizes: Sequence[str], keep: bool, narrator: Narrator
+    model: Path, folder: Path, recipe: Recipe, sizes: Sequence[str], keep: bool, narrator: Narrator
 ) -> dict[str, Any]:
-    """Writes `model` in int8 to `out`, calibrated on the recipe's corpus; returns what was measured.
+    """Writes the package of `model` in int8 to `folder`, calibrated on the recipe's corpus; returns what was measured.
 
-    Returns, ready for JSON: file, sha256, bytes, calibration and held_out (clips, frames), drift (largest and mean absolute
-    difference of the maps, in [0, 1]), scores (what `evaluate` returns for both files on the held-out clips; None where nobody's
-    gaze is known), times (by size: milliseconds of both, speedup, share of turns won).
+    The package: BASE.onnx (the model as it is), BASE.int8.onnx, BASE.json and BASE.int8.registry.json.
 
-    keep: write it even where it is not faster. Raises GateFailed, and leaves no file, where the gate refuses it or it is not
-    faster; UsageError where the model or the corpus is not usable.
+    Returns, ready for JSON: file (the one in int8), sha256, bytes, files, calibration and held_out (clips, frames), drift
+    (largest and mean absolute difference of the maps, in [0, 1], and their correlation), scores (what `evaluate` returns for
+    both files on the held-out clips; None where nobody's gaze is known), times (by size: milliseconds of both, speedup, share
+    of turns won).
+
+    keep: write it even where it is not faster, or its maps correlate less than the budget allows. Raises GateFailed, and
+    leaves no file, where the gate refuses it, or for one of those two reasons; UsageError where the model or the corpus is not
+    usable.
     """
-    if out.exists() and out.samefile(model):
-        raise UsageError(f"--out {out} is the file that is read; name another")
+    if folder.exists() and (not folder.is_dir() or folder.samefile(model.parent)):
+        raise UsageError(f"--out {folder}: name another folder than that of the file that is read")
     [predictor] = open_all([model], 1)
     original = onnx.load(model)
     if any(node.op_type == "DequantizeLinear" for node in original.graph.node):
         raise UsageError(f"{model} is quantised already; give the file in floating point")
+    try:
+        base = identifier(model.stem)
+    except ValueError as error:
+        raise UsageError(f"{model}: {error}") from None
     corpus = open_corpus(recipe.corpus.name, recipe.corpus.root, track=narrator.track, options=recipe.corpus)
     calibrating, held_out = split(corpus.clips, predictor.metadata.get("validation_clips", ""))
     note = f"{len(calibrating)} clips of {recipe.corpus.name}, every {EVERY}th of the first {FRAMES} frames, min-max"
@@ -63,27 +78,46 @@ def quantise_file(
         gap = drift(original, int8, streamed(held_out, narrator, "quantize: comparison"))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = out.with_name(f".{out.stem}.tmp.onnx")
-    try:
-        with atomic(written) as file:
-            file.write(int8.SerializeToString(deterministic=True))
-        times = {size: race(model, written, size, narrator) for size in sizes}
+    content = int8.SerializeToString(deterministic=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        trial = Path(temporary) / f"{base}.int8.onnx"
+        trial.write_bytes(content)
+        times = {size: race(model, trial, size, narrator) for size in sizes}
         slow = [f"{t['speedup']:.2f} times as fast at {size}" for size, t in times.items() if not t["faster"]]
-        if slow and not keep:
-            raise GateFailed(
-                f"{model} is not faster in int8 ({', '.join(slow)}); nothing was written, --keep writes it all the same"
-            )
-        scores = _scores(model, written, held_out, recipe, narrator)
-        written.replace(out)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            written.unlink()
-    return {
-        "file": str(out), "sha256": sha256(out), "bytes": out.stat().st_size,
+        doubts = [f"not faster in int8 ({', '.join(slow)})"] if slow else []
+        if 1 - gap.plcc > BUDGET:
+            doubts.append(f"not the same in int8 (the maps correlate by {gap.plcc:.4f}, {1 - BUDGET:g} is wanted)")
+        if doubts and not keep:
+            raise GateFailed(f"{model} is {', and '.join(doubts)}; nothing was written, --keep writes it all the same")
+        scores = _scores(model, trial, held_out, recipe, narrator)
+    facts = {
         "calibration": [clip.id for clip in calibrating], "held_out": [clip.id for clip in held_out],
         "drift": gap.to_dict(), "scores": scores, "times": times,
     }  # fmt: skip
+    path, files = _write(model, folder / f"{base}.onnx", content, note, predictor.metadata, facts)
+    return {"file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "files": files, **facts}
+
+
+def _write(
+    model: Path, copy: Path, content: bytes, note: str, said: dict[str, str], facts: dict[str, Any]
+) -> tuple[Path, list[str]]:
+    """The four files of the package. The sidecar that sends the loader to the file in int8 comes after that file."""
+    path = copy.with_suffix(".int8.onnx")
+    for target, data in ((copy, model.read_bytes()), (path, content)):
+        with atomic(target) as file:
+            file.write(data)
+    license_, chain = origin_of(said)
+    about = (
+        "Tiny video saliency student, in floating point and in int8: where people look, as a map in [0,1] per pixel."
+    )
+    measured = {**facts, "scores": facts["scores"] and facts["scores"]["predictors"], "calibration_set": note}
+    sidecar = write_sidecar(copy, about, license_, chain, {"int8": {"file": path.name, **measured}}, "static")
+    short = 1 - facts["drift"]["plcc"]
+    budget = BUDGET if short <= BUDGET else math.ceil(100 * short) / 100
+    notes = f"{path.name}: static QDQ, made from {copy.name}; its maps correlate by {1 - short:.5f} on held-out clips."
+    entry = registry_entry(copy, license_, about, notes, Int8(sha256(path), note, budget))
+    registry = write_registry(copy.with_suffix(".int8.registry.json"), [entry])
+    return path, [str(file) for file in (copy, path, sidecar, registry)]
 
 
 def split(clips: Sequence[Clip], validated: str) -> tuple[list[Clip], list[Clip]]:

@@ -26,9 +26,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from distill.export.errors import ExportRefused
+from distill.export.limits import IR_VERSION, OPSET
 from distill.students.tiny_unet import ENTRY_KERNELS, TinyUNet
-
-OPSET, IR_VERSION = 17, 8
 
 # Pools by the largest kernel that leaves at least twice the working resolution, scales linearly to exactly twice, pools
 # by 2. `If` takes no copy of the frame on the branch that runs, and the untaken branches cost nothing.

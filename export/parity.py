@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 import torch
 
+from distill.export.limits import TOLERANCE
 from distill.export.runner import Predictor, normalise
 from distill.students.tiny_unet import TinyUNet, fit_to_working_size, resize_linear
 
-TOLERANCE = 1e-5  # maximum absolute difference of saliency maps, the downstream's own bound
 # Height x width: the smallest, odd, portrait, a common small size, and full HD.
 SIZES: tuple[tuple[int, int], ...] = ((16, 16), (97, 131), (217, 333), (360, 640), (1080, 1920))
 

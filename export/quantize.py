@@ -30,8 +30,8 @@ import onnxruntime as ort
 from onnx import NodeProto
 
 from distill.export.errors import ExportRefused
+from distill.export.limits import MAX_BYTES
 from distill.export.runner import Predictor, normalise
-from distill.export.ship import MAX_BYTES
 from distill.opallowlist import check
 
 ROUNDED = ("Conv", "Add", "Relu")
@@ -45,6 +45,7 @@ class Drift:
     frames: int
     max_abs: float
     mean_abs: float
+    plcc: float  # Pearson's correlation of all values of all maps
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,15 +145,25 @@ def drift(original: onnx.ModelProto, int8: onnx.ModelProto, clips: Iterable[Iter
     """The differences of the maps over clips (uint8 RGB frames `[H,W,3]`), each file carrying its own state."""
     one, other = Predictor(original.SerializeToString()), Predictor(int8.SerializeToString())
     frames, largest, total = 0, 0.0, 0.0
+    moments = np.zeros(6)  # sums of 1, x, y, xx, xy, yy
     for clip in clips:
         one.reset()
         other.reset()
         for frame in clip:
-            gap = np.abs(one.predict(frame) - other.predict(frame))
+            x, y = (np.float64(predictor.predict(frame)) for predictor in (one, other))
+            gap = np.abs(x - y)
             frames, largest, total = frames + 1, max(largest, float(gap.max())), total + float(gap.mean())
+            moments += (x.size, x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), (y * y).sum())
     if not frames:
         raise ValueError("there are no frames to compare on")
-    return Drift(frames, largest, total / frames)
+    return Drift(frames, largest, total / frames, _pearson(moments / moments[0]))
+
+
+def _pearson(means: np.ndarray) -> float:
+    """The correlation of two series from the means of 1, x, y, xx, xy, yy; 0 where one of them never changes."""
+    _, x, y, xx, xy, yy = means
+    spread = (xx - x * x) * (yy - y * y)
+    return float((xy - x * y) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 # --- what is rounded -------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ A graph that fails leaves no file under its name, and whatever stood there befor
 """
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ import onnx
 
 from distill.export.errors import ExportRefused
 from distill.export.graph import image_graph, step_graph
+from distill.export.limits import MAX_BYTES
 from distill.export.parity import SIZES, Parity, compare
 from distill.opallowlist import check
 from distill.students.tiny_unet import TinyUNet
-
-MAX_BYTES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,3 @@ def ship(verified: Verified, folder: Path, name: str) -> dict[str, Path]:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
     return paths
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,9 +3,11 @@
 - `saliency-image`: one input `input` float32 [1, 3, H, W], one output `saliency_map` float32 [1, 1, H, W].
 - `saliency-step`: the same, and `state_in` float32 [1, C, h, w], optional because an initializer of zeros backs it; the
   second output is `state_out`.
-- `saliency`: one of the two, step if the graph names `state_in` or `state_out`.
+- `saliency-luma`: one input `input` float32 [1, 1, H, W], one output `saliency_map` of the same shape, H and W fixed: for
+  consumers that know luma and one frame size alone.
+- `saliency`: one of the three, step if the graph names `state_in` or `state_out`, luma if `input` has one channel.
 
-H and W are dynamic; the batch is 1, because a state belongs to one stream. h and w may be fixed (a fixed working
+But for luma, H and W are dynamic; the batch is 1, because a state belongs to one stream. h and w may be fixed (a fixed working
 resolution) or dynamic. The state's symbolic dimension names are its own: ONNX Runtime's memory planner takes equal
 names for equal sizes and fails when the state grows. Inside, Unsqueeze makes no tensor of rank 5: a time axis means a
 model of clips, and consumers feed frames. (Reshape may, as a pixel shuffle does.)
@@ -18,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from distill.opallowlist import ranks, wire
 from distill.opallowlist.report import Violation, short
 
-CONTRACTS = ("saliency-image", "saliency-step", "saliency")
+CONTRACTS = ("saliency-image", "saliency-step", "saliency-luma", "saliency")
 
 _FLOAT = 1  # TensorProto.DataType
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
@@ -26,16 +28,20 @@ _FIRST_OPTIONAL_IR = 4  # below it every initializer must also be listed as an i
 
 
 def resolve(contract: str, model: wire.Model) -> str:
-    """`contract` itself, or which of its two forms `saliency` means for this model."""
+    """`contract` itself, or which of its three forms `saliency` means for this model."""
     if contract != "saliency":
         return contract
     graph = model.graph or wire.Graph()
     names = {value.name for value in (*graph.input, *graph.output)}
-    return "saliency-step" if names & {"state_in", "state_out"} else "saliency-image"
+    if names & {"state_in", "state_out"}:
+        return "saliency-step"
+    shapes = [_dims(value) or () for value in graph.input if value.name == "input"]
+    luma = any(len(dims) == 4 and dims[1].value == 1 for dims in shapes)
+    return "saliency-luma" if luma else "saliency-image"
 
 
 def check_contract(model: wire.Model, contract: str) -> Iterator[Violation]:
-    """Every way in which the main graph's interface is not that of `contract`, one of the first two of CONTRACTS."""
+    """Every way in which the main graph's interface is not that of `contract`, one of CONTRACTS but the last."""
     graph = model.graph
     if graph is None:
         return
@@ -43,10 +49,13 @@ def check_contract(model: wire.Model, contract: str) -> Iterator[Violation]:
     yield from _check_names(model, graph, step)
     inputs = {value.name: value for value in graph.input}
     outputs = {value.name: value for value in graph.output}
-    if "input" in inputs:
-        yield from _check_image(inputs["input"], "contract-inputs", channels=3)
-    if "saliency_map" in outputs:
-        yield from _check_image(outputs["saliency_map"], "contract-outputs", channels=1)
+    if contract == "saliency-luma":
+        yield from _check_luma(inputs.get("input"), outputs.get("saliency_map"))
+    else:
+        if "input" in inputs:
+            yield from _check_image(inputs["input"], channels=3)
+        if "saliency_map" in outputs:
+            yield from _check_image(outputs["saliency_map"], channels=1)
     if step and "state_in" in inputs:
         yield from _check_state(graph, inputs["state_in"], outputs.get("state_out"))
     for node, index, rank in ranks.unsqueezed_beyond(graph, limit=4):
@@ -89,7 +98,7 @@ def _check_names(model: wire.Model, graph: wire.Graph, step: bool) -> Iterator[V
         yield _wrong("contract-outputs", message, "rename or reorder them; consumers read the first as the map")
 
 
-def _check_image(value: wire.Value, rule: str, channels: int) -> Iterator[Violation]:
+def _check_image(value: wire.Value, channels: int) -> Iterator[Violation]:
     dims = _float_dims(value)
     if isinstance(dims, Violation):
         yield dims
@@ -104,6 +113,27 @@ def _check_image(value: wire.Value, rule: str, channels: int) -> Iterator[Violat
     elif height.param and height.param == width.param:
         message = f"'{value.name}' is {_shown(dims)}; height and width share a name, which says that frames are square"
         yield _wrong("contract-shape", message, "give each its own name")
+
+
+def _check_luma(given: wire.Value | None, made: wire.Value | None) -> Iterator[Violation]:
+    """Both are [1,1,H,W] of one fixed size; what is not there at all is said by _check_names."""
+    sizes = set()
+    for value in filter(None, (given, made)):
+        dims = _float_dims(value)
+        if isinstance(dims, Violation):
+            yield dims
+            continue
+        batch, channel, height, width = dims
+        if batch.value != 1 or channel.value != 1:
+            message = f"'{value.name}' is {_shown(dims)}; the contract has [1,1,H,W]"
+            yield _wrong("contract-shape", message, "export with batch 1, for luma")
+        if any(dim.value is None or dim.value < 1 for dim in (height, width)):
+            message = f"'{value.name}' is {_shown(dims)}; height and width must be fixed"
+            yield _wrong("contract-shape", message, "export for the one frame size; the consumer knows no other")
+        else:
+            sizes.add((height.value, width.value))
+    if len(sizes) > 1:
+        yield _wrong("contract-shape", "'input' and 'saliency_map' differ in size", "give a value for every pixel")
 
 
 def _check_state(graph: wire.Graph, state_in: wire.Value, state_out: wire.Value | None) -> Iterator[Violation]:

@@ -41,6 +41,7 @@ def test_help_teaches_and_costs_no_torch():
         "doctor",
         "teachers",
         "quantize",
+        "luma",
         "encode",
         "bd",
     ):
@@ -78,13 +79,14 @@ def test_the_command_line_surface_is_frozen():
         "predict": ["--json", "--model", "--out", "--quiet", "--threads"],
         "bench": ["--against", "--json", "--quiet", "--rounds", "--size", "--threads"],
         "quantize": ["--corpus", "--json", "--keep", "--out", "--quiet", "--root", "--size"],
+        "luma": ["--json", "--out", "--quiet", "--size"],
         "encode": sorted([
             "--model", "--map", "--codec", "--crf", "--bitrate", "--preset", "--param", "--strength", "--block", "--prior",
             "--neutral", "--cuts", "--roi-out", "--format", "--video-only", "--threads", "--json", "--quiet",
         ]),
         "bd": sorted([
             "--model", "--corpus", "--root", "--clips", "--frames", "--codec", "--crf", "--preset", "--strength", "--block",
-            "--prior", "--out", "--threads", "--json", "--quiet",
+            "--prior", "--neutral", "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
         ]),
         "inspect": ["--corpus", "--json", "--out", "--quiet", "--show"], "doctor": ["--json"],
         "teachers": ["--json"], "convert": ["--json", "--kind", "--out"], "calibrate": ["--json", "--out", "--quiet"],
@@ -124,6 +126,8 @@ def test_the_command_line_surface_is_frozen():
         (["eval", "none.onnx", "--root", "empty"], "no model at none.onnx"),
         (["predict", "none.mp4", "--model", "none.onnx", "--out", "o.mp4"], "no model at none.onnx"),
         (["bench", "none.onnx"], "no model at none.onnx"),
+        (["luma", "none.onnx", "--size", "64x48"], "no model at none.onnx"),
+        (["luma", "none.onnx"], "say which with --size"),
         (["inspect", "empty"], "is no run directory"),
     ],
 )

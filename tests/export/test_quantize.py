@@ -52,6 +52,28 @@ def test_int8_keeps_the_contract_and_adds_only_static_pairs(graphs, int8, mode):
 def test_the_maps_stay_near_and_not_equal_on_frames_that_gave_no_range(graphs, int8, mode):
     gap = drift(graphs[mode], int8[mode], clips(range(10, 13)))
     assert gap.frames == 24 and 0 < gap.mean_abs < 0.01 and gap.mean_abs < gap.max_abs < 0.1
+    one, other = (
+        np.ravel([m for clip in clips(range(10, 13)) for m in streamed(model, clip)])
+        for model in (graphs[mode], int8[mode])
+    )
+    assert gap.plcc == pytest.approx(np.corrcoef(one, other)[0, 1], abs=1e-6) and 0.9 < gap.plcc < 1
+
+
+def streamed(model, clip):
+    return list(Predictor(model.SerializeToString()).stream(clip))
+
+
+def test_a_map_that_never_changes_correlates_with_nothing(graphs):
+    model = onnx.ModelProto()
+    model.CopyFrom(graphs["image"])
+    for node in model.graph.node:
+        if node.output[0] == "small":
+            zero = helper.make_tensor("zero", onnx.TensorProto.FLOAT, [], [0.0])
+            model.graph.initializer.append(zero)
+            node.op_type = "Mul"
+            node.input.append("zero")
+    assert drift(graphs["image"], model, clips([0], frames=2)).plcc == 0
+    assert drift(graphs["image"], graphs["image"], clips([0], frames=2)).plcc == pytest.approx(1)
 
 
 def test_weights_have_a_scale_for_every_channel_and_seven_bits(int8):

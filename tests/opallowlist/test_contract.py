@@ -267,3 +267,46 @@ def test_no_graph_no_contract():
     model = onnx.ModelProto(ir_version=8)
     model.opset_import.add(version=17)
     assert {v.rule for v in check(model, contract="saliency").violations} == {"no-graph"}
+
+
+# --- luma: one channel, one size --------------------------------------------------------------------------------------
+
+LUMA = """agraph (float[1,1,90,160] input) => (float[1,1,90,160] saliency_map) { saliency_map = Sigmoid (input) }"""
+
+
+@pytest.fixture
+def luma():
+    return text(LUMA)
+
+
+def test_the_smallest_luma_model_keeps_its_contract_and_no_other(luma, image, step):
+    assert check(luma, contract="saliency-luma").ok and check(luma, contract="saliency").contract == "saliency-luma"
+    assert "contract-shape" in refused(luma, "saliency-image") and not check(luma, contract="saliency-step").ok
+    assert "contract-shape" in refused(image, "saliency-luma") and not check(step, contract="saliency-luma").ok
+
+
+@pytest.mark.parametrize("which", ["input", "output"])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [7, 3, 0, -1, "N", None])
+def test_every_axis_of_luma_is_fixed_and_the_sizes_are_one(luma, which, axis, size):
+    set_dim(getattr(luma.graph, which)[0], axis, size)
+    assert refused(luma, "saliency-luma") == {"contract-shape"}
+
+
+def test_luma_of_another_type_rank_or_name(luma):
+    luma.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    assert refused(luma, "saliency-luma") == {"contract-type"}
+    assert refused(text(LUMA.replace("1,1,90,160] input", "90,160] input")), "saliency-luma") == {"contract-type"}
+    assert refused(text(LUMA.replace("input", "luma")), "saliency-luma") == {"contract-inputs"}
+    assert refused(text(LUMA.replace("saliency_map", "map")), "saliency-luma") == {"contract-outputs"}
+
+
+def test_a_second_input_of_a_luma_model(luma):
+    luma.graph.input.append(helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [1]))
+    assert refused(luma, "saliency-luma") == {"contract-inputs"}
+
+
+def test_one_channel_of_any_size_is_no_luma_model(luma):
+    for axis in (2, 3):
+        set_dim(luma.graph.input[0], axis, "HW"[axis - 2])
+    assert refused(luma, "saliency") == {"contract-shape"}

@@ -1,0 +1,133 @@
+"""The luma graph: one size, fixed shapes, the image file's maps of grey frames."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from distill.export import ExportRefused
+from distill.export.graph import image_graph, step_graph
+from distill.export.luma import compare_luma, grey, luma_graph, verify_luma
+from distill.export.parity import torch_maps
+from distill.export.quantize import quantise
+from distill.export.runner import Predictor, normalise
+from distill.opallowlist import check
+from tests.export.test_export import lively
+from tests.export.test_quantize import clips
+
+
+@pytest.fixture(scope="module")
+def image():
+    return image_graph(lively(), {"license": "x"})
+
+
+def planes(height, width, count=2):
+    return list(np.random.default_rng(0).integers(0, 256, (count, height, width), np.uint8))
+
+
+def feed(plane):
+    """As the downstream does: the plane as it is, over 255."""
+    return plane[None, None].astype(np.float32) / 255
+
+
+# Each of the entry's kernels, none at all, and sizes that nothing divides; the working size is 64x32.
+SIZES = [(16, 16), (17, 33), (97, 131), (130, 300), (260, 530), (529, 1031), (64, 128), (1080, 1920)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_it_is_the_image_file_on_grey_frames_and_pytorch(image, height, width):
+    luma = luma_graph(image, height, width)
+    assert verify_luma(luma, image).max_abs <= 1e-6
+    one = Predictor(luma.SerializeToString())
+    for plane in planes(height, width):
+        ours = one.run(feed(plane))
+        [theirs] = torch_maps(lively(), [grey(plane)], None)
+        assert ours.shape == (1, 1, height, width) and np.abs(ours - theirs).max() <= 1e-5
+        assert 0 <= ours.min() < ours.max() <= 1
+
+
+def test_grey_is_what_a_consumer_of_colour_makes_of_limited_range():
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    rgb = np.clip((ramp.astype(float) - 16) * 255 / 219, 0, 255)  # BT.601 and 709 alike where chroma is neutral
+    exact = (rgb[..., None] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert np.allclose(grey(ramp)[0], exact.transpose(2, 0, 1), atol=1e-6)
+    assert np.allclose(grey(np.full((2, 2), 235, np.uint8)), normalise(np.full((2, 2, 3), 255, np.uint8)), atol=1e-5)
+    assert np.allclose(grey(np.full((2, 2), 16, np.uint8)), normalise(np.zeros((2, 2, 3), np.uint8)), atol=1e-5)
+
+
+def test_it_is_gated_static_and_keeps_the_contract(image):
+    luma = luma_graph(image, 97, 131)
+    onnx.checker.check_model(luma, full_check=True)
+    assert check(luma, contract="saliency-luma").ok and not check(luma, contract="saliency-image").ok
+    assert luma.ir_version == 8 and [(o.domain, o.version) for o in luma.opset_import] == [("", 17)]
+    assert {node.op_type for node in luma.graph.node} <= {
+        *(node.op_type for node in image.graph.node), "Mul", "Clip", "Identity", "AveragePool",
+    }  # fmt: skip
+    assert not {"If", "Shape"} & {node.op_type for node in luma.graph.node}
+    assert {p.key: p.value for p in luma.metadata_props} == {"license": "x"}
+    again = luma_graph(image, 97, 131)
+    assert luma.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
+
+
+def test_it_takes_no_other_size_and_no_colour(image):
+    one = Predictor(luma_graph(image, 97, 131).SerializeToString())
+    for shape in ((1, 1, 97, 132), (1, 1, 98, 131), (1, 3, 97, 131)):
+        with pytest.raises(ValueError, match="does not run at"):
+            one.run(np.zeros(shape, np.float32))
+
+
+def test_an_int8_image_file_has_a_luma_file_too(image):
+    int8 = quantise(image, clips(range(3)), every=2)
+    luma = luma_graph(int8, 97, 131)
+    assert verify_luma(luma, int8).max_abs <= 1e-5 and "DequantizeLinear" in {n.op_type for n in luma.graph.node}
+
+
+def test_other_models_are_refused(image, golden):
+    for model in (
+        step_graph(lively(), 25.0, {}),
+        onnx.load(golden / "scanner" / "ok_qdq.onnx"),
+        luma_graph(image, 32, 32),
+    ):
+        with pytest.raises(ExportRefused, match="no image file of this exporter"):
+            luma_graph(model, 64, 64)
+
+
+@pytest.mark.parametrize("what", ["weights", "operator", "shape", "bytes", "range"])
+def test_what_is_wrong_does_not_pass(image, what, monkeypatch):
+    luma, message = luma_graph(image, 64, 96), ""
+    if what == "weights":
+        luma = luma_graph(image_graph(lively(seed=1), {}), 64, 96)
+        message = "luma file against image file"
+    elif what == "range":  # full range in place of limited
+        for node in luma.graph.node:
+            if node.output[0] == "luma_gain":
+                node.attribute[0].f = 1.0
+        message = "luma file against image file"
+    elif what == "operator":
+        luma.graph.node[-1].output[0] = "unrounded"
+        luma.graph.node.append(helper.make_node("Floor", ["unrounded"], ["saliency_map"]))
+        message = "Floor"
+    elif what == "shape":
+        luma.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+        message = "must be fixed"
+    else:
+        monkeypatch.setattr("distill.export.luma.MAX_BYTES", 10)
+        message = "more than the 10"
+    with pytest.raises(ExportRefused, match=message):
+        verify_luma(luma, image)
+
+
+def test_parity_does_not_swallow_nan(image):
+    luma = luma_graph(image, 32, 32)
+    for tensor in luma.graph.initializer:
+        if tensor.name == "imagenet_bias":
+            tensor.CopyFrom(numpy_helper.from_array(np.full((1, 3, 1, 1), np.nan, np.float32), "imagenet_bias"))
+    assert not compare_luma(luma, image).max_abs <= 1
+
+
+def test_torch_is_not_needed():
+    import subprocess
+    import sys
+
+    code = "import sys, distill.export.luma, distill.luma, distill.export.quantize; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
