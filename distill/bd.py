@@ -1,25 +1,34 @@
 """What a saliency map buys an encoder: rate for quality with the map and without, over whole frames and where people look.
 
 Every clip is encoded without a map, with a centred Gaussian's, and with each model's, at several rates. Quality is luma
-PSNR of the mean squared error, twice: over all pixels alike, and weighted by where observers looked. Of the first, a map
+PSNR of the mean squared error, twice: over all pixels alike, and weighted by where people look. Of the first, a map
 can only lose: it takes bits from most of the frame. The second says whether it gave them to the right blocks.
+
+Where people look is where observers did, in clips of a corpus with gaze. Elsewhere a judge may say it: the map of a model
+that is not compared, its sum 1. The two are never averaged together, and a model that would judge itself is refused.
 
 BD-rate (Bjontegaard, VCEG-M33, 2001) is how much more rate the same quality takes, on average over the qualities that both
 reach; negative is better. Curves are monotone cubics through all points (Fritsch and Butland, SIAM J. Sci. Stat. Comput. 5,
-1984), as in the common test conditions of HEVC, not one cubic fitted to four.
+1984), as in the common test conditions of HEVC, not one cubic fitted to four. Intervals are bootstrap ones over clips; two
+maps are compared by their differences on the same clips (see `distill.scores`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
+import onnx
 
 from distill import config
 from distill.corpora import Clip, density_map, fixation_map, open_corpus
@@ -41,10 +50,11 @@ from distill.errors import Interrupted, UsageError
 from distill.export.streaming import Stream
 from distill.progress import Narrator
 from distill.run_dir import atomic
+from distill.scores import Cells, mean_and_interval
 
 NONE, CENTRE = "no map", "centred Gaussian"
 DECODERS = {"x264": "h264", "x265": "hevc"}
-KINDS = {"plain": "PSNR", "gaze": "gaze-weighted PSNR"}
+KINDS = {"plain": "PSNR", "gaze": "gaze-weighted PSNR", "judge": "judge-weighted PSNR"}
 
 
 # --- the measure -----------------------------------------------------------------------------------------------------
@@ -114,7 +124,10 @@ class Take:
     picture: Picture
     frames: list[av.VideoFrame]  # yuv420p
     luma: np.ndarray  # uint8 [T,H,W]
-    gaze: dict[int, np.ndarray]  # by frame: float32 [H,W], its sum 1; empty where nobody was asked
+    # By frame, float32 [h,w] that covers it, not all zero; empty where nobody was asked.
+    weights: dict[int, np.ndarray]
+    by: str | None = None  # whose they are: gaze or judge
+    judge: str | None = None  # its name
 
 
 def take_video(path: Path, frames: int) -> Take:
@@ -129,8 +142,7 @@ def take_clip(clip: Clip, frames: int) -> Take:
     for index in range(min(frames, clip.frames, clip.annotated_frames)):
         fixations = fixation_map(clip, index)
         if fixations is not None and fixations.any():
-            density = density_map(clip, index, fixations)
-            gaze[index] = density / density.sum()
+            gaze[index] = density_map(clip, index, fixations)
     return _take(clip.id, islice(clip.read(), frames), clip.fps, gaze)
 
 
@@ -145,7 +157,19 @@ def _take(name: str, pixels: Iterator[np.ndarray], fps: float, gaze: dict[int, n
     luma = np.stack([_luma(frame) for frame in frames])
     picture = Picture(frames[0].width, frames[0].height, "yuv420p", 1 / rate, rate)
     height, width = picture.size
-    return Take(name, picture, frames, luma, {i: weights[:height, :width] for i, weights in gaze.items()})
+    cut = {i: weights[:height, :width] for i, weights in gaze.items() if weights[:height, :width].any()}
+    return Take(name, picture, frames, luma, cut, "gaze" if cut else None)
+
+
+def judged(take: Take, judge: Stream, name: str) -> Take:
+    """The take with weights from a model's maps, where there is no gaze. Frames where the model sees nothing have none."""
+    if take.weights:
+        return take
+    judge.reset()
+    planner = Planner(take.picture, judge.map, Shaping())
+    maps = {i: planner.saliency(frame, float(frame.time or 0)) for i, frame in enumerate(take.frames)}
+    maps = {i: saliency.astype(np.float32) for i, saliency in maps.items() if saliency.any()}
+    return replace(take, weights=maps, by="judge", judge=name) if maps else take
 
 
 def _luma(frame: av.VideoFrame) -> np.ndarray:
@@ -163,43 +187,118 @@ def compare(
     shaping: Shaping,
     crfs: Sequence[float],
     narrator: Narrator,
+    judge: Path | None = None,
 ) -> dict[str, Any]:
     """Encodes every take (its name, and a function that reads it) with every map at every rate.
 
-    Returns, ready for JSON: codec, preset, crfs, strength; clips: {name: {frames, gaze_frames, points: {map: [{crf, kbps, plain,
-    gaze}]}, bd_rate: {map: {plain, gaze}}, size: {map: per cent of change at equal crf}}}; mean: the same over clips, and `better`:
-    on how many clips the gaze-weighted BD-rate is below zero.
+    judge: a model whose maps are the weights where a clip has no gaze.
+    Returns, ready for JSON: codec, preset, crfs, strength, neutral, judge; clips: {name: {frames, weights: {by, judge, frames},
+    points: {map: [{crf, kbps, plain, gaze or judge}]}, bd_rate: {map: {plain, gaze or judge}}, size: {map: per cent of change
+    at equal crf}, left_out: {map: {kind: why there is no BD-rate}}}}; what `summary` says of them; and unfinished, the names of
+    clips that an interrupt has left.
 
-    Raises UsageError for a model or an option that cannot be used, or rates too near or too few.
+    Raises UsageError for a model or an option that cannot be used, a judge among the compared, or rates that say nothing for any
+    clip; Interrupted where no clip is done.
     """
-    check_coding(coding)
+    for crf in crfs:
+        check_coding(replace(coding, crf=crf))
+    if len(set(crfs)) < max(2, len(crfs)):
+        raise UsageError(f"--crf {','.join(f'{crf:g}' for crf in crfs)}: two or more different rates are wanted")
+    if judge:
+        check_judge(judge, models)
     maps: dict[str, Stream | Maps | None] = {NONE: None, CENTRE: centre}
     maps.update({name: open_maps(path, None) for name, path in models.items()})
+    weigher = open_maps(judge, None) if judge else None
     clips: dict[str, Any] = {}
     with narrator.bar("bd", len(takes) * len(maps) * len(crfs), unit="encodes") as bar:
-        for name, read in takes:
-            take: Take = read()
+
+        def count(note: str) -> None:
+            bar.advance(note=note)
+            if narrator.stop() and bar.done < bar.total:
+                raise Interrupted(f"bd, at {note}; nothing is kept")
+
+        try:
+            for name, read in takes:
+                take: Take = judged(read(), weigher, judge.name) if judge and isinstance(weigher, Stream) else read()
+                if not clips:
+                    check_map_counts(take.picture, coding)
+                clips[name] = _clip(name, take, maps, coding, shaping, crfs, count)
+        except Interrupted:
             if not clips:
-                check_map_counts(take.picture, coding)
-            points: dict[str, list[dict[str, float]]] = {}
-            for title, own in maps.items():
-                offsets = _offsets(take, own, shaping)
-                points[title] = []
-                for crf in crfs:
-                    points[title].append(_point(take, offsets, replace(coding, crf=crf), shaping.block))
-                    bar.advance(note=f"{name}, {title}")
-                    if narrator.stop():
-                        raise Interrupted(f"bd, at clip {name}; nothing is kept")
-            clips[name] = {
-                "frames": len(take.frames),
-                "gaze_frames": len(take.gaze),
-                "points": points,
-                **_worth(name, points),
-            }
+                raise
+    reasons = [
+        f"clip {name}, {title}: no BD-rate of {KINDS[kind]}: {reason}"
+        for name, facts in clips.items()
+        for title, own in facts["left_out"].items()
+        for kind, reason in own.items()
+    ]
+    if not any(own for facts in clips.values() for own in facts["bd_rate"].values()):
+        raise UsageError(f"{reasons[0]}; other --crf may do")
+    for reason in reasons:
+        narrator.say(reason)
+    if without := [name for name, facts in clips.items() if not facts["weights"]["by"]]:
+        narrator.say(
+            f"nobody's gaze: {', '.join(without)}; only whole-frame PSNR, of which a map can only lose. "
+            "--judge MODEL.onnx weighs by where another model would look"
+        )
     return {
-        "codec": coding.codec, "preset": coding.preset, "crfs": list(crfs), "strength": shaping.strength,
-        "clips": clips, "mean": _mean(list(clips.values())),
+        "codec": coding.codec, "preset": coding.preset, "crfs": list(crfs), "strength": shaping.strength, "neutral": shaping.neutral,
+        "judge": judge.name if judge else None, "clips": clips, **summary(clips),
+        "unfinished": [name for name, _ in takes if name not in clips],
     }  # fmt: skip
+
+
+def _clip(
+    name: str,
+    take: Take,
+    maps: Mapping[str, Stream | Maps | None],
+    coding: Coding,
+    shaping: Shaping,
+    crfs: Sequence[float],
+    count: Callable[[str], None],
+) -> dict[str, Any]:
+    points: dict[str, list[dict[str, float]]] = {}
+    for title, own in maps.items():
+        offsets = _offsets(take, own, shaping)
+        points[title] = []
+        for crf in crfs:
+            points[title].append(_point(take, offsets, replace(coding, crf=crf), shaping.block))
+            count(f"{name}, {title}")
+    weights = {"by": take.by, "judge": take.judge, "frames": len(take.weights)}
+    return {"frames": len(take.frames), "weights": weights, "points": points, **_worth(points)}
+
+
+def check_judge(judge: Path, models: Mapping[str, Path]) -> None:
+    """Raises UsageError where the judge is no file, one of the models, or one of them in another form: with the same weights."""
+    if not judge.is_file():
+        reason = "the centred Gaussian is among the compared" if str(judge) in ("centre", "none") else "no such model"
+        raise UsageError(f"--judge {judge}: {reason}; give the ONNX file of a model that is not compared")
+    own = _weights_in(judge)
+    for name, path in models.items():
+        if not path.is_file():
+            continue  # what opens it will say so
+        same = hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(judge.read_bytes()).digest()
+        other = _weights_in(path)
+        shared = sum(count for key, count in own.items() if key in other)
+        if same or 2 * shared > min(sum(own.values()), sum(other.values())) > 0:
+            raise UsageError(
+                f"--judge {judge}: {'the same file as' if same else 'the same weights as in'} {name}, which is compared, and nothing "
+                "judges itself; give a model that was trained apart"
+            )
+
+
+def _weights_in(path: Path) -> dict[bytes, int]:
+    """Digests of a model's larger tensors, and how many numbers each has; empty where the file is no model."""
+    try:
+        tensors = onnx.load(str(path)).graph.initializer
+    except Exception:  # protobuf has many; what opens the model says what is wrong with it
+        return {}
+    arrays = [onnx.numpy_helper.to_array(tensor) for tensor in tensors]
+    return {
+        hashlib.sha256(np.sort(a, None).tobytes()).digest(): a.size
+        for a in arrays
+        if a.size >= 64 and a.dtype.kind == "f"
+    }
 
 
 def _offsets(take: Take, maps: Stream | Maps | None, shaping: Shaping) -> list[np.ndarray | None]:
@@ -216,24 +315,34 @@ def _point(take: Take, offsets: list[np.ndarray | None], coding: Coding, block: 
     decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
     if len(decoded) != len(take.frames):
         raise UsageError(f"{CODECS[coding.codec]}: {len(take.frames)} frames went in, {len(decoded)} came out")
-    plain, gaze = [], []
+    plain, weighted = [], []
     for index, frame in enumerate(decoded):
         error = (take.luma[index].astype(np.float32) - _luma(frame)) ** 2
         plain.append(float(error.mean()))
-        if index in take.gaze:
-            gaze.append(float((error * take.gaze[index]).sum()))
+        if index in take.weights:
+            weighted.append(float((error * _weight(take, index)).sum()))
     seconds = len(take.frames) / float(take.picture.rate)
     point = {"crf": float(coding.crf or 0), "kbps": sum(p.size for p in packets) * 8 / 1000 / seconds}
     point["plain"] = _psnr(plain)
-    return {**point, "gaze": _psnr(gaze)} if gaze else point
+    return {**point, take.by: _psnr(weighted)} if take.by else point
+
+
+def _weight(take: Take, index: int) -> np.ndarray:
+    """Of every pixel of a frame, float32 `[H,W]`, their sum 1."""
+    height, width = take.picture.size
+    weights = take.weights[index]
+    if weights.shape != (height, width):
+        weights = cv2.resize(weights, (width, height), interpolation=cv2.INTER_LINEAR)
+    return weights / weights.sum()
 
 
 def _psnr(errors: list[float]) -> float:
     return float(10 * np.log10(255**2 / max(float(np.mean(errors)), 1e-6)))
 
 
-def _worth(clip: str, points: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def _worth(points: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     rates: dict[str, dict[str, float]] = {}
+    left_out: dict[str, dict[str, str]] = {}
     sizes: dict[str, float] = {}
     for title, own in points.items():
         if title == NONE:
@@ -246,23 +355,44 @@ def _worth(clip: str, points: dict[str, list[dict[str, float]]]) -> dict[str, An
             try:
                 rates[title][kind] = bd_rate(plain, mapped)
             except ValueError as error:
-                raise UsageError(f"clip {clip}, {title}: {error}; other --crf may do") from None
+                left_out.setdefault(title, {})[kind] = str(error)
         ratios = [p["kbps"] / q["kbps"] for p, q in zip(own, points[NONE], strict=True)]
         sizes[title] = float(np.expm1(np.mean(np.log(ratios))) * 100)
-    return {"bd_rate": rates, "size": sizes}
+    return {"bd_rate": rates, "size": sizes, "left_out": left_out}
 
 
-def _mean(clips: list[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for title in clips[0]["bd_rate"]:
-        found[title] = {"size": float(np.mean([c["size"][title] for c in clips]))}
-        for kind in KINDS:
-            values = [c["bd_rate"][title][kind] for c in clips if kind in c["bd_rate"][title]]
-            if values:
-                found[title][kind] = float(np.mean(values))
-                found[title][f"{kind}_clips"] = len(values)
-                found[title][f"{kind}_better"] = sum(v < 0 for v in values)
-    return found
+def summary(clips: Mapping[str, Any]) -> dict[str, Any]:
+    """Over clips: means, and how maps differ on the same clips, each with its 95 % interval (none for a single clip).
+
+    Returns {"mean": {map: {measure: {mean, interval, clips, better}}}, "differences": [{map, less, measure: {mean, interval,
+    clips, better}}]}. Measures are those of KINDS, BD-rates in per cent, and `size`. A difference is the map's less the other's,
+    in points of per cent; better: on how many clips it is below zero. Every model is set against the Gaussian and those named
+    after it.
+    """
+    titles = list(next(iter(clips.values()))["size"])
+    measures = {
+        title: [{**facts["bd_rate"][title], "size": facts["size"][title]} for facts in clips.values()]
+        for title in titles
+    }
+    found = {title: _measured(own) for title, own in measures.items()}
+    pairs = [*((title, titles[0]) for title in titles[1:]), *combinations(titles[1:], 2)]
+    differences = [
+        {"map": one, "less": other, **_measured([
+            {key: a[key] - b[key] for key in a.keys() & b.keys()} for a, b in zip(measures[one], measures[other], strict=True)
+        ])}
+        for one, other in pairs
+    ]  # fmt: skip
+    return {"mean": found, "differences": differences}
+
+
+def _measured(clips: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    result = {}
+    for measure in (*KINDS, "size"):
+        if values := [own[measure] for own in clips if measure in own]:
+            mean, interval = mean_and_interval(values)
+            better = sum(value < 0 for value in values)
+            result[measure] = {"mean": mean, "interval": interval, "clips": len(values), "better": better}
+    return result
 
 
 # --- what the command line needs -------------------------------------------------------------------------------------
@@ -275,7 +405,7 @@ def sources(
     found: list[tuple[str, Any]] = [(path.name, lambda path=path: take_video(path, frames)) for path in inputs]
     for path in inputs:
         if not path.is_file():
-            raise UsageError(f"{path}: no such video")
+            raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
     if corpus or root or clips:
         if not (corpus and root):
             raise UsageError("clips with gaze are named by --corpus and --root, and --clips ID,ID")
@@ -295,45 +425,127 @@ def named(models: Sequence[Path]) -> dict[str, Path]:
     return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, models, strict=True)}
 
 
-def rows(result: dict[str, Any]) -> list[dict[str, str]]:
-    """A line for each clip and map, and for the mean: BD-rates, and the change of size at equal CRF."""
-    table = []
-    for clip, facts in [*result["clips"].items(), ("mean", None)]:
-        for title in result["mean"]:
-            own = {**facts["bd_rate"][title], "size": facts["size"][title]} if facts else result["mean"][title]
-            row = {"clip": clip, "map": title}
-            row.update({f"BD-rate {label}": f"{own[k]:+.1f} %" if k in own else "-" for k, label in KINDS.items()})
-            table.append({**row, "size at equal CRF": f"{own['size']:+.1f} %"})
-    return table
+FEW = 8  # clips, below which a bootstrap says little of clips that were not drawn
+LABELS = {"plain": "PSNR", "gaze": "by gaze", "judge": "by judge", "size": "size"}
+
+
+def _measures(result: dict[str, Any]) -> dict[str, str]:
+    """What a result has at all, and the heads of its columns."""
+    return {key: label for key, label in LABELS.items() if any(key in own for own in result["mean"].values())}
+
+
+def clip_cells(result: dict[str, Any]) -> Cells:
+    """A line for each clip and map: BD-rates, and the change of size at equal CRF, in per cent; for `distill.scores.fitted`."""
+    return [
+        (
+            f"{clip}, {title}",
+            {
+                label: (_signed({**rates, "size": facts["size"][title]}.get(key)), "")
+                for key, label in _measures(result).items()
+            },
+        )
+        for clip, facts in result["clips"].items()
+        for title, rates in facts["bd_rate"].items()
+    ]
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.1f}"
+
+
+def mean_cells(result: dict[str, Any]) -> Cells:
+    """Means over clips with their intervals."""
+    return [(title, _cells(result, own)) for title, own in result["mean"].items()]
+
+
+def difference_cells(result: dict[str, Any]) -> Cells:
+    """How maps differ, with intervals."""
+    return [(f"{own['map']} less {own['less']}", _cells(result, own)) for own in result["differences"]]
+
+
+def _cells(result: dict[str, Any], own: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    cells = {}
+    for key, label in _measures(result).items():
+        found = own.get(key, {"mean": None, "interval": None})
+        interval = f"[{', '.join(map(_signed, found['interval']))}]" if found["interval"] else ""
+        cells[label] = (_signed(found["mean"]), interval)
+    return cells
+
+
+def legend(result: dict[str, Any]) -> list[str]:
+    """What the columns are, and whose eyes weighed which clips."""
+    said = ["BD-rate in per cent, negative saves rate. PSNR: over all pixels alike, of which a map can only lose"]
+    for by, whose in (
+        ("gaze", "where observers looked"),
+        ("judge", f"where {result['judge']} would look, a model and no observer"),
+    ):
+        if of := [name for name, facts in result["clips"].items() if facts["weights"]["by"] == by]:
+            said.append(
+                f"{LABELS[by]}: weighted by {whose}; {len(of)} of {len(result['clips'])} clips: {', '.join(of)}"
+            )
+    said.append("size: its change at equal CRF")
+    return said
+
+
+COLUMNS = ("clip", "weights", "map", "less", "measure", "value", "low", "high", "clips", "better")
+
+
+def write_csv(result: dict[str, Any], path: Path) -> None:
+    """One value per line, in per cent: of clips, then over clips (`clip` is empty) with the ends of their intervals."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(COLUMNS)
+    for clip, facts in result["clips"].items():
+        weights = facts["weights"]["judge"] or facts["weights"]["by"] or ""
+        for title, rates in facts["bd_rate"].items():
+            for measure, value in {**rates, "size": facts["size"][title]}.items():
+                lines.writerow((clip, weights, title, "", measure, value, "", "", "", ""))
+    means = [{"map": title, "less": "", **own} for title, own in result["mean"].items()]
+    for own in (*means, *result["differences"]):
+        for measure in LABELS:
+            if found := own.get(measure):
+                ends = found["interval"] or ("", "")
+                lines.writerow(
+                    ("", "", own["map"], own["less"], measure, found["mean"], *ends, found["clips"], found["better"])
+                )
+    with atomic(path) as file:
+        file.write(text.getvalue().encode())
+
+
+ACROSS = 6  # clips beside each other in a drawing
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Curves of all clips, quality over rate, as a PNG."""
+    """Curves of all clips, quality over rate, as a PNG: below whole frames, weighted ones."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     clips = result["clips"]
-    kinds = [k for k in KINDS if any(k in facts["points"][NONE][0] for facts in clips.values())]
+    across, two = min(ACROSS, len(clips)), 1 + any(facts["weights"]["by"] for facts in clips.values())
+    down = -(-len(clips) // across) * two
     figure, axes = plt.subplots(
-        len(kinds), len(clips), squeeze=False, figsize=(3.2 * len(clips) + 1, 2.8 * len(kinds) + 0.6)
+        down, across, squeeze=False, figsize=(max(3.2 * across + 0.4, 5), 2.8 * down + 0.6), layout="constrained"
     )
-    for column, (name, facts) in enumerate(clips.items()):
-        for row, kind in enumerate(kinds):
-            axis = axes[row][column]
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for index, (name, facts) in enumerate(clips.items()):
+        for below, kind in enumerate(k for k in KINDS if k in facts["points"][NONE][0]):
+            axis = axes[index // across * two + below][index % across]
+            axis.set_visible(True)
             for title, points in facts["points"].items():
-                if kind in points[0]:
-                    axis.plot(
-                        [p["kbps"] for p in points], [p[kind] for p in points], marker="o", markersize=3, label=title
-                    )
+                axis.plot([p["kbps"] for p in points], [p[kind] for p in points], marker="o", markersize=3, label=title)
             axis.set_xscale("log")
-            axis.grid(alpha=0.3, which="both")
+            rates = [p["kbps"] for p in facts["points"][NONE]]
+            axis.set_xticks(rates, [f"{rate:.0f}" for rate in rates])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
             axis.set_title(f"{name}: {KINDS[kind]}", fontsize=9)
             axis.set_xlabel("kbit/s", fontsize=8)
             axis.set_ylabel("dB", fontsize=8)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+            axis.tick_params(labelsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)

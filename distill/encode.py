@@ -7,8 +7,9 @@ a small filter graph, and one graph serves all frames with the same map. The enc
 quantisation and skip them, without an error, where that is off. So before a video is encoded, two frames of noise are,
 with a map and without: where both give the same bytes, the map would be ignored, and nothing is encoded.
 
-Kept: time stamps, bit depth and chroma, aspect of pixels, rotation, colour tags, metadata, chapters; audio and subtitles
-are copied as they are.
+Kept: time stamps, bit depth and chroma, aspect of pixels, rotation, colour tags, mastering display and light level of HDR10,
+closed captions, metadata, chapters; audio, subtitles and, where the container can hold it, cover art are copied as they are. What is lost
+is said.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import errno
 import math
 import os
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +30,7 @@ import numpy as np
 
 from distill.errors import UsageError
 from distill.evaluate import load_predictor
-from distill.export.blocks import BLOCKS, FAINT, HOLD, LIMIT, areas, centred, qp_offsets, step_for
+from distill.export.blocks import BLOCKS, FAINT, HOLD, LIMIT, NEUTRAL, areas, block_bits, centred, qp_offsets, step_for
 from distill.export.streaming import Stream
 from distill.progress import Narrator
 from distill.roi_writers import FORMATS, SVT_BLOCK, SVT_LEVELS, RoiFile, addroi, addroi_command
@@ -38,6 +40,7 @@ try:
     import av
     import av.logging
     from av.codec.codec import find_best_pix_fmt_of_list
+    from av.stream import Disposition
 except ModuleNotFoundError:
     raise UsageError("PyAV is not installed; pip install 'saliency-distill[train,encode]'") from None
 
@@ -47,6 +50,15 @@ Maps = Callable[[np.ndarray, float], np.ndarray]
 CODECS = {"x264": "libx264", "x265": "libx265"}
 CRF = {"x264": 23.0, "x265": 28.0}  # the encoders' own defaults
 PRIOR = 0.5  # of a centred Gaussian in the map: a model that is wrong then costs less than it gains where it is right
+HDR = {"x264": ("mastering-display", "cll"), "x265": ("master-display", "max-cll")}
+# What frames may bring along that the encoders or their wrappers do not take, and what it is called.
+LOST = {
+    "AFD": "active format", "AMBIENT_VIEWING_ENVIRONMENT": "ambient viewing environment",
+    "DOVI_METADATA": "Dolby Vision", "DOVI_RPU_BUFFER": "Dolby Vision", "DYNAMIC_HDR_PLUS": "HDR10+",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid", "FILM_GRAIN_PARAMS": "film grain", "GOP_TIMECODE": "time codes", "ICC_PROFILE": "colour profile",
+    "PANSCAN": "pan and scan", "S12M_TIMECODE": "time codes", "SPHERICAL": "spherical projection", "STEREO3D": "stereo layout",
+}  # fmt: skip
+COVERS = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
 WIDTH = 640  # px of the frame that a model sees: what the corpora have that students learn from
 GRAPHS = 32  # filter graphs that are kept
 NO_TIMES = av.format.Flags.no_timestamps.value
@@ -70,17 +82,20 @@ class Shaping:
 
     strength: float = 4.0
     block: int = 16
-    neutral: bool = True
+    neutral: str = "bits"
     faint: float | None = FAINT
     prior: float = PRIOR
     hold: float = HOLD
     limit: int = LIMIT
     step: int = 1
 
-    def offsets(self, saliency: np.ndarray, size: tuple[int, int], previous: np.ndarray | None) -> np.ndarray:
+    def offsets(
+        self, saliency: np.ndarray, size: tuple[int, int], previous: np.ndarray | None, bits: np.ndarray | None
+    ) -> np.ndarray:
         return qp_offsets(
             saliency, self.strength, self.block, size,
-            limit=self.limit, neutral=self.neutral, faint=self.faint, prior=self.prior, step=self.step, previous=previous, hold=self.hold,
+            limit=self.limit, neutral=self.neutral, bits=bits, faint=self.faint,
+            prior=self.prior, step=self.step, previous=previous, hold=self.hold,
         )  # fmt: skip
 
 
@@ -103,17 +118,16 @@ def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, thre
     return centre if name == "centre" else None
 
 
-def check_block(block: int) -> None:
+def check_shaping(block: int, neutral: str) -> None:
     if block not in BLOCKS:
         raise UsageError(f"--block {block}: {', '.join(map(str, BLOCKS))} are known")
+    if neutral not in NEUTRAL:
+        raise UsageError(f"--neutral {neutral} is unknown; there are {', '.join(NEUTRAL)}")
 
 
-def request(
-    target: Path | None, name: str | None, block: int, roi: tuple[Path | None, str | None]
-) -> tuple[Path, str] | None:
+def request(target: Path | None, name: str | None, roi: tuple[Path | None, str | None]) -> tuple[Path, str] | None:
     """The ROI file and its format, where one is wanted. Raises UsageError for options that do not go together."""
     path, format_ = roi
-    check_block(block)
     if (path is None) != (format_ is None):
         raise UsageError(f"--roi-out FILE and --format go together; formats: {', '.join(FORMATS)}")
     if path is None or format_ is None:
@@ -136,6 +150,8 @@ def check_coding(coding: Coding) -> None:
         raise UsageError(f"--codec {coding.codec} is unknown; there are {', '.join(CODECS)}")
     if coding.crf is not None and coding.bitrate is not None:
         raise UsageError("--crf and --bitrate exclude each other; give one")
+    if coding.crf is not None and not 0 <= coding.crf <= 51:
+        raise UsageError(f"--crf {coding.crf:g}: 0 (best) to 51 is wanted")
     for param in coding.params:
         key, equals, value = param.partition("=")
         if not equals or ":" in param:
@@ -152,9 +168,11 @@ def check_coding(coding: Coding) -> None:
         ) from None
 
 
-def options(coding: Coding) -> dict[str, str]:
-    """The encoder's options. Adaptive quantisation is switched on by name: the fastest presets leave it off."""
+def options(coding: Coding, picture: Picture) -> dict[str, str]:
+    """The encoder's options. Adaptive quantisation is switched on by name: the fastest presets leave it off. So are captions."""
     params = {"aq-mode": "1" if coding.codec == "x264" else "2"}
+    display, light = HDR[coding.codec]
+    params.update({key: value for key, value in ((display, picture.display), (light, picture.light)) if value})
     if coding.codec == "x265":
         params["log-level"] = "error"  # it writes to standard error by itself
         if coding.threads:
@@ -162,7 +180,7 @@ def options(coding: Coding) -> dict[str, str]:
     params.update({key.replace("_", "-"): value for key, _, value in (p.partition("=") for p in coding.params)})
     rate = {} if coding.bitrate else {"crf": f"{CRF[coding.codec] if coding.crf is None else coding.crf:g}"}
     joined = ":".join(f"{key}={value}" for key, value in params.items())
-    return {"preset": coding.preset, f"{coding.codec}-params": joined, **rate}
+    return {"preset": coding.preset, f"{coding.codec}-params": joined, "a53cc": "1", **rate}
 
 
 @dataclass(frozen=True)
@@ -179,6 +197,8 @@ class Picture:
     transfer: int = 2
     matrix: int = 2
     range: int = 0
+    display: str = ""  # of HDR10, in the encoders' words: the display it was graded on, and its light levels
+    light: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -201,7 +221,7 @@ def configure(context: Any, picture: Picture, coding: Coding) -> None:
         context.bit_rate = coding.bitrate * 1000
     if coding.threads:
         context.thread_count = coding.threads
-    context.options = options(coding)
+    context.options = options(coding, picture)
 
 
 class Marker:
@@ -330,11 +350,13 @@ def encode(
     for path in written:
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"{path} is the file that is read; name another")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name the file to write in it")
     if target:
         check_coding(coding)
     first = _first_frame(source)
     with _opened(source) as container, contextlib.ExitStack() as stack:
-        picture = _picture(container.streams.video[0], first, coding if target else None, narrator)
+        picture = _picture(_video(container), first, coding if target else None, narrator)
         if isinstance(maps, Stream) and (slower := maps.slower(float(picture.rate))) > 1.05:
             narrator.say(
                 f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for {1 / maps.period:.4g}: "
@@ -372,6 +394,25 @@ def encode(
     }
 
 
+@dataclass
+class Track:
+    """The offsets of a clip's frames, in turn, shaped in one way."""
+
+    shaping: Shaping
+    size: tuple[int, int]
+    offsets: np.ndarray | None = None
+    bits: np.ndarray | None = None  # of the blocks, as of late: one frame's alone would shake the offsets
+    all_bits: np.ndarray | float = 0.0
+
+    def step(self, saliency: np.ndarray, luma: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+        if self.shaping.neutral == "bits":
+            bits = block_bits(luma, before, self.shaping.block, self.size)
+            self.bits = bits if self.bits is None else (self.bits + bits) / 2
+            self.all_bits = self.all_bits + bits
+        self.offsets = self.shaping.offsets(saliency, self.size, self.offsets, self.bits)
+        return self.offsets
+
+
 class Planner:
     """Says what offsets each frame gets, in turn, and remembers what for that takes."""
 
@@ -380,18 +421,18 @@ class Planner:
         self.frames, self.changes = 0, 0
         self.lowest, self.highest, self.total = 0, 0, 0.0
         self._first = self._last = 0.0
-        self._offsets: np.ndarray | None = None
+        self._track = Track(shaping, picture.size)
+        self._luma: np.ndarray | None = None  # of the frame before
         self._sum: np.ndarray | None = None  # of all maps, for encoders that take one
-        self._file: RoiFile | None = None
-        self._file_offsets: np.ndarray | None = None
-        self._file_shaping = shaping
+        self._file: tuple[RoiFile, Track] | None = None
 
     def add_file(self, file: RoiFile | None) -> None:
         """A file that gets every frame's offsets too, by its own encoder's rules."""
-        self._file = file
+        shaping = self.shaping
         if file and file.format == "svt-av1":
-            limit = min(LIMIT, math.ceil(self.shaping.strength * (2 if self.shaping.neutral else 1)))
-            self._file_shaping = replace(self.shaping, block=SVT_BLOCK, limit=limit, step=step_for(SVT_LEVELS, limit))
+            limit = min(LIMIT, math.ceil(shaping.strength * (1 if shaping.neutral == "off" else 2)))
+            shaping = replace(shaping, block=SVT_BLOCK, limit=limit, step=step_for(SVT_LEVELS, limit))
+        self._file = (file, Track(shaping, self.picture.size)) if file else None
 
     def plan(self, frame: av.VideoFrame) -> np.ndarray | None:
         """The offsets int32 `[rows, columns]` of the next frame; None where there are no maps."""
@@ -406,38 +447,52 @@ class Planner:
                 f"frame {index + 1} is interlaced, and FFmpeg's encoders ignore a map there; "
                 "deinterlace first: ffmpeg -i IN -vf bwdif OUT"
             )
-        size = self.picture.size
+        before, (luma, rgb) = self._luma, self._small(frame)
+        self._luma, last = luma, self._track.offsets
         try:
-            saliency = self._saliency(frame)
-            offsets = self.shaping.offsets(saliency, size, self._offsets)
+            saliency = self._saliency(frame, rgb)
+            offsets = self._track.step(saliency, luma, before)
+            if self._file:
+                file, track = self._file
+                file.add(track.step(saliency, luma, before))
         except ValueError as error:
             raise UsageError(f"frame {self.frames}: {error}") from None
-        self.changes += self._offsets is not None and not np.array_equal(offsets, self._offsets)
-        self._offsets = offsets
+        self.changes += last is not None and not np.array_equal(offsets, last)
         self.lowest, self.highest = min(self.lowest, int(offsets.min())), max(self.highest, int(offsets.max()))
-        weights = areas(size, self.shaping.block)
+        weights = areas(self.picture.size, self.shaping.block)
         self.total += float((offsets * weights).sum() / weights.sum())
         self._sum = saliency.astype(float) if self._sum is None else self._sum + saliency
-        if self._file:
-            self._file_offsets = self._file_shaping.offsets(saliency, size, self._file_offsets)
-            self._file.add(self._file_offsets)
         return offsets
 
-    def _saliency(self, frame: av.VideoFrame) -> np.ndarray:
-        """The frame's map `[h,w]`, in the frame's own orientation; models see it small, and upright."""
-        assert self.maps is not None
-        turns = round(frame.rotation / 90) % 4  # quarter turns that show it upright, counter-clockwise
+    def saliency(self, frame: av.VideoFrame, seconds: float) -> np.ndarray:
+        """The map `[h,w]` of a frame alone, without any plan."""
+        self._last = seconds
+        return self._saliency(frame, self._small(frame)[1])
+
+    def _small(self, frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Luma float32 `[h,w]` and RGB uint8 `[h,w,3]` of the frame as small as models see it, in its own orientation."""
         height, width = self.picture.size
-        scale = min(1.0, WIDTH / (height if turns % 2 else width))
+        scale = min(1.0, WIDTH / (height if self._turns(frame) % 2 else width))
         # Multiples of 8: some models take no other sizes.
         height, width = (max(16, 8 * round(side * scale / 8)) for side in (height, width))
         rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+        return rgb @ np.array([0.299, 0.587, 0.114], np.float32), rgb
+
+    def _turns(self, frame: av.VideoFrame) -> int:
+        return round(frame.rotation / 90) % 4  # quarter turns that show it upright, counter-clockwise
+
+    def _saliency(self, frame: av.VideoFrame, rgb: np.ndarray) -> np.ndarray:
+        """The frame's map `[h,w]`, in the frame's own orientation; models see it upright."""
+        assert self.maps is not None
+        turns = self._turns(frame)
         return np.rot90(self.maps(np.ascontiguousarray(np.rot90(rgb, turns)), self._last), -turns)
 
     def static(self) -> np.ndarray:
         """The offsets of the mean of all maps."""
         assert self._sum is not None
-        return self.shaping.offsets(np.clip(self._sum / self.frames, 0, 1), self.picture.size, None)
+        bits = self._track.all_bits
+        mean = np.clip(self._sum / self.frames, 0, 1)
+        return self.shaping.offsets(mean, self.picture.size, None, bits if isinstance(bits, np.ndarray) else None)
 
     @property
     def seconds(self) -> float:
@@ -454,12 +509,12 @@ class Planner:
 @contextlib.contextmanager
 def _opened(source: Path) -> Iterator[Any]:
     if not source.is_file():
-        raise UsageError(f"{source}: no such video")
+        raise UsageError(f"{source}: no such video" + ("; it is a folder" if source.is_dir() else ""))
     try:
         with av.open(str(source), metadata_errors="ignore") as container:
-            if not container.streams.video:
+            if _video(container) is None:
                 raise UsageError(f"{source} has no video stream")
-            container.streams.video[0].thread_type = "AUTO"
+            _video(container).thread_type = "AUTO"
             yield container
     except av.FFmpegError as error:
         if error.errno == errno.ENOSPC:
@@ -467,16 +522,21 @@ def _opened(source: Path) -> Iterator[Any]:
         raise UsageError(f"{source}: {error.strerror}; is it complete?") from None
 
 
+def _video(container: Any) -> Any:
+    """The first video stream that is no cover art; None where there is none."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
 def _first_frame(source: Path) -> av.VideoFrame:
     with _opened(source) as container:
-        for frame in container.decode(container.streams.video[0]):
+        for frame in container.decode(_video(container)):
             return frame
     raise UsageError(f"{source} opens, but not one frame decodes; is it complete?")
 
 
 def _expected(container: Any) -> int:
     """About how many frames there are, for the progress bar alone."""
-    stream = container.streams.video[0]
+    stream = _video(container)
     seconds = (container.duration or 0) / av.time_base
     return int(stream.frames or seconds * float(stream.average_rate or 25) or 1)
 
@@ -500,15 +560,44 @@ def _picture(stream: Any, first: av.VideoFrame, coding: Coding | None, narrator:
                 f"{first.width}x{first.height} is odd and {name} is not: cut to {width}x{height} at the right and at the bottom"
             )
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    side_data: Any = first.side_data  # its types promise names, it gives the data
+    beside = {data.type.name: bytes(data) for data in side_data}
+    display = mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b""))
+    light = content_light(beside.get("CONTENT_LIGHT_LEVEL", b""))
+    if coding:
+        lost = {called for kind, called in LOST.items() if kind in beside}
+        if "MASTERING_DISPLAY_METADATA" in beside and not display:
+            lost.add("an incomplete mastering display")
+        if lost:
+            narrator.say(f"lost, for {CODECS[coding.codec]} does not take it from here: {', '.join(sorted(lost))}")
     return Picture(
         width, height, name, stream.time_base, Fraction(rate), stream.sample_aspect_ratio,
-        int(first.color_primaries), int(first.color_trc), int(first.colorspace), int(first.color_range),
+        int(first.color_primaries), int(first.color_trc), int(first.colorspace), int(first.color_range), display, light,
     )  # fmt: skip
+
+
+def mastering_display(data: bytes) -> str:
+    """FFmpeg's AVMasteringDisplayMetadata in the encoders' words, `G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)`; empty where a part is not
+    known. Chromaticities count in 1/50000, luminances in 1/10000 cd/m2, as in SMPTE ST 2086."""
+    if len(data) < 88:
+        return ""
+    *pairs, chromaticities, luminances = struct.unpack_from("=22i", data)
+    if not (chromaticities and luminances) or 0 in pairs[1::2]:
+        return ""
+    values = [Fraction(top, bottom) for top, bottom in zip(pairs[::2], pairs[1::2], strict=True)]
+    red_x, red_y, green_x, green_y, blue_x, blue_y, white_x, white_y = (round(v * 50000) for v in values[:8])
+    least, most = (round(v * 10000) for v in values[8:])
+    return f"G({green_x},{green_y})B({blue_x},{blue_y})R({red_x},{red_y})WP({white_x},{white_y})L({most},{least})"
+
+
+def content_light(data: bytes) -> str:
+    """FFmpeg's AVContentLightMetadata in the encoders' words: the brightest pixel and the brightest frame's mean, cd/m2."""
+    return "{},{}".format(*struct.unpack_from("=2I", data)) if len(data) >= 8 else ""
 
 
 def _frames(source: Path, container: Any, first: av.VideoFrame, out: _Output | None) -> Iterator[av.VideoFrame]:
     """The video's frames in order; packets of other streams go to the output on the way."""
-    video, index, before = container.streams.video[0], 0, None
+    video, index, before = _video(container), 0, None
     rate = video.average_rate or video.guessed_rate or 25
     # AVI's times are those of packets: wrong wherever there are B-frames.
     untimed = container.format.name == "avi" or bool(container.format.flags & NO_TIMES)
@@ -542,6 +631,14 @@ def _order(packets: list[av.Packet]) -> None:
         packet.dts = inside - late
 
 
+def _named(stream: Any) -> str:
+    if stream.disposition & Disposition.attached_pic:
+        return "cover art (.mp4 and .mkv keep it)"
+    if stream.type == "attachment":
+        return f"attachment {stream.name} (.mkv keeps it)"
+    return f"{stream.type} stream {stream.index}"
+
+
 class _Output:
     """The encoded file; it gets its name only when it is complete. A context manager."""
 
@@ -561,6 +658,7 @@ class _Output:
         self.temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
         self.only, self.narrator = only, narrator
         self.copied: dict[int, Any] = {}  # streams of the output by the index of the source's
+        self.covers: list[tuple[Any, av.Packet]] = []
         self.bytes = self.packets = 0
 
     def __enter__(self) -> _Output:
@@ -577,7 +675,7 @@ class _Output:
         return self
 
     def _set_up(self) -> None:
-        video = self.source.streams.video[0]
+        video = _video(self.source)
         try:
             self.stream = self.container.add_stream(CODECS[self.coding.codec], rate=self.picture.rate)
         except ValueError as error:
@@ -595,7 +693,8 @@ class _Output:
             if stream.index == video.index or self.only:
                 continue
             if stream.type not in ("audio", "subtitle"):
-                left_out.append(f"{stream.type} stream {stream.index}")
+                if not self._attach(stream):
+                    left_out.append(_named(stream))
                 continue
             try:
                 copy = self.container.add_stream_from_template(stream)
@@ -607,11 +706,35 @@ class _Output:
             copy.disposition = stream.disposition
             self.copied[stream.index] = copy
         if left_out:
-            self.narrator.say(f"left out: {', '.join(left_out)}; video, audio and subtitles are kept")
+            self.narrator.say(f"left out: {', '.join(left_out)}")
         self.container.metadata.update(self.source.metadata)
         self.container.set_chapters(self.source.chapters())
         with _refusals(self.coding):
             self.container.start_encoding()
+        for copy, picture in self.covers:
+            picture.stream, picture.pts, picture.dts = copy, 0, 0
+            self.container.mux(picture)
+
+    def _attach(self, stream: Any) -> bool:
+        """Takes cover art or an attachment along, as the container holds them; False where it does not."""
+        holder, codec = self.container.format.name, stream.codec_context.name if stream.codec_context else ""
+        if stream.type == "attachment" and holder == "matroska" and stream.mimetype:
+            self.container.add_attachment(stream.name or "attachment", stream.mimetype, stream.data)
+            return True
+        if not stream.disposition & Disposition.attached_pic or codec not in COVERS:
+            return False
+        with _opened(
+            Path(self.source.name)
+        ) as again:  # the picture is a packet, and the file's head must be written first
+            packet = next(again.demux(again.streams[stream.index]))
+        suffix, kind = COVERS[codec]
+        if holder == "matroska":
+            self.container.add_attachment(stream.metadata.get("filename", f"cover.{suffix}"), kind, bytes(packet))
+        elif holder == "mp4":
+            copy = self.container.add_stream_from_template(stream)
+            copy.disposition = Disposition.attached_pic
+            self.covers.append((copy, packet))
+        return holder in ("matroska", "mp4")
 
     def write(self, frame: av.VideoFrame | None) -> None:
         packets = self.stream.encode(frame)

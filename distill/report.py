@@ -66,7 +66,8 @@ def write(
     parts = [
         f"<h1>{html.escape(origin.name)}</h1>",
         f'<p class="muted">{origin.parameters:,} parameters, distilled from {html.escape(origin.teacher)} on '
-        f"{html.escape(origin.corpus)}; step {origin.step} of {recipe.train.steps} was the best by validation.</p>",
+        f"{html.escape(origin.corpus)}; step {origin.step} of {recipe.train.steps}"
+        f"{' was the best by validation' if origin.chosen else ''}.</p>",
         *[f'<p class="warn">{html.escape(c)}</p>' for c in metrics["caveats"]],
         _scores(metrics),
         _curves(run / "metrics.jsonl"),

@@ -17,6 +17,11 @@ BLOCKS = (16, 32, 64)  # H.264's macroblock, HEVC's usual quantisation group, AV
 LIMIT = 12  # QP; the downstream clips its maps there too
 HOLD = 0.25  # of a step
 FAINT = 0.2  # where no block is above, nothing stands out
+NEUTRAL = ("bits", "mean", "off")
+QUIET = 4  # grey levels that cost nothing much
+HALVES = (
+    6  # QP that halve the rate, about: the quantiser's step doubles with as many (H.264 and HEVC, and kvazaar's too)
+)
 
 
 def grid(size: tuple[int, int], block: int) -> tuple[int, int]:
@@ -43,8 +48,12 @@ def block_means(saliency: np.ndarray, block: int, size: tuple[int, int] | None =
         raise ValueError(f"a saliency map is [height, width]; got {list(saliency.shape)}")
     if not (saliency.min() >= 0 and saliency.max() <= 1):  # false for NaN
         raise ValueError(f"a saliency map lies in [0, 1]; got {saliency.min():g} to {saliency.max():g}")
-    height, width = size or saliency.shape
-    return _shares(saliency.shape[0], height, block) @ saliency @ _shares(saliency.shape[1], width, block).T
+    return _means(saliency, block, size or (saliency.shape[0], saliency.shape[1]))
+
+
+def _means(picture: np.ndarray, block: int, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    return _shares(picture.shape[0], height, block) @ picture @ _shares(picture.shape[1], width, block).T
 
 
 @lru_cache(maxsize=32)
@@ -54,6 +63,29 @@ def _shares(cells: int, length: int, block: int) -> np.ndarray:
     ends = np.minimum(starts + block, length)
     edges = np.arange(cells + 1) * (length / cells)
     return np.maximum(0, np.minimum(ends, edges[1:]) - np.maximum(starts, edges[:-1])) / (ends - starts)
+
+
+def block_bits(
+    luma: np.ndarray, before: np.ndarray | None, block: int, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """About what share of a frame's bits each block takes, float64 `[rows, columns]`, their sum 1.
+
+    luma: grey levels 0..255 `[h,w]` of a picture that covers a frame of `size`, as small as maps are; before: that of the frame
+    before, if there is one. An encoder predicts a block from its surroundings or from the frame before, whichever leaves less:
+    what is left is taken to be the smaller one of the standard deviations of the block and of its change, r, and a pixel to
+    cost log2(1 + r / 4).
+    """
+    frame = size or (luma.shape[0], luma.shape[1])
+    left = _deviation(luma.astype(float), block, frame)
+    if before is not None:
+        left = np.minimum(left, _deviation(luma.astype(float) - before, block, frame))
+    # The bit of cost that is always there decides only where nothing at all happens.
+    bits = (np.log2(1 + left / QUIET) + 0.01) * areas(frame, block)
+    return bits / bits.sum()
+
+
+def _deviation(picture: np.ndarray, block: int, size: tuple[int, int]) -> np.ndarray:
+    return np.sqrt(np.maximum(0, _means(picture**2, block, size) - _means(picture, block, size) ** 2))
 
 
 def centred(height: int, width: int) -> np.ndarray:
@@ -74,7 +106,8 @@ def qp_offsets(
     size: tuple[int, int] | None = None,
     *,
     limit: int = LIMIT,
-    neutral: bool = False,
+    neutral: str = "off",
+    bits: np.ndarray | None = None,
     faint: float | None = None,
     prior: float = 0.0,
     step: int = 1,
@@ -88,14 +121,20 @@ def qp_offsets(
     faint: divide the block means by their peak first, or by this where the peak is lower: students say how sure they are,
         and a map that is low everywhere would hardly move a bit. None takes the map as it is.
     prior: from 0 to 1, the share of a centred Gaussian (see `centred`) in the map, mixed in after that.
-    neutral: move all offsets together so that their mean over the frame's area is zero; they then reach at most twice the
-        strength. Rounding leaves a mean of at most half a step, `hold` as much again.
+    neutral: move all offsets of the frame together, so that its size stays about the same; they then reach at most twice the
+        strength. `mean`: until their mean over the frame's area is zero. `bits`: until the bits are what they were, each
+        block's times 2^(-offset / 6); a mean of zero makes frames larger, since bits grow faster below zero than they shrink above,
+        and since people look where there is something to encode. `off`: not at all. Rounding leaves at most half a step,
+        `hold` as much again.
+    bits: with `neutral="bits"`, how many bits each block has, in any unit; see `block_bits`. By default its area.
     limit: no offset is beyond it. step: offsets are multiples of it; see `step_for`.
     previous: what the frame before got. An offset changes only where it is wrong by more than half a step and `hold` steps,
         so that it does not flicker between two values.
 
     Raises ValueError for a map outside [0, 1], another number of blocks in `previous`, or numbers that make no sense.
     """
+    if neutral not in NEUTRAL:
+        raise ValueError(f"neutral is one of {', '.join(NEUTRAL)}; got {neutral!r}")
     if not (0 <= strength <= limit and 0 <= prior <= 1 and step >= 1 and hold >= 0 and block >= 1):
         raise ValueError(
             f"0 <= strength <= limit, 0 <= prior <= 1, step >= 1, hold >= 0 and block >= 1 are wanted; "
@@ -108,8 +147,11 @@ def qp_offsets(
     if prior:
         means = (1 - prior) * means + prior * _centred_means(frame, block)
     wanted = (1 - 2 * means) * strength
-    if neutral:
-        wanted = _centred(wanted, areas(frame, block), limit)
+    if neutral != "off":
+        weights = areas(frame, block) if bits is None or neutral == "mean" else bits
+        if weights.shape != wanted.shape:
+            raise ValueError(f"the bits are of {weights.shape} blocks, the map has {wanted.shape}")
+        wanted = _moved(wanted, weights, limit, neutral)
     most = limit // step
     offsets = np.clip(np.round(wanted / step), -most, most)
     if previous is not None:
@@ -120,12 +162,14 @@ def qp_offsets(
     return (offsets * step).astype(np.int32)
 
 
-def _centred(wanted: np.ndarray, weights: np.ndarray, limit: int) -> np.ndarray:
-    """All values moved by the same amount, then clipped, so that their weighted mean is zero."""
+def _moved(wanted: np.ndarray, weights: np.ndarray, limit: int, neutral: str) -> np.ndarray:
+    """All values moved by the same amount, then clipped, so that nothing is won or lost; see `qp_offsets`."""
     low, high = float(wanted.min()), float(wanted.max())
-    for _ in range(40):  # clipping makes the mean a broken line, falling in the shift: halve the interval
+    for _ in range(40):  # what is saved falls with the shift, and clipping breaks the line: halve the interval
         shift = (low + high) / 2
-        if (np.clip(wanted - shift, -limit, limit) * weights).sum() > 0:
+        offsets = np.clip(wanted - shift, -limit, limit)
+        saved = offsets if neutral == "mean" else 1 - np.exp2(-offsets / HALVES)
+        if (saved * weights).sum() > 0:
             low = shift
         else:
             high = shift

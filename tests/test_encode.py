@@ -1,3 +1,4 @@
+import struct
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -14,7 +15,7 @@ from distill.export.streaming import Stream  # noqa: E402
 from tests.export.test_export import lively  # noqa: E402
 
 H, W = 96, 160
-STRONG = Shaping(strength=6, prior=0)
+STRONG = Shaping(strength=6, neutral="mean", prior=0)
 
 
 class Heard:
@@ -133,7 +134,7 @@ def test_at_equal_bitrate_quality_moves_to_where_people_look(clip, tmp_path, hea
 def test_quality_follows_a_target_that_changes_sides(clip, tmp_path, heard, codec):
     facts = run(
         clip, tmp_path / "out.mkv", lambda f, t: left(f, t) if t < 0.24 else left(f, t)[:, ::-1], heard,
-        Coding(codec, crf=30, preset="superfast", params=("keyint=6",)),
+        Coding(codec, crf=30, preset="superfast"),
     )  # fmt: skip
     assert facts["offsets"] == {"lowest": -6, "mean": 0.0, "highest": 6, "changes": 1}
     error = (luma(clip)[0] - luma(tmp_path / "out.mkv")[0]) ** 2
@@ -195,7 +196,7 @@ def test_a_10_bit_offset_is_as_strong_as_an_8_bit_one(tmp_path, heard):
     for format_ in ("yuv420p", "yuv420p10le"):
         clip = write_clip(tmp_path / f"{format_}.mkv", 3, format_=format_)
         for name, maps in (("plain", None), ("all", lambda f, t: np.ones(f.shape[:2]))):
-            facts = run(clip, tmp_path / "out.mkv", maps, heard, shaping=Shaping(6, neutral=False, prior=0))
+            facts = run(clip, tmp_path / "out.mkv", maps, heard, shaping=Shaping(6, neutral="off", prior=0))
             size[format_, name] = facts["bytes"]
     ratios = [size[f, "all"] / size[f, "plain"] for f in ("yuv420p", "yuv420p10le")]
     assert ratios[0] == pytest.approx(ratios[1], rel=0.1) and ratios[0] > 1.4
@@ -251,6 +252,106 @@ def test_audio_and_subtitles_are_copied_byte_for_byte(tmp_path, heard):
     assert packets(tmp_path / "out.mp4", "audio") == [] and len(luma(tmp_path / "out.mp4")[0]) == 12
 
 
+def picture_file(codec="mjpeg"):
+    """The bytes of a small still image."""
+    context = av.codec.Codec(codec, "w").create("video")
+    context.width = context.height = 32
+    context.pix_fmt, context.time_base = {"mjpeg": "yuvj420p", "png": "rgb24"}[codec], Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 90, np.uint8)).reformat(format=context.pix_fmt)
+    frame.pts = 0
+    return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
+
+
+def covers(path):
+    with av.open(str(path)) as container:
+        streams = [s for s in container.streams if s.disposition & av.stream.Disposition.attached_pic]
+        return [bytes(next(container.demux(s))) for s in streams]
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "png"])
+def test_cover_art_and_attachments_go_where_the_container_can_hold_them(tmp_path, heard, codec):
+    art = picture_file(codec)
+    with av.open(str(tmp_path / "in.mkv"), "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.height, video.width, video.pix_fmt = H, W, "yuv420p"
+        out.add_attachment("a font.ttf", "font/ttf", b"font" * 9)
+        suffix, kind = encoding.COVERS[codec]
+        out.add_attachment(f"cover.{suffix}", kind, art)
+        for pixels in pictures(3):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
+        out.mux(video.encode(None))
+    assert covers(tmp_path / "in.mkv") == [art]
+    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre, heard)
+    assert covers(tmp_path / "out.mkv") == [art] and heard.said == []
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        fonts = [(s.name, s.mimetype, s.data) for s in container.streams if s.type == "attachment"]
+        assert fonts == [("a font.ttf", "font/ttf", b"font" * 9)]
+    run(tmp_path / "out.mkv", tmp_path / "out.mp4", centre, heard)
+    assert covers(tmp_path / "out.mp4") == [art] and heard.said == ["left out: attachment a font.ttf (.mkv keeps it)"]
+    run(tmp_path / "out.mp4", tmp_path / "again.mkv", centre, heard)
+    assert covers(tmp_path / "again.mkv") == [art] and len(luma(tmp_path / "again.mkv")[0]) == 3
+    run(tmp_path / "out.mp4", tmp_path / "out.mov", centre, heard)
+    assert covers(tmp_path / "out.mov") == [] and heard.said[1:] == ["left out: cover art (.mp4 and .mkv keep it)"]
+
+
+DISPLAY = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+
+
+def hdr(path):
+    """What the first frame says of HDR10, in the encoders' words."""
+    with av.open(str(path)) as container:
+        beside = {d.type.name: bytes(d) for d in next(container.decode(video=0)).side_data}
+    return (
+        encoding.mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b"")),
+        encoding.content_light(beside.get("CONTENT_LIGHT_LEVEL", b"")),
+    )
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("codec", ["x264", "x265"])
+def test_hdr10_is_kept(tmp_path, heard, codec, suffix):
+    params = f"log-level=error:master-display={DISPLAY}:max-cll=1000,400"
+    clip = write_clip(
+        tmp_path / "in.mp4", 3, format_="yuv420p10le", codec="libx265", opts={"preset": "ultrafast", "x265-params": params},
+        color_primaries=9, color_trc=16, colorspace=9, color_range=1,
+    )  # fmt: skip
+    run(clip, tmp_path / f"out{suffix}", centre, heard, Coding(codec, preset="ultrafast"))
+    assert hdr(clip) == hdr(tmp_path / f"out{suffix}") == (DISPLAY, "1000,400") and heard.said == []
+    coding = Coding(codec, preset="ultrafast", params=(f"{encoding.HDR[codec][1]}=600,200",))
+    run(clip, tmp_path / f"out{suffix}", centre, heard, coding)
+    assert hdr(tmp_path / f"out{suffix}") == (DISPLAY, "600,200")  # what is asked for by name counts
+
+
+@pytest.mark.parametrize("codec", ["x264", "x265"])
+def test_captions_are_kept_and_what_an_encoder_drops_is_named(tmp_path, heard, monkeypatch, codec):
+    write_clip(tmp_path / "in.h264", 3, codec="libx264", opts={"preset": "ultrafast"})
+    caption = bytes.fromhex("b5 0031") + b"GA94" + bytes.fromhex("03 c1 ff fc9420 ff")
+    message = b"\0\0\0\1\6" + bytes([4, len(caption)]) + caption + b"\x80"
+    stream = (tmp_path / "in.h264").read_bytes()
+    slice_ = stream.index(b"\0\0\1\x65")  # of the first picture
+    (tmp_path / "captioned.h264").write_bytes(stream[:slice_] + message[1:] + stream[slice_:])
+
+    def captions(path):
+        with av.open(str(path)) as container:
+            beside = {d.type.name: bytes(d) for d in next(container.decode(video=0)).side_data}
+        return beside["A53_CC"]
+
+    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre, heard, Coding(codec))
+    assert captions(tmp_path / "captioned.h264") == captions(tmp_path / "out.mkv") == bytes.fromhex("fc9420")
+    assert not any("lost" in line for line in heard.said)
+    monkeypatch.setitem(encoding.LOST, "SEI_UNREGISTERED", "the name of the encoder before")
+    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre, heard, Coding(codec))
+    assert f"lost, for lib{codec} does not take it from here: the name of the encoder before" in heard.said
+
+
+def test_an_incomplete_mastering_display_is_none():
+    known = struct.pack("=22i", *[1, 2] * 10, 1, 1)
+    assert encoding.mastering_display(known) == "G(25000,25000)B(25000,25000)R(25000,25000)WP(25000,25000)L(5000,5000)"
+    for unknown in (struct.pack("=22i", *[1, 2] * 10, 1, 0), struct.pack("=22i", *[0, 0] * 10, 1, 1), known[:80], b""):
+        assert encoding.mastering_display(unknown) == ""
+    assert encoding.content_light(b"") == ""
+
+
 def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path, heard):
     clip = write_clip(
         tmp_path / "in.mp4", 3, codec="libx264", rotation=90, sample_aspect_ratio=Fraction(4, 3), color_primaries=1,
@@ -291,6 +392,7 @@ def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path,
         (Coding(params=("aq-mode",)), "KEY=VALUE"),
         (Coding(preset="quickest"), "libx264 does not start: .*quickest"),
         (Coding("vp9"), "there are x264, x265"),
+        (Coding(crf=52), "--crf 52: 0 .* to 51"),
         (Coding(crf=20, bitrate=100), "exclude each other"),
     ],
 )
@@ -325,7 +427,7 @@ def test_an_encoder_that_is_not_in_this_build(clip, tmp_path, heard, monkeypatch
 
 def test_an_encoder_that_knows_no_regions_is_found_out(clip, tmp_path, heard, monkeypatch):
     monkeypatch.setitem(encoding.CODECS, "x264", "mpeg4")
-    monkeypatch.setattr(encoding, "options", lambda coding: {})
+    monkeypatch.setattr(encoding, "options", lambda coding, picture: {})
     with pytest.raises(UsageError, match="mpeg4 ignores the map"):
         run(clip, tmp_path / "out.mkv", left, heard)
 
@@ -337,6 +439,8 @@ def test_what_cannot_be_read_or_written_is_one_line(clip, tmp_path, heard):
         (tmp_path / "none.mp4", "out.mp4", "no such video"),
         (tmp_path / "text.mp4", "out.mp4", "is it complete"),
         (tmp_path / "short.mkv", "out.mp4", "is it complete"),
+        (tmp_path, "out.mp4", "no such video; it is a folder"),
+        (clip, ".", "is a folder; name the file"),
         (clip, "out.what", "names no container"),
         (clip, "out.webm", "cannot hold x264"),
     ):
@@ -354,11 +458,10 @@ def test_maps_for_other_encoders_go_with_or_without_a_video(clip, tmp_path, hear
     row = " ".join(["-6"] * 5 + ["6"] * 5) + "\n"
     assert (tmp_path / "roi.txt").read_text() == ("10 6\n" + row * 6) * 12
     assert facts["codec"] is None and facts["files"] == [str(tmp_path / "roi.txt")] and facts["bytes"] == 0
-    run(clip, tmp_path / "out.mkv", left, heard, roi=(tmp_path / "map.txt", "svt-av1"))
-    first, *rest = (tmp_path / "map.txt").read_text().splitlines()
-    values = [int(v) for v in first.split()]
-    assert rest == [] and values[0] == 0 and len(values) == 1 + 3 * 2  # 160x96 in blocks of 64
-    assert values[1] < 0 < values[3] and all(v % 4 == 0 for v in values)
+    gentle = replace(STRONG, strength=5)
+    run(clip, tmp_path / "out.mkv", left, heard, shaping=gentle, roi=(tmp_path / "map.txt", "svt-av1"))
+    # 160x96 in 3x2 blocks of 64, a quarter of the second one salient: -5, 2.5, 5 in steps of 3 QP, and 4 of qindex for each
+    assert (tmp_path / "map.txt").read_text() == "0 -24 12 24 -24 12 24\n"
     run(clip, None, left, heard, roi=(tmp_path / "cmd.sh", "addroi"))
     assert (
         "-vf addroi=80:0:80:96:0.117647,addroi=0:0:160:96:-0.117647 -c:v libx264" in (tmp_path / "cmd.sh").read_text()
@@ -368,31 +471,92 @@ def test_maps_for_other_encoders_go_with_or_without_a_video(clip, tmp_path, hear
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((None, None, 16, (None, None)), "name the file to write"),
-        (("x", None, 8, (None, None)), "16, 32, 64"),
-        (("x", None, 16, ("roi", None)), "go together"),
-        (("x", None, 16, ("roi", "x265")), "kvazaar, svt-av1, addroi"),
-        (("x", "none", 16, ("roi", "kvazaar")), "no map to write"),
+        ((None, None, (None, None)), "name the file to write"),
+        (("x", None, ("roi", None)), "go together"),
+        (("x", None, ("roi", "x265")), "kvazaar, svt-av1, addroi"),
+        (("x", "none", ("roi", "kvazaar")), "no map to write"),
     ],
 )
 def test_options_that_do_not_go_together(arguments, message):
     with pytest.raises(UsageError, match=message):
         encoding.request(*arguments)
+    for shaping, message in (((8, "bits"), "16, 32, 64"), ((16, "size"), "bits, mean, off")):
+        with pytest.raises(UsageError, match=message):
+            encoding.check_shaping(*shaping)
     for given in ((None, None), ("model.onnx", "centre"), (None, "middle")):
         with pytest.raises(UsageError, match="--map"):
             encoding.open_maps(*given)
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_on_a_real_clip_quality_moves_at_equal_bitrate(shared, tmp_path, heard, codec):
-    clip = tmp_path / "in.mkv"
-    with av.open(str(shared / "data" / "clips" / "bird.mp4")) as source, av.open(str(clip), "w") as out:
-        video = out.add_stream("ffv1", rate=30)
-        video.height, video.width, video.pix_fmt = 480, 640, "yuv420p"
-        for frame in islice(source.decode(video=0), 16):
-            frame.pict_type = 0
+def test_the_size_stays_where_people_look_at_what_costs_bits(tmp_path, heard, codec):
+    """Noise that changes in one third, a still and quiet rest: offsets whose mean is zero make this clip much larger."""
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / "in.mkv"), "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.height, video.width, video.pix_fmt = H, W, "yuv420p"
+        for _ in range(8):
+            pixels = np.full((H, W, 3), 110, np.uint8)
+            pixels[:, :48] = rng.integers(60, 160, (H // 2, 24, 3)).repeat(2, 0).repeat(2, 1)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
+        out.mux(video.encode(None))
+
+    def third(frame, seconds):
+        return left(frame, seconds) * (np.arange(frame.shape[1]) < 48)
+
+    size = {}
+    for name, maps in (("plain", None), ("bits", third), ("mean", third)):
+        shaping = Shaping(neutral="bits" if maps is None else name, prior=0)
+        coding = Coding(codec, crf=30, preset="superfast")
+        size[name] = run(tmp_path / "in.mkv", tmp_path / "out.mkv", maps, heard, coding, shaping)["bytes"]
+    assert size["mean"] / size["plain"] > 1.3 and abs(size["bits"] / size["plain"] - 1) < 0.2
+
+
+def real_frames(source, path, count):
+    """The first frames of a video, without loss."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        shown = container.streams.video[0]
+        video.height, video.width, video.pix_fmt = shown.height, shown.width, "yuv420p"
+        for index, frame in enumerate(islice(container.decode(shown), count)):
+            frame.pict_type, frame.pts, frame.time_base = 0, index, Fraction(1, 25)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("codec", ["x264", "x265"])
+def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared, tmp_path, heard, codec):
+    from distill.corpora import density_map, fixation_map, open_corpus
+
+    for part in ("video/004.AVI", "annotation/0004"):  # one clip is opened in no time
+        (tmp_path / "gaze" / part).parent.mkdir(parents=True)
+        (tmp_path / "gaze" / part).symlink_to(shared / "data" / "hevc-gaze" / part)
+    (gazed,) = open_corpus("dhf1k", [str(tmp_path / "gaze")]).clips
+    clip = real_frames(shared / "data" / "hevc-gaze" / "video" / "004.AVI", tmp_path / "in.mkv", 12)
+    gaze = sum(density_map(gazed, index, fixation_map(gazed, index)) for index in range(12))
+    there = gaze / gaze.max()
+    before = luma(clip)[0]
+
+    def measure(crf, maps):
+        facts = run(
+            clip, tmp_path / "out.mp4", maps, heard, Coding(codec, crf=crf, preset="superfast"), Shaping(prior=0)
+        )
+        error = ((before - luma(tmp_path / "out.mp4")[0]) ** 2).mean(0)
+        return facts["bytes"], *(-10 * np.log10(error[part].mean()) for part in (there > 0.5, there < 0.05))
+
+    plain = np.array([measure(crf, None) for crf in (32, 30, 28, 26)])
+    size, near, far = measure(29, lambda frame, seconds: there)
+    rates = np.log(plain[:, 0])
+    assert rates[0] < np.log(size) < rates[-1]
+    assert near - np.interp(np.log(size), rates, plain[:, 1]) > 0.5
+    assert far - np.interp(np.log(size), rates, plain[:, 2]) < -0.1
+    assert abs(size / np.exp(np.interp(29, [26, 28, 30, 32], rates[::-1])) - 1) < 0.1  # and the size at equal CRF stays
+
+
+@pytest.mark.parametrize("codec", ["x264", "x265"])
+def test_on_a_real_clip_quality_moves_at_equal_bitrate(shared, tmp_path, heard, codec):
+    clip = real_frames(shared / "data" / "clips" / "bird.mp4", tmp_path / "in.mkv", 16)
     before = luma(clip)[0]
     there = centre(before[0], 0.0)
 

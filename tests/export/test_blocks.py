@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.export.blocks import areas, block_means, centred, grid, qp_offsets, step_for
+from distill.export.blocks import HALVES, NEUTRAL, areas, block_bits, block_means, centred, grid, qp_offsets, step_for
 
 MAPS = arrays(
     np.float32,
@@ -61,23 +61,76 @@ def test_more_salient_is_never_a_higher_qp_and_nothing_is_beyond_the_limit(salie
     assert step > 1 or np.abs(offsets).max() <= round(strength)
 
 
+def left_over(offsets, weights, neutral):
+    """By how many QP all blocks would have to be moved once more; 0 where the frame keeps what `neutral` promises."""
+    weights = weights / weights.sum()
+    return (
+        (offsets * weights).sum()
+        if neutral == "mean"
+        else -HALVES * np.log2((np.exp2(-offsets / HALVES) * weights).sum())
+    )
+
+
 @quick
-@given(MAPS, BLOCK, st.floats(0, 12), st.integers(1, 4))
-def test_neutral_offsets_add_up_to_nothing_over_the_area(saliency, block, strength, step):
+@given(MAPS, BLOCK, st.floats(0, 12), st.integers(1, 4), st.sampled_from(["bits", "mean"]))
+def test_neutral_offsets_add_up_to_nothing_over_the_area(saliency, block, strength, step, neutral):
     if 12 % step:
         return
-    offsets = qp_offsets(saliency, strength, block, neutral=True, step=step)
-    weights = areas(saliency.shape, block)
-    assert abs((offsets * weights).sum() / weights.sum()) <= step / 2 + 1e-6
+    offsets = qp_offsets(saliency, strength, block, neutral=neutral, step=step)
+    assert abs(left_over(offsets, areas(saliency.shape, block), neutral)) <= step / 2 + 1e-6
     assert np.abs(offsets).max() <= min(12, round(2 * strength) + step)
+
+
+@quick
+@given(MAPS, BLOCK, st.floats(0, 12))
+def test_what_keeps_the_bits_is_never_below_what_keeps_the_mean(saliency, block, strength):
+    bits, mean = (qp_offsets(saliency, strength, block, neutral=neutral) for neutral in ("bits", "mean"))
+    assert (bits >= mean).all()  # bits fall ever more slowly with the offset
 
 
 def test_a_small_target_keeps_its_distance_when_made_neutral():
     saliency = np.zeros((160, 160), np.float32)
     saliency[:16, :16] = 1
-    offsets = qp_offsets(saliency, 4, neutral=True)
-    assert offsets[0, 0] == -8 and offsets[1, 1] == 0
-    assert qp_offsets(np.full((50, 50), 0.3), 4, neutral=True).max() == 0
+    for neutral in ("bits", "mean"):
+        offsets = qp_offsets(saliency, 4, neutral=neutral)
+        assert offsets[0, 0] == -8 and offsets[1, 1] == 0
+        assert qp_offsets(np.full((50, 50), 0.3), 4, neutral=neutral).max() == 0
+
+
+def test_half_a_frame_costs_more_bits_than_the_other_half_gives_back():
+    saliency = np.zeros((64, 64), np.float32)
+    saliency[:, :32] = 1
+    assert qp_offsets(saliency, 6, neutral="off")[0].tolist() == [-6, -6, 6, 6]  # 2 and 1/2 of the bits: 1.25 in all
+    assert qp_offsets(saliency, 6, neutral="mean")[0].tolist() == [-6, -6, 6, 6]
+    assert qp_offsets(saliency, 6, neutral="bits")[0].tolist() == [-4, -4, 8, 8]  # 1.6 and 0.4
+
+
+@quick
+@given(MAPS, BLOCK, st.floats(0, 12), st.integers(0, 100))
+def test_bits_stay_where_blocks_have_unequal_ones(saliency, block, strength, seed):
+    bits = np.random.default_rng(seed).random(grid(saliency.shape, block)) ** 4 + 1e-3
+    offsets = qp_offsets(saliency, strength, block, neutral="bits", bits=bits)
+    assert abs(left_over(offsets, bits, "bits")) <= 0.5 + 1e-6
+    with pytest.raises(ValueError, match="the bits are of"):
+        qp_offsets(saliency, strength, block, neutral="bits", bits=np.ones((9, 9)))
+
+
+def test_bits_are_where_something_is_and_changes():
+    rng = np.random.default_rng(0)
+    still, noise = np.full((40, 50), 90.0), rng.normal(0, 30, (40, 50))
+    still[:, :32] += noise[:, :32]
+    first = block_bits(still, None, 16)
+    assert first.shape == (3, 4) and first.sum() == pytest.approx(1)
+    assert first[:2, :2].min() > 50 * first[:2, 2].max() and first[0, 2] == pytest.approx(
+        8 * first[0, 3]
+    )  # 16 and 2 columns
+    moved = still.copy()
+    moved[:16, :16] = rng.normal(90, 30, (16, 16))
+    second = block_bits(moved, still, 16)
+    assert second[0, 0] > 0.9  # the rest is predicted from the frame before
+    assert np.allclose(block_bits(still, still, 16), areas((40, 50), 16) / 2000)  # nothing at all: by area
+    assert np.allclose(block_bits(still + 40, still, 16), block_bits(still, still, 16))  # brighter all over: predicted
+    assert np.allclose(block_bits(still.repeat(2, 0).repeat(2, 1), None, 32), first)
 
 
 def test_a_shy_map_is_raised_to_its_peak_and_a_faint_one_is_not():
@@ -117,7 +170,7 @@ def test_a_held_offset_is_never_wrong_by_more_than_half_a_step_and_hold(saliency
 
 
 @quick
-@given(MAPS, st.floats(0, 12), st.integers(3, 16), st.booleans())
+@given(MAPS, st.floats(0, 12), st.integers(3, 16), st.sampled_from(NEUTRAL))
 def test_a_step_keeps_the_levels(saliency, strength, levels, neutral):
     offsets = qp_offsets(saliency, strength, neutral=neutral, step=step_for(levels))
     assert len(np.unique(offsets)) <= levels
@@ -135,6 +188,7 @@ def test_a_step_keeps_the_levels(saliency, strength, levels, neutral):
         (np.full((4, 4), 1.5), {}, r"lies in \[0, 1\]; got 1.5"),
         (np.zeros((4, 4)), {"strength": 13}, "strength <= limit"),
         (np.zeros((4, 4)), {"hold": -1}, "hold >= 0"),
+        (np.zeros((4, 4)), {"neutral": "size"}, "bits, mean, off; got 'size'"),
         (np.zeros((4, 4)), {"prior": 1.5}, "prior <= 1"),
         (np.zeros((4, 4)), {"previous": np.zeros((2, 2), np.int32)}, r"\(2, 2\) blocks, this one has \(1, 1\)"),
     ],
