@@ -402,7 +402,9 @@ def sources(
     inputs: Sequence[Path], corpus: str | None, root: Path | None, clips: str | None, frames: int, narrator: Narrator
 ) -> list[tuple[str, Any]]:
     """Videos, and clips of a corpus (`clips`: ids, by default all that are annotated), each with a function that reads it."""
-    found: list[tuple[str, Any]] = [(path.name, lambda path=path: take_video(path, frames)) for path in inputs]
+    found: list[tuple[str, Any]] = [
+        (name, lambda path=path: take_video(path, frames)) for name, path in named(inputs).items()
+    ]
     for path in inputs:
         if not path.is_file():
             raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
@@ -419,10 +421,10 @@ def sources(
     return found
 
 
-def named(models: Sequence[Path]) -> dict[str, Path]:
-    """Models by the name of their file; by the whole path where two have the same."""
-    names = [path.name for path in models]
-    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, models, strict=True)}
+def named(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their name; by the whole path where two have the same."""
+    names = [path.name for path in files]
+    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, files, strict=True)}
 
 
 FEW = 8  # clips, below which a bootstrap says little of clips that were not drawn

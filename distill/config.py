@@ -207,7 +207,7 @@ class Label:
 class Train:
     """Student training."""
 
-    steps: int = key(500, "optimiser steps", low=1)
+    steps: int = key(400, "optimiser steps", low=1)
     frames_first: float = key(
         0.6, "share of the steps that train the image student, on single frames; then clips train its temporal part",
         low=0.0, high=1.0,

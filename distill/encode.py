@@ -465,9 +465,15 @@ class Planner:
         return offsets
 
     def saliency(self, frame: av.VideoFrame, seconds: float) -> np.ndarray:
-        """The map `[h,w]` of a frame alone, without any plan."""
+        """The map `[h,w]` of a frame alone, without any plan. Raises UsageError where the model gives none."""
         self._last = seconds
-        return self._saliency(frame, self._small(frame)[1])
+        try:
+            saliency = self._saliency(frame, self._small(frame)[1])
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if not (saliency.min() >= 0 and saliency.max() <= 1):  # false for NaN
+            raise UsageError(f"a saliency map lies in [0, 1]; got {saliency.min():g} to {saliency.max():g}")
+        return saliency
 
     def _small(self, frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray]:
         """Luma float32 `[h,w]` and RGB uint8 `[h,w,3]` of the frame as small as models see it, in its own orientation."""

@@ -222,6 +222,24 @@ def test_a_judges_map_is_a_weight_of_every_pixel(students):
     assert np.corrcoef(weight.ravel(), bd.cv2.resize(take.weights[1], (94, 60)).ravel())[0, 1] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(ValueError("m.onnx does not run at 64x48"), "does not run"), (np.nan, "nan to nan"), (1.5, "1.5 to 1.5")],
+)
+def test_a_judge_without_a_map_is_one_line(students, monkeypatch, answer, message):
+    from distill.encode import open_maps
+
+    def look(self, frame, seconds):
+        if isinstance(answer, ValueError):
+            raise answer
+        return np.full(frame.shape[:2], answer, np.float32)
+
+    monkeypatch.setattr(bd.Stream, "map", look)
+    take = bd._take("x", iter([np.zeros((48, 64, 3), np.uint8)]), 25.0, {})
+    with pytest.raises(UsageError, match=message):
+        bd.judged(take, open_maps(students / "one.onnx", None), "one.onnx")
+
+
 def test_one_clip_whose_curves_do_not_meet_costs_no_other(tiny_root, monkeypatch):
     from distill.progress import Narrator
 
@@ -276,3 +294,11 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
             bd.compare([], {}, Coding(), Shaping(), crfs, narrator)
     assert bd.named([tmp_path / "a" / "m.onnx", tmp_path / "n.onnx"]).keys() == {"m.onnx", "n.onnx"}
     assert len(bd.named([tmp_path / "a" / "m.onnx", tmp_path / "b" / "m.onnx"])) == 2
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "v.mp4").touch()
+    same = [
+        name
+        for name, _ in bd.sources([tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mp4"], None, None, None, 5, narrator)
+    ]
+    assert same == [str(tmp_path / "a" / "v.mp4"), str(tmp_path / "b" / "v.mp4")]  # neither takes the other's place

@@ -98,4 +98,4 @@ def test_relative_paths_belong_to_the_recipe_and_bare_words_are_strings(tmp_path
 
 
 def test_differences_are_named():
-    assert config.differences(config.Recipe(), config.load(None, ["train.steps=7"])) == ["train.steps: 500 -> 7"]
+    assert config.differences(config.Recipe(), config.load(None, ["train.steps=7"])) == ["train.steps: 400 -> 7"]

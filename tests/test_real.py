@@ -33,7 +33,7 @@ def test_the_hevc_gaze_database_is_read_whole(data):
     corpus = open_corpus("dhf1k", data / "hevc-gaze")
     assert len(corpus.clips) == 23 and sum(clip.frames for clip in corpus.clips) == 9341
     parts = split(corpus, 0.2, groups=ROOT / "recipes" / "hevc-gaze.groups.csv")
-    for pair in ({"004", "005"}, {"006", "007"}):
+    for pair in ({"004", "005"}, {"006", "007"}, {"011", "012"}, {"016", "019"}, {"017", "018"}):
         assert pair <= set(parts.train) or pair <= set(parts.val)
 
 
