@@ -13,12 +13,16 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from rich.console import Console
 from rich.table import Table
 
 from distill import scores
 from distill.run_dir import read_json
+
+# A run takes as many threads as it may use cores; that is no part of its configuration, so it may go on with others.
+START = "import os, runpy; os.sched_setaffinity(0, {cores}); runpy.run_module('distill', run_name='__main__', alter_sys=True)"
 
 
 def main() -> int:
@@ -32,19 +36,33 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    cores, jobs = sorted(os.sched_getaffinity(0)), max(1, options.jobs)
+    free: SimpleQueue[set[int]] = SimpleQueue()
+    for job in range(jobs):
+        free.put(set(cores[job::jobs]) or set(cores))
 
     def run(number: int, fold: str) -> int:
         folder = options.out / f"fold{number}"
-        sets = [f"corpus.val_clips={fold}", f"run.threads={threads}", f"eval.threads={threads}", *options.set]
+        sets = [f"corpus.val_clips={fold}", *options.set]
         flags = [word for one in sets for word in ("--set", one)]
-        command = [sys.executable, "-m", "distill", "eval", str(options.recipe), "--out", str(folder), *flags]
-        with folder.with_suffix(".log").open("w") as log:
+        cores = free.get()
+        command = [
+            sys.executable,
+            "-c",
+            START.format(cores=cores),
+            "eval",
+            str(options.recipe),
+            "--out",
+            str(folder),
+            *flags,
+        ]
+        with folder.with_suffix(".log").open("a") as log:
             status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+        free.put(cores)
         print(f"{folder}: {'done' if not status else f'ended with {status}, see {folder}.log'}", flush=True)
         return status
 
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         if bad := [status for status in pool.map(run, range(1, len(options.fold) + 1), options.fold) if status]:
             return bad[0]
     results = {

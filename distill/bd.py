@@ -120,7 +120,6 @@ def _integral(x: np.ndarray, y: np.ndarray, slope: np.ndarray, low: float, high:
 class Take:
     """The first frames of a clip as an encoder gets them, and where observers looked."""
 
-    name: str
     picture: Picture
     frames: list[av.VideoFrame]  # yuv420p
     luma: np.ndarray  # uint8 [T,H,W]
@@ -133,7 +132,7 @@ class Take:
 def take_video(path: Path, frames: int) -> Take:
     """Of a video file; it has no gaze."""
     _, _, _, fps = probe(path)
-    return _take(path.name, islice(read_frames(path), frames), fps, {})
+    return _take(islice(read_frames(path), frames), fps, {})
 
 
 def take_clip(clip: Clip, frames: int) -> Take:
@@ -143,10 +142,10 @@ def take_clip(clip: Clip, frames: int) -> Take:
         fixations = fixation_map(clip, index)
         if fixations is not None and fixations.any():
             gaze[index] = density_map(clip, index, fixations)
-    return _take(clip.id, islice(clip.read(), frames), clip.fps, gaze)
+    return _take(islice(clip.read(), frames), clip.fps, gaze)
 
 
-def _take(name: str, pixels: Iterator[np.ndarray], fps: float, gaze: dict[int, np.ndarray]) -> Take:
+def _take(pixels: Iterator[np.ndarray], fps: float, gaze: dict[int, np.ndarray]) -> Take:
     rate = Fraction(fps).limit_denominator(1001)
     frames = []
     for index, rgb in enumerate(pixels):
@@ -158,7 +157,7 @@ def _take(name: str, pixels: Iterator[np.ndarray], fps: float, gaze: dict[int, n
     picture = Picture(frames[0].width, frames[0].height, "yuv420p", 1 / rate, rate)
     height, width = picture.size
     cut = {i: weights[:height, :width] for i, weights in gaze.items() if weights[:height, :width].any()}
-    return Take(name, picture, frames, luma, cut, "gaze" if cut else None)
+    return Take(picture, frames, luma, cut, "gaze" if cut else None)
 
 
 def judged(take: Take, judge: Stream, name: str) -> Take:

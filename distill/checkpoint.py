@@ -22,6 +22,17 @@ def kept(path: Path) -> str:
     return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
 
 
+def restore(module: torch.nn.Module, values: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads weights. Raises UsageError where they are of another shape: an earlier version's, or another student's."""
+    try:
+        module.load_state_dict(values)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()[:24])
+        raise UsageError(
+            f"{path} does not fit this version's student ({reason} ...); choose another --out, or start over with --force"
+        ) from None
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The saved values. Raises UsageError for a file that is missing or damaged."""
     try:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import tomllib
 import types
@@ -226,7 +227,8 @@ class Train:
         1e-3, "peak learning rate of the memory; motion takes five times, onset twenty times as much", low=0.0
     )
     parts: tuple[str, ...] = key(
-        ("memory", "motion", "onset"), "temporal parts that clips train; the others stay as they start"
+        ("memory", "motion", "onset"),
+        "temporal parts that clips train; the others stay as they start: memory and onset add nothing, motion averages a little",
     )
     image_lr: float = key(
         0.0,
@@ -259,6 +261,12 @@ class Train:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise ValueError(f"train.keep must be best or last, got {self.keep!r}")
+        if self.frames_first > 0 and self.lr == 0:
+            raise ValueError("train.lr is 0, so that nothing learns from frames")
+        if self.frames_first < 1 and not (self.parts and self.clips_lr > 0) and self.image_lr * self.lr == 0:
+            raise ValueError(
+                "nothing learns from clips: train.parts, clips_lr and image_lr say so; or set frames_first to 1"
+            )
         if unknown := set(self.parts) - {"memory", "motion", "onset"}:
             raise ValueError(f"train.parts are memory, motion and onset, got {min(unknown)!r}")
 
@@ -348,16 +356,18 @@ def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """A recipe's contents after those of the recipes that it builds on, the first of them first."""
     chain: list[tuple[Path, dict[str, Any]]] = []
     while True:
-        if path.resolve() in [file.resolve() for file, _ in chain]:
+        if os.path.realpath(path) in [os.path.realpath(file) for file, _ in chain]:
             raise UsageError(f"recipe {path} builds on itself, over {', '.join(str(file) for file, _ in chain)}")
+        if chain and not path.is_file():
+            raise UsageError(f"recipe {chain[0][0]} builds on {path}, which is not there")
         contents = _read_toml(path)
         base = contents.pop("base", None)
         chain.insert(0, (path, contents))
         if base is None:
             return chain
-        if not isinstance(base, str):
+        if not isinstance(base, str) or "\0" in base:
             raise UsageError(f"recipe {path}: `base` names another recipe, got {base!r}")
-        path = path.parent / base
+        path = path.parent / Path(base).expanduser()
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -343,7 +343,7 @@ def load_student(path: Path, recipe: Recipe) -> tuple[TinyUNet, int]:
 
     saved = checkpoint.load(path)
     student = TinyUNet(recipe.student)
-    student.load_state_dict(saved["student"])
+    checkpoint.restore(student, saved["student"], path)
     return student.eval(), int(saved["step"])
 
 

@@ -57,7 +57,7 @@ def quantise_file(
     usable.
     """
     if folder.exists() and (not folder.is_dir() or folder.samefile(model.parent)):
-        raise UsageError(f"--out {folder}: name another folder than that of the file that is read")
+        raise UsageError(f"--out {folder}: name a folder, and another than that of the file that is read")
     [predictor] = open_all([model], 1)
     original = onnx.load(model)
     if any(node.op_type == "DequantizeLinear" for node in original.graph.node):

@@ -328,7 +328,7 @@ def _take(values: dict[str, list[str]], name: str) -> str:
 
 def permissive(license_: str) -> bool:
     """Whether anybody may use, under this licence, what it covers for anything; remarks in brackets do not count."""
-    return license_.split(" (")[0] in PERMISSIVE
+    return license_.split(" (")[0].removeprefix("The ").replace(" License", "") in PERMISSIVE
 
 
 def chain(member: Member) -> list[tuple[str, str]]:

@@ -106,8 +106,8 @@ def train(
     if saved and not (best_path if saved["step"] > clips_from else image_path).exists() and saved["best"] > -math.inf:
         saved = None  # what belongs to it is gone: start again
     if saved:
-        student.load_state_dict(saved["student"])
-        averaged.load_state_dict(saved["averaged"])
+        checkpoint.restore(student, saved["student"], last_path)
+        checkpoint.restore(averaged, saved["averaged"], last_path)
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"].cpu())
         states, first, best = saved["states"], saved["step"], saved["best"]
@@ -153,8 +153,8 @@ def train(
             walking = step >= clips_from
             if step == clips_from and step > 0:  # what was best as an image student is what clips add to
                 found = checkpoint.load(image_path, device)["student"]
-                student.load_state_dict(found)
-                averaged.load_state_dict(found)
+                checkpoint.restore(student, found, image_path)
+                checkpoint.restore(averaged, found, image_path)
                 best = -math.inf
             since = step - clips_from if walking else step
             if walking:

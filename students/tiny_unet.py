@@ -1,6 +1,6 @@
 """TinyU-Net: an encoder-decoder of about 200 K parameters with one recurrent state at its bottleneck.
 
-The way of a frame, at the default working resolution of 128x224:
+The way of a frame, at a working resolution of 128x224 (recipes have 96x160):
 
     frame [3,H,W] -> entry: anti-aliased down-scaling to [3,128,224], whatever H and W
       -> encoder: 1/2, 1/4 (skip), 1/8 (skip), 1/16, with a 1/32 context branch and a learned place embedding

@@ -34,6 +34,9 @@ def test_a_recipe_says_what_differs_from_its_base(tmp_path):
     (tmp_path / "sub" / "first.toml").write_text('base = "../third.toml"', encoding="utf-8")
     with pytest.raises(UsageError, match=r"third\.toml builds on itself, over .*first\.toml"):
         config.load(tmp_path / "third.toml")
+    (tmp_path / "second.toml").write_text('base = "none.toml"', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"second\.toml builds on .*none\.toml, which is not there"):
+        config.load(tmp_path / "third.toml")
     (tmp_path / "second.toml").write_text("base = 3", encoding="utf-8")
     with pytest.raises(UsageError, match="`base` names another recipe, got 3"):
         config.load(tmp_path / "second.toml")
@@ -56,6 +59,9 @@ def test_every_shipped_recipe_loads(path):
         ("train.lr=-1", "train.lr must be at least 0"),
         ("train.lr=nan", "train.lr must be finite"),
         ("train.parts=memory,gate", "train.parts are memory, motion and onset, got 'gate'"),
+        ("train.parts=[]", "nothing learns from clips"),
+        ("train.clips_lr=0", "nothing learns from clips"),
+        ("train.lr=0", "train.lr is 0"),
         ("train.ema=1.0", "train.ema must be at most 0.9999"),
         ("student.width=100", "student.width must be a multiple of 32"),
         ("run.name=My Student", "run.name may hold lower case letters"),

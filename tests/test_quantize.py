@@ -127,7 +127,7 @@ def test_the_race_is_between_the_two_files(student):
 
 def test_wrong_input_is_one_line(student, recipe, tiny_root, golden, tmp_path, narrator):
     for folder in (student, student.parent):
-        with pytest.raises(UsageError, match="name another folder than that of the file that is read"):
+        with pytest.raises(UsageError, match="name a folder, and another than that of the file that is read"):
             quantise_file(student, folder, recipe, [], False, narrator)
     with pytest.raises(UsageError, match="quantised already"):
         quantise_file(golden / "scanner" / "ok_qdq.onnx", tmp_path / "o", recipe, [], False, narrator)

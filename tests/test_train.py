@@ -245,17 +245,19 @@ def test_still_images_train_the_image_student_alone(samples, tmp_path):
     assert {tuple(numbers) for _, numbers in batch.places} == {(1,)}
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(samples, tmp_path):
-    run(samples, tmp_path / "whole")
+@pytest.mark.parametrize("at", [3, 8])  # among frames, and in the middle of an episode of clips
+def test_an_interrupted_run_ends_with_the_same_weights(samples, tmp_path, at):
+    longer = replace(CONFIG, steps=10, windows=3)
+    run(samples, tmp_path / "whole", longer)
     calls = []
 
-    def third_call():
+    def enough():
         calls.append(1)
-        return len(calls) == 3
+        return len(calls) == at
 
-    with pytest.raises(Interrupted, match="after step 3 of 6"):
-        run(samples, tmp_path / "parts", narrator=Narrator(quiet=True, stop=third_call))
-    run(samples, tmp_path / "parts")
+    with pytest.raises(Interrupted, match=f"after step {at} of 10"):
+        run(samples, tmp_path / "parts", longer, narrator=Narrator(quiet=True, stop=enough))
+    run(samples, tmp_path / "parts", longer)
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert all(
@@ -288,6 +290,15 @@ def test_nan_stops_before_the_weights_and_names_the_frame(samples, tmp_path):
         run([samples[0], replace(samples[1], labels=spoiled)], tmp_path, replace(CONFIG, steps=6))
     after = weights(tmp_path)
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_weights_of_another_version_are_one_line(samples, tmp_path):
+    run(samples, tmp_path, replace(CONFIG, steps=2))
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    del saved["student"]["onset.where"]
+    torch.save(saved, tmp_path / "last.pt")
+    with pytest.raises(UsageError, match=r"last\.pt does not fit this version's student .*onset\.where.*--force"):
+        run(samples, tmp_path, replace(CONFIG, steps=4))
 
 
 def test_frames_without_truth_learn_from_soft_labels_alone(samples):
