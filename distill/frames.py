@@ -29,16 +29,24 @@ from distill.students.tiny_unet import fit_to_twice
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """A .npy file that is opened when it is read: a corpus has more files than a process may hold open."""
+    """A .npy file that is opened when it is read: a corpus has more files than a process may hold open. What its header
+    says is remembered."""
 
     path: Path
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(np.load(self.path, mmap_mode="r")[index])
-
     @cached_property
+    def _layout(self) -> dict[str, Any]:
+        array: np.memmap = np.load(self.path, mmap_mode="r")
+        order: Any = "F" if array.flags.fnc else "C"
+        return {"dtype": array.dtype, "shape": array.shape, "offset": array.offset, "order": order}
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.array(np.memmap(self.path, mode="r", **self._layout)[index])
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return np.load(self.path, mmap_mode="r").shape
+        shape: tuple[int, ...] = self._layout["shape"]
+        return shape
 
     def __len__(self) -> int:
         return self.shape[0]

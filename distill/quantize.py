@@ -12,6 +12,7 @@ files over that one's; the registry entry takes the place of the one of the same
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -111,13 +112,24 @@ def _write(
         "Tiny video saliency student, in floating point and in int8: where people look, as a map in [0,1] per pixel."
     )
     measured = {**facts, "scores": facts["scores"] and facts["scores"]["predictors"], "calibration_set": note}
-    sidecar = write_sidecar(copy, about, license_, chain, {"int8": {"file": path.name, **measured}}, "static")
+    more = _carried(model) | {"int8": {"file": path.name, **measured}}
+    sidecar = write_sidecar(copy, about, license_, chain, more, "static")
     short = 1 - facts["drift"]["plcc"]
     budget = BUDGET if short <= BUDGET else math.ceil(100 * short) / 100
     notes = f"{path.name}: static QDQ, made from {copy.name}; its maps correlate by {1 - short:.5f} on held-out clips."
     entry = registry_entry(copy, license_, about, notes, Int8(sha256(path), note, budget))
     registry = write_registry(copy.with_suffix(".int8.registry.json"), [entry])
     return path, [str(file) for file in (copy, path, sidecar, registry)]
+
+
+def _carried(model: Path) -> dict[str, Any]:
+    """What the model's own sidecar says that holds in int8 too, if it has one: not its scores."""
+    try:
+        said = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    kept = ("frame_rate", "gate_tau_seconds", "training")
+    return {key: said[key] for key in kept if key in said} if isinstance(said, dict) else {}
 
 
 def split(clips: Sequence[Clip], validated: str) -> tuple[list[Clip], list[Clip]]:

@@ -426,9 +426,10 @@ def _batch(drawn: Sequence[Draw], student: TinyUNetConfig, device: torch.device)
         places.append((cached.clip.id, [int(i) * cached.stride + 1 for i in d.index]))
 
     theta = torch.stack([d.place for d in drawn]).to(device)
-    matrix_B33 = torch.stack([d.colour[0] for d in drawn]).to(device)
+    matrix_B33 = torch.stack([d.colour[0] for d in drawn]).to(device) / 255
     offset_B3 = torch.stack([d.colour[1] for d in drawn]).to(device)
-    twice_BTCHW = torch.stack(frames).to(device).permute(0, 1, 4, 2, 3) / 255
+    twice_BTHWC = torch.stack(frames).to(device)
+    twice_BTCHW = twice_BTHWC.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     # All from twice what comes out: at full frame that is the entry's last pooling, and a crop stays sharp.
     small_BTChw = warp(twice_BTCHW, theta, (student.height, student.width))
     small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33, small_BTChw) + offset_B3[:, None, :, None, None]

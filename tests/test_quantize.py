@@ -65,6 +65,18 @@ def test_a_slower_one_leaves_no_file_unless_it_is_kept(student, recipe, tmp_path
     assert out.exists()
 
 
+@pytest.mark.parametrize("said", ['{"kind": "nr", "frame_rate": 25.0, "metrics": {"nss": 2}}', "[", '"frame_rate"'])
+def test_what_holds_in_int8_too_is_carried_over(student, recipe, tmp_path, narrator, monkeypatch, said):
+    monkeypatch.setattr(quantize, "race", lambda *_: result_of(1.2, 1.0))
+    model = tmp_path / student.name
+    model.write_bytes(student.read_bytes())
+    model.with_suffix(".json").write_text(said, encoding="utf-8")
+    quantise_file(model, tmp_path / "out", recipe, ["64x48"], False, narrator)
+    sidecar = json.loads((tmp_path / "out" / f"{student.stem}.json").read_text(encoding="utf-8"))
+    assert sidecar.get("frame_rate") == (25.0 if "nr" in said else None) and "metrics" not in sidecar
+    assert sidecar["quant_mode"] == "static"
+
+
 def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(
     student, recipe, tmp_path, narrator, monkeypatch
 ):
