@@ -16,10 +16,9 @@ from typing import Any
 import onnx
 
 from distill import __version__, scores
-from distill.export.limits import sha256
 from distill.metrics import HIGHER_IS_BETTER, LABELS
 from distill.run_dir import atomic
-from distill.sidecar import registry_entry, write_registry, write_sidecar
+from distill.sidecar import registry_entry, sha256, write_registry, write_sidecar
 
 LISTED = 2000  # names of training clips in a sidecar, which the downstream reads up to 1 MiB
 SHOWN = 12  # names of clips in the card

@@ -770,10 +770,8 @@ def bd(
     except ValueError:
         raise UsageError(f"--crf {crfs}: numbers are wanted, as in 22,27,32,37") from None
     for file in (out, table):  # encodes take long: what cannot be written is told before
-        if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(
-                f"{file} cannot be written: {'it is a folder' if file.is_dir() else 'its folder is not there'}"
-            )
+        if file and (file.is_dir() or any(parent.is_file() for parent in file.absolute().parents)):
+            raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
     narrator = Narrator(quiet, _stop_on_ctrl_c())
     takes = measure.sources(inputs or [], corpus, root, clips, frames, narrator)
     coding, shaping = Coding(codec, preset=preset, threads=threads), Shaping(strength, block, neutral, prior=prior)

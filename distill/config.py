@@ -24,12 +24,24 @@ from distill.errors import UsageError
 from distill.students import TinyUNetConfig
 
 
-def key(default: Any, about: str, *, low: float | None = None, high: float | None = None, path: bool = False) -> Any:
-    """A recipe key: default, one line about it, inclusive bounds; `path` resolves against the recipe's folder."""
-    meta = {"about": about, "low": low, "high": high, "path": path}
+def key(
+    default: Any,
+    about: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    among: tuple[str, ...] = (),
+    path: bool = False,
+) -> Any:
+    """A recipe key: default, one line about it, inclusive bounds or the words that it may be; `path` resolves against the
+    recipe's folder."""
+    meta = {"about": about, "low": low, "high": high, "among": among, "path": path}
     if isinstance(default, tuple):
         return field(default_factory=lambda: default, metadata=meta)
     return field(default=default, metadata=meta)
+
+
+PRECISIONS = ("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,11 @@ class Corpus:
         "the corpus's folder, or a list with one per part; synthetic writes its own into the run directory",
         path=True,
     )
-    split: str = key("official", "official: the corpus's own split where it has one; share: corpus.val of the clips")
+    split: str = key(
+        "official",
+        "official: the corpus's own split where it has one; share: corpus.val of the clips",
+        among=("official", "share"),
+    )
     val: float = key(0.2, "share of the clips held out for validation, by group", low=0.0, high=0.9)
     val_clips: tuple[str, ...] = key((), "ids of the clips to hold out, instead of the share")
     groups: str = key(
@@ -80,10 +96,6 @@ class Corpus:
         high=1000.0,
     )
     mouse_lag_ms: float = key(300.0, "avimos, ntire2026: how far raw mouse tracks lag behind the eye", low=0.0)
-
-    def __post_init__(self) -> None:
-        if self.split not in ("official", "share"):
-            raise ValueError(f"corpus.split must be official or share, got {self.split!r}")
 
 
 @dataclass(frozen=True)
@@ -160,15 +172,13 @@ class Teach:
     rank: int = key(64, "of LoRA", low=1)
     alpha: float = key(128.0, "of LoRA: its product is scaled by alpha / rank", low=0.0)
     dropout: float = key(0.05, "of what LoRA sees", low=0.0, high=0.9)
-    precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA; what trains is float32 either way")
+    precision: str = key(
+        "auto", "bf16, fp32 or auto: bf16 on CUDA; what trains is float32 either way", among=PRECISIONS
+    )
     recompute: bool = key(True, "gradient checkpointing of the trunk: half more arithmetic, a fraction of the memory")
     val_windows: int = key(4, "windows of every validation clip, spread evenly", low=1)
     validate_every: int = key(300, "steps between validations; each expert keeps its best by CC", low=1)
     checkpoint_every: int = key(100, "steps between checkpoints", low=1)
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(f"teach.precision must be auto, bf16 or fp32, got {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -194,14 +204,10 @@ class Label:
     overlap: float = key(
         0.0, "share of a teacher's window that its next one sees again; 0: as released", low=0.0, high=0.9
     )
-    precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA")
+    precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA", among=PRECISIONS)
     compile: bool = key(False, "run the teacher through torch.compile: a minute or more at the start, faster then")
     batch: int = key(0, "windows at once; 0: what the GPU's memory takes; on the CPU two per thread", low=0)
     workers: int = key(2, "clips decoded ahead of the teacher, each by a thread of its own", low=1, high=64)
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(f"label.precision must be auto, bf16 or fp32, got {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -254,13 +260,13 @@ class Train:
         low=0.0, high=1.0,
     )  # fmt: skip
     colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")
-    keep: str = key("best", "best: the weights that validate best are shipped; last: those of the last step")
+    keep: str = key(
+        "best", "best: the weights that validate best are shipped; last: those of the last step", among=("best", "last")
+    )
     validate_every: int = key(100, "steps between validations", low=1)
     checkpoint_every: int = key(50, "steps between checkpoints", low=1)
 
     def __post_init__(self) -> None:
-        if self.keep not in ("best", "last"):
-            raise ValueError(f"train.keep must be best or last, got {self.keep!r}")
         if self.frames_first > 0 and self.lr == 0:
             raise ValueError("train.lr is 0, so that nothing learns from frames")
         if self.frames_first < 1 and not (self.parts and self.clips_lr > 0) and self.image_lr * self.lr == 0:
@@ -466,6 +472,8 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
                 raise UsageError(f"{name}.{f.name} must be at least {low}, got {value}")
             if high is not None and value > high:
                 raise UsageError(f"{name}.{f.name} must be at most {high}, got {value}")
+            if (among := f.metadata.get("among")) and value not in among:
+                raise UsageError(f"{name}.{f.name} must be {', '.join(among[:-1])} or {among[-1]}, got {value!r}")
         try:
             sections[name] = section_type(**options)
         except ValueError as error:

@@ -731,7 +731,7 @@ class _Output:
             return False
         with _opened(
             Path(self.source.name)
-        ) as again:  # the picture is a packet, and the file's head must be written first
+        ) as again:  # its picture is a packet, wanted before the file's head is written
             packet = next(again.demux(again.streams[stream.index]))
         suffix, kind = COVERS[codec]
         if holder == "matroska":

@@ -29,6 +29,7 @@ from distill.config import Recipe
 from distill.corpora import Clip, Points, density_map, fixation_points, open_corpus
 from distill.corpora.clips import SIGMA, blur
 from distill.errors import Interrupted, UsageError
+from distill.export.blocks import centred
 from distill.export.runner import Predictor
 from distill.metrics import PROTOCOLS, Protocol
 from distill.progress import Narrator, cancelling_pool
@@ -51,9 +52,7 @@ def centre_gaussian(clip: Clip, index: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _centre(height: int, width: int) -> np.ndarray:
-    y = (np.arange(height) + 0.5) / height - 0.5
-    x = (np.arange(width) + 0.5) / width - 0.5
-    return np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * 0.22**2)).astype(np.float32)
+    return centred(height, width).astype(np.float32)
 
 
 @lru_cache(maxsize=64)

@@ -16,11 +16,10 @@ from distill.bench import parse_size
 from distill.errors import GateFailed, UsageError
 from distill.evaluate import load_predictor
 from distill.export import ExportRefused
-from distill.export.limits import sha256
 from distill.export.luma import luma_graph, verify_luma
 from distill.progress import Narrator
 from distill.run_dir import atomic
-from distill.sidecar import identifier, origin_of, registry_entry, write_registry, write_sidecar
+from distill.sidecar import identifier, origin_of, registry_entry, sha256, write_registry, write_sidecar
 
 SMALLEST, LARGEST = 16, 4096  # pixels a side: what the students are made for
 INPUT = "Y plane as stored (limited range, 16 to 235), over 255; [1,1,H,W] of this size only"

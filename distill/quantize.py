@@ -30,11 +30,10 @@ from distill.corpora import Clip, open_corpus
 from distill.errors import GateFailed, UsageError
 from distill.evaluate import evaluate
 from distill.export import ExportRefused
-from distill.export.limits import sha256
 from distill.export.quantize import drift, quantise
 from distill.progress import Narrator
 from distill.run_dir import atomic
-from distill.sidecar import BUDGET, Int8, identifier, origin_of, registry_entry, write_registry, write_sidecar
+from distill.sidecar import BUDGET, Int8, identifier, origin_of, registry_entry, sha256, write_registry, write_sidecar
 
 CALIBRATION_CLIPS, HELD_OUT_CLIPS = 16, 8
 FRAMES, EVERY = 24, 4  # of each clip are streamed; of those, one in so many gives ranges

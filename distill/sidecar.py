@@ -12,6 +12,7 @@ What decides there, and is kept to here:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.export.limits import sha256
+from distill.export.limits import OPSET
 from distill.run_dir import write_json
 
-OPSET = 17
 ID_LENGTH, LICENSE_LENGTH, DESCRIPTION_LENGTH, NOTES_LENGTH, CALIBRATION_LENGTH = 64, 128, 256, 512, 256
 BUDGET = 0.01  # house value: by how much Pearson's correlation of float and int8 outputs may fall short of 1
 
@@ -34,6 +34,11 @@ class Int8:
     sha256: str
     calibration: str  # what its ranges were measured on
     budget: float = BUDGET
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hex, as the registry wants it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def identifier(stem: str, room: int = 0) -> str:

@@ -19,9 +19,7 @@ HOLD = 0.25  # of a step
 FAINT = 0.2  # where no block is above, nothing stands out
 NEUTRAL = ("bits", "mean", "off")
 QUIET = 4  # grey levels that cost nothing much
-HALVES = (
-    6  # QP that halve the rate, about: the quantiser's step doubles with as many (H.264 and HEVC, and kvazaar's too)
-)
+HALVES = 6  # QP that halve the rate, about: the quantiser's step doubles with as many, in H.264 and HEVC
 
 
 def grid(size: tuple[int, int], block: int) -> tuple[int, int]:

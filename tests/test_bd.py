@@ -299,3 +299,17 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
         for name, _ in bd.sources([tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mp4"], None, None, None, 5, narrator)
     ]
     assert same == [str(tmp_path / "a" / "v.mp4"), str(tmp_path / "b" / "v.mp4")]  # neither takes the other's place
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_encoded(tmp_path):
+    from tests.test_cli import distill
+
+    (tmp_path / "file").write_text("")
+    for option, wrong, reason in (
+        ("--out", tmp_path, "a folder"),
+        ("--csv", tmp_path / "file" / "x.csv", "below a file"),
+    ):
+        told = distill("bd", "clip.mp4", option, wrong)
+        assert told.returncode == 2 and told.stderr.strip().endswith(f"cannot be written: it is {reason}")
+    told = distill("bd", "clip.mp4", "--out", tmp_path / "new" / "x.png")  # a folder is made when it is needed
+    assert told.returncode == 2 and told.stderr.strip().endswith("clip.mp4: no such video")
