@@ -18,8 +18,8 @@ from queue import SimpleQueue
 from rich.console import Console
 from rich.table import Table
 
-from distill import scores
-from distill.run_dir import read_json
+from distill.evaluation import scores
+from distill.run.files import read_json
 
 # A run takes as many threads as it may use cores; that is no part of its configuration, so it may go on with others.
 START = "import os, runpy; os.sched_setaffinity(0, {cores}); runpy.run_module('distill', run_name='__main__', alter_sys=True)"

@@ -26,8 +26,8 @@ import time
 import numpy as np
 import torch
 
-from distill.device import choose, set_threads
-from distill.errors import UsageError
+from distill.run.device import choose, set_threads
+from distill.run.errors import UsageError
 from distill.teachers import Inference
 from distill.teachers.visage import Visage, VisageConfig, VisageNet, random_net, resize
 from distill.teachers.windows import PAIR

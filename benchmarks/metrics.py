@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from distill import metrics
 from distill.corpora.clips import SIGMA, blur
+from distill.evaluation import metrics
 
 FIVE = ("nss", "cc", "sim", "auc_judd", "kld")
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.device import choose, set_threads
-from distill.errors import UsageError
+from distill.run.device import choose, set_threads
+from distill.run.errors import UsageError
 from distill.teachers import Inference, Teacher
 from distill.teachers.windows import MOST_WINDOWS, PAIR
 
@@ -80,7 +80,7 @@ def salfom(size: str) -> Callable[[torch.device, Inference, argparse.Namespace],
 
 
 def onnx_file(device: torch.device, how: Inference, options: argparse.Namespace) -> Teacher:
-    from distill.onnx_teacher import OnnxTeacher
+    from distill.labels.onnx_teacher import OnnxTeacher
 
     return OnnxTeacher(options.onnx)
 

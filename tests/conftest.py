@@ -8,9 +8,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
-from distill import config
 from distill.corpora import synthetic
-from distill.progress import Narrator
+from distill.recipe import config
+from distill.run.progress import Narrator
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

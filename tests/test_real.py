@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from distill.corpora import density_map, fixation_map, open_corpus, split
-from distill.metrics import score
+from distill.evaluation.metrics import score
+from tests.cli.test_cli import distill
 from tests.conftest import ROOT
-from tests.test_cli import distill
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_hevc_gaze_database_is_read_whole(data):
 
 def test_the_centred_gaussian_scores_as_published(data):
     """1.15 on ten other clips of this database; these 23 differ, but not by much."""
-    from distill.evaluate import centre_gaussian
+    from distill.evaluation.evaluate import centre_gaussian
 
     scores = []
     for clip in open_corpus("dhf1k", data / "hevc-gaze", skip=[]).clips[::3]:
@@ -52,7 +52,7 @@ def test_the_centred_gaussian_scores_as_published(data):
 
 
 def test_a_real_teachers_maps_beat_the_centre(data):
-    from distill.evaluate import centre_gaussian
+    from distill.evaluation.evaluate import centre_gaussian
     from distill.teachers.maps import MapsTeacher
 
     teacher = MapsTeacher(data / "labels" / "tinyhd-m" / "hevc-gaze")

@@ -16,14 +16,14 @@ from types import ModuleType
 
 import numpy as np
 
-from distill import config
-from distill.config import did_you_mean
-from distill.corpora import avimos, dhf1k, gaze_table, shots, videos
-from distill.corpora.annotation import Points
 from distill.corpora.clips import Clip, Corpus, density_map, fixation_map, fixation_points
 from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, print_of
-from distill.errors import UsageError
-from distill.progress import cancelling_pool
+from distill.corpora.gaze import Points
+from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots, videos
+from distill.recipe import config
+from distill.recipe.config import did_you_mean
+from distill.run.errors import UsageError
+from distill.run.progress import cancelling_pool
 
 __all__ = [
     "CORPORA", "Clip", "Corpus", "Part", "Points", "Survey", "density_map", "fingerprints", "fixation_map",

@@ -15,10 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from distill.corpora import annotation, images
-from distill.corpora.annotation import Points
+from distill.corpora import gaze as annotation
+from distill.corpora.gaze import Points
+from distill.corpora.readers import images
 from distill.corpora.video import gray_frame, read_frames
-from distill.errors import UsageError
+from distill.run.errors import UsageError
 
 # DHF1K's own blur: FWHM 30 px, sigma 12.74 px at 640 px width (Wang et al. 2018).
 SIGMA = 12.74 / 640
@@ -38,7 +39,7 @@ class Clip:
     maps: str = ""  # folder or video of density maps; empty where density is built from the fixations
     annotated_frames: int = 0
     group: str = ""
-    annotation: str = "png"  # what kind of thing `fixations` is, see distill.corpora.annotation
+    annotation: str = "png"  # what kind of thing `fixations` is, see distill.corpora.gaze
     static: bool = False  # a still image: one frame, and never a state
     corpus: str = ""  # which part of a mixed corpus
     name: str = ""  # the id inside its part; the id itself, unless told otherwise

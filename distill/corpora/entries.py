@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.corpora import annotation, images
+from distill.corpora import gaze as annotation
 from distill.corpora.clips import Clip
+from distill.corpora.readers import images
 from distill.corpora.video import probe, probe_folder, stated
-from distill.errors import UsageError
+from distill.run.errors import UsageError
 
 LICENSE_FILES = ("LICENSE.txt", "LICENSE", "LICENSE.md", "LICENCE.txt", "LICENCE", "license.txt")
 UNANNOTATED, WITHOUT_FRAME = "frames without annotation", "annotations without a frame"

@@ -20,12 +20,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from distill.config import Synthetic
 from distill.corpora.entries import LICENSE_FILES
 from distill.corpora.video import Writer, probe
-from distill.errors import Interrupted, UsageError
-from distill.progress import Narrator
-from distill.run_dir import read_json, write_json
+from distill.recipe.config import Synthetic
+from distill.run.errors import Interrupted, UsageError
+from distill.run.files import read_json, write_json
+from distill.run.progress import Narrator
 
 LICENSE = "BSD-2-Clause-Patent (procedural)"
 MARKER = "synthetic.json"  # the settings; says that the folder is ours

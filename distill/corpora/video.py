@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from distill.corpora import images
-from distill.errors import UsageError
+from distill.corpora.readers import images
+from distill.run.errors import UsageError
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".y4m")
 

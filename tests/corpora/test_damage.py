@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.corpora import images, table
-from distill.corpora.annotation import WHOLE
 from distill.corpora.clips import Clip
-from distill.corpora.matlab import read_variable
-from distill.errors import UsageError
+from distill.corpora.gaze import WHOLE
+from distill.corpora.readers import images, table
+from distill.corpora.readers.matlab import read_variable
+from distill.run.errors import UsageError
 from tests.corpora import writers
 
 

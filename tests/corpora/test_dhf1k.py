@@ -8,9 +8,9 @@ import pytest
 
 from distill.corpora import density_map, fixation_map, fixation_points, open_corpus, split
 from distill.corpora.clips import Corpus
-from distill.corpora.matlab import read_variable
-from distill.errors import UsageError
-from distill.metrics import nss
+from distill.corpora.readers.matlab import read_variable
+from distill.evaluation.metrics import nss
+from distill.run.errors import UsageError
 from tests.corpora import writers
 
 

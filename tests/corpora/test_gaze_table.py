@@ -5,12 +5,14 @@ import gzip
 import numpy as np
 import pytest
 
-from distill import config, frames
-from distill.corpora import density_map, fixation_map, fixation_points, gaze_table, open_corpus, split
+from distill.corpora import density_map, fixation_map, fixation_points, open_corpus, split
 from distill.corpora.clips import SIGMA, Corpus
-from distill.errors import UsageError
-from distill.metrics import nss
+from distill.corpora.layouts import gaze_table
+from distill.evaluation.metrics import nss
+from distill.recipe import config
+from distill.run.errors import UsageError
 from distill.students import TinyUNetConfig
+from distill.training import frames
 from tests.corpora import writers
 
 

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from distill import look
 from distill.corpora import open_corpus
-from distill.errors import UsageError
+from distill.run.errors import UsageError
+from distill.tools import look
+from tests.cli.test_cli import distill
 from tests.corpora import writers
-from tests.test_cli import distill
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ import shutil
 import numpy as np
 import pytest
 
-from distill import config, pipeline
 from distill.corpora import fixation_points, open_corpus, parts_of, split
 from distill.corpora.clips import Corpus
-from distill.errors import UsageError
-from distill.run_dir import RunDir
+from distill.recipe import config
+from distill.run import pipeline
+from distill.run.directory import RunDir
+from distill.run.errors import UsageError
 from distill.teachers.maps import MapsTeacher
+from tests.cli.test_cli import distill
 from tests.conftest import TINY
 from tests.corpora import writers
-from tests.test_cli import distill
 
 
 @pytest.fixture

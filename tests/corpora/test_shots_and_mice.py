@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from distill import config
 from distill.corpora import density_map, fixation_map, fixation_points, open_corpus, split
 from distill.corpora.clips import Corpus
-from distill.errors import UsageError
-from distill.metrics import nss
+from distill.evaluation.metrics import nss
+from distill.recipe import config
+from distill.run.errors import UsageError
 from tests.corpora import writers
 
 

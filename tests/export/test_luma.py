@@ -129,5 +129,5 @@ def test_torch_is_not_needed():
     import subprocess
     import sys
 
-    code = "import sys, distill.export.luma, distill.luma, distill.export.quantize; assert 'torch' not in sys.modules"
+    code = "import sys, distill.export.luma, distill.tools.luma, distill.export.quantize; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,1 @@
+"""How corpora lie on disk, one file per layout."""

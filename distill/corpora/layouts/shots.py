@@ -1,0 +1,51 @@
+"""Hollywood-2 and UCF Sports with gaze (Mathe and Sminchisescu, PAMI 2015), as they are distributed with DHF1K:
+
+    training/SHOT/{images,fixation,maps}/*.png        actioncliptrain00001_1/images/actioncliptrain00001_00001.png
+    testing/SHOT/{images,fixation,maps}/*.png         Diving-Side-001/images/Diving-Side_001_001.png
+
+Hollywood-2 is cut into shots; shots of one film stay on one side of a split. Observers had a task (name the action). The
+distribution does not state a frame rate; UNISAL (Droste et al., ECCV 2020) takes 24 frames per second.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from distill.corpora.entries import Entry, check, license_of
+from distill.corpora.readers import images
+from distill.recipe.config import Corpus as Options
+from distill.run.errors import UsageError
+
+__all__ = ["check", "find", "license_of"]
+
+FPS = 24.0
+
+
+def find(root: Path, options: Options) -> list[Entry]:
+    """The shots under training/ and testing/, or of the one of them that `root` is. Raises UsageError where there are none."""
+    sides = {side: root / name for side, name in (("train", "training"), ("test", "testing"))}
+    present = {side: folder for side, folder in sides.items() if folder.is_dir()} or {"": root}
+    found = [_entry(shot, side, options.fps or FPS) for side, folder in present.items() for shot in _shots(folder)]
+    if not found:
+        raise UsageError(
+            f"{root} holds no shots; its layout is training/SHOT/images/*.png with fixation/ and maps/ beside, and testing/"
+        )
+    ids = [entry.id for entry in found]
+    if twice := {i for i in ids if ids.count(i) > 1}:
+        raise UsageError(f"{root} has shot {min(twice)} in both training/ and testing/; keep one of them")
+    return found
+
+
+def _shots(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.iterdir() if (p / "images").is_dir()), key=lambda p: images.numbered(p.name))
+
+
+def _entry(shot: Path, side: str, fps: float) -> Entry:
+    fixations, kind = shot / "fixation", "png"
+    if not images.has_any(fixations, (".png",)) and images.has_any(fixations / "maps", (".mat",)):
+        fixations, kind = fixations / "maps", "mat"
+    film = re.sub(r"_\d+$", "", shot.name) if shot.name.startswith("actionclip") else shot.name
+    return Entry(
+        shot.name, shot / "images", fixations, shot / "maps", kind, name=shot.name, group=film, side=side, fps=fps
+    )

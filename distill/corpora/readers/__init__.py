@@ -1,0 +1,1 @@
+"""Readers of single files: images, MATLAB files, tables."""

@@ -1,0 +1,137 @@
+"""Images in files: folders of numbered ones, in the order of their numbers, and sizes read from headers.
+
+A corpus has hundreds of thousands of frames as files; what can be known from a name or a few bytes is never decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from distill.run.errors import UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+PNG_HEAD, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+def numbered(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts 2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", Path(name).stem)]
+
+
+def listing(folder: Path | str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+    """Names of a folder's files in the order of their numbers; remembered until the folder changes."""
+    try:
+        return _listing(str(folder), suffixes, Path(folder).stat().st_mtime_ns)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def has_any(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
+    """Whether a folder is there and holds such a file; it is not read to its end."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(e.name.lower().endswith(suffixes) and not e.name.startswith(".") for e in entries)
+
+
+@lru_cache(maxsize=64)
+def _listing(folder: str, suffixes: tuple[str, ...], _changed: int) -> list[str]:
+    names = [e.name for e in os.scandir(folder) if not e.name.startswith(".") and e.name.lower().endswith(suffixes)]
+    return sorted(names, key=numbered)
+
+
+def number_of(name: str) -> int | None:
+    """The last number in a file's name: 12 of `clip3_00012.png`, None where there is none."""
+    found = re.findall(r"\d+", Path(name).stem)
+    return int(found[-1]) if found else None
+
+
+def check_numbers(folder: Path, names: list[str], first: int | None = None) -> None:
+    """Raises UsageError where the files' numbers leave a gap, or do not begin at `first`; file 2 missing shifts all others."""
+    expected = first if first is not None else number_of(names[0])
+    for name in names:
+        if (found := number_of(name)) is None or expected is None:
+            raise UsageError(f"{folder / name} has no number in its name; frames are ordered by number")
+        if found != expected:
+            digits = re.findall(r"\d+", Path(name).stem)[-1]
+            should = f"{expected:0{len(digits)}d}".join(name.rsplit(digits, 1))
+            raise UsageError(f"{folder} has {name} where {should} should be; files count on without gaps")
+        expected += 1
+
+
+def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
+    """Height and width of an image, from its header where it is a PNG or JPEG; `whole` also asks for the file's end.
+
+    Raises UsageError for what is no image, and with `whole` for one that is cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+            size = None
+            if head[:8] == PNG_HEAD and len(head) == 24:
+                width, height = struct.unpack(">II", head[16:24])
+                size, end = (height, width), PNG_END
+            elif head[:2] == b"\xff\xd8":
+                size, end = _jpeg_size(head + file.read(1 << 18)), b"\xff\xd9"
+            if size and whole:
+                file.seek(max(0, path.stat().st_size - 4096))
+                size = size if end in file.read() else None  # perhaps only unusual: decoding tells
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    if size:
+        return size
+    if path.suffix.lower() == ".png" and head[:8] != PNG_HEAD:
+        raise UsageError(f"{path} is not a PNG")
+    if head[:2] == b"\xff\xd8" or head[:8] == PNG_HEAD:
+        raise UsageError(f"{path} is cut short; restore it, or leave it out with corpus.skip")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise UsageError(f"{path} does not open as an image")
+    return image.shape[0], image.shape[1]
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width in a JPEG's frame header (ITU-T T.81, B.2.2); None where there is none."""
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return height, width
+        if marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
+            at += 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """An image as it is stored, uint8 RGB `[H,W,3]`: a camera's orientation tag is left alone, as annotations are."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise UsageError(f"{path} does not open as an image; restore it, or leave it out with corpus.skip")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_gray(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
+    """An image of (height, width) `size`, uint8 `[H,W]`. Raises UsageError, ending in `way_out`, where it is not that."""
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise UsageError(f"{path} does not open as an image; {way_out}")
+    if image.shape != size:
+        raise UsageError(
+            f"{path} is {image.shape[1]}x{image.shape[0]} px, its video {size[1]}x{size[0]}; they must agree"
+        )
+    return image

@@ -1,0 +1,1 @@
+"""From saliency maps to encoders."""

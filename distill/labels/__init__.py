@@ -1,0 +1,1 @@
+"""Teachers as a recipe names them, and the soft labels they write."""

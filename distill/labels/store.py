@@ -1,0 +1,110 @@
+"""The soft-label store: a teacher's logits, one memory-mappable float16 file per clip.
+
+    labels/store.json     the teacher, its fingerprint, its licence
+    labels/CLIP.npy       float16 [T,h,w], logits of every frame
+
+A file gets its name only when it is complete, so a store that was interrupted goes on at the next clip. A store refuses
+labels of another teacher.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.run.errors import UsageError
+from distill.run.files import atomic, read_json, write_json
+
+
+class LabelStore:
+    """Labels by one teacher. `teacher` describes it: at least `name` and `fingerprint`."""
+
+    def __init__(self, path: Path, teacher: dict[str, Any]) -> None:
+        self.path, self.teacher = path, teacher
+
+    @classmethod
+    def create(cls, path: Path, teacher: dict[str, Any]) -> LabelStore:
+        """A new store, or the same teacher's store continued. Raises UsageError where another teacher wrote it."""
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / "store.json").exists():
+            store = cls.open(path)
+            if store.teacher["fingerprint"] != teacher["fingerprint"]:
+                raise UsageError(
+                    f"{path} holds labels of {store.teacher['name']} ({store.teacher['fingerprint'][:12]}), not of "
+                    f"{teacher['name']} ({teacher['fingerprint'][:12]}); labels of two teachers do not mix, choose another --out"
+                )
+            return store
+        if any(path.glob("*.npy")):
+            raise UsageError(f"{path} holds labels but no store.json that says whose; choose another --out")
+        write_json(path / "store.json", {"schema": 1, "teacher": teacher})
+        return cls(path, teacher)
+
+    @classmethod
+    def open(cls, path: Path) -> LabelStore:
+        return cls(path, read_json(path / "store.json")["teacher"])
+
+    def _file(self, clip_id: str) -> Path:
+        return self.path / f"{clip_id}.npy"
+
+    def __contains__(self, clip_id: str) -> bool:
+        return self._file(clip_id).exists()
+
+    def write(self, clip_id: str, logits_Thw: np.ndarray) -> None:
+        """Stores the logits of a whole clip. Raises UsageError where one is not finite, naming the frame."""
+        bad = ~np.isfinite(logits_Thw.reshape(len(logits_Thw), -1)).all(1)
+        if bad.any():
+            raise UsageError(
+                f"teacher {self.teacher['name']} gave NaN or infinity for clip {clip_id}, frame {int(bad.argmax()) + 1}; "
+                "nothing of this clip was stored"
+            )
+        # float16 overflows at 65504; no saliency logit means anything beyond +-30
+        with atomic(self._file(clip_id)) as file:
+            np.save(file, np.clip(logits_Thw, -30, 30).astype(np.float16))
+
+    def read(self, clip_id: str, frames: int) -> np.ndarray:
+        """The logits of a clip, float16 `[T,h,w]`, memory-mapped. Raises UsageError for damaged or wrong labels."""
+        path = self._file(clip_id)
+        try:
+            logits = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            raise UsageError(f"{path} is missing; run `distill label` to make it") from None
+        except ValueError as error:
+            raise UsageError(f"{path} is damaged ({error}); remove it and run `distill label`") from None
+        if logits.ndim != 3 or len(logits) != frames:
+            raise UsageError(
+                f"{path} holds labels of shape {logits.shape}, the clip has {frames} frames; remove it and run `distill label`"
+            )
+        bad = ~np.isfinite(logits.reshape(frames, -1)).all(1)
+        if bad.any():
+            raise UsageError(
+                f"labels of clip {clip_id} hold NaN at frame {int(bad.argmax()) + 1} ({path}); remove the file and run `distill label`"
+            )
+        return logits
+
+
+class StoredLabels:
+    """A store as a teacher: labels that another run computed, taken over as they are."""
+
+    name = "maps"
+
+    def __init__(self, path: Path) -> None:
+        self.store = LabelStore.open(path)
+
+    def _id(self, name: str, part: str) -> str:
+        return name if name in self.store else f"{part}.{name}"  # as the clips of a mixed corpus are called
+
+    def has(self, name: str, part: str = "") -> bool:
+        """Whether there are labels of a clip; they may still be damaged."""
+        return self._id(name, part) in self.store
+
+    def logits(self, name: str, frames: int, part: str = "") -> Tensor:
+        """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`. Raises UsageError as `read` does."""
+        return torch.from_numpy(self.store.read(self._id(name, part), frames).astype(np.float32))
+
+    def fingerprint(self) -> str:
+        """That of the teacher that computed them."""
+        return self.store.teacher["fingerprint"]

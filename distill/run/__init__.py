@@ -1,0 +1,1 @@
+"""A run: its directory, its stages, and what every long piece of work shares."""

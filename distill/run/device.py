@@ -1,0 +1,51 @@
+"""Which device a run uses, and why."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from distill.run.errors import UsageError
+from distill.run.ranks import local_rank, local_world
+
+
+def choose(wanted: str) -> tuple[torch.device, str]:
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and the reason. Raises UsageError where it is not there.
+
+    The ranks of a torchrun job take the CUDA devices of their machine in turn, unless one is named.
+    """
+    if wanted == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu"), "cpu (no CUDA device visible)"
+        device = _this_ranks_gpu()
+        return device, f"{device} ({torch.cuda.get_device_name(device)})"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"run.device '{wanted}' is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"run.device '{wanted}' is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"run.device is '{wanted}', but {torch.cuda.device_count()} CUDA devices are visible; use auto or cpu"
+        )
+    if wanted == "cuda":
+        device = _this_ranks_gpu()
+    return device, f"{device} (asked for)"
+
+
+def _this_ranks_gpu() -> torch.device:
+    # With its number: cuda alone would mean GPU 0 to every rank.
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
+
+
+def set_threads(threads: int, alone: bool = False) -> int:
+    """Sets torch's CPU threads; returns how many.
+
+    0: all cores that the process may use, of which each rank of a torchrun job takes its share, unless it works `alone`
+    while the others wait: training then rounds as it does in one process.
+    """
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // (1 if alone else local_world()))
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,200 @@
+"""A run directory: what a run has done, readable without our code, and safe against being killed at any moment.
+
+    recipe.toml      the resolved recipe, runnable as it is
+    manifest.json    stages with fingerprints and timings, versions, device and the reason for it
+    corpus.json      the clips, their sizes and counts, the split
+    metrics.jsonl    one line per logged training step and validation
+    labels/  frames/  checkpoints/  export/  metrics.json  report.html
+
+Every file gets its name only when it is complete (`atomic`). One process at a time works in a run directory, or one torchrun
+job, whose rank 0 alone writes the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import importlib.util
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from distill import __version__
+from distill.recipe import config
+from distill.run.errors import UsageError
+from distill.run.files import atomic, read_json, write_json
+from distill.run.ranks import rank
+
+MANIFEST = "manifest.json"
+OURS = (
+    "recipe.toml", MANIFEST, "corpus.json", "metrics.jsonl", "metrics.json", "report.html", "crash.txt", ".lock",
+    "corpus", "labels", "frames", "checkpoints", "export",
+)  # fmt: skip
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises UsageError where `path` holds files of somebody else; nothing there is touched."""
+    entries = [e.name for e in path.iterdir() if e.name != ".lock" and not e.name.endswith(".tmp")]
+    if not entries:
+        return
+    with contextlib.suppress(OSError, UnicodeDecodeError, json.JSONDecodeError):
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and {"schema", "created", "stages"} <= set(manifest):
+            return
+    raise UsageError(
+        f"--out {path} is not empty and holds no run; choose another directory (--force replaces runs only)"
+    )
+
+
+def another_configuration(path: Path, changed: list[str]) -> str:
+    shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
+    return (
+        f"--out {path} holds a run with another configuration ({shown}); choose another --out, or --force to start over"
+    )
+
+
+class RunDir:
+    """An opened run directory; use as a context manager, which holds its lock."""
+
+    def __init__(self, path: Path, recipe: config.Recipe) -> None:
+        self.path, self.recipe = path, recipe
+        self.manifest: dict[str, Any] = {"stages": {}}
+        self._lock: IO[str] | None = None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @classmethod
+    def create(cls, path: Path, recipe: config.Recipe, force: bool = False) -> RunDir:
+        """Opens `path` for this recipe: a new run, or the same one continued.
+
+        Raises UsageError where the directory holds another run (unless forced) or somebody else's files. A rank that
+        follows touches nothing: rank 0 holds the lock for all, and has made the directory before it calls them.
+        """
+        run = cls(path, recipe)
+        if rank() > 0:
+            return run
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {path} cannot be made: {error.strerror}") from None
+        refuse_foreign(path)
+        run._acquire()
+        try:
+            run._continue_or_start(force)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _continue_or_start(self, force: bool) -> None:
+        for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
+            leftover.unlink(missing_ok=True)
+        if force and (self / MANIFEST).exists():
+            for name in [n for n in OURS if n not in (".lock", MANIFEST)]:
+                target = self / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            (self / MANIFEST).unlink()  # last: until then this is still known as a run
+        if (self / MANIFEST).exists():
+            self.manifest = read_json(self / MANIFEST)
+            if set(self.manifest["stages"]) <= {"preflight"}:
+                self._write_recipe()  # nothing depends on the old one yet
+                return
+            if changed := config.differences(config.load(self / "recipe.toml"), self.recipe):
+                raise UsageError(another_configuration(self.path, changed))
+        else:
+            self.manifest = {"schema": 1, "created": _now(), "environment": environment(), "stages": {}}
+            self._save()  # first: from now on this is known as a run
+            self._write_recipe()
+
+    def _write_recipe(self) -> None:
+        with atomic(self / "recipe.toml") as file:
+            file.write(config.to_toml(self.recipe).encode())
+
+    def _acquire(self) -> None:
+        try:
+            self._lock = (self / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES) and self._lock is not None:
+                raise UsageError(
+                    f"another process is working in {self.path}; wait for it, or choose another --out"
+                ) from None
+            raise UsageError(f"--out {self.path} is not writable: {error.strerror}") from None
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def is_done(self, stage: str, key: str) -> bool:
+        done = self.manifest["stages"].get(stage, {})
+        return done.get("fingerprint") == key and done["outputs"] == self._sizes(done["outputs"])
+
+    def _sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of each file, -1 where it is missing: a file that is not what the stage left is made again."""
+        paths = {name: self / name for name in names}
+        return {name: path.stat().st_size if path.exists() else -1 for name, path in paths.items()}
+
+    def check_inputs(self, now: dict[str, str]) -> None:
+        """Remembers what the run reads from outside, and raises UsageError when it has changed since."""
+        before = self.manifest.setdefault("inputs", {})
+        for what, value in now.items():
+            if before.get(what, value) != value:
+                raise UsageError(
+                    f"{what} changed since {self.path} read it; choose another --out, or --force to start over"
+                )
+        if before != now:
+            before.update(now)
+            self._save()
+
+    def finish(self, stage: str, key: str, outputs: list[str], seconds: float, facts: dict[str, Any]) -> None:
+        """Records a stage as done; seconds of earlier, interrupted tries are not counted."""
+        self.manifest["stages"][stage] = {
+            "fingerprint": key, "outputs": dict.fromkeys(outputs, 0), "seconds": round(seconds, 2), "finished": _now(), **facts,
+        }  # fmt: skip
+        for done in self.manifest["stages"].values():  # evaluation writes its scores into the exported files
+            done["outputs"] = self._sizes(done["outputs"])
+        self._save()
+
+    def note(self, **facts: Any) -> None:
+        self.manifest.update(facts)
+        self._save()
+
+    def _save(self) -> None:
+        if rank() == 0:
+            write_json(self / MANIFEST, self.manifest)
+
+
+TRAIN_MODULES = ("torch", "onnxruntime", "cv2", "matplotlib")  # what the extra `train` brings
+
+
+def missing_modules() -> list[str]:
+    """Which modules of the extra `train` are not installed; none is imported."""
+    return [module for module in TRAIN_MODULES if importlib.util.find_spec(module) is None]
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the numbers depend on, without importing any of it."""
+    versions = {"saliency-distill": __version__, "python": sys.version.split()[0], "machine": platform.platform()}
+    for package in ("numpy", "onnx", "onnxruntime", "torch", "opencv-python-headless"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,104 @@
+"""How long work tells where it is: a live bar on a terminal, a plain line now and then elsewhere.
+
+Stages take a `Narrator` and never print. Everything goes to standard error: standard output is the result.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill.run.errors import Interrupted
+
+T = TypeVar("T")
+PLAIN_SECONDS = 10.0  # between plain lines
+
+
+class Bar:
+    """One piece of work of known length. `advance` counts, `note` shows a word beside the count."""
+
+    def __init__(self, narrator: "Narrator", title: str, total: int, done: int, unit: str) -> None:
+        self.narrator, self.title, self.total, self.done, self.unit = narrator, title, total, done, unit
+        self.first, self.started, self.spoke = done, time.monotonic(), time.monotonic()
+        self.text = ""
+        self.live: Progress | None = None
+        if narrator.live:
+            self.live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[text]}"),
+                console=narrator.console,
+                transient=True,
+            )
+            self.live.start()
+            self.task = self.live.add_task(title, total=total, completed=done, text="")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        self.text = note or self.text
+        if self.live:
+            self.live.update(self.task, completed=self.done, text=self.text)
+        elif time.monotonic() - self.spoke >= PLAIN_SECONDS:
+            self.spoke = time.monotonic()
+            self.narrator.say(
+                f"{self.title}: {self.done}/{self.total} {self.unit}, {self._left()} left {self.text}".rstrip()
+            )
+
+    def _left(self) -> str:
+        passed, counted = time.monotonic() - self.started, self.done - self.first
+        seconds = passed / counted * (self.total - self.done) if counted else 0
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+    def close(self) -> None:
+        if self.live:
+            self.live.stop()
+
+
+@contextmanager
+def cancelling_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A thread pool that drops what it has not begun when its block fails or is interrupted."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Narrator:
+    """Speaks to a person on standard error, and listens: `stop()` says whether the person wants the work to end.
+
+    Work that saves by itself asks `stop()` and raises Interrupted when it is safe; `track` does so between items.
+    """
+
+    def __init__(self, quiet: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
+        self.stop = stop
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.live = self.console.is_terminal and not quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Iterator[Bar]:
+        bar = Bar(self, title, total, done, unit)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+    def track(self, items: Iterable[T], title: str, total: int, unit: str = "clips") -> Iterator[T]:
+        """The items, one by one, with a bar that counts them."""
+        with self.bar(title, total, unit=unit) as bar:
+            for item in items:
+                yield item
+                bar.advance()
+                if self.stop() and bar.done < total:
+                    raise Interrupted(f"{title}, after {bar.done} of {total} {unit}")

@@ -1,0 +1,87 @@
+"""A student's image file for one frame size and luma alone, with its sidecar and registry entry: `distill luma`.
+
+NAME.onnx -> NAME_luma_1920x1080.onnx, .json and .registry.json: a package of its own beside the run's, of which nothing is
+changed. Scores are of colour frames and do not go with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from distill.evaluation.evaluate import load_predictor
+from distill.export import ExportRefused
+from distill.export.luma import luma_graph, verify_luma
+from distill.reporting.sidecar import identifier, origin_of, registry_entry, sha256, write_registry, write_sidecar
+from distill.run.errors import GateFailed, UsageError
+from distill.run.files import atomic
+from distill.run.progress import Narrator
+from distill.tools.bench import parse_size
+
+SMALLEST, LARGEST = 16, 4096  # pixels a side: what the students are made for
+INPUT = "Y plane as stored (limited range, 16 to 235), over 255; [1,1,H,W] of this size only"
+
+
+def write_luma(model: Path, sizes: Sequence[str], out: Path | None, narrator: Narrator) -> list[dict[str, Any]]:
+    """Writes a luma file for each of `sizes` (`WxH`) into the folder `out`, or beside the model; what passes nothing of it,
+    leaves no file.
+
+    Returns for each, ready for JSON: size, file, sha256, bytes, parity, files.
+    Raises UsageError for a wrong size or a model that is no image file of ours, GateFailed where a graph may not ship.
+    """
+    wanted = [_size(text) for text in dict.fromkeys(sizes)]
+    if not wanted:
+        raise UsageError("a luma file has one frame size; say which with --size, as 1920x1080")
+    load_predictor(model)
+    image, source = onnx.load(model), sha256(model)
+    try:
+        base = identifier(model.stem, room=len(f"_luma_{LARGEST}x{LARGEST}"))
+    except ValueError as error:
+        raise UsageError(f"{model}: {error}") from None
+    return [
+        _write(image, model, source, base, width, height, out or model.parent, narrator) for width, height in wanted
+    ]
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = parse_size(text)
+    if not (min(width, height) >= SMALLEST and max(width, height) <= LARGEST):
+        raise UsageError(f"--size {text}: a side has {SMALLEST} to {LARGEST} pixels")
+    return width, height
+
+
+def _write(
+    image: onnx.ModelProto, model: Path, source: str, base: str, width: int, height: int, folder: Path, narrator: Narrator
+) -> dict[str, Any]:  # fmt: skip
+    size = f"{width}x{height}"
+    path = folder / f"{base}_luma_{size}.onnx"
+    narrator.say(f"luma: {path.name}: writing, gating, and comparing with {model.name} on grey frames")
+    try:
+        luma = luma_graph(image, height, width)
+    except ExportRefused as error:
+        raise UsageError(f"{model}: {error}") from None
+    said = {prop.key: prop.value for prop in image.metadata_props}
+    said |= {"name": path.stem, "input": INPUT, "luma_size": size, "luma_source_sha256": source}
+    said |= {"metrics": "not evaluated on luma"}
+    said.pop("metrics_protocol", None)
+    onnx.helper.set_model_props(luma, said)
+    try:
+        parity = verify_luma(luma, image)
+    except ExportRefused as error:
+        raise GateFailed(f"luma {size}: {error}; no file was written") from None
+    with atomic(path) as file:
+        file.write(luma.SerializeToString(deterministic=True))
+    license_, chain = origin_of(said)
+    about = f"Tiny video saliency student for {size} luma: where people look, as a map in [0,1] per pixel."
+    made_from = {"file": model.name, "sha256": source}
+    more = {"frame_size": size, "input": INPUT, "made_from": made_from, "parity": parity.to_dict(), "metrics": None}
+    sidecar = write_sidecar(path, about, license_, chain, more)
+    entry = registry_entry(path, license_, about, f"{INPUT}. Made from {model.name}, sha256 {source}.")
+    registry = write_registry(path.with_suffix(".registry.json"), [entry])
+    return {
+        "size": size, "file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parity": parity.to_dict(),
+        "files": [str(path), str(sidecar), str(registry)],
+    }  # fmt: skip

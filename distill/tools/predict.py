@@ -1,0 +1,75 @@
+"""A student over a video, frame by frame: an overlay to look at, or the maps themselves."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from distill.corpora.video import Writer, probe, read_frames
+from distill.evaluation.evaluate import load_predictor
+from distill.reporting.report import overlay
+from distill.run.errors import UsageError
+from distill.run.files import atomic
+from distill.run.progress import Narrator
+
+FAINT = 0.2  # overlays are scaled to the frame's maximum; where even that is below this, nothing stands out
+
+
+def write_predictions(video: Path, model: Path, out: Path, threads: int, narrator: Narrator) -> Path:
+    """Writes overlay video (.mp4, .avi), float16 maps `[T,H,W]` (.npy), or a folder of 8-bit PNGs; returns its path."""
+    predictor = load_predictor(model, threads)
+    suffix = out.suffix.lower()
+    if suffix not in (*Writer.CODECS, ".npy", ""):
+        raise UsageError(
+            f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)"
+        )
+    for read in (video, model):
+        if out.exists() and read.exists() and out.samefile(read):
+            raise UsageError(f"--out {out} is the file that is read; name another")
+    if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
+        raise UsageError(f"--out {out} is a folder that holds other files; name a new one")
+    frames, height, width, fps = probe(video)
+    trained = float(predictor.metadata.get("frame_rate", fps))
+    if predictor.stateful and not 0.8 < fps / trained < 1.25:
+        narrator.say(
+            f"{video.name} has {fps:g} frames per second, the model's state is for {trained:g}: "
+            f"it will remember {trained / fps:.2g}x as long"
+        )
+
+    def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for frame in read_frames(video):
+            try:
+                yield frame, predictor.predict(frame)
+            except ValueError as error:
+                raise UsageError(f"{video}: {error}") from None
+
+    maps = narrator.track(predicted(), "predict", frames, "frames")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".npy":
+        with atomic(out) as file:
+            np.save(file, np.stack([saliency.astype(np.float16) for _, saliency in maps]))
+    elif suffix:
+        temporary = out.with_name(f".{out.stem}.tmp{suffix}")
+        writer = Writer(temporary, fps, (height, width))
+        try:
+            for frame, saliency in maps:
+                writer.write(overlay(frame, saliency / max(float(saliency.max()), FAINT)))
+            writer.close()
+            if probe(temporary)[0] != frames:  # the writer does not say that the disk is full
+                raise OSError(errno.ENOSPC, "the video is not complete", str(out))
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    else:
+        out.mkdir(exist_ok=True)
+        for stale in out.glob("*.png"):  # of a longer video
+            stale.unlink()
+        for index, (_, saliency) in enumerate(maps, 1):
+            png = cv2.imencode(".png", np.round(saliency * 255).astype(np.uint8))[1]
+            (out / f"{index:05d}.png").write_bytes(png.tobytes())
+    return out

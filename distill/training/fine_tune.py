@@ -1,0 +1,155 @@
+"""Fine-tunes ViSAGE on a corpus: from clips and published files to a teacher that labels.
+
+teach         decodes the annotated clips, builds the trunk, trains both experts in two stages (two_stages.py)
+open_tuned    the teacher that it left
+
+checkpoints/visage.json            shape of the teacher, its base, its experts
+checkpoints/visage/expert1.safetensors, expert2.safetensors    what was learned, under the released files' names
+checkpoints/visage/trunk.safetensors                           the trunk, only where its weights are random
+frames/visage/                                                 what training reads (teacher_frames.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.corpora import Clip
+from distill.recipe.config import Teach
+from distill.run.distributed import place, wait
+from distill.run.errors import UsageError
+from distill.run.files import read_json, write_json
+from distill.run.progress import Narrator
+from distill.teachers import PLAIN, Inference
+from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config, load_trunk, trunk_state
+from distill.teachers.visage import Visage, VisageConfig, load_released
+from distill.teachers.weights import read_weights
+from distill.training import teacher_frames
+from distill.training.two_stages import numbers, two_stages, write_tensors
+
+
+def layout(size: str, config: Teach) -> VisageConfig:
+    """The released layout on a trunk of this size, with the recipe's window and widths."""
+    try:
+        return VisageConfig.released(
+            size,
+            trunk=InternVideo2Config.of(size, frames=config.frames, px=config.px),
+            reduced_width=config.reduced_width,
+            embed_width=config.embed_width,
+            head_width_1=config.head_width,
+            head_width_2=config.head_width,
+            norm_groups=config.norm_groups,
+            out_px=config.out_px,
+            sample_fps=config.fps,
+            lora_rank=config.rank,
+            lora_alpha=config.alpha,
+        )
+    except ValueError as error:
+        raise UsageError(f"[teach]: {error}") from None
+
+
+def teach(
+    clips: Sequence[Clip],
+    validation: Sequence[Clip],
+    config: Teach,
+    size: str,
+    files: Mapping[str, Path | None],
+    folder: Path,
+    cache: Path,
+    device: torch.device,
+    seed: int,
+    narrator: Narrator,
+) -> dict[str, Any]:
+    """The whole of it, from clips and files (`base`, `expert1`, `expert2`) to `folder/visage.json` and what it names.
+
+    Without a base the trunk's weights are random, and written beside the experts. Every process of a torchrun job calls
+    this. Raises UsageError where files do not fit or no clip is annotated.
+    """
+    visage = layout(size, config)
+    base, starts = files.get("base"), [files.get("expert1"), files.get("expert2")]
+    if any(starts) and (not all(starts) or config.stage1_steps):
+        raise UsageError(
+            "teach: experts to go on from are two, expert1 and expert2, and have their LoRA: set teach.stage1_steps=0"
+        )
+    annotated = [clip for clip in clips if clip.annotated_frames]
+    if not annotated:
+        raise UsageError("teach: fine-tuning learns from fixations, but no training clip is annotated")
+    rank, ranks = place()
+    wanted = [*annotated, *(clip for clip in validation if clip.annotated_frames)]
+    mine = wanted[rank::ranks]
+    for clip in narrator.track(mine, "teach: decode", len(mine)):
+        teacher_frames.cache(cache, clip, visage)
+    wait()
+    train, val = (
+        [teacher_frames.load(cache, clip, visage) for clip in some] for some in (annotated, wanted[len(annotated) :])
+    )
+    precision = precision_for(config, device)
+    trunk = _trunk(visage, base, config.base_frames, seed)
+    trunk = trunk.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    written = folder / "visage" / "trunk.safetensors"
+    if base is None and rank == 0:
+        write_tensors(written, trunk.state_dict())
+    narrator.say(
+        f"teach: visage {size} on {base.name if base else 'a trunk of random weights'}, {len(train)} clips, "
+        f"{config.stage1_steps} + {config.stage2_steps} steps of {config.batch} x {config.frames} frames, {precision}, "
+        f"{ranks} {'process' if ranks == 1 else 'processes'}"
+    )
+    facts = two_stages(train, val, config, visage, trunk, starts, precision, folder, device, seed, narrator)
+    if rank == 0:
+        description = {
+            "base": str(base) if base else str(written.relative_to(folder)),
+            "base_frames": config.base_frames if base else config.frames,
+            "experts": [f"visage/expert{n}.safetensors" for n in numbers(visage)],
+            "config": visage.to_dict(),
+        }
+        write_json(folder / "visage.json", description)
+        (folder / "visage_last.pt").unlink(missing_ok=True)
+    wait()
+    return facts
+
+
+def open_tuned(folder: Path, device: torch.device, how: Inference = PLAIN) -> Visage:
+    """The teacher that `teach` left in `folder`. Raises UsageError where its files are missing or do not fit."""
+    told = read_json(folder / "visage.json")
+    try:
+        config = VisageConfig.from_dict(told["config"])
+        files = [folder / name for name in told["experts"]]
+        dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
+        net = load_released(
+            config, folder / told["base"], files, orig_t_size=told["base_frames"], dtype=dtype, device=device
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return Visage(net.eval(), config, device=device, how=how)
+
+
+def outputs(random: bool) -> list[str]:
+    """What `teach` leaves, relative to its folder."""
+    return [
+        "visage.json", "visage.jsonl", *(f"visage/expert{n}.safetensors" for n in (1, 2)),
+        *(["visage/trunk.safetensors"] if random else []),
+    ]  # fmt: skip
+
+
+def _trunk(visage: VisageConfig, base: Path | None, base_frames: int, seed: int) -> InternVideo2:
+    """The trunk with its published weights, in their own type; without a file, random ones that follow from the seed."""
+    if base is None:
+        torch.manual_seed(seed)
+        return InternVideo2(visage.trunk)
+    with torch.device("meta"):
+        trunk = InternVideo2(visage.trunk)
+    try:
+        load_trunk(trunk, trunk_state(read_weights(base)), orig_t_size=base_frames, source=str(base))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return trunk
+
+
+def precision_for(config: Teach, device: torch.device) -> str:
+    """`bf16` or `fp32`: what `auto` means on a device."""
+    if config.precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return config.precision

@@ -1,0 +1,264 @@
+"""The command line as users meet it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.corpora.test_corpora import make_clip
+
+
+def distill(*arguments, cwd=None, module="distill", **options):
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=240,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}, **options,
+    )  # fmt: skip
+
+
+def test_help_teaches_and_costs_no_torch():
+    code = (
+        "import sys\nfrom distill.cli.app import app\n"
+        "try: app(['--help'], standalone_mode=False)\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'onnxruntime', 'cv2', 'matplotlib', 'onnx'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    for verb in (
+        "run",
+        "teach",
+        "label",
+        "train",
+        "export",
+        "eval",
+        "report",
+        "init",
+        "predict",
+        "bench",
+        "inspect",
+        "doctor",
+        "teachers",
+        "quantize",
+        "luma",
+        "encode",
+        "bd",
+    ):
+        assert verb in result.stdout
+
+
+def test_the_command_line_surface_is_frozen():
+    """New settings belong into the recipe, not into flags."""
+    import typer.main
+
+    from distill.cli.app import app
+
+    command = typer.main.get_command(app)
+    verbs = {**command.commands, **command.commands["teach"].commands}
+    flags = {
+        name: sorted(o for p in verb.params for o in p.opts if o.startswith("--") and o != "--help")
+        for name, verb in verbs.items()
+        if name != "teach"  # that it is the stage, its help shows
+    }
+    stage = [
+        "--accept-licence",
+        "--corpus",
+        "--force",
+        "--json",
+        "--maps",
+        "--out",
+        "--quiet",
+        "--root",
+        "--set",
+        "--teacher",
+    ]
+    assert flags == {
+        "run": sorted([*stage, "--dry-run"]), "stage": stage, "label": stage, "train": stage, "export": stage, "report": stage,
+        "eval": sorted([*stage, "--baseline", "--csv", "--per-clip", "--protocol"]), "init": ["--json"],
+        "predict": ["--json", "--model", "--out", "--quiet", "--threads"],
+        "bench": ["--against", "--json", "--quiet", "--rounds", "--size", "--threads"],
+        "quantize": ["--corpus", "--json", "--keep", "--out", "--quiet", "--root", "--size"],
+        "luma": ["--json", "--out", "--quiet", "--size"],
+        "encode": sorted([
+            "--model", "--map", "--codec", "--crf", "--bitrate", "--preset", "--param", "--strength", "--block", "--prior",
+            "--neutral", "--cuts", "--roi-out", "--format", "--video-only", "--threads", "--json", "--quiet",
+        ]),
+        "bd": sorted([
+            "--model", "--corpus", "--root", "--clips", "--frames", "--codec", "--crf", "--preset", "--strength", "--block",
+            "--prior", "--neutral", "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
+        ]),
+        "inspect": ["--corpus", "--json", "--out", "--quiet", "--show"], "doctor": ["--json"],
+        "teachers": ["--json"], "convert": ["--json", "--kind", "--out"], "calibrate": ["--json", "--out", "--quiet"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu"], "Did you mean 'run'?"),
+        (["run", "--corpus", "dhf1"], "unknown corpus 'dhf1'; did you mean 'dhf1k'?"),
+        (["run", "--teacher", "visag"], "unknown teacher 'visag'; did you mean 'visage'?"),
+        (["run", "--corpus", "dhf1k"], "needs --root"),
+        (["run", "--corpus", "dhf1k", "--root", "nowhere"], "nowhere is not a folder"),
+        (["run", "--corpus", "dhf1k", "--root", "empty"], "has no video/ folder"),
+        (["run", "--teacher", "unisal+tsed"], "unknown teacher 'tsed'; did you mean 'tased'?"),
+        (["run", "--teacher", "unisal"], "teacher unisal needs its weights: --set teacher.weights=unisal=FILE"),
+        (["run", "--teacher", "tased", "--set", "teacher.weights=none.pt"], "none.pt does not exist"),
+        (
+            ["run", "--teacher", "salfom", "--set", "teacher.weights=random"],
+            "none stated); if you may use it, say --accept-licence salfom",
+        ),
+        (["run", "--accept-licence", "salfom"], "--accept-licence salfom: this run's teacher is visage"),
+        (["teach", "--teacher", "visag"], "unknown teacher 'visag'; did you mean 'visage'?"),
+        (["teach", "none.toml"], "no recipe at none.toml"),
+        (["teach", "convert", "none.pth", "-o", "w.safetensors"], "none.pth does not exist"),
+        (["teach", "calibrate", "empty", "-o", "c.json"], "empty is no run with labels"),
+        (["teachers", "unisol"], "unknown teacher 'unisol'; did you mean 'unisal'?"),
+        (["run", "--teacher", "maps"], "needs --maps"),
+        (["run", "--teacher", "maps", "--maps", "nowhere"], "nowhere is not a folder"),
+        (["run", "--set", "train.epochs=3"], "unknown key 'train.epochs'"),
+        (["run", "none.toml"], "no recipe at none.toml"),
+        (["run", "--set", "run.device=cuda:99", "--out", "x"], "CUDA devices are visible"),
+        (["run", "--out", "foreign"], "is not empty and holds no run"),
+        (["run", "--out", "foreign", "--force"], "is not empty and holds no run"),
+        (["run", "--out", "page", "--force"], "is not empty and holds no run"),
+        (["eval", "none.onnx", "--root", "empty"], "no model at none.onnx"),
+        (["predict", "none.mp4", "--model", "none.onnx", "--out", "o.mp4"], "no model at none.onnx"),
+        (["bench", "none.onnx"], "no model at none.onnx"),
+        (["luma", "none.onnx", "--size", "64x48"], "no model at none.onnx"),
+        (["luma", "none.onnx"], "say which with --size"),
+        (["inspect", "empty"], "is no run directory"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("precious", encoding="utf-8")
+    (tmp_path / "page" / "labels").mkdir(parents=True)
+    (tmp_path / "page" / "manifest.json").write_text('{"name": "somebody else\'s"}', encoding="utf-8")
+    (tmp_path / "page" / ".keep.tmp").write_text("mine", encoding="utf-8")
+    if arguments[:3] == ["run", "--set", "run.device=cuda:99"]:
+        arguments = [
+            *arguments,
+            *(
+                f"--set={s}"
+                for s in ("synthetic.clips=2", "synthetic.frames=4", "synthetic.height=32", "synthetic.width=64")
+            ),
+        ]
+    result = distill(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("distill: ") and not result.stdout
+    assert (tmp_path / "foreign" / "thesis.tex").read_text(encoding="utf-8") == "precious"
+    assert [p.name for p in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
+    assert {p.name for p in (tmp_path / "page").iterdir()} == {"labels", "manifest.json", ".keep.tmp"}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_corpus_stops_before_training_and_in_json(tmp_path):
+    make_clip(tmp_path / "c")
+    (tmp_path / "c" / "annotation/0001/fixation/0002.png").unlink()
+    result = distill("run", "--corpus", "dhf1k", "--root", tmp_path / "c", "--json", "--out", tmp_path / "o", "--quiet")
+    answer = json.loads(result.stdout)
+    assert result.returncode == answer["exit_code"] == 2 and "0003.png where 0002.png should be" in answer["error"]
+    assert not (tmp_path / "o" / "corpus.json").exists()
+
+
+def test_an_unshippable_design_fails_in_seconds_with_exit_1(tmp_path):
+    wide = ["--set", "student.widths=[64,96,160,256]", "--set", "student.state_channels=256"]
+    result = distill("run", "--out", tmp_path / "o", *wide)
+    assert result.returncode == 1 and "more than the 2,000,000 of the contract" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [".lock", "manifest.json", "recipe.toml"]
+
+
+def test_init_writes_a_recipe_once(tmp_path):
+    first, again = distill("init", tmp_path), distill("init", tmp_path)
+    assert first.returncode == 0 and (tmp_path / "recipe.toml").read_text(encoding="utf-8").count("#") > 40
+    assert again.returncode == 2 and "exists" in again.stderr
+    plan = distill("run", tmp_path / "recipe.toml", "--dry-run", "--json", cwd=tmp_path)
+    assert [row["state"] for row in json.loads(plan.stdout)["plan"]] == ["to do"] * 9
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reader_that_leaves_is_no_error():
+    script = f"{sys.executable} -m distill run --dry-run | head -n 1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and "Traceback" not in result.stderr and "Broken" not in result.stderr
+
+
+def test_the_readme_names_verbs_and_options_that_are_there():
+    import re
+
+    import typer.main
+
+    from distill.cli.app import app
+
+    commands = typer.main.get_command(app).commands
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ (distill .*)$", re.sub(r"\\\n\s*", "", text), re.M)
+    assert len(lines) > 6 and not re.search(r"\{[A-Z_]+\}", text)
+    under = commands["teach"].commands
+    for line in lines:
+        for call in re.findall(r"distill (\w+)([^#&;]*)", line):
+            verb = commands[call[0]]
+            if call[0] == "teach":
+                verb = under.get(call[1].split()[0], under["stage"])
+            known = {o for p in verb.params for o in p.opts}
+            assert set(re.findall(r"(?<!\S)--?[a-z-]+", call[1])) <= known, line
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    import errno
+
+    from distill.cli import app as cli
+
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "labels" / "001.npy"))
+    assert cli._report_error(error, debug=False) == 2
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    """A real full file system, where one can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        result = distill("run", "--out", disk / "run", "--set", "synthetic.clips=40")
+        assert result.returncode == 2, result.stderr
+        assert "the disk is full" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+        corpus = disk / "run" / "corpus"
+        for video in corpus.glob("video/[0-9]*"):  # what has its name is whole
+            pngs = list((corpus / "annotation" / f"{int(video.stem):04d}" / "fixation").iterdir())
+            assert len(pngs) == 72 and all(p.stat().st_size for p in pngs)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_doctor_and_version():
+    assert distill("--version").stdout.startswith("distill ")
+    facts = json.loads(distill("doctor", "--json").stdout)
+    assert facts["missing"] == "" and facts["device"] and facts["torch"]
+
+
+def test_teachers_are_listed_on_80_columns_and_in_json():
+    table = distill("teachers").stdout
+    assert max(map(len, table.splitlines()[:-1])) <= 80
+    for name in ("visage tiny", "visage 6B", "unisal", "tased", "salfom", "onnx", "maps"):
+        assert name in table
+    listed = {(t["name"], t["size"]): t for t in json.loads(distill("teachers", "--json").stdout)["teachers"]}
+    assert listed["unisal", ""]["weights"] == "Apache-2.0" and listed["unisal", ""]["parameters"] == 3_714_872
+    assert "https://github.com/rdroste/unisal" in distill("teachers", "unisal").stdout
+
+
+def test_the_help_of_teach_shows_the_stage_and_the_other_verbs():
+    text = distill("teach", "--help").stdout
+    for wanted in ("[RECIPE.toml]", "--teacher", "--accept-licence", "convert", "calibrate"):
+        assert wanted in text
+
+
+def test_the_gate_is_a_command_of_its_own():
+    result = subprocess.run(
+        [str(Path(sys.executable).with_name("opallowlist")), "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0 and "check" in result.stdout

@@ -1,0 +1,86 @@
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from distill.encoding.roi_writers import (
+    RoiFile,
+    addroi,
+    addroi_command,
+    kvazaar_binary,
+    kvazaar_text,
+    rectangles,
+    svt_event,
+)
+
+MAP = np.array(
+    [[2, 2, 2], [2, -6, -6]], np.int32
+)  # of 40x24 pixels in blocks of 16: partial at the right and at the bottom
+
+
+def test_kvazaar_byte_for_byte(tmp_path):
+    assert kvazaar_text(MAP) == b"3 2\n2 2 2\n2 -6 -6\n"
+    assert kvazaar_binary(MAP) == struct.pack("<ii6b", 3, 2, 2, 2, 2, 2, -6, -6)
+    for name, one in (("roi.txt", kvazaar_text), ("roi.bin", kvazaar_binary)):
+        with RoiFile(tmp_path / name, "kvazaar") as file:
+            for offsets in (MAP, MAP, -MAP):  # every frame has its map, changed or not
+                file.add(offsets)
+        assert (tmp_path / name).read_bytes() == one(MAP) * 2 + one(-MAP)
+    with pytest.raises(ValueError, match="int8"):
+        kvazaar_binary(MAP * 40)
+
+
+def test_svt_av1_byte_for_byte(tmp_path):
+    assert svt_event(0, MAP) == b"0 8 8 8 8 -24 -24\n"
+    assert svt_event(7, MAP - 5) == b"7 0 0 0 0 -32 -32\n"  # not all below zero
+    assert svt_event(1, MAP * 20) == b"1 160 160 160 160 -255 -255\n"
+    with RoiFile(tmp_path / "map.txt", "svt-av1") as file:
+        for offsets in (MAP, MAP.copy(), -MAP, -MAP, MAP):
+            file.add(offsets)
+    assert (tmp_path / "map.txt").read_bytes() == svt_event(0, MAP) + svt_event(2, -MAP) + svt_event(4, MAP)
+    with pytest.raises(ValueError, match="at most 8 different"):
+        svt_event(0, np.arange(9).reshape(3, 3))
+
+
+def test_addroi_byte_for_byte(tmp_path):
+    assert rectangles(MAP, 16, (24, 40)) == [(16, 16, 24, 8, -6), (0, 0, 40, 24, 2)]
+    assert addroi(MAP, 16, (24, 40)) == ["16:16:24:8:-0.117647", "0:0:40:24:0.039216"]
+    assert addroi(MAP, 16, (24, 40), bits=10) == ["16:16:24:8:-0.095238", "0:0:40:24:0.031746"]
+    assert addroi_command(tmp_path / "a b.mp4", MAP, 16, (24, 40)).decode() == (
+        f"ffmpeg -i '{tmp_path}/a b.mp4' -vf addroi=16:16:24:8:-0.117647,addroi=0:0:40:24:0.039216 "
+        "-c:v libx264 -aq-mode 1 -crf 23 -c:a copy out.mp4\n"
+    )
+    assert b" -vf null " in addroi_command(tmp_path, MAP * 0, 16, (24, 40))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.int32, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(-2, 2)),
+    st.integers(0, 15),
+    st.integers(0, 15),
+)
+def test_rectangles_paint_the_map_first_one_first(offsets, less_height, less_width):
+    rows, columns = offsets.shape
+    size = rows * 16 - less_height, columns * 16 - less_width
+    painted = np.zeros(size, int)
+    for x, y, width, height, value in reversed(rectangles(offsets, 16, size)):
+        assert width > 0 and height > 0 and y + height <= size[0] and x + width <= size[1]
+        painted[y : y + height, x : x + width] = value
+    assert np.array_equal(painted, offsets.repeat(16, 0).repeat(16, 1)[: size[0], : size[1]])
+
+
+def test_rectangles_are_few():
+    offsets = np.full((23, 40), 3)
+    offsets[5:15, 10:30] = -5
+    assert len(rectangles(offsets, 16, (360, 640))) == 2
+    assert rectangles(offsets * 0, 16, (360, 640)) == []
+
+
+def test_a_roi_file_that_is_not_finished_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), RoiFile(tmp_path / "roi.txt", "kvazaar") as file:
+        file.add(MAP)
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

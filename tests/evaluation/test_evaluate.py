@@ -1,0 +1,557 @@
+"""Evaluation end to end on tiny corpora, with ONNX files of a few nodes whose maps can be told by hand."""
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from distill.corpora import Points, density_map, fixation_map, open_corpus
+from distill.evaluation import metrics, scores
+from distill.evaluation.evaluate import CEILING, MEAN_MAP, Gaze, across, centre_gaussian, evaluate, step_of
+from distill.evaluation.metrics import PROTOCOLS
+from distill.export.runner import Predictor
+from distill.recipe import config
+from distill.recipe.config import Recipe
+from distill.run.errors import UsageError
+from distill.students.pooling import parse
+from tests.cli.test_cli import distill
+
+FLOAT = TensorProto.FLOAT
+
+
+def save(path, nodes, weights=(), stateful=False):
+    inputs = [helper.make_tensor_value_info("input", FLOAT, [1, 3, "h", "w"])]
+    outputs = [helper.make_tensor_value_info("saliency_map", FLOAT, [1, 1, "oh", "ow"])]
+    if stateful:
+        inputs.append(helper.make_tensor_value_info("state_in", FLOAT, [1, 1, "sh", "sw"]))
+        outputs.append(helper.make_tensor_value_info("state_out", FLOAT, [1, 1, "th", "tw"]))
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def image_model(path):
+    """The mean of the channels, through a sigmoid."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("Sigmoid", ["m"], ["saliency_map"]),
+    ]
+    return save(path, nodes)
+
+
+def step_model(path):
+    """The same, plus half of what the last frame's state was; the state is the frame's own mean plus half of the last."""
+    weights = [
+        numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "state_in"),
+        numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["state_in", "half"], ["old"]),
+        helper.make_node("Add", ["m", "old"], ["state_out"]),
+        helper.make_node("Sigmoid", ["state_out"], ["saliency_map"]),
+    ]
+    return save(path, nodes, weights, stateful=True)
+
+
+def eights_model(path):
+    """Down by 8 and up again, beside the frame itself: runs at multiples of 8 only, as other projects' students do."""
+    weights = [numpy_helper.from_array(np.array([1, 1, 8, 8], np.float32), "scales")]
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("MaxPool", ["m"], ["low"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Resize", ["low", "", "scales"], ["up"], mode="nearest"),
+        helper.make_node("Concat", ["m", "up"], ["both"], axis=1),
+        helper.make_node("ReduceMean", ["both"], ["b"], axes=[1], keepdims=1),
+        helper.make_node("Sigmoid", ["b"], ["saliency_map"]),
+    ]
+    return save(path, nodes, weights)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "step": step_model(folder / "tiny_step.onnx"),
+        "image": image_model(folder / "tiny.onnx"),
+        "eights": eights_model(folder / "eights.onnx"),
+    }
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_root):
+    return list(open_corpus("dhf1k", tiny_root).clips)
+
+
+def gaze_corpus(root, size=(48, 64), images=6, observers=8, spread=2.0):
+    """Still images, each with its own place that all observers look at."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    (root / "img").mkdir(parents=True)
+    lines = ["clip,x,y,observer"]
+    for n in range(images):
+        cv2.imwrite(str(root / "img" / f"i{n}.png"), rng.integers(0, 255, (height, width, 3), np.uint8))
+        place = np.array([6 + n * (width - 12) / images, 8 + 30 * (n % 2)])
+        for who in range(observers):
+            x, y = np.clip(place + rng.normal(0, spread, 2), 0, (width - 1, height - 1))
+            lines.append(f"i{n},{x:.2f},{y:.2f},{who}")
+    (root / "fixations.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images_root(tmp_path_factory):
+    return gaze_corpus(tmp_path_factory.mktemp("gaze") / "set")
+
+
+# --- what is scored --------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_files_run_frame_by_frame(models, clips, narrator):
+    clip, stride = clips[0], 5
+    chosen = {name: models[name] for name in ("step", "image")}
+    result = evaluate(
+        chosen, {"centred Gaussian": centre_gaussian}, clips[:2], stride, 1, narrator, baselines=["ema=0.6", "mean"]
+    )
+    names = ["step", "image", "image + ema=0.6", "image + mean", "centred Gaussian"]
+    assert list(result["predictors"]) == names and list(result["clips"]) == [c.id for c in clips[:2]]
+
+    step, image = Predictor(models["step"]), Predictor(models["image"])
+    poolings, states = [parse("ema=0.6"), parse("mean")], [None, None]
+    expected = {name: [] for name in names}
+    for index, frame in enumerate(clip.read()):
+        maps = [step.predict(frame), image.predict(frame)]
+        for k, pooling in enumerate(poolings):
+            pooled, states[k] = pooling.step(maps[1], frame, states[k])
+            maps.append(pooled)
+        maps.append(centre_gaussian(clip, index))
+        fixations = fixation_map(clip, index)
+        if index % stride == 0 and fixations.any():
+            for name, saliency in zip(names, maps, strict=True):
+                expected[name].append(metrics.score(saliency, density_map(clip, index, fixations), fixations))
+    scored = result["clips"][clip.id]
+    assert scored["frames_scored"] == len(expected["step"])
+    for name in names:
+        for metric in ("nss", "cc", "sim", "auc_judd", "kld", "block_iou", "block_cc"):
+            mean = np.mean([frame[metric] for frame in expected[name]])
+            assert scored["scores"][name][metric] == pytest.approx(mean, abs=1e-6), (name, metric)
+        assert scored["nss_over_time"][name] == [round(frame["nss"], 4) for frame in expected[name]]
+        assert result["predictors"][name]["nss"] == pytest.approx(
+            np.mean([c["scores"][name]["nss"] for c in result["clips"].values()])
+        )
+    assert result["predictors"]["centred Gaussian"]["ig"] == 0
+    assert result["predictors"]["centred Gaussian"]["flicker"] == 0
+    assert result["protocol"] == "clip-mean" and "mean over clips" in result["about"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_threads_and_a_second_time_change_nothing(models, clips, narrator):
+    once, again = (
+        evaluate(models, {}, clips, 6, threads, narrator, baselines=["max"], mean_map=True) for threads in (1, 3)
+    )
+    assert once == again
+
+
+def test_flicker_needs_the_frame_before_and_finds_what_moves_in_still_pictures(models, clips, narrator):
+    rng = np.random.default_rng(0)
+    noise = {(c.id, i): rng.random((8, 12)).astype(np.float32) for c in clips[:1] for i in range(c.frames)}
+    references = {"noise": lambda clip, index: noise[clip.id, index], "still": centre_gaussian}
+    result = evaluate({"image": models["image"]}, references, clips[:1], 4, 1, narrator)
+    flicker = {name: values["flicker"] for name, values in result["predictors"].items()}
+    assert flicker["noise"] > 0.1 > flicker["image"] > flicker["still"] == 0
+
+
+def test_frames_without_fixations_are_counted_and_skipped(models, clips, narrator):
+    clip = clips[0]
+    empty = [i for i in range(0, clip.frames, 2) if not fixation_map(clip, i).any()]
+    path = str(Path(clip.fixations) / "0003.png")
+    kept = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    try:
+        cv2.imwrite(path, np.zeros_like(kept))
+        result = evaluate({"image": models["image"]}, {}, [clip], 2, 1, narrator)
+    finally:
+        cv2.imwrite(path, kept)
+    scored = result["clips"][clip.id]
+    assert scored["frames_without_fixations"] == result["frames_without_fixations"] == len(empty) + 1
+    assert 2 not in scored["frames"] and scored["frames_scored"] == 12 - len(empty) - 1
+
+
+def test_models_that_need_multiples_of_8_are_scored_on_extended_frames(models, tmp_path, capsys):
+    from distill.run.progress import Narrator
+
+    steps = {name: step_of(Predictor(path)) for name, path in models.items()}
+    assert steps == {"step": 1, "image": 1, "eights": 8}
+    corpus = open_corpus("gaze-table", gaze_corpus(tmp_path / "odd", size=(45, 61)))
+    result = evaluate(models, {}, corpus.clips, 1, 1, Narrator())
+    assert "eights runs at multiples of 8 px only" in capsys.readouterr().err
+    clip = corpus.clips[0]
+    frame = next(iter(clip.read()))
+    extended = np.pad(frame, ((0, 3), (0, 3), (0, 0)), mode="edge")
+    fixations = fixation_map(clip, 0)
+    expected = metrics.score(
+        Predictor(models["eights"]).predict(extended)[:45, :61], density_map(clip, 0, fixations), fixations
+    )
+    assert result["clips"][clip.id]["scores"]["eights"]["nss"] == pytest.approx(expected["nss"], abs=1e-6)
+
+
+# --- what models are compared with -----------------------------------------------------------------------------------
+
+
+def test_one_half_of_the_observers_predicts_the_other(models, images_root, narrator):
+    clips = open_corpus("gaze-table", images_root).clips
+    result = evaluate({"image": models["image"]}, {"centred Gaussian": centre_gaussian}, clips, 1, 2, narrator)
+    ceiling = result["predictors"][CEILING]
+    assert list(result["predictors"])[-1] == CEILING
+    assert ceiling["nss"] > 3 > result["predictors"]["centred Gaussian"]["nss"] and ceiling["s_auc"] > 0.9
+    assert "flicker" not in result["predictors"]["image"]  # still images have none
+    assert result["differences"]["from"][CEILING]["nss"]["mean"] < -3
+
+
+def test_observers_that_are_not_known_give_no_ceiling(models, clips, narrator):
+    result = evaluate({"image": models["image"]}, {}, clips[:2], 8, 1, narrator)
+    assert CEILING not in result["predictors"]
+
+
+def test_the_mean_map_is_that_of_the_other_clips(models, images_root, narrator):
+    clips = open_corpus("gaze-table", images_root).clips
+    here, there = (np.full(5, 4), np.full(5, 4)), (np.full(5, 40), np.full(5, 60))
+    found = [{0: Points(*(here if n == 0 else there))} for n in range(len(clips))]
+    gaze = Gaze(clips, found)
+    own, other = gaze.mean_map(clips[0], 0), gaze.mean_map(clips[1], 0)
+    assert own.max() == other.max() == 1
+    assert own[60, 120] > 0.9 and own[6, 8] < 1e-6  # its own place is not in it
+    assert other[6, 8] > 0.1 and other[60, 120] > 0.9
+    few = evaluate({"image": models["image"]}, {}, clips[:3], 1, 1, narrator, mean_map=True)
+    enough = evaluate({"image": models["image"]}, {}, clips[:4], 1, 1, narrator, mean_map=True)
+    assert MEAN_MAP not in few["predictors"] and MEAN_MAP in enough["predictors"]
+
+
+def test_shuffled_auc_draws_from_ten_frames_of_other_clips(clips):
+    points = [{t: Points(np.full(3, n), np.full(3, t)) for t in range(8)} for n in range(len(clips))]
+    gaze = Gaze(clips, points)
+    rows, columns = gaze.others(clips[1], 4, own_clip=False)
+    assert len(rows) == 30 and 1 not in rows and len(set(zip(rows, columns, strict=True))) == 10
+    again, _ = gaze.others(clips[1], 4, own_clip=False)
+    other, _ = gaze.others(clips[1], 5, own_clip=False)
+    assert np.array_equal(rows, again) and not np.array_equal(rows, other)
+    drawn = np.concatenate([gaze.others(clips[1], t, own_clip=True)[0] for t in range(40)])
+    assert set(drawn) == set(range(len(clips)))  # the official code may draw from the clip itself
+    alone = Gaze(clips[:1], points[:1])
+    assert alone.others(clips[0], 0, own_clip=False) is None and alone.others(clips[0], 0, own_clip=True) is not None
+
+
+def test_points_of_a_clip_of_another_size_are_scaled(models, tmp_path):
+    small = open_corpus("gaze-table", gaze_corpus(tmp_path / "a", (48, 64))).clips[0]
+    large = open_corpus("gaze-table", gaze_corpus(tmp_path / "b", (96, 192))).clips[1]
+    gaze = Gaze(
+        [small, large], [{0: Points(np.array([47]), np.array([63]))}, {0: Points(np.array([95]), np.array([3]))}]
+    )
+    assert [int(a[0]) for a in gaze.others(large, 0, own_clip=False)] == [94, 189]
+    assert [int(a[0]) for a in gaze.others(small, 0, own_clip=False)] == [47, 1]
+
+
+def test_a_single_clip_has_no_shuffled_auc_and_no_interval(models, clips, narrator):
+    result = evaluate({"image": models["image"]}, {}, clips[:1], 8, 1, narrator)
+    assert "s_auc" not in result["predictors"]["image"] and result["intervals"]["image"] == {}
+    assert "nss" in result["predictors"]["image"]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_reports_its_own_metrics_and_says_its_name(models, clips, narrator, name):
+    result = evaluate({"image": models["image"]}, {}, clips, 6, 2, narrator, protocol=name)
+    assert result["protocol"] == name and result["about"] == PROTOCOLS[name].about
+    assert set(result["predictors"]["image"]) == set(PROTOCOLS[name].metrics)
+    counts = [c["frames_scored"] for c in result["clips"].values()]
+    values = [c["scores"]["image"]["nss"] for c in result["clips"].values()]
+    weights = counts if PROTOCOLS[name].average == "frames" else None
+    assert result["predictors"]["image"]["nss"] == pytest.approx(np.average(values, weights=weights))
+
+
+# --- intervals, differences, tables ----------------------------------------------------------------------------------
+
+
+def test_intervals_are_those_of_the_mean():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        mean, (low, high) = scores.mean_and_interval(rng.normal(2, 1, 40))
+        assert low < mean < high
+        covered += low < 2 < high
+        assert (high - low) / 2 == pytest.approx(1.96 / np.sqrt(40), rel=0.45)
+    assert 0.89 < covered / 200 < 0.99
+    assert scores.mean_and_interval([1.0, 2.0, 4.0]) == scores.mean_and_interval([1.0, 2.0, 4.0])
+    assert scores.mean_and_interval([3.0]) == (3.0, None)
+
+
+def test_the_interval_of_one_clip_knows_that_frames_are_alike():
+    rng = np.random.default_rng(0)
+    covered = {0.0: 0, 0.8: 0}
+    for alike in covered:
+        for _ in range(150):
+            noise, x = rng.normal(size=120), [0.0]
+            for value in noise:
+                x.append(alike * x[-1] + value)
+            low, high = scores.interval_over_frames(x[1:])
+            covered[alike] += low < 0 < high
+    assert 0.85 < covered[0.0] / 150 < 0.99 and 0.75 < covered[0.8] / 150 < 0.99  # drawn singly, the second covers 0.5
+    assert scores.interval_over_frames([2.0] * 8) == [2.0, 2.0] and scores.interval_over_frames([2.0] * 7) is None
+    result = made_up(step=0.1, image=0.0)
+    result["clips"]["c3"]["nss_over_time"] = {"step": [1.0, 2.0] * 10}
+    cells = dict(scores.clip_cells(result))
+    assert cells["c3"]["step"][1].startswith("[1.") and cells["c3"]["image"][1] == cells["c4"]["step"][1] == ""
+
+
+def test_frames_weigh_where_frames_are_averaged():
+    mean, (low, high) = scores.mean_and_interval([1.0, 3.0], [1, 3])
+    assert mean == 2.5 and low == 1 and high == 3
+
+
+def made_up(protocol="clip-mean", **values):
+    """Clips in which predictors differ as told: {name: offset}; metrics NSS and CC."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(1.5, 0.5, 12)
+    clips = {
+        f"c{n}": {name: {"nss": base[n] + offset, "cc": 0.2 + offset} for name, offset in values.items()}
+        for n in range(12)
+    }
+    summary = scores.summary(clips, dict.fromkeys(clips, 5), list(values), PROTOCOLS[protocol])
+    return {
+        "schema": 2, "protocol": protocol, "about": "made up", "stride": 1, "frames_scored": 60,
+        "frames_without_fixations": 0, **summary,
+        "clips": {i: {"frames_scored": 5, "frames_without_fixations": 0, "scores": s} for i, s in clips.items()},
+    }  # fmt: skip
+
+
+def test_a_paired_difference_is_sharper_than_two_intervals():
+    result = made_up(step=0.03, image=0.0)
+    step, image = (result["intervals"][name]["nss"] for name in ("step", "image"))
+    assert step[0] < image[1] and image[0] < step[1]  # side by side they tell nothing
+    found = result["differences"]["from"]["image"]["nss"]
+    assert result["differences"]["of"] == "step" and found["mean"] == pytest.approx(0.03)
+    assert found["interval"] == pytest.approx([0.03, 0.03])
+
+
+def test_clips_that_lack_a_metric_are_left_out_of_its_mean():
+    clips = {
+        "a": {"x": {"nss": 1.0, "flicker": 0.1}, "y": {"nss": 2.0}},
+        "b": {"x": {"nss": 3.0}, "y": {"nss": 2.0, "flicker": 0.3}},
+    }
+    found = scores.summary(clips, {"a": 1, "b": 1}, ["x", "y"], PROTOCOLS["clip-mean"])
+    assert found["predictors"]["x"] == {"nss": 2.0, "flicker": 0.1} and found["predictors"]["y"]["flicker"] == 0.3
+    assert "flicker" not in found["differences"]["from"]["y"]  # no clip has both
+    assert "flicker" not in found["intervals"]["x"] and "sim" not in found["predictors"]["x"]
+
+
+def test_several_corpora_stay_apart_and_are_also_one():
+    a, b = made_up(step=0.1, image=0.0), made_up(step=0.4, image=0.0)
+    b["clips"] = {f"b.{i}": clip for i, clip in b["clips"].items()}
+    whole = scores.merged({"a": a, "b": b})
+    assert len(whole["clips"]) == 24 and whole["frames_scored"] == 120
+    assert whole["differences"]["from"]["image"]["nss"]["mean"] == pytest.approx(0.25)
+    json.dumps(whole, allow_nan=False)
+    back = scores.parts(whole)
+    assert list(back) == ["a", "b"] and back["a"]["clips"] == a["clips"] and back["b"]["predictors"] == b["predictors"]
+    assert scores.merged({"a": a}) is a and list(scores.parts(a, "all")) == ["all"]
+
+
+def test_tables_fit_the_terminal():
+    result = made_up(student_step=0.05, **{"half of the observers": 1.0})
+    cells = scores.score_cells(result)
+    wide, left = scores.fitted("predictor", cells, None)
+    assert not left and list(wide[0]) == ["predictor", "NSS", "CC"]
+    value, interval = wide[0]["NSS"].split(" ", 1)
+    assert float(value) == pytest.approx(result["predictors"]["student_step"]["nss"], abs=1e-3) and interval[0] == "["
+    for width in (200, 60, 50, 40, 30, 10):
+        rows, left = scores.fitted("predictor", cells, width)
+        needed = scores.needs(rows, scores.NAME_WIDTH)
+        assert needed <= width or len(rows[0]) == 2
+        assert set(left) | set(rows[0]) == {"predictor", "NSS", "CC"} and "NSS" in rows[0]
+    narrow, left = scores.fitted("predictor", cells, 30)
+    assert left == ["CC"]
+    low, high = result["intervals"]["student_step"]["nss"]
+    half = float(narrow[0]["NSS"].split("±")[1])
+    assert half == pytest.approx((high - low) / 2, abs=1e-3)
+
+
+def test_the_csv_holds_every_value(tmp_path):
+    results = {"a:x": made_up(step=0.1, image=0.0), "b:y": made_up(step=0.2, image=0.0)}
+    scores.write_csv(tmp_path / "o.csv", results, per_clip=True)
+    with (tmp_path / "o.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (4 + 2 + 12 * 4)  # means, differences, clips
+    row = next(r for r in rows if r["corpus"] == "b:y" and r["minus"] and r["metric"] == "nss")
+    assert (row["predictor"], row["minus"], row["protocol"]) == ("step", "image", "clip-mean")
+    assert float(row["value"]) == pytest.approx(0.2) and float(row["low"]) <= 0.2 + 1e-9
+    clip = next(r for r in rows if r["clip"] == "c3" and r["predictor"] == "image" and r["metric"] == "cc")
+    assert float(clip["value"]) == pytest.approx(0.2) and clip["low"] == "" and clip["frames"] == "5"
+    scores.write_csv(tmp_path / "o.csv", results, per_clip=False)
+    assert len((tmp_path / "o.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2 * 6
+
+
+def test_the_card_shows_intervals_and_what_the_state_is_worth():
+    from distill.reporting.card import table
+
+    lines = table(made_up(step=0.05, image=0.0))
+    assert lines[0] == "| predictor | NSS | CC |" and lines[2].startswith("| step | **") and "[" in lines[2]
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def nan_model(path):
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["m", "m"], ["zero"]),
+        helper.make_node("Div", ["zero", "zero"], ["saliency_map"]),
+    ]
+    return save(path, nodes)
+
+
+def test_a_model_that_predicts_nan_is_named_with_its_clip_and_frame(tmp_path, clips, narrator):
+    with pytest.raises(UsageError, match=r"broken, clip 001, frame 1: the map holds NaN"):
+        evaluate({"broken": nan_model(tmp_path / "nan.onnx")}, {}, clips[:1], 8, 1, narrator)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baselines": ["ema=2"]}, "alpha of baseline ema lies above 0 and up to 1"),
+        ({"baselines": ["median"]}, "unknown baseline 'median'"),
+        ({"protocol": "mit300"}, "unknown protocol 'mit300'; known: clip-mean"),
+        ({"models": ["step"], "baselines": ["max"]}, "baseline max pools the maps of an image file, and none is given"),
+        ({"clips": []}, "no clip has fixations"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(models, clips, narrator, change, message):
+    chosen = {name: models[name] for name in change.pop("models", ["image"])}
+    with pytest.raises(UsageError, match=message):
+        evaluate(chosen, {}, change.pop("clips", clips), 8, 1, narrator, **change)
+
+
+def test_only_empty_frames_are_refused(models, clips, narrator, monkeypatch):
+    nothing = Points(np.zeros(0, np.int32), np.zeros(0, np.int32))
+    monkeypatch.setattr("distill.evaluation.evaluate.fixation_points", lambda clip, index: nothing)
+    with pytest.raises(UsageError, match="not one scored frame has fixations"):
+        evaluate({"image": models["image"]}, {}, clips, 8, 1, narrator)
+
+
+def test_points_outside_the_frame_are_named(models, clips, narrator, monkeypatch):
+    outside = Points(np.array([3, 64], np.int32), np.array([3, 5], np.int32))
+    monkeypatch.setattr("distill.evaluation.evaluate.fixation_points", lambda clip, index: outside)
+    with pytest.raises(UsageError, match="clip 001, frame 1: a fixation lies outside the frame of 96x64 px"):
+        evaluate({"image": models["image"]}, {}, clips[:1], 8, 1, narrator)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("eval.protocol=aim", "unknown eval.protocol 'aim'; did you mean 'aim2024'"),
+        ('eval.baselines=["ema=0"]', "alpha"),
+    ],
+)
+def test_a_recipe_with_an_unknown_protocol_or_baseline_fails_before_the_run(key, message):
+    with pytest.raises(UsageError, match=message):
+        config.load(None, [key])
+
+
+# --- several models on several corpora -------------------------------------------------------------------------------
+
+
+def test_models_of_the_same_name_are_told_apart(models, tmp_path, tiny_root, narrator):
+    other = tmp_path / "tiny.onnx"
+    other.write_bytes(models["image"].read_bytes())
+    recipe = config.load(
+        None, [f'corpus.root="{tiny_root}"', "corpus.name=dhf1k", "eval.stride=12", "eval.baselines=[]"]
+    )
+    (name, result), *_ = across([models["image"], other, models["step"]], recipe, narrator).items()
+    assert name == f"dhf1k:{tiny_root.name}"
+    assert list(result["predictors"])[:3] == [str(models["image"]), str(other), "tiny_step.onnx"]
+    with pytest.raises(UsageError, match="named twice"):
+        across([other, other], recipe, narrator)
+    assert isinstance(recipe, Recipe)
+
+
+def test_the_command_line_scores_models_on_several_corpora(models, tiny_root, images_root, tmp_path):
+    arguments = [
+        "eval", models["step"], models["image"], "--corpus", "dhf1k", "--root", tiny_root, "--corpus", "gaze-table",
+        "--root", images_root, "--baseline", "max", "--baseline", "ema=0.5", "--set", "eval.stride=6",
+    ]  # fmt: skip
+    result = distill(*arguments, "--csv", tmp_path / "o.csv", "--per-clip")
+    assert result.returncode == 0, result.stderr
+    out = result.stdout
+    for wanted in (
+        f"dhf1k:{tiny_root.name}: 5 clips, 20 frames",
+        "gaze-table:set: 6 clips, 6 frames",
+        "clip-mean: float maps",
+        "tiny.onnx + ema=0.5",
+        "less tiny.onnx + max",
+        MEAN_MAP,
+        CEILING,
+        "95 % intervals",
+        "NSS, clip by clip",
+        "i3",
+    ):
+        assert wanted in out, wanted  # fmt: skip
+    row = next(line for line in out.splitlines() if "tiny_step.onnx" in line and "[" in line)
+    assert row.count("[") >= 9  # piped, a table is as wide as it needs to be
+    text = (tmp_path / "o.csv").read_text(encoding="utf-8")
+    assert text.startswith("corpus,protocol,clip,") and f"dhf1k:{tiny_root.name},clip-mean,dhf1k.003" in text
+    answer = json.loads(distill(*arguments, "--json", "--quiet", "--protocol", "aim2024").stdout)
+    assert answer["schema"] == 2 and list(answer["corpora"]) == [f"dhf1k:{tiny_root.name}", "gaze-table:set"]
+    assert all(r["protocol"] == "aim2024" for r in answer["corpora"].values())
+
+
+def test_the_command_line_keeps_one_corpus_plain(models, tiny_root):
+    result = distill("eval", models["image"], "--root", tiny_root, "--json", "--quiet", "--set", "eval.stride=12")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["corpus"] == f"dhf1k:{tiny_root.name}" and set(answer["clips"]) == {f"{n:03d}" for n in range(1, 6)}
+    assert set(answer["intervals"]["tiny.onnx"]) <= set(answer["predictors"]["tiny.onnx"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "a.onnx", "run.toml", "--root", "x"], "eval takes one run, or ONNX files; got a.onnx, run.toml"),
+        (["eval", "one.toml", "two.toml"], "eval takes one run"),
+        (["eval", "none.onnx", "--root", "x"], "no model at none.onnx"),
+        (["eval", "none.onnx"], "which clips? give the corpus's folder with --root"),
+        (
+            ["eval", "none.onnx", "--root", "x", "--protocol", "mit30"],
+            "unknown eval.protocol 'mit30'; did you mean 'mit'?",
+        ),
+        (["eval", "none.onnx", "--root", "x", "--baseline", "emma"], "unknown baseline 'emma'"),
+        (["eval", "--corpus", "dhf1k", "--corpus", "avimos"], "a run has one --corpus"),
+        (["eval", "MODEL", "--corpus", "dhf1k", "--corpus", "avimos", "--root", "x"], "give one for each"),
+    ],
+)
+def test_wrong_arguments_are_one_line(models, tmp_path, monkeypatch, capsys, arguments, message):
+    from distill.cli import app as cli
+
+    arguments = [str(models["image"]) if a == "MODEL" else a for a in arguments]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(Exception) as caught:
+        cli.app(arguments, standalone_mode=False)
+    assert cli._report_error(caught.value, debug=False) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_report_shows_every_corpus_with_intervals_and_what_the_state_is_worth():
+    from distill.reporting.report import _scores
+
+    first, second = made_up(step=0.05, image=0.0, teacher=0.5), made_up(step=0.01, image=0.0, teacher=0.2)
+    page = _scores(first)
+    assert "student, step file" in page and "clip-mean" in page and 'class="interval"' in page
+    assert page.count("<table>") == 1 and page.count("<svg") == 1 and "step less image" in page
+    assert page.count('class="best"') == 2  # NSS and CC, of the teacher
+    second["clips"] = {f"images.{i}": clip for i, clip in second["clips"].items()}
+    page = _scores(scores.merged({"dhf1k": first, "images": second}))
+    assert "<h3>dhf1k</h3>" in page and "<h3>images</h3>" in page and page.count("<table>") == 2
+    assert "nothing was scored" in _scores({"predictors": {}})

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+
+from distill.recipe import config
+from distill.run.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_commented_recipe_is_the_defaults(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(config.to_toml(config.Recipe(), comments=True), encoding="utf-8")
+    assert config.load(path) == config.Recipe()
+
+
+def test_a_resolved_recipe_reads_back(tmp_path):
+    recipe = config.load(None, ["train.lr=1e-4", 'corpus.val_clips=["003","004"]', "student.widths=[8,8,12,16]"])
+    (tmp_path / "r.toml").write_text(config.to_toml(recipe), encoding="utf-8")
+    again = config.load(tmp_path / "r.toml")
+    assert again == recipe and again.corpus.val_clips == ("003", "004") and again.student.widths == (8, 8, 12, 16)
+
+
+def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "first.toml").write_text(
+        '[train]\nsteps = 7\nlr = 0.5\n[corpus]\nroot = "gaze"', encoding="utf-8"
+    )
+    (tmp_path / "second.toml").write_text('base = "sub/first.toml"\n[train]\nlr = 0.25', encoding="utf-8")
+    (tmp_path / "third.toml").write_text('base = "second.toml"\n[train]\nema = 0.5', encoding="utf-8")
+    recipe = config.load(tmp_path / "third.toml", ["train.warmup=0.2"])
+    assert (recipe.train.steps, recipe.train.lr, recipe.train.ema, recipe.train.warmup) == (7, 0.25, 0.5, 0.2)
+    assert recipe.corpus.root == str(tmp_path / "sub" / "gaze")
+    (tmp_path / "sub" / "first.toml").write_text('base = "../third.toml"', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"third\.toml builds on itself, over .*first\.toml"):
+        config.load(tmp_path / "third.toml")
+    (tmp_path / "second.toml").write_text('base = "none.toml"', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"second\.toml builds on .*none\.toml, which is not there"):
+        config.load(tmp_path / "third.toml")
+    (tmp_path / "second.toml").write_text("base = 3", encoding="utf-8")
+    with pytest.raises(UsageError, match="`base` names another recipe, got 3"):
+        config.load(tmp_path / "second.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.toml")), ids=lambda p: p.name)
+def test_every_shipped_recipe_loads(path):
+    assert isinstance(config.load(path), config.Recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
+        ("trian.steps=3", "unknown section 'trian'; did you mean 'train'?"),
+        ("train.zzz=3", "unknown key 'train.zzz'; keys of [train]: steps, frames_first"),
+        ("teacher.window=3", "unknown key 'teacher.window'; did you mean 'train.window'?"),
+        ("train.steps=1.5", "'train.steps' wants int, got 1.5"),
+        ("train.flip=1", "'train.flip' wants bool, got 1"),
+        ("train.lr=-1", "train.lr must be at least 0"),
+        ("train.lr=nan", "train.lr must be finite"),
+        ("train.parts=memory,gate", "train.parts are memory, motion and onset, got 'gate'"),
+        ("train.parts=[]", "nothing learns from clips"),
+        ("train.clips_lr=0", "nothing learns from clips"),
+        ("train.lr=0", "train.lr is 0"),
+        ("train.keep=first", "train.keep must be best or last, got 'first'"),
+        ("corpus.split=mine", "corpus.split must be official or share, got 'mine'"),
+        ("teach.precision=fp8", "teach.precision must be auto, bf16 or fp32, got 'fp8'"),
+        ("train.ema=1.0", "train.ema must be at most 0.9999"),
+        ("student.width=100", "student.width must be a multiple of 32"),
+        ("run.name=My Student", "run.name may hold lower case letters"),
+        ("steps=3", "--set wants section.key=value"),
+        ("train.steps", "--set wants section.key=value"),
+    ],
+)
+def test_a_wrong_override_says_what_is_right(override, message):
+    with pytest.raises(UsageError) as error:
+        config.load(None, [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nstepz = 3", "did you mean 'train.steps'?"),
+        ("train = 3", "'train' is a section"),
+        ("[train", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        config.load(path)
+    assert message in str(error.value) and "mine.toml" in str(error.value)
+
+
+def test_a_missing_recipe_names_the_way_out(tmp_path):
+    with pytest.raises(UsageError, match="distill init"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_relative_paths_belong_to_the_recipe_and_bare_words_are_strings(tmp_path):
+    (tmp_path / "r.toml").write_text('[corpus]\nname = "dhf1k"\nroot = "data"', encoding="utf-8")
+    recipe = config.load(tmp_path / "r.toml", ["teacher.name=maps", "teacher.maps=labels"])
+    assert recipe.corpus.root == str(tmp_path / "data")
+    assert recipe.teacher.maps == str(Path.cwd() / "labels")
+
+
+def test_differences_are_named():
+    assert config.differences(config.Recipe(), config.load(None, ["train.steps=7"])) == ["train.steps: 400 -> 7"]

@@ -1,0 +1,392 @@
+"""What ships beside the ONNX files, held to the downstream's own rules: its schema, its loader's parser, its three callers.
+
+The rules are written down here a second time, from what the downstream was measured to do, and share no code with ours.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.export.ship import ship, verify
+from distill.recipe import config
+from distill.reporting.card import Provenance, write_package
+from distill.reporting.sidecar import Int8, identifier, registry_entry, write_registry, write_sidecar
+from distill.run.errors import UsageError
+from tests.export.test_export import lively
+
+# --- the downstream's rules -------------------------------------------------------------------------------------------
+
+
+def text(most):
+    return lambda value: isinstance(value, str) and len(value) <= most
+
+
+def matches(pattern, most=10_000):
+    return lambda value: text(most)(value) and re.fullmatch(pattern, value) is not None
+
+
+def one_of(*values):
+    return lambda value: value in values
+
+
+ENTRY = {
+    "id": matches(r"[a-z0-9][a-z0-9_-]*", 64),
+    "kind": one_of("fr", "nr", "filter"),
+    "onnx": matches(r"[a-z0-9][a-z0-9_./-]*\.onnx", 256),
+    "sha256": matches(r"[0-9a-f]{64}"),
+    "opset": lambda value: type(value) is int and 7 <= value <= 21,
+    "notes": text(512),
+    "description": text(256),
+    "license": text(128),
+    "license_url": text(512),
+    "quant_mode": one_of("fp32", "static", "dynamic", "qat"),
+    "int8_sha256": matches(r"[0-9a-f]{64}"),
+    "quant_calibration_set": text(256),
+    "quant_accuracy_budget_plcc": lambda value: type(value) in (int, float) and 0 <= value <= 1,
+    "sigstore_bundle": matches(r".*\.sigstore\.json", 256),
+    "smoke": lambda value: type(value) is bool,
+}
+
+
+def strict_json(path):
+    def refuse(word):
+        raise AssertionError(f"{path} holds {word}, which is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def validate(registry: Path) -> dict:
+    """The schema, and what the downstream's validator asks of the files beside; returns the entries by id."""
+    content = strict_json(registry)
+    assert set(content) == {"schema_version", "models"} and content["schema_version"] in (0, 1)
+    for entry in content["models"]:
+        assert {"id", "kind", "onnx", "sha256"} <= set(entry) <= set(ENTRY), set(entry) - set(ENTRY)
+        for key, value in entry.items():
+            assert ENTRY[key](value), f"{key}: {value!r}"
+        assert ("int8_sha256" in entry) == (entry.get("quant_mode", "fp32") != "fp32")
+        model = registry.parent / entry["onnx"]
+        assert sha(model) == entry["sha256"]
+        sidecar = model.with_suffix(".json")
+        assert 0 < sidecar.stat().st_size <= 2**20
+        assert (
+            c_reads(sidecar, "quant_mode") == entry["quant_mode"] and entry["kind"] == c_reads(sidecar, "kind") == "nr"
+        )
+        assert int(c_reads(sidecar, "onnx_opset")) == entry["opset"] == onnx.load(model).opset_import[0].version
+        if "int8_sha256" in entry:
+            assert sha(model.with_suffix(".int8.onnx")) == entry["int8_sha256"]
+    entries = {entry["id"]: entry for entry in content["models"]}
+    assert len(entries) == len(content["models"])
+    return entries
+
+
+def c_reads(sidecar: Path, key: str) -> str:
+    """As the loader does: the first textual occurrence of the key, nested or not, and no escapes."""
+    content = sidecar.read_text(encoding="utf-8")
+    after = content[content.index(f'"{key}"') + len(key) + 2 :].lstrip().removeprefix(":").lstrip()
+    return after[1:].split('"', 1)[0] if after.startswith('"') else re.match(r"[0-9]+", after)[0]
+
+
+def c_opens(model: Path) -> Path:
+    """The file that the loader opens for `model`."""
+    sidecar = model.with_suffix(".json")
+    if sidecar.exists() and c_reads(sidecar, "quant_mode") != "fp32":
+        model = model.with_suffix(".int8.onnx")
+    assert model.is_file()
+    return model
+
+
+def session_of(model):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def c_extractor(model, x):
+    """`vmaf_ort_run`: by name, as many inputs and outputs as the session has, the default of an optional one not counted."""
+    session = session_of(c_opens(model))
+    assert [i.name for i in session.get_inputs()] == ["input"] and [o.name for o in session.get_outputs()] == [
+        "saliency_map"
+    ]
+    assert not session.get_overridable_initializers()
+    [out] = session.run(["saliency_map"], {"input": x})
+    assert out.size == x.shape[2] * x.shape[3]
+    return out
+
+
+def tuner(model, x):
+    return session_of(model).run(None, {"input": x})[0].reshape(x.shape[2:])
+
+
+def scorer(model, x):
+    session = session_of(model)
+    out = session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: x})[0]
+    out = np.squeeze(out)
+    assert out.shape == x.shape[2:] and np.isfinite(out).all()
+    return out
+
+
+# --- a package --------------------------------------------------------------------------------------------------------
+
+ORIGIN = Provenance(
+    name="mini", license="BSD-2-Clause-Patent", corpus="dhf1k:A + images:B", corpus_license="CC BY 4.0; not stated",
+    corpus_chain=(("dhf1k:A", "CC BY 4.0"), ("images:B", "not stated")), teacher="unisal (unisal, w.pth)",
+    teacher_license="Apache-2.0", teacher_chain=(("teacher unisal, weights", "Apache-2.0"),), restricted=("corpus images:B",),
+    train_clips=("001", "002"), val_clips=("003",), held_out=True, fps=25.0, parameters=23_566, working_size=(32, 64),
+    tau_seconds=(0.05, 0.25, 2.0), step=12, chosen=True, recipe_fingerprint="0123456789abcdef",
+)  # fmt: skip
+METRICS = {
+    "protocol": "clip-mean", "about": "means", "frames_scored": 5, "frames_without_fixations": 0, "clips": {"003": {}},
+    "predictors": {"step": {"nss": 1.25, "kld": 1.0}, "image": {"nss": 1.0, "kld": 1.5}}, "differences": None,
+    "intervals": {"step": {}, "image": {}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def verified():
+    return verify(lively(), 25.0, {}, sizes=((40, 60),), length=3)
+
+
+@pytest.fixture
+def package(verified, tmp_path):
+    """Writes a package, with changes to where it comes from and with what scores; returns its folder."""
+
+    def write(metrics=METRICS, caveats=(), **changes):
+        origin = replace(ORIGIN, **changes)
+        ship(verified, tmp_path, origin.name)
+        write_package(tmp_path, origin, verified.parity.to_dict(), metrics, list(caveats))
+        return tmp_path
+
+    return write
+
+
+def card(folder, name="mini"):
+    return (folder / f"{name}.md").read_text(encoding="utf-8")
+
+
+def section(page, head):
+    return page.split(f"## {head}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("metrics", [METRICS, None, {"predictors": {}, "clips": {}, "caveats": []}])
+def test_a_package_is_what_the_downstream_accepts(package, metrics):
+    folder = package(metrics)
+    entries = validate(folder / "mini.registry.json")
+    assert set(entries) == {"mini", "mini_step"}
+    for name in entries:
+        sidecar = folder / f"{name}.json"
+        assert c_reads(sidecar, "name") == f"vmaf_tiny_{name}" and c_opens(folder / f"{name}.onnx").stem == name
+        assert c_reads(sidecar, "input_name") == "input" and c_reads(sidecar, "output_name") == "saliency_map"
+
+
+def test_the_validator_refuses_what_the_schema_refuses(package):
+    folder = package()
+    registry = folder / "mini.registry.json"
+    for change in (
+        {"state_input": "x"}, {"id": "Mini"}, {"onnx": "Mini.onnx"}, {"kind": "saliency"}, {"opset": 22}, {"notes": "x" * 513},
+        {"license": "x" * 129}, {"quant_mode": "static"}, {"int8_sha256": "0" * 64}, {"sha256": "0" * 64},
+    ):  # fmt: skip
+        content = strict_json(registry)
+        content["models"][0] |= change
+        registry.write_text(json.dumps(content))
+        with pytest.raises(AssertionError):
+            validate(registry)
+        package()
+
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,47}", fullmatch=True)
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=700)
+
+
+@given(name=NAMES, license_=TEXTS, about=TEXTS, notes=TEXTS, part=TEXTS, int8=st.booleans())
+def test_whatever_is_said_of_a_model_its_entry_is_accepted(tmp_path_factory, name, license_, about, notes, part, int8):
+    folder = tmp_path_factory.mktemp("p")
+    model, sibling = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
+    for path in (model, sibling) if int8 else (model,):
+        onnx.save(onnx.helper.make_model(GRAPH, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    write_sidecar(
+        model, about, license_, [(part, license_)], {"more": {"kind": about, "name": notes, "quant_mode": part}},
+        "static" if int8 else "fp32",
+    )  # fmt: skip
+    entry = registry_entry(model, license_, about, notes, Int8(sha(sibling), part) if int8 else None)
+    assert validate(write_registry(folder / "registry.json", [entry]))[name]["id"] == name
+    assert c_reads(model.with_suffix(".json"), "name") == f"vmaf_tiny_{name}"
+    assert c_opens(model) == (sibling if int8 else model)
+
+
+GRAPH = onnx.parser.parse_graph(
+    "g (float[1,3,H,W] input) => (float[1,3,H,W] saliency_map) { saliency_map = Relu (input) }"
+)
+
+
+@given(NAMES)
+def test_names_that_a_run_takes_make_ids_that_the_schema_takes(name):
+    assert config.load(None, [f'run.name="{name}"']).run.name == name
+    for its in (name, f"{name}_step", f"{name}_luma_4096x4096"):
+        assert ENTRY["id"](its) and ENTRY["onnx"](f"{its}.onnx")
+        assert identifier(its) == its
+
+
+@given(st.text(max_size=70))
+def test_other_names_are_refused_at_once(name):
+    try:
+        taken = config.from_dict(
+            config.to_dict(config.Recipe()) | {"run": {**vars(config.Run()), "name": name}}
+        ).run.name
+    except UsageError as error:
+        assert "run.name may hold" in str(error)
+    else:
+        assert ENTRY["id"](f"{taken}_step") and taken == name
+
+
+@given(st.text(max_size=80))
+def test_a_files_name_is_mapped_to_an_id_or_refused(stem):
+    try:
+        assert ENTRY["id"](identifier(stem))
+    except ValueError as error:
+        assert "give the file" in str(error)
+
+
+def test_a_long_list_of_clips_does_not_break_the_sidecar(package):
+    ids = tuple(f"images-of-a-large-corpus.{i:08d}" for i in range(60_000))
+    folder = package(train_clips=ids, val_clips=ids[:3])
+    validate(folder / "mini.registry.json")
+    training = strict_json(folder / "mini.json")["training"]
+    assert training["clip_count"] == 60_000 and training["clips"] is None
+
+
+# --- its three callers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (97, 131), (270, 480), (436, 1024)])
+def test_the_image_file_is_what_extractor_tuner_and_scorer_load(package, height, width):
+    model = package() / "mini.onnx"
+    x = np.random.default_rng(0).standard_normal((1, 3, height, width), np.float32)
+    maps = [np.squeeze(caller(model, x)) for caller in (c_extractor, tuner, scorer)]
+    assert maps[0].shape == (height, width) and 0 <= maps[0].min() < maps[0].max() <= 1
+    assert all(np.array_equal(maps[0], other) for other in maps[1:])
+
+
+def test_the_step_file_is_for_tuner_and_scorer_and_not_for_the_extractor(package):
+    folder = package()
+    x = np.random.default_rng(0).standard_normal((1, 3, 90, 160), np.float32)
+    assert np.array_equal(tuner(folder / "mini_step.onnx", x), tuner(folder / "mini.onnx", x))
+    assert np.array_equal(scorer(folder / "mini_step.onnx", x), scorer(folder / "mini.onnx", x))
+    with pytest.raises(AssertionError):
+        c_extractor(folder / "mini_step.onnx", x)
+
+
+def test_the_image_files_declaration_is_the_one_that_is_bound(package):
+    model = onnx.load(package() / "mini.onnx")
+    [given_], [made] = model.graph.input, model.graph.output
+    assert (given_.name, made.name) == ("input", "saliency_map")
+    for value, channels in ((given_, 3), (made, 1)):
+        dims = value.type.tensor_type.shape.dim
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and [d.dim_value for d in dims[:2]] == [
+            1,
+            channels,
+        ]
+        assert (
+            all(d.dim_param and not d.HasField("dim_value") for d in dims[2:])
+            and dims[2].dim_param != dims[3].dim_param
+        )
+    assert model.ir_version == 8 and [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+    assert not model.functions and not any(t.external_data for t in model.graph.initializer)
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+POINTS = ["Purpose", "Data", "Metrics", "Limits", "Licence chain"]
+
+
+@pytest.mark.parametrize("metrics", [METRICS, None])
+def test_the_card_has_its_five_points_and_none_is_empty(package, metrics):
+    page = card(package(metrics))
+    assert re.findall(r"^## (.*)$", page, re.M) == POINTS and all(section(page, head).strip() for head in POINTS)
+    assert not re.search(r"\{[a-z_]*\}|None|\bnan\b", re.sub(r"(?s)```.*?```", "", page))
+
+
+def test_the_card_says_what_is_not_known(package):
+    page = card(package(None, val_clips=(), chosen=False, held_out=True))
+    assert "Not evaluated" in section(page, "Metrics") and "NSS" not in section(page, "Metrics")
+    assert "step 12, the last." in page and "Validation clips: none." in page
+    assert "flatters" not in page and "Scored on" not in page
+
+
+def test_the_card_says_how_the_scores_came_about(package):
+    page = card(package(caveats=["the teacher had random weights (visage): the student has learned nothing"]))
+    assert "| step | **1.250** | **1.000** |" in page and "but for KL" in page
+    limits = section(page, "Limits")
+    assert "- **Caution:** the teacher had random weights (visage): the student has learned nothing." in limits
+    assert "Scored on 1 clip: too few" in limits and "chosen on the clips that are scored" in limits
+
+
+def test_the_card_names_parts_that_not_everybody_may_use(package):
+    terms = section(card(package()), "Licence chain")
+    assert "known here to let everybody use it for anything: corpus images:B.**" in terms
+    assert "| corpus dhf1k:A | CC BY 4.0 |" in terms and "| corpus images:B | not stated |" in terms
+    terms = section(card(package(restricted=())), "Licence chain")
+    assert "Not every part" not in terms
+    terms = section(card(package(license="not stated; corpus: x; teacher: y")), "Licence chain")
+    assert "Nobody has stated a licence" in terms
+
+
+def test_a_mixture_names_the_licence_of_each_part(tmp_path):
+    from distill.corpora import Corpus
+    from distill.run.pipeline import corpus_chain, stated_license
+
+    for name, license_ in (("ours", "BSD-2-Clause-Patent (procedural)"), ("theirs", "CC BY-NC 4.0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "LICENSE").write_text(f"{license_}\nmore", encoding="utf-8")
+    roots = [str(tmp_path / "ours"), str(tmp_path / "theirs")]
+    recipe = config.load(None, ["corpus.name=dhf1k:1,images:0.5", f"corpus.root={json.dumps(roots)}"])
+    corpus = Corpus(
+        recipe.corpus.name, "BSD-2-Clause-Patent (procedural); CC BY-NC 4.0", (),
+        roots=dict(zip(("dhf1k", "images"), roots, strict=True)),
+    )  # fmt: skip
+    chain = corpus_chain(recipe, corpus)
+    assert chain == (("dhf1k:ours", "BSD-2-Clause-Patent (procedural)"), ("images:theirs", "CC BY-NC 4.0"))
+    teacher = {"license": "BSD-2-Clause-Patent"}
+    assert stated_license(recipe, chain, teacher).startswith(
+        "not stated; corpus: BSD-2-Clause-Patent (procedural); CC BY-NC"
+    )
+    assert stated_license(recipe, chain[:1], teacher) == "BSD-2-Clause-Patent"
+    assert stated_license(recipe, chain[:1], {"license": "none stated"}).endswith("teacher: none stated")
+    stated = config.load(None, ["export.license=MIT"])
+    assert stated_license(stated, chain, teacher) == "MIT"
+
+
+def test_odd_texts_break_neither_table_nor_front_matter(package):
+    page = card(package(license='a "b" | c\nd: [e', teacher="x | y\n## z", corpus="a|b"))
+    assert re.findall(r"^## (.*)$", page, re.M) == POINTS
+    assert json.loads(re.search(r"^license: (.*)$", page, re.M)[1]) == 'a "b" | c\nd: [e'
+    assert r'| these weights | a "b" \| c d: [e |' in page
+
+
+def test_the_cards_lines_of_python_run(package, monkeypatch):
+    folder = package()
+    monkeypatch.chdir(folder)
+    code = re.search(r"```python\n(.*?)```", card(folder), re.S)[1]
+    names = {"frames": list(np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), np.uint8))}
+    exec(code, names)
+    from distill.export.runner import Predictor
+
+    *_, last = Predictor(folder / "mini_step.onnx").stream(names["frames"])
+    assert np.allclose(names["saliency"][0, 0], last, atol=1e-5)
+
+
+def test_checksums_in_the_card_are_of_the_files(package):
+    folder = package()
+    assert all(sha(folder / name) in card(folder) for name in ("mini.onnx", "mini_step.onnx"))

@@ -1,0 +1,318 @@
+"""A whole run, small: what it leaves, that it continues, and that being killed costs nothing but time."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from distill.opallowlist import check
+from distill.recipe import config
+from tests.cli.test_cli import distill
+from tests.conftest import TINY
+
+SETS = [part for override in TINY for part in ("--set", override)]
+# Labelling and training long enough to be killed in the middle.
+SLOW = [*SETS, "--set", "synthetic.frames=60", "--set", "synthetic.clips=6", "--set", "train.steps=24"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "one"
+    result = distill("run", "--out", path, *SETS)
+    assert result.returncode == 0, result.stderr
+    assert str(path / "report.html") in result.stdout and "centred Gaussian" in result.stdout
+    return path
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    for name in ("recipe.toml", "manifest.json", "metrics.jsonl", "metrics.json", "report.html", "checkpoints/best.pt"):
+        assert (finished / name).stat().st_size > 0, name
+    names = {p.name for p in (finished / "export").iterdir()}
+    assert names == {
+        *("student.onnx", "student_step.onnx", "student.json", "student_step.json"),
+        *("student.md", "student.registry.json", "student.parity.json"),
+    }  # fmt: skip
+    assert len(list((finished / "labels").glob("*.npy"))) == 5
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_the_files_ship_with_proof_and_provenance(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for mode, suffix in (("image", ""), ("step", "_step")):
+        path = finished / "export" / f"student{suffix}.onnx"
+        assert check(path, contract=f"saliency-{mode}").ok
+        props = {p.key: p.value for p in onnx.load(path).metadata_props}
+        assert {
+            "license",
+            "training_corpus",
+            "teacher",
+            "frame_rate",
+            "git_revision",
+            "metrics",
+            "gate_tau_seconds",
+        } <= set(props)
+        assert props["license"] == "BSD-2-Clause-Patent" and props["frame_rate"] == "24"
+        assert json.loads(props["metrics"])[mode]["nss"] == pytest.approx(metrics["predictors"][mode]["nss"], abs=1e-3)
+        assert str(finished).encode() not in path.read_bytes()
+    parity = json.loads((finished / "export" / "student.parity.json").read_text())
+    assert max(parity["image_max_abs"], parity["step_max_abs"], parity["zero_state_max_abs"]) <= 1e-5
+
+
+def test_the_sidecar_is_what_the_downstream_parses(finished):
+    """Its C side takes the first textual occurrence of a key."""
+    text = (finished / "export" / "student.json").read_text()
+    for key, value in (
+        ("kind", "nr"),
+        ("name", "vmaf_tiny_student"),
+        ("input_name", "input"),
+        ("output_name", "saliency_map"),
+        ("quant_mode", "fp32"),
+    ):
+        assert re.search(rf'"{key}":\s*"([^"]*)"', text).group(1) == value
+    assert re.search(r'"onnx_opset":\s*(\d+)', text).group(1) == "17"
+
+
+def test_the_registry_entry_is_what_the_downstreams_schema_accepts(finished):
+    import hashlib
+
+    registry = json.loads((finished / "export" / "student.registry.json").read_text())
+    assert set(registry) == {"schema_version", "models"} and registry["schema_version"] in (0, 1)
+    allowed = {"id", "kind", "onnx", "sha256", "opset", "quant_mode", "license", "description", "notes"}
+    for entry in registry["models"]:
+        assert set(entry) <= allowed and entry["kind"] == "nr" and entry["opset"] == 17
+        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", entry["id"]) and re.fullmatch(
+            r"[a-z0-9][a-z0-9_./-]*\.onnx", entry["onnx"]
+        )
+        assert entry["sha256"] == hashlib.sha256((finished / "export" / entry["onnx"]).read_bytes()).hexdigest()
+        assert len(entry["license"]) <= 128 and len(entry["description"]) <= 256 and len(entry["notes"]) <= 512
+
+
+def test_stamping_the_metrics_changes_no_node_and_no_weight(finished):
+    from distill.export.graph import step_graph
+    from distill.run import pipeline
+
+    student, _ = pipeline.load_student(finished / "checkpoints" / "best.pt", config.load(finished / "recipe.toml"))
+    fresh, shipped = step_graph(student, 24.0, {}), onnx.load(finished / "export" / "student_step.onnx")
+    assert fresh.graph.SerializeToString(deterministic=True) == shipped.graph.SerializeToString(deterministic=True)
+
+
+def test_the_report_stands_alone(finished):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert (
+        not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", page)
+        and "<script" not in page
+        and "@import" not in page
+    )
+    for wanted in (
+        "centred Gaussian",
+        "mean training map",
+        "teacher",
+        "student, step file",
+        "data:image/jpeg;base64",
+        "<svg",
+        "says little about real video",
+    ):
+        assert wanted in page, wanted
+
+
+def test_running_again_does_nothing_and_another_configuration_is_refused(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != ".lock"}
+    again = distill("run", "--out", finished, *SETS)
+    assert again.returncode == 0 and again.stderr.count("up to date") == 9
+    same = distill("run", finished / "recipe.toml", "--out", finished)  # the resolved recipe is the run
+    assert same.returncode == 0
+    other = distill("run", "--out", finished, *SETS, "--set", "train.lr=0.5")
+    assert other.returncode == 2 and "train.lr: 0.003 -> 0.5" in other.stderr and "--force" in other.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_run_that_another_process_works_in_is_refused(finished):
+    import fcntl
+
+    with (finished / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = distill("run", "--out", finished, *SETS)
+    assert result.returncode == 2 and "another process is working in" in result.stderr
+
+
+def test_a_stage_that_lost_a_file_makes_it_again(finished):
+    (finished / "labels" / "003.npy").unlink()
+    (finished / "export" / "student.onnx").write_bytes(b"x")  # damaged, not only missing
+    assert distill("run", "--out", finished, *SETS).returncode == 0
+    assert check(finished / "export" / "student.onnx").ok and (finished / "labels" / "003.npy").exists()
+    props = {p.key: p.value for p in onnx.load(finished / "export" / "student.onnx").metadata_props}
+    assert "nss" in props["metrics"]  # and what follows it: the file carries its scores again
+
+
+def test_input_that_changed_under_a_run_is_noticed(tmp_path):
+    from tests.corpora.test_corpora import make_clip
+
+    for i in (1, 2, 3):
+        make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("001,a\n002,b\n", encoding="utf-8")
+    call = [
+        "train",
+        "--corpus",
+        "dhf1k",
+        "--root",
+        tmp_path / "c",
+        "--out",
+        tmp_path / "r",
+        *SETS,
+        "--set",
+        f"corpus.groups={groups}",
+    ]
+    assert distill(*call).returncode == 0
+    groups.write_text("001,a\n002,a\n", encoding="utf-8")
+    result = distill(*call)
+    assert result.returncode == 2 and "groups.csv changed since" in result.stderr
+    groups.write_text("001,a\n002,b\n", encoding="utf-8")
+    make_clip(tmp_path / "c", "004", frames=8, annotated=8)
+    result = distill(*call)
+    assert result.returncode == 2 and "the corpus at" in result.stderr and "--force" in result.stderr
+
+
+def test_advice_given_before_anything_was_done_can_be_followed(tmp_path):
+    from tests.corpora.test_corpora import make_clip
+
+    for i in (1, 2, 3):
+        make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)
+    (tmp_path / "c/annotation/0002/fixation/0004.png").unlink()
+    call = ["train", "--corpus", "dhf1k", "--root", tmp_path / "c", "--out", tmp_path / "r", *SETS]
+    advice = re.search(r"--set corpus.skip=002", distill(*call).stderr)
+    assert advice and distill(*call, *advice[0].split()).returncode == 0
+
+
+def test_eval_of_a_file_agrees_with_the_run(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    held_out = json.dumps(json.loads((finished / "corpus.json").read_text())["val"])
+    result = distill(
+        "eval", finished / "export" / "student_step.onnx", "--corpus", "synthetic", "--root", finished / "corpus",
+        "--set", f"corpus.val_clips={held_out}", "--json", "--quiet",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["predictors"]["student_step.onnx"] == metrics["predictors"]["step"]
+
+
+@pytest.mark.parametrize("out", ["o.mp4", "o.avi", "o.npy", "maps"])
+def test_predict_writes_pictures_and_maps(finished, tmp_path, out):
+    from distill.corpora.video import probe
+
+    video = finished / "corpus" / "video" / "001.avi"
+    result = distill("predict", video, "--model", finished / "export" / "student_step.onnx", "--out", tmp_path / out)
+    assert result.returncode == 0, result.stderr
+    if out.endswith("npy"):
+        maps = np.load(tmp_path / out)
+        assert maps.shape == (24, 64, 96) and maps.min() >= 0 and maps.max() <= 1
+    elif out == "maps":
+        assert len(list((tmp_path / out).glob("*.png"))) == 24
+    else:
+        assert probe(tmp_path / out)[:3] == (24, 64, 96)
+
+
+def test_predict_does_not_overwrite_what_it_reads_or_somebody_elses_folder(finished, tmp_path):
+    import shutil
+
+    video, model = tmp_path / "v.avi", finished / "export" / "student_step.onnx"
+    shutil.copy(finished / "corpus" / "video" / "001.avi", video)
+    before = video.read_bytes()
+    assert "is the file that is read" in distill("predict", video, "--model", model, "--out", video).stderr
+    assert "holds other files" in distill("predict", video, "--model", model, "--out", finished).stderr
+    assert video.read_bytes() == before and not list(finished.glob("*.png"))
+
+
+def test_a_runs_own_recipe_is_that_run(finished):
+    result = distill("run", finished / "recipe.toml")
+    assert result.returncode == 0 and result.stderr.count("up to date") == 9
+    result = distill("run", finished / "labels")
+    assert result.returncode == 2 and "is a folder and no run" in result.stderr
+
+
+def test_inspect_of_a_refused_model_fails(golden):
+    result = distill("inspect", golden / "scanner" / "bad_op_Celu.onnx")
+    assert result.returncode == 1 and "refused" in result.stdout
+
+
+def test_bench_and_inspect_speak_of_the_files(finished):
+    model = finished / "export" / "student.onnx"
+    rows = json.loads(distill("bench", model, model, "--size", "64x48", "--rounds", "2", "--json").stdout)["results"]
+    assert len(rows) == 2 and all(row["median_ms"] > 0 for row in rows)
+    assert "wants WIDTHxHEIGHT" in distill("bench", model, "--size", "64").stderr
+    for path, kind in (
+        (finished, "run"),
+        (finished / "labels", "soft-label store"),
+        (finished / "corpus", "corpus, DHF1K's layout"),
+        (model, "ONNX model"),
+    ):
+        assert json.loads(distill("inspect", path, "--json").stdout)["kind"] == kind
+
+
+# --- killed, and continued -------------------------------------------------------------------------------------------
+
+
+def start(path):
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", "run", "--out", str(path), *SLOW], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+
+
+def wait_for(process, condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def steps(path):
+    log = path / "metrics.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def test_kill_9_in_labelling_and_in_training_changes_no_number(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole)
+    _, narration = process.communicate(timeout=240)
+    assert process.returncode == 0, narration
+
+    process = start(killed)
+    wait_for(process, lambda: len(list((killed / "labels").glob("*.npy"))) >= 1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    labelled = len(list((killed / "labels").glob("*.npy")))
+    assert 1 <= labelled < 6 and "label" not in json.loads((killed / "manifest.json").read_text())["stages"]
+
+    process = start(killed)
+    wait_for(process, lambda: steps(killed) >= 10)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert steps(killed) < 24
+
+    process = start(killed)
+    _, narration = process.communicate(timeout=240)
+    assert process.returncode == 0, narration
+    assert re.search(r"going on at step \d+ of 24", narration)
+    for name in ("metrics.json", "metrics.jsonl", "export/student_step.onnx", "export/student.onnx", "labels/006.npy"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list(killed.rglob("*.tmp"))
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
+    process = start(tmp_path / "run")
+    wait_for(process, lambda: steps(tmp_path / "run") >= 5)
+    process.send_signal(signal.SIGINT)
+    _, narration = process.communicate(timeout=60)
+    assert process.returncode == 130, narration
+    last = narration.strip().splitlines()[-1]
+    assert "interrupted: training, after step" in last and f"distill run --out {tmp_path / 'run'}" in last
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()

@@ -1,0 +1,168 @@
+"""`distill luma`: a package of its own for one frame size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from distill.export.graph import image_graph, step_graph
+from distill.export.luma import grey
+from distill.export.runner import Predictor
+from distill.opallowlist import check
+from distill.run.errors import GateFailed, UsageError
+from distill.tools.luma import write_luma
+from tests.cli.test_cli import distill
+from tests.export.test_export import lively
+from tests.reporting.test_package import c_opens, c_reads, session_of, validate
+
+SAID = {
+    "license": "MIT",
+    "license_chain": '[["corpus a", "CC BY 4.0"]]',
+    "metrics": '{"image": {"nss": 2}}',
+    "metrics_protocol": "mit",
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "student.onnx"
+    onnx.save(image_graph(lively(), SAID), path)
+    return path
+
+
+def test_every_size_gets_a_package_that_the_downstream_accepts(model, tmp_path, narrator):
+    made = write_luma(model, ["131x97", "96x64", "131x97"], None, narrator)
+    assert [one["size"] for one in made] == ["131x97", "96x64"] and json.loads(json.dumps(made)) == made
+    for one, (width, height) in zip(made, ((131, 97), (96, 64)), strict=True):
+        name = f"student_luma_{width}x{height}"
+        path = tmp_path / f"{name}.onnx"
+        assert set(one["files"]) == {str(tmp_path / f"{name}{end}") for end in (".onnx", ".json", ".registry.json")}
+        assert check(path, contract="saliency-luma").ok and check(path, contract="saliency").ok
+        [entry] = validate(tmp_path / f"{name}.registry.json").values()
+        assert entry["license"] == "MIT" and entry["id"] == name and c_opens(path) == path
+        sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+        assert c_reads(tmp_path / f"{name}.json", "name") == f"vmaf_tiny_{name}"
+        assert (
+            sidecar["license_chain"] == [{"part": "corpus a", "license": "CC BY 4.0"}]
+            and sidecar["frame_size"] == one["size"]
+        )
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_scores_of_colour_are_not_taken_over(model, tmp_path, narrator):
+    [one] = write_luma(model, ["64x64"], tmp_path / "out", narrator)
+    props = {p.key: p.value for p in onnx.load(one["file"]).metadata_props}
+    assert props["metrics"] == "not evaluated on luma" and "metrics_protocol" not in props and props["license"] == "MIT"
+    assert props["luma_size"] == "64x64" and "limited range" in props["input"]
+    assert str(tmp_path) not in str(props)
+
+
+def vmaf_roi(path, plane):
+    """`run_luma8`: the plane over 255 into the first input, of exactly this shape; the first output times 255, rounded."""
+    session = session_of(c_opens(path))
+    [given], [made] = session.get_inputs(), session.get_outputs()
+    assert given.shape == made.shape == [1, 1, *plane.shape] and given.type == made.type == "tensor(float)"
+    out = session.run([made.name], {given.name: plane[None, None].astype(np.float32) / 255})[0]
+    return np.uint8(np.clip(out[0, 0] * 255 + 0.5, 0, 255))
+
+
+def test_what_vmaf_roi_makes_of_it_is_the_image_files_map_of_the_grey_frame(model, narrator):
+    [one] = write_luma(model, ["131x97"], None, narrator)
+    plane = np.random.default_rng(0).integers(16, 236, (97, 131), np.uint8)
+    theirs = Predictor(model).run(grey(plane))[0, 0] * 255
+    ours = vmaf_roi(Path(one["file"]), plane)
+    assert np.abs(ours - theirs).max() <= 0.51
+    with pytest.raises(AssertionError):
+        vmaf_roi(model, plane)  # neither luma nor static
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(
+            "",
+            "0x0",
+            "0x64",
+            "64x0",
+            "64",
+            "x",
+            "64x",
+            "x64",
+            "-64x64",
+            "64x64x64",
+            "64.5x64",
+            "1e3x64",
+            "wide",
+            "64 x 64",
+        ),
+        *(
+            "15x64",
+            "64x15",
+            "4097x64",
+            "64x100000",
+            "99999999999999999999x64",
+            "9" * 5000 + "x64",
+            "²x64",
+            "٦٤x٦٤",
+            "../a",
+            "64x64\n",
+        ),
+    ],
+)
+def test_a_hostile_size_is_refused_before_anything_is_written(model, tmp_path, narrator, size):
+    with pytest.raises(UsageError, match="--size") as caught:
+        write_luma(model, ["64x64", size], tmp_path / "out", narrator)
+    assert len(str(caught.value)) < 200 and not (tmp_path / "out").exists()
+
+
+def test_the_smallest_and_the_widest(model, tmp_path, narrator):
+    made = write_luma(model, ["16x16", "4096x16", "0064x064"], tmp_path / "out", narrator)
+    assert [one["size"] for one in made] == ["16x16", "4096x16", "64x64"]
+
+
+def test_wrong_models_are_one_line_and_leave_nothing(model, tmp_path, narrator, golden):
+    step = tmp_path / "student_step.onnx"
+    onnx.save(step_graph(lively(), 25.0, {}), step)
+    long = model.rename(tmp_path / f"{'a' * 60}.onnx")
+    odd = tmp_path / "____.onnx"
+    odd.write_bytes(long.read_bytes())
+    for path, message in (
+        (tmp_path / "none.onnx", "no model at"),
+        (step, "no image file of this exporter"),
+        (golden / "scanner" / "mal_text.onnx", "does not load"),
+        (long, "shorter one"),
+        (odd, "neither letters"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            write_luma(path, ["64x64"], tmp_path / "out", narrator)
+    with pytest.raises(UsageError, match="say which with --size"):
+        write_luma(long, [], None, narrator)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_the_registry_does_not_take_is_mapped(model, tmp_path, narrator):
+    path = model.rename(tmp_path / "Mein Student.int8.onnx")
+    [one] = write_luma(path, ["64x64"], None, narrator)
+    assert one["file"] == str(tmp_path / "mein_student_int8_luma_64x64.onnx")
+    validate(tmp_path / "mein_student_int8_luma_64x64.registry.json")
+
+
+def test_what_the_gate_refuses_leaves_no_file(model, tmp_path, narrator, monkeypatch):
+    monkeypatch.setattr("distill.export.luma.MAX_BYTES", 10)
+    with pytest.raises(GateFailed, match=r"luma 64x64: .* more than the 10 of the contract; no file was written"):
+        write_luma(model, ["64x64"], tmp_path / "out", narrator)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_and_tells(model, tmp_path):
+    result = distill("luma", model, "--size", "96x64", "-o", tmp_path / "out", "--quiet")
+    assert result.returncode == 0, result.stderr
+    first, *files = result.stdout.splitlines()
+    assert first.startswith("96x64: ") and "from the image file's maps at most" in first
+    assert files[0] == str(tmp_path / "out" / "student_luma_96x64.onnx") and len(files) == 3
+    answer = json.loads(distill("luma", model, "--size", "96x64", "--json", "--quiet").stdout)
+    assert answer["made"][0]["parity"]["max_abs"] <= 1e-5
+    refused = distill("luma", model, "--size", "0x64", "--json")
+    assert refused.returncode == json.loads(refused.stdout)["exit_code"] == 2
