@@ -24,7 +24,7 @@ from distill.corpora.entries import LICENSE_FILES
 from distill.corpora.video import Writer, probe
 from distill.recipe.config import Synthetic
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import read_json, write_json
+from distill.run.files import atomic, is_temporary, read_json, write_json
 from distill.run.progress import Narrator
 
 LICENSE = "BSD-2-Clause-Patent (procedural)"
@@ -50,7 +50,7 @@ def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
     if made_with.exists():
         if read_json(made_with) != asdict(config):
             raise UsageError(f"{root} holds a synthetic corpus with other settings; choose another corpus.root")
-    elif root.is_dir() and any(e for e in root.iterdir() if not e.name.endswith(".tmp")):
+    elif root.is_dir() and not all(is_temporary(e.name) for e in root.iterdir()):
         raise UsageError(f"{root} holds something that is no synthetic corpus; choose another corpus.root")
     (root / "video").mkdir(parents=True, exist_ok=True)
     write_json(made_with, asdict(config))
@@ -70,20 +70,19 @@ def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None
     folder = root / "annotation" / f"{number:04d}" / "fixation"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    temporary = video.with_name(f".tmp.{video.name}")
-    writer = Writer(temporary, config.fps, (config.height, config.width))
     frames, targets, cuts, switches = film(rng, config)
-    for frame in frames:
-        writer.write(frame)
-    writer.close()
-    for index, points in enumerate(observe(rng, targets, cuts, switches, config)):
-        image = np.zeros((config.height, config.width), np.uint8)
-        image[points[:, 1], points[:, 0]] = 255
-        path = folder / f"{index + 1:04d}.png"
-        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite would not say that the disk is full
-    if probe(temporary)[0] != len(frames):  # nor does the video writer
-        raise OSError(errno.ENOSPC, "the video is not complete", str(video))
-    temporary.replace(video)
+    with atomic(video) as temporary:
+        writer = Writer(temporary, config.fps, (config.height, config.width))
+        for frame in frames:
+            writer.write(frame)
+        writer.close()
+        for index, points in enumerate(observe(rng, targets, cuts, switches, config)):
+            image = np.zeros((config.height, config.width), np.uint8)
+            image[points[:, 1], points[:, 0]] = 255
+            path = folder / f"{index + 1:04d}.png"
+            path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite would not say that the disk is full
+        if probe(temporary)[0] != len(frames):  # nor does the video writer
+            raise OSError(errno.ENOSPC, "the video is not complete", str(video))
 
 
 # --- the film --------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ from distill.evaluation.scores import Cells, mean_and_interval
 from distill.export.streaming import Stream
 from distill.recipe import config
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import atomic
+from distill.run.files import atomic, write_bytes
 from distill.run.progress import Narrator
 
 NONE, CENTRE = "no map", "centred Gaussian"
@@ -509,8 +509,7 @@ def write_csv(result: dict[str, Any], path: Path) -> None:
                 lines.writerow(
                     ("", "", own["map"], own["less"], measure, found["mean"], *ends, found["clips"], found["better"])
                 )
-    with atomic(path) as file:
-        file.write(text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())
 
 
 ACROSS = 6  # clips beside each other in a drawing
@@ -547,6 +546,6 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axis.set_ylabel("dB", fontsize=8)
             axis.tick_params(labelsize=7)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)

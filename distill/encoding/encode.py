@@ -17,8 +17,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import os
 import struct
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ from distill.export.blocks import (
 )
 from distill.export.streaming import Stream
 from distill.run.errors import UsageError
-from distill.run.files import atomic
+from distill.run.files import atomic, write_bytes
 from distill.run.progress import Narrator
 
 try:
@@ -390,8 +390,7 @@ def encode(
         if out:
             out.finish(planner.frames)
     if roi and roi[1] == "addroi":
-        with atomic(roi[0]) as file:
-            file.write(addroi_command(source, planner.static(), shaping.block, picture.size, picture.bits))
+        write_bytes(roi[0], addroi_command(source, planner.static(), shaping.block, picture.size, picture.bits))
     size = out.bytes if out else 0
     return {
         "files": [str(path) for path in written],
@@ -672,22 +671,23 @@ class _Output:
         narrator: Narrator,
     ) -> None:
         self.target, self.source, self.first, self.picture, self.coding = target, source, first, picture, coding
-        self.temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+        self._named = contextlib.ExitStack()
         self.only, self.narrator = only, narrator
         self.copied: dict[int, Any] = {}  # streams of the output by the index of the source's
         self.covers: list[tuple[Any, av.Packet]] = []
         self.bytes = self.packets = 0
 
     def __enter__(self) -> _Output:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.container = av.open(str(self.temporary), "w")
-        except ValueError:
-            raise UsageError(f"{self.target}: the suffix names no container; .mp4 and .mkv do") from None
-        try:
+            temporary = self._named.enter_context(atomic(self.target))
+            try:
+                self.container = av.open(str(temporary), "w")
+            except ValueError:
+                raise UsageError(f"{self.target}: the suffix names no container; .mp4 and .mkv do") from None
+            self._named.push(self._close)
             self._set_up()
-        except BaseException as error:
-            self.__exit__(type(error))
+        except BaseException:
+            self._named.__exit__(*sys.exc_info())
             raise
         return self
 
@@ -772,11 +772,9 @@ class _Output:
         if self.packets != frames:
             raise UsageError(f"{self.target}: {frames} frames went in, {self.packets} came out")
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with contextlib.suppress(av.FFmpegError) if kind else contextlib.nullcontext():
-                self.container.close()
-            if kind is None:
-                self.temporary.replace(self.target)
-        finally:
-            self.temporary.unlink(missing_ok=True)
+    def _close(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(av.FFmpegError) if kind else contextlib.nullcontext():
+            self.container.close()
+
+    def __exit__(self, *error: Any) -> None:
+        self._named.__exit__(*error)

@@ -9,12 +9,15 @@ Offsets are int `[rows, columns]` as `distill.export.blocks.qp_offsets` gives th
 
 from __future__ import annotations
 
-import os
 import shlex
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from distill.run.files import atomic
 
 FORMATS = ("kvazaar", "svt-av1", "addroi")
 SVT_BLOCK, SVT_LEVELS = 64, 8
@@ -109,13 +112,13 @@ class RoiFile:
 
     def __init__(self, path: Path, format_: str) -> None:
         self.path, self.format = path, format_
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.frames = 0
         self._last: np.ndarray | None = None
+        self._named = ExitStack()
 
     def __enter__(self) -> RoiFile:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.temporary.open("wb")
+        temporary = self._named.enter_context(atomic(self.path))
+        self._file = self._named.enter_context(temporary.open("wb"))
         return self
 
     def add(self, offsets: np.ndarray) -> None:
@@ -128,10 +131,5 @@ class RoiFile:
         self._last = offsets
         self.frames += 1
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._file.close()
-            if kind is None:
-                self.temporary.replace(self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        self._named.__exit__(*error)

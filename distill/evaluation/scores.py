@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS, PROTOCOLS, Protocol
-from distill.run.files import atomic
+from distill.run.files import write_bytes
 
 DRAWS = 2000
 DECIMALS = {"flicker": 4}
@@ -260,8 +260,7 @@ def write_csv(path: Path, results: Mapping[str, Mapping[str, Any]], per_clip: bo
     lines.writerow(COLUMNS)
     for corpus, result in results.items():
         lines.writerows((corpus, result["protocol"], *row) for row in _csv_rows(result, per_clip))
-    with atomic(path) as file:
-        file.write(text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())
 
 
 def _csv_rows(result: Mapping[str, Any], per_clip: bool) -> list[tuple[Any, ...]]:

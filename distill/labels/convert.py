@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.run.errors import UsageError
+from distill.run.files import atomic
 from distill.teachers.internvideo2 import EXTRAS, SIZES, InternVideo2, InternVideo2Config, load_trunk, trunk_state
 from distill.teachers.lora import TRUNK_PREFIX
 from distill.teachers.salfom import SalfomConfig, SalfomNet
@@ -104,27 +105,25 @@ def _write(tensors: State, target: Path, size: int, metadata: dict[str, str]) ->
     free = shutil.disk_usage(target.parent).free
     if free < size:
         raise UsageError(f"-o {target} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make space")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # A tensor that shares its memory with another, or lies in it with gaps, is written as one of its own.
+    seen: set[int] = set()
+    whole = {}
+    for key, value in tensors.items():
+        shared = value.untyped_storage().data_ptr() in seen
+        seen.add(value.untyped_storage().data_ptr())
+        whole[key] = value.clone() if shared else value.contiguous()
     try:
-        # A tensor that shares its memory with another, or lies in it with gaps, is written as one of its own.
-        seen: set[int] = set()
-        whole = {}
-        for key, value in tensors.items():
-            shared = value.untyped_storage().data_ptr() in seen
-            seen.add(value.untyped_storage().data_ptr())
-            whole[key] = value.clone() if shared else value.contiguous()
-        save_file(whole, temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        written = read_weights(temporary)
-        if written.keys() != tensors.keys() or any(not _same(written[key], tensors[key]) for key in tensors):
-            raise UsageError(f"-o {target}: what was read back differs from what was written; try another disk")
-        temporary.chmod(0o666 & ~_umask())  # safetensors lets nobody else read what it writes
-        temporary.replace(target)
+        with atomic(target) as temporary:
+            save_file(whole, temporary, metadata)
+            try:
+                written = read_weights(temporary)
+            except ValueError:  # not even a weights file
+                written = {}
+            if written.keys() != tensors.keys() or any(not _same(written[key], tensors[key]) for key in tensors):
+                raise UsageError(f"-o {target}: what was read back differs from what was written; try another disk")
+            temporary.chmod(0o666 & ~_umask())  # safetensors lets nobody else read what it writes
     except (OSError, SafetensorError) as error:
         raise UsageError(f"-o {target} could not be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

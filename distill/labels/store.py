@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distill.run.errors import UsageError
-from distill.run.files import atomic, read_json, write_json
+from distill.run.files import read_json, write_array, write_json
 
 
 class LabelStore:
@@ -62,8 +62,7 @@ class LabelStore:
                 "nothing of this clip was stored"
             )
         # float16 overflows at 65504; no saliency logit means anything beyond +-30
-        with atomic(self._file(clip_id)) as file:
-            np.save(file, np.clip(logits_Thw, -30, 30).astype(np.float16))
+        write_array(self._file(clip_id), np.clip(logits_Thw, -30, 30).astype(np.float16))
 
     def read(self, clip_id: str, frames: int) -> np.ndarray:
         """The logits of a clip, float16 `[T,h,w]`, memory-mapped. Raises UsageError for damaged or wrong labels."""

@@ -19,7 +19,7 @@ from distill import __version__
 from distill.evaluation import scores
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.reporting.sidecar import registry_entry, sha256, write_registry, write_sidecar
-from distill.run.files import atomic
+from distill.run.files import write_bytes
 
 LISTED = 2000  # names of training clips in a sidecar, which the downstream reads up to 1 MiB
 SHOWN = 12  # names of clips in the card
@@ -120,8 +120,7 @@ def write_package(
     for path in models.values():
         model = onnx.load(path)
         onnx.helper.set_model_props(model, props)
-        with atomic(path) as file:
-            file.write(model.SerializeToString(deterministic=True))
+        write_bytes(path, model.SerializeToString(deterministic=True))
     sidecars = [_sidecar(mode, path, origin, parity, metrics) for mode, path in models.items()]
     made_from = f"Distilled from {origin.teacher} on {origin.corpus}."
     about = "Tiny video saliency student, {} mode: where people look, as a map in [0,1] per pixel."
@@ -130,8 +129,7 @@ def write_package(
         [registry_entry(path, origin.license, about.format(mode), made_from) for mode, path in models.items()],
     )
     card = folder / f"{origin.name}.md"
-    with atomic(card) as file:
-        file.write(_card(origin, models, parity, metrics, caveats, props["git_revision"]).encode())
+    write_bytes(card, _card(origin, models, parity, metrics, caveats, props["git_revision"]).encode())
     return [*models.values(), *sidecars, registry, card]
 
 

@@ -27,7 +27,7 @@ from distill.labels.store import LabelStore
 from distill.recipe.config import Recipe
 from distill.reporting.card import Provenance
 from distill.run.directory import RunDir
-from distill.run.files import atomic, read_json
+from distill.run.files import read_json, write_bytes
 from distill.run.progress import Narrator
 
 COLOURS = {
@@ -86,8 +86,7 @@ def write(
     parts += [_per_clip(metrics), _proof(origin, parity, run), _reproduce(run, recipe)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">' \
            f"<title>{html.escape(origin.name)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>"  # fmt: skip
-    with atomic(run / "report.html") as file:
-        file.write(page.encode())
+    write_bytes(run / "report.html", page.encode())
 
 
 NAMES = {"step": "student, step file", "image": "student, image file"}

@@ -29,7 +29,7 @@ from typing import IO, Any
 from distill import __version__
 from distill.recipe import config
 from distill.run.errors import UsageError
-from distill.run.files import atomic, read_json, write_json
+from distill.run.files import is_temporary, read_json, write_bytes, write_json
 from distill.run.ranks import rank
 
 MANIFEST = "manifest.json"
@@ -41,7 +41,7 @@ OURS = (
 
 def refuse_foreign(path: Path) -> None:
     """Raises UsageError where `path` holds files of somebody else; nothing there is touched."""
-    entries = [e.name for e in path.iterdir() if e.name != ".lock" and not e.name.endswith(".tmp")]
+    entries = [e.name for e in path.iterdir() if e.name != ".lock" and not is_temporary(e.name)]
     if not entries:
         return
     with contextlib.suppress(OSError, UnicodeDecodeError, json.JSONDecodeError):
@@ -95,8 +95,9 @@ class RunDir:
         return run
 
     def _continue_or_start(self, force: bool) -> None:
-        for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
-            leftover.unlink(missing_ok=True)
+        for path in self.path.rglob(".*.tmp*"):
+            if is_temporary(path.name):  # of a write that was killed
+                path.unlink(missing_ok=True)
         if force and (self / MANIFEST).exists():
             for name in [n for n in OURS if n not in (".lock", MANIFEST)]:
                 target = self / name
@@ -115,8 +116,7 @@ class RunDir:
             self._write_recipe()
 
     def _write_recipe(self) -> None:
-        with atomic(self / "recipe.toml") as file:
-            file.write(config.to_toml(self.recipe).encode())
+        write_bytes(self / "recipe.toml", config.to_toml(self.recipe).encode())
 
     def _acquire(self) -> None:
         try:

@@ -1,4 +1,7 @@
-"""Files that get their names only when they are complete, and plain values in JSON."""
+"""Files that get their name only when they are complete, and plain values as JSON.
+
+`atomic` is the one way in which anything here gives a file its name; the writers below are built on it.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,54 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import numpy as np
 
 from distill.run.errors import UsageError
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that gets its name only when the block ends well; nothing half-written ever stands there.
+def atomic(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; what stands there at the end of the block gets the name `path`, on disk before.
 
-    What the block writes is gathered in memory: numpy and torch hide that a disk is full, a plain write does not.
+    Where the block fails, nothing is left and whatever stood at `path` stays. The suffix is kept: some writers choose the
+    format by it. Folders above `path` are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    buffer = io.BytesIO()
-    yield buffer
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is what `atomic` leaves when its process is killed."""
+    return name.startswith(".") and name.endswith((".tmp", f".tmp{Path(name).suffix}"))
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file, made in memory first: numpy does not say that a disk is full, a plain write does."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getbuffer())
 
 
 def write_json(path: Path, value: Any) -> None:
-    with atomic(path) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises UsageError where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -26,7 +26,7 @@ from distill.corpora.clips import SIGMA, blur
 from distill.corpora.entries import UNANNOTATED
 from distill.corpora.gaze import MAPS, whole
 from distill.run.errors import UsageError
-from distill.run.files import atomic
+from distill.run.files import write_bytes
 
 T = TypeVar("T")
 LAYOUTS = {
@@ -292,8 +292,7 @@ def write_sheet(corpus: Corpus, name: str, out: Path) -> Path:
             f" · {per_frame:.1f} fixations per frame · density {'from its maps' if clip.maps else 'from its fixations'}"
         )
     image = _drawn(panels, f"{corpus.title} · {name}", about)
-    with atomic(out) as file:
-        file.write(image)
+    write_bytes(out, image)
     return out
 
 

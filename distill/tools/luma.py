@@ -17,7 +17,7 @@ from distill.export import ExportRefused
 from distill.export.luma import luma_graph, verify_luma
 from distill.reporting.sidecar import identifier, origin_of, registry_entry, sha256, write_registry, write_sidecar
 from distill.run.errors import GateFailed, UsageError
-from distill.run.files import atomic
+from distill.run.files import write_bytes
 from distill.run.progress import Narrator
 from distill.tools.bench import parse_size
 
@@ -72,8 +72,7 @@ def _write(
         parity = verify_luma(luma, image)
     except ExportRefused as error:
         raise GateFailed(f"luma {size}: {error}; no file was written") from None
-    with atomic(path) as file:
-        file.write(luma.SerializeToString(deterministic=True))
+    write_bytes(path, luma.SerializeToString(deterministic=True))
     license_, chain = origin_of(said)
     about = f"Tiny video saliency student for {size} luma: where people look, as a map in [0,1] per pixel."
     made_from = {"file": model.name, "sha256": source}

@@ -14,7 +14,7 @@ from distill.corpora.video import Writer, probe, read_frames
 from distill.evaluation.evaluate import load_predictor
 from distill.reporting.report import overlay
 from distill.run.errors import UsageError
-from distill.run.files import atomic
+from distill.run.files import atomic, write_array
 from distill.run.progress import Narrator
 
 FAINT = 0.2  # overlays are scaled to the frame's maximum; where even that is below this, nothing stands out
@@ -51,20 +51,15 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     maps = narrator.track(predicted(), "predict", frames, "frames")
     out.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
-        with atomic(out) as file:
-            np.save(file, np.stack([saliency.astype(np.float16) for _, saliency in maps]))
+        write_array(out, np.stack([saliency.astype(np.float16) for _, saliency in maps]))
     elif suffix:
-        temporary = out.with_name(f".{out.stem}.tmp{suffix}")
-        writer = Writer(temporary, fps, (height, width))
-        try:
+        with atomic(out) as temporary:
+            writer = Writer(temporary, fps, (height, width))
             for frame, saliency in maps:
                 writer.write(overlay(frame, saliency / max(float(saliency.max()), FAINT)))
             writer.close()
             if probe(temporary)[0] != frames:  # the writer does not say that the disk is full
                 raise OSError(errno.ENOSPC, "the video is not complete", str(out))
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
     else:
         out.mkdir(exist_ok=True)
         for stale in out.glob("*.png"):  # of a longer video

@@ -40,7 +40,7 @@ from distill.reporting.sidecar import (
     write_sidecar,
 )
 from distill.run.errors import GateFailed, UsageError
-from distill.run.files import atomic
+from distill.run.files import write_bytes
 from distill.run.progress import Narrator
 from distill.tools.bench import noise, open_all, parse_size, take_turns
 
@@ -113,8 +113,7 @@ def _write(
     """The four files of the package. The sidecar that sends the loader to the file in int8 comes after that file."""
     path = copy.with_suffix(".int8.onnx")
     for target, data in ((copy, model.read_bytes()), (path, content)):
-        with atomic(target) as file:
-            file.write(data)
+        write_bytes(target, data)
     license_, chain = origin_of(said)
     about = (
         "Tiny video saliency student, in floating point and in int8: where people look, as a map in [0,1] per pixel."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 
 from distill.run.errors import UsageError
-from distill.run.files import atomic
+from distill.run.files import write_bytes
 
 
 def save(path: Path, values: dict[str, Any]) -> None:
-    with atomic(path) as file:
-        torch.save(values, file)
+    buffer = io.BytesIO()  # torch does not say that a disk is full, a plain write does
+    torch.save(values, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def kept(path: Path) -> str:

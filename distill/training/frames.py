@@ -22,7 +22,7 @@ import torch
 
 from distill.corpora import Clip, density_map, fixation_map, fixation_points
 from distill.corpora.clips import SIGMA, blur
-from distill.run.files import atomic
+from distill.run.files import write_array
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import fit_to_twice
 
@@ -94,10 +94,8 @@ def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) 
         if clip.annotated_frames:
             truths.append(_truth(clip, j * stride, student))
     if truths:
-        with atomic(truth_path) as file:
-            np.save(file, np.stack(truths))
-    with atomic(frames_path) as file:  # last: where it stands, both are complete
-        np.save(file, np.stack(frames))
+        write_array(truth_path, np.stack(truths))
+    write_array(frames_path, np.stack(frames))  # last: where it stands, both are complete
 
 
 def load(folder: Path, clip: Clip, sample_fps: float) -> CachedClip:

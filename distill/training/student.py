@@ -36,7 +36,7 @@ from torch import Tensor
 from distill.recipe.config import Train
 from distill.run.distributed import any_of, average, everyones, place, total_of, wait
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import atomic
+from distill.run.files import write_bytes
 from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet, parameter_count
@@ -341,8 +341,7 @@ def _truncate(log: Path, step: int) -> None:
                     kept.append(line)
             except json.JSONDecodeError:
                 continue
-        with atomic(log) as file:
-            file.write("".join(f"{line}\n" for line in kept).encode())
+        write_bytes(log, "".join(f"{line}\n" for line in kept).encode())
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

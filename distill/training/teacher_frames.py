@@ -23,7 +23,7 @@ from torch import Tensor
 
 from distill.corpora import Clip, Points, density_map, fixation_points
 from distill.corpora.clips import SIGMA, blur
-from distill.run.files import atomic
+from distill.run.files import write_array
 from distill.teachers.visage import VisageConfig, resize
 from distill.training.frames import ArrayFile
 
@@ -76,8 +76,7 @@ def cache(folder: Path, clip: Clip, config: VisageConfig) -> None:
         (points_path, np.concatenate(points) if points else np.zeros((0, 3), np.int32)),
         (frames_path, np.stack(frames)),
     ):
-        with atomic(path) as file:
-            np.save(file, array)
+        write_array(path, array)
 
 
 def _density(clip: Clip, index: int, found: Points) -> np.ndarray:

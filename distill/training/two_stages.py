@@ -23,7 +23,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distill.recipe.config import Teach
 from distill.run.distributed import any_of, place, total_of, wait
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import atomic
+from distill.run.files import atomic, write_bytes
 from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2
 from distill.teachers.lora import TRUNK_PREFIX, Lora
@@ -354,24 +353,17 @@ def _truncate(log: Path, step: int) -> None:
                 kept.append(f"{line}\n")
         except json.JSONDecodeError:
             continue
-    with atomic(log) as file:
-        file.write("".join(kept).encode())
+    write_bytes(log, "".join(kept).encode())
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file, whole or not at all, and never a second time in memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     try:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        safetensors.torch.save_file(tensors, temporary, metadata)
-        temporary.chmod(mode)  # safetensors lets nobody else read what it writes
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            safetensors.torch.save_file(tensors, temporary, metadata)
+            temporary.chmod(mode)  # safetensors lets nobody else read what it writes
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill.corpora import Clip, density_map, fixation_map
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import atomic
+from distill.run.files import write_array
 from distill.run.progress import Narrator
 from distill.teachers.unisal import (
     SIZES,
@@ -291,10 +291,8 @@ def cache(folder: Path, clip: Clip, domain: str) -> Material:
         for index, frame in zip(range(0, clip.annotated_frames, stride), clip.read(stride), strict=False):
             frames.append(scale(frame[None], size)[0].numpy())
             truth.append(_truth(clip, index, size))
-        with atomic(truth_path) as file:
-            np.save(file, np.stack(truth))
-        with atomic(frames_path) as file:  # last: where it stands, both are complete
-            np.save(file, np.stack(frames))
+        write_array(truth_path, np.stack(truth))
+        write_array(frames_path, np.stack(frames))  # last: where it stands, both are complete
     return Material(clip, domain, ArrayFile(frames_path), ArrayFile(truth_path))
 
 

@@ -41,7 +41,7 @@ def test_a_run_leaves_what_it_promises(finished):
         *("student.md", "student.registry.json", "student.parity.json"),
     }  # fmt: skip
     assert len(list((finished / "labels").glob("*.npy"))) == 5
-    assert not list(finished.rglob("*.tmp"))
+    assert not list(finished.rglob(".*.tmp*"))
 
 
 def test_the_files_ship_with_proof_and_provenance(finished):
@@ -304,7 +304,7 @@ def test_kill_9_in_labelling_and_in_training_changes_no_number(tmp_path):
     assert re.search(r"going on at step \d+ of 24", narration)
     for name in ("metrics.json", "metrics.jsonl", "export/student_step.onnx", "export/student.onnx", "labels/006.npy"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    assert not list(killed.rglob("*.tmp"))
+    assert not list(killed.rglob(".*.tmp*"))
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
