@@ -26,7 +26,7 @@ from rich.table import Table
 
 from distill import __version__
 from distill.recipe import config
-from distill.run import ranks
+from distill.run import parallel
 from distill.run.directory import TRAIN_MODULES
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.progress import Narrator
@@ -219,7 +219,7 @@ def _run_until(
     pipeline.check_ready(resolved)
     _call["resume"] = _resume_command()
     stop = _stop_on_ctrl_c()
-    leads = ranks.rank() == 0
+    leads = parallel.rank() == 0
     narrator = Narrator(quiet or not leads, stop)
     with RunDir.create(path, resolved, force) as run:
         narrator.say(f"run: {path}")
@@ -230,8 +230,8 @@ def _run_until(
 
 def _resume_command() -> str:
     arguments = [a for a in sys.argv[1:] if a != "--force"]
-    if ranks.world() > 1:
-        return shlex.join(["torchrun", "--nproc-per-node", str(ranks.local_world()), "-m", "distill", *arguments])
+    if parallel.world() > 1:
+        return shlex.join(["torchrun", "--nproc-per-node", str(parallel.local_world()), "-m", "distill", *arguments])
     return shlex.join(["distill", *arguments])
 
 
@@ -243,7 +243,7 @@ def _stop_on_ctrl_c() -> Callable[[], bool]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        if ranks.rank() == 0:
+        if parallel.rank() == 0:
             print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGINT, handle)

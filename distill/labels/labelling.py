@@ -28,8 +28,8 @@ from distill.corpora import Clip
 from distill.labels.store import LabelStore
 from distill.recipe.config import Label
 from distill.run.errors import Interrupted, UsageError
+from distill.run.parallel import job
 from distill.run.progress import Narrator, cancelling_pool
-from distill.run.ranks import crew
 from distill.teachers import Inference, Lookup, Prepared, Teacher
 
 LabelsOf = Callable[[Sequence[Clip]], Generator[Tensor, None, None]]
@@ -137,7 +137,7 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
 
     On rank 0 it returns when all ranks are through and the store is whole. Raises Interrupted after the clip in work.
     """
-    ranks = crew()
+    ranks = job()
     lacking = set(ranks.agree("lacking", lambda: [clip.id for clip in clips if clip.id not in store], narrator.stop))
     missing = [clip for clip in clips if clip.id in lacking]
     if len(missing) < len(clips):

@@ -7,7 +7,7 @@ import os
 import torch
 
 from distill.run.errors import UsageError
-from distill.run.ranks import local_rank, local_world
+from distill.run.parallel import local_rank, local_world
 
 
 def choose(wanted: str) -> tuple[torch.device, str]:

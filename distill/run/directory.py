@@ -30,7 +30,7 @@ from distill import __version__
 from distill.recipe import config
 from distill.run.errors import UsageError
 from distill.run.files import is_temporary, read_json, write_bytes, write_json
-from distill.run.ranks import rank
+from distill.run.parallel import rank
 
 MANIFEST = "manifest.json"
 OURS = (

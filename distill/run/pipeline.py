@@ -168,9 +168,9 @@ def _frames(context: Context) -> Done:
 
 def _teach(context: Context) -> Done:
     from distill.run import device
-    from distill.run.ranks import crew
+    from distill.run.parallel import job
 
-    recipe, ranks, narrator = context.recipe, crew(), context.narrator
+    recipe, ranks, narrator = context.recipe, job(), context.narrator
     threads = device.set_threads(recipe.run.threads, alone=True)
     chosen, reason = device.choose(recipe.run.device)
     narrator.say(f"device: {reason}, {threads} threads")
@@ -208,12 +208,12 @@ def _teach_tiny_visage(context: Context, member: shelf.Member, device: torch.dev
 
 def _teach_visage(context: Context, member: shelf.Member, device: torch.device) -> Taught:
     """A visage of a published size, on all ranks."""
-    from distill.run.ranks import crew
+    from distill.run.parallel import job
     from distill.training.fine_tune import outputs, teach
 
     recipe, corpus = context.recipe, context.corpus
     files = {part: None if file in ("", shelf.RANDOM) else Path(file) for part, file in member.files.items()}
-    with crew().group(device):
+    with job().group(device):
         facts = teach(
             corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files,
             context.run / "checkpoints", context.run / "frames" / "visage", device, recipe.run.seed, context.narrator,
@@ -245,9 +245,9 @@ def _label(context: Context) -> Done:
     from distill.labels.labelling import computed_by, inference, label, looked_up_in
     from distill.labels.store import LabelStore
     from distill.run import device
-    from distill.run.ranks import crew
+    from distill.run.parallel import job
 
-    recipe, ranks = context.recipe, crew()
+    recipe, ranks = context.recipe, job()
     if recipe.teacher.name == "maps":
         teacher: Any = shelf.calibrated(recipe, shelf.open_maps(recipe))
         labels_of = looked_up_in(teacher)
@@ -295,7 +295,7 @@ def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
 
 def _train(context: Context) -> Done:
     from distill.run import device
-    from distill.run.ranks import crew
+    from distill.run.parallel import job
     from distill.training import frames
     from distill.training.student import Sample, train
 
@@ -322,7 +322,7 @@ def _train(context: Context) -> Done:
         if not samples:
             raise UsageError("train.soft_weight is 0 and no training clip is annotated: there is nothing to learn from")
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
-    with crew().group(chosen):
+    with job().group(chosen):
         facts = train(
             samples, validation, recipe.train, recipe.student, context.run / "checkpoints", context.run / "metrics.jsonl",
             chosen, recipe.run.seed, context.narrator,
@@ -545,11 +545,11 @@ STAGES = (
 
 def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "report") -> None:
     """Carries out the stages up to and including `until`, skipping what is done; a rank that follows, its share of them."""
-    from distill.run.ranks import crew
+    from distill.run.parallel import job
 
     context, works = Context(run, recipe, narrator), {stage.name: stage.work for stage in STAGES}
     try:
-        with crew() as ranks:
+        with job() as ranks:
             if ranks.leads:
                 _lead(context, until)
             while not ranks.leads and (name := ranks.called(narrator.stop)):
@@ -560,7 +560,7 @@ def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "rep
 
 
 def _lead(context: Context, until: str) -> None:
-    from distill.run.ranks import crew
+    from distill.run.parallel import job
 
     run, recipe, narrator = context.run, context.recipe, context.narrator
     run.check_inputs(inputs(recipe))
@@ -576,7 +576,7 @@ def _lead(context: Context, until: str) -> None:
                 raise Interrupted(f"before {stage.name}")
             started = time.perf_counter()
             if stage.shared:
-                crew().announce(stage.name)
+                job().announce(stage.name)
             done = stage.work(context)
             run.finish(stage.name, upstream, done.outputs, time.perf_counter() - started, done.facts)
         if stage.name == until:

@@ -19,7 +19,7 @@ import torch
 
 from distill.corpora import Clip
 from distill.recipe.config import Teach
-from distill.run.distributed import place, wait
+from distill.run.collectives import rank_and_world, wait_for_ranks
 from distill.run.errors import UsageError
 from distill.run.files import read_json, write_json
 from distill.run.progress import Narrator
@@ -77,12 +77,12 @@ def teach(
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
         raise UsageError("teach: fine-tuning learns from fixations, but no training clip is annotated")
-    rank, ranks = place()
+    rank, ranks = rank_and_world()
     wanted = [*annotated, *(clip for clip in validation if clip.annotated_frames)]
     mine = wanted[rank::ranks]
     for clip in narrator.track(mine, "teach: decode", len(mine)):
         teacher_frames.cache(cache, clip, visage)
-    wait()
+    wait_for_ranks()
     train, val = (
         [teacher_frames.load(cache, clip, visage) for clip in some] for some in (annotated, wanted[len(annotated) :])
     )
@@ -107,7 +107,7 @@ def teach(
         }
         write_json(folder / "visage.json", description)
         (folder / "visage_last.pt").unlink(missing_ok=True)
-    wait()
+    wait_for_ranks()
     return facts
 
 

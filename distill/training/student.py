@@ -34,7 +34,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.recipe.config import Train
-from distill.run.distributed import any_of, average, everyones, place, total_of, wait
+from distill.run.collectives import (
+    any_rank,
+    average_over_ranks,
+    gather_from_ranks,
+    rank_and_world,
+    sum_over_ranks,
+    wait_for_ranks,
+)
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import write_bytes
 from distill.run.progress import Narrator
@@ -89,7 +96,7 @@ def train(
     Raises Interrupted after saving when the narrator says stop, UsageError where a loss is not finite (before the weights
     are touched; the last checkpoint is kept).
     """
-    rank, ranks = place()
+    rank, ranks = rank_and_world()
     torch.manual_seed(seed)
     student = TinyUNet(student_config).to(device)
     student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
@@ -117,7 +124,7 @@ def train(
             )
         state = None if states[rank] is None else states[rank].to(device)
         narrator.say(f"train: going on at step {first} of {config.steps}")
-    wait()  # all have read what the first one is about to write
+    wait_for_ranks()  # all have read what the first one is about to write
     if rank == 0:
         _truncate(log, first)
     statistics = [b for b in student.buffers() if b.dtype.is_floating_point]
@@ -125,11 +132,15 @@ def train(
     def keep(path: Path, values: dict[str, Any]) -> None:
         if rank == 0:
             checkpoint.save(path, values)
-        wait()
+        wait_for_ranks()
 
     def save(step: int) -> None:
         values = {"step": step, "student": student.state_dict(), "averaged": averaged.state_dict(), "best": best}
-        running = {"optimizer": optimizer.state_dict(), "states": everyones(state), "rng": torch.get_rng_state()}
+        running = {
+            "optimizer": optimizer.state_dict(),
+            "states": gather_from_ranks(state),
+            "rng": torch.get_rng_state(),
+        }
         keep(last_path, values | running)
 
     if first == 0:
@@ -181,7 +192,7 @@ def train(
             _check_finite(loss, batch, step, last_path)
             optimizer.zero_grad(set_to_none=True)
             loss.mean().backward()
-            average([p.grad for p in student.parameters() if p.grad is not None])
+            average_over_ranks([p.grad for p in student.parameters() if p.grad is not None])
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             if not torch.isfinite(norm):
                 raise UsageError(
@@ -190,7 +201,7 @@ def train(
                 )
             optimizer.step()
             if not walking:
-                average(statistics)
+                average_over_ranks(statistics)
             state = state.detach() if state is not None else None
             busy += time.perf_counter() - tick
 
@@ -214,14 +225,14 @@ def train(
             if done % config.checkpoint_every == 0 or done in (clips_from, config.steps):
                 save(done)
             bar.advance(note=f"loss {shown:.3f}" + (f" · val CC {best:.3f}" if validation and best > -1 else ""))
-            if done < config.steps and any_of(narrator.stop(), device):
+            if done < config.steps and any_rank(narrator.stop(), device):
                 save(done)
                 raise Interrupted(f"training, after step {done} of {config.steps}")
     wall = time.perf_counter() - started
     if clips_from == config.steps:  # there is nothing to walk along: the image student is all there is
         if rank == 0:
             shutil.copyfile(image_path, best_path)
-        wait()
+        wait_for_ranks()
     result = checkpoint.load(best_path)
     return {
         "steps": config.steps, "best_step": result["step"], "val": result["val"], "parameters": parameter_count(student),
@@ -320,7 +331,7 @@ def validate(
         if cc:
             scores.append((np.mean(cc), np.mean(nss)))
     sums = torch.tensor([*np.sum(scores or [(0.0, 0.0)], 0), len(scores)], dtype=torch.float64)
-    cc_sum, nss_sum, count = total_of(sums).tolist()
+    cc_sum, nss_sum, count = sum_over_ranks(sums).tolist()
     return {"cc": cc_sum / count, "nss": nss_sum / count} if count else {}
 
 

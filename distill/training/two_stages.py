@@ -37,7 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.recipe.config import Teach
-from distill.run.distributed import any_of, place, total_of, wait
+from distill.run.collectives import any_rank, rank_and_world, sum_over_ranks, wait_for_ranks
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import atomic, write_bytes
 from distill.run.progress import Narrator
@@ -117,7 +117,7 @@ def two_stages(
     `precision` is fp32 or bf16. Raises Interrupted after saving when the narrator says stop, UsageError where a gradient
     is not finite (before the weights are touched; the last checkpoint is kept).
     """
-    rank, ranks = place()
+    rank, ranks = rank_and_world()
     if rank:
         narrator = Narrator(quiet=True, stop=narrator.stop)
     if config.batch % ranks:
@@ -165,7 +165,7 @@ def two_stages(
                 best[n] = score
                 if rank == 0:
                     write_tensors(path, average.released(), {"lora_alpha": str(config.alpha)})
-        wait()
+        wait_for_ranks()
 
     def save(step: int) -> None:
         if rank == 0:
@@ -175,7 +175,7 @@ def two_stages(
             ]
             values = {"stage": stage, "step": step, "best": best, "experts": states}
             checkpoint.save(last, values | {"optimizer": optimizer.state_dict()})
-        wait()
+        wait_for_ranks()
 
     if not resumed:
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def two_stages(
                     save(step + 1)
                 shown = " ".join(f"{losses[f'loss{n}']:.3f}" for n in numbers(visage))
                 bar.advance(note=f"stage {stage} · loss {shown}" + _best(best))
-                if done < total and any_of(narrator.stop(), device):
+                if done < total and any_rank(narrator.stop(), device):
                     save(step + 1)
                     raise Interrupted(f"teaching, after step {done} of {total}")
             first = 0
@@ -240,8 +240,8 @@ def backward(
     device: torch.device,
 ) -> dict[str, float]:
     """Gradients of a step's loss in both experts, and the losses: means over the counted frames of all processes."""
-    _, ranks = place()
-    count = total_of(windows.counts_BT.sum().to(device, torch.float32)).clamp(min=1)
+    _, ranks = rank_and_world()
+    count = sum_over_ranks(windows.counts_BT.sum().to(device, torch.float32)).clamp(min=1)
     losses = torch.zeros(len(learners), device=device)
     size = config.at_once or len(windows.frames_BTCHW)
     for start in range(0, len(windows.frames_BTCHW), size):
@@ -263,7 +263,7 @@ def backward(
                 loss = (each * counts).sum() / count
                 (loss * ranks).backward()  # DistributedDataParallel takes the mean over processes
                 losses[n] += loss.detach()
-    return {f"loss{n}": value for n, value in enumerate(total_of(losses).tolist(), 1)}
+    return {f"loss{n}": value for n, value in enumerate(sum_over_ranks(losses).tolist(), 1)}
 
 
 @torch.no_grad()
@@ -278,7 +278,7 @@ def validate(
     device: torch.device,
 ) -> dict[str, float]:
     """CC of each expert and CC and NSS of both fused, means over the frames of `val_windows` windows per clip."""
-    rank, ranks = place()
+    rank, ranks = rank_and_world()
     places = spread(clips, visage.trunk.frames, config.val_windows)[rank::ranks]
     size = config.at_once or max(1, config.batch // ranks)
     sums = torch.zeros(len(apprentices) + 3, device=device)  # CC of each and of all, NSS of all, frames
@@ -297,7 +297,7 @@ def validate(
             sums[n] += (1 - parts["cc"]).sum()
         sums[-2] -= parts["nss"].sum()
         sums[-1] += counted.sum()
-    *values, frames = total_of(sums).tolist()
+    *values, frames = sum_over_ranks(sums).tolist()
     names = [*(f"cc{n}" for n in numbers(visage)), "cc", "nss"]
     return {name: value / frames for name, value in zip(names, values, strict=True)} if frames else {}
 

@@ -245,15 +245,15 @@ import os, signal, sys, time
 from pathlib import Path
 from distill import cli
 from distill.labels import store as soft_labels
-from distill.run import ranks
+from distill.run import parallel
 
 write, notes = soft_labels.LabelStore.write, Path(os.environ["NOTES"])
 
 def noted(store, clip_id, logits):
     write(store, clip_id, logits)
     with notes.open("a") as file:
-        file.write(f"{ranks.rank()} {clip_id}\\n")
-    if os.environ.get("DIES") == str(ranks.rank()):
+        file.write(f"{parallel.rank()} {clip_id}\\n")
+    if os.environ.get("DIES") == str(parallel.rank()):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(float(os.environ.get("PAUSE", 0)))
 

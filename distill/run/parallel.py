@@ -7,8 +7,8 @@ announces a stage in which all ranks share, work in that, and wait again. All se
 
 They talk through the job's key-value store, not by collective operations. Those block without hearing Ctrl-C, and want a
 time limit, which rank 0's hours of training would break. Waiting here is asking again: it hears Ctrl-C, and ends when another
-rank failed, or has given no sign of life for a minute (torchrun itself kills the job sooner where it sees a rank die).
-`Crew.group` gives training its process group over the same store.
+rank failed, or has given no heartbeat for a minute (torchrun itself kills the job sooner where it sees a rank die).
+`Job.group` gives training its process group over the same store.
 
 Naming a rank needs no torch; without torchrun a process is rank 0 of 1 and nothing here costs anything.
 """
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ASK_SECONDS = 0.1  # between two looks at what another rank may have said
-BEAT_SECONDS = 5.0  # between two signs of life
-LOST_SECONDS = 60.0  # without a sign of life: the rank is gone
+BEAT_SECONDS = 5.0  # between two heartbeats
+LOST_SECONDS = 60.0  # without a heartbeat: the rank is gone
 
 
 def _of_the_job(name: str, alone: int) -> int:
@@ -63,13 +63,13 @@ def local_world() -> int:
 
 
 @cache
-def crew() -> Crew:
+def job() -> Job:
     """The job that this process belongs to."""
-    return Crew()
+    return Job()
 
 
-class Crew:
-    """All ranks of the job, seen from this one. `with crew:` around the work lets the others know how it ended."""
+class Job:
+    """All ranks of the job, seen from this one. `with job:` around the work lets the others know how it ended."""
 
     def __init__(self) -> None:
         self.rank, self.world = rank(), world()
@@ -90,9 +90,9 @@ class Crew:
 
     # --- how it begins and ends ---------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Job:
         if self.world > 1:
-            threading.Thread(target=self._beat, name="sign of life", daemon=True).start()
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -203,7 +203,7 @@ class Crew:
                 self._heard[other] = sign, now
             elif now - since > LOST_SECONDS:
                 raise UsageError(
-                    f"rank {other} of {self.world} has given no sign of life for {LOST_SECONDS:.0f} s; the same command goes on"
+                    f"rank {other} of {self.world} has given no heartbeat for {LOST_SECONDS:.0f} s; the same command goes on"
                 )
         time.sleep(ASK_SECONDS)
 

@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch.distributed as dist
 
-from distill.run import device, ranks
+from distill.run import device, parallel
 from distill.run.errors import Interrupted, UsageError
-from distill.run.ranks import Crew
+from distill.run.parallel import Job
 
 
 def never():
@@ -16,22 +16,22 @@ def never():
 
 @pytest.fixture
 def job(monkeypatch):
-    """`job(2)`: both crews of a job of two ranks."""
+    """`job(2)`: a job of two ranks, as each of them sees it."""
     store = dist.HashStore()
     monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 0)]))
-    monkeypatch.setattr(ranks, "ASK_SECONDS", 0.002)
-    monkeypatch.setattr(ranks, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(parallel, "ASK_SECONDS", 0.002)
+    monkeypatch.setattr(parallel, "BEAT_SECONDS", 0.01)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
 
-    def crews(world):
+    def jobs(world):
         monkeypatch.setenv("WORLD_SIZE", str(world))
         made = []
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
-            made.append(Crew())
+            made.append(Job())
         return made
 
-    return crews
+    return jobs
 
 
 def together(*works):
@@ -53,14 +53,14 @@ def together(*works):
     return results
 
 
-def follow(crew, work, stop=never):
+def follow(this, work, stop=never):
     """What a rank other than 0 does: every stage that it is called into."""
 
     def run():
         done = []
-        with crew:
-            while name := crew.called(stop):
-                done.append(work(crew, name))
+        with this:
+            while name := this.called(stop):
+                done.append(work(this, name))
         return done
 
     return run
@@ -69,13 +69,13 @@ def follow(crew, work, stop=never):
 def test_without_torchrun_a_process_is_alone(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("RANK", "3")  # some clusters set it on every node
-    crew = Crew()
-    assert (crew.rank, crew.world, ranks.local_rank(), ranks.local_world()) == (0, 1, 0, 1) and crew.leads
-    with crew:
-        crew.announce("label")
-        assert crew.agree("what", lambda: [1], never) == [1]
-        crew.finish(never)
-        assert not crew.stopped()
+    this = Job()
+    assert (this.rank, this.world, parallel.local_rank(), parallel.local_world()) == (0, 1, 0, 1) and this.leads
+    with this:
+        this.announce("label")
+        assert this.agree("what", lambda: [1], never) == [1]
+        this.finish(never)
+        assert not this.stopped()
 
 
 def test_followers_are_called_into_stages_and_go_home_at_the_end(job):
@@ -92,13 +92,13 @@ def test_followers_are_called_into_stages_and_go_home_at_the_end(job):
                 total.append(first.count("frames", 0))
         return "led"
 
-    def work(crew, name):
-        assert crew.agree("what", lambda: pytest.fail("rank 0 decides"), never) == {"of": name}
-        crew.count("frames", 100)
-        crew.finish(never)
+    def work(this, name):
+        assert this.agree("what", lambda: pytest.fail("rank 0 decides"), never) == {"of": name}
+        this.count("frames", 100)
+        this.finish(never)
         return name
 
-    led, *followed = together(lead, *(follow(crew, work) for crew in others))
+    led, *followed = together(lead, *(follow(this, work) for this in others))
     assert led == "led" and followed == [["label", "train"]] * 2
     assert total == [201, 210], "what is counted in one stage is not counted in the next"
 
@@ -111,7 +111,7 @@ def test_rank_0_waits_for_all_and_hears_what_failed(job):
             first.announce("label")
             first.finish(never)
 
-    def work(crew, name):
+    def work(this, name):
         raise UsageError("clip 7 is damaged; leave it out")
 
     led, followed = together(lead, follow(second, work))
@@ -139,7 +139,7 @@ def test_when_rank_0_fails_inside_a_stage_the_others_are_interrupted(job):
             first.announce("label")
             raise UsageError("no weights")
 
-    led, followed = together(lead, follow(second, lambda crew, _: crew.agree("what", lambda: 1, never)))
+    led, followed = together(lead, follow(second, lambda this, _: this.agree("what", lambda: 1, never)))
     assert str(led) == "no weights" and isinstance(followed, Interrupted)
 
 
@@ -151,23 +151,23 @@ def test_an_interrupt_ends_the_waiting(job):
             first.announce("label")
             first.finish(lambda: True)
 
-    led, followed = together(lead, follow(second, lambda crew, _: crew.agree("what", lambda: 1, never)))
+    led, followed = together(lead, follow(second, lambda this, _: this.agree("what", lambda: 1, never)))
     assert isinstance(led, Interrupted) and isinstance(followed, Interrupted)
     assert second.stopped()
 
 
 @pytest.mark.parametrize("gone", [0, 1])
-def test_a_rank_without_a_sign_of_life_ends_the_job(job, monkeypatch, gone):
-    monkeypatch.setattr(ranks, "LOST_SECONDS", 0.2)
-    crews = job(2)
+def test_a_rank_without_a_heartbeat_ends_the_job(job, monkeypatch, gone):
+    monkeypatch.setattr(parallel, "LOST_SECONDS", 0.2)
+    jobs = job(2)
 
     def lead():
-        with crews[0]:
-            crews[0].announce("label")
-            crews[0].finish(never)
+        with jobs[0]:
+            jobs[0].announce("label")
+            jobs[0].finish(never)
 
-    (error,) = together(follow(crews[1], lambda *_: None) if gone == 0 else lead)
-    assert isinstance(error, UsageError) and f"rank {gone} of 2 has given no sign of life for 0 s" in str(error)
+    (error,) = together(follow(jobs[1], lambda *_: None) if gone == 0 else lead)
+    assert isinstance(error, UsageError) and f"rank {gone} of 2 has given no heartbeat for 0 s" in str(error)
 
 
 def test_ranks_take_the_machines_gpus_in_turn_and_share_its_cores(monkeypatch):
@@ -200,8 +200,8 @@ def test_the_process_group_of_training_adds_up(tmp_path):
     script = tmp_path / "add.py"
     script.write_text(
         "import torch\n"
-        "from distill.run.ranks import crew\n"
-        "with crew() as ranks:\n"
+        "from distill.run.parallel import job\n"
+        "with job() as ranks:\n"
         "    for unit in (1.0, 2.0):\n"
         "        with ranks.group(torch.device('cpu')):\n"
         "            x = torch.tensor([unit * 10**ranks.rank])\n"
