@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distill import __version__
-from distill.recipe import config
+from distill.recipe.files import load_recipe, to_toml
+from distill.recipe.keys import PROTOCOLS, Recipe
 from distill.run import parallel
 from distill.run.directory import TRAIN_MODULES
 from distill.run.errors import GateFailed, Interrupted, UsageError
@@ -124,7 +125,7 @@ BaselineOption = Annotated[
 ]
 ProtocolOption = Annotated[
     str | None,
-    typer.Option("--protocol", help=f"eval.protocol: {', '.join(config.PROTOCOLS)}", show_default=False),
+    typer.Option("--protocol", help=f"eval.protocol: {', '.join(PROTOCOLS)}", show_default=False),
 ]
 PerClipOption = Annotated[bool, typer.Option("--per-clip", help="also the NSS of every clip")]
 CsvOption = Annotated[
@@ -177,7 +178,7 @@ def _root(
 def _resolve(
     recipe: Path | None, corpus: str | None, root: list[Path] | None, teacher: str | None, maps: list[Path] | None,
     accept: list[str] | None, out: Path | None, sets: list[str] | None,
-) -> tuple[config.Recipe, Path]:  # fmt: skip
+) -> tuple[Recipe, Path]:  # fmt: skip
     """The recipe that the options name, and the run directory. A run directory may stand for its own recipe."""
     if recipe is not None and recipe.is_dir():
         if not (recipe / "manifest.json").exists():
@@ -189,7 +190,7 @@ def _resolve(
     flags = [f"{n}={json.dumps(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
     if accept:
         flags.append(f"teacher.accept_licence={json.dumps(accept)}")
-    resolved = config.load(recipe, [*flags, *(sets or [])])
+    resolved = load_recipe(recipe, [*flags, *(sets or [])])
     if out is None:
         corpora = "+".join(part.partition(":")[0].strip() for part in resolved.corpus.name.split(","))
         name = f"{corpora}-{resolved.teacher.name.replace(':', '')}"
@@ -504,7 +505,7 @@ def init(
     if path.exists():
         raise UsageError(f"{path} exists; remove it, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.to_toml(config.Recipe(), comments=True), encoding="utf-8")
+    path.write_text(to_toml(Recipe(), comments=True), encoding="utf-8")
     _print_json({"schema": 1, "files": [str(path)]}) if as_json else print(path)
 
 

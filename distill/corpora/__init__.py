@@ -20,8 +20,8 @@ from distill.corpora.clips import Clip, Corpus, density_map, fixation_map, fixat
 from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, print_of
 from distill.corpora.gaze import Points
 from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots, videos
-from distill.recipe import config
-from distill.recipe.config import did_you_mean
+from distill.recipe import keys
+from distill.recipe.files import did_you_mean
 from distill.run.errors import UsageError
 from distill.run.progress import cancelling_pool
 
@@ -96,7 +96,7 @@ def parts_of(name: str, roots: Roots) -> list[Part]:
     return parts
 
 
-def find(parts: Sequence[Part], options: config.Corpus) -> dict[str, tuple[Part, Entry]]:
+def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, Entry]]:
     """The clips of all parts by id, as they stand there, less those in `options.skip`; nothing is decoded.
 
     Raises UsageError for a missing or empty root, or for a name in `options.skip` that no clip has.
@@ -119,9 +119,9 @@ def find(parts: Sequence[Part], options: config.Corpus) -> dict[str, tuple[Part,
     return found
 
 
-def survey(name: str, roots: Roots, options: config.Corpus | None = None, track: Track | None = None) -> Survey:
+def survey(name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None) -> Survey:
     """Checks every clip, decoding each video once to count its frames; what cannot be used is told and left out."""
-    options = options or config.Corpus()
+    options = options or keys.Corpus()
     parts = parts_of(name, roots)
     found = find(parts, options)
     problems: dict[str, str] = {}
@@ -151,13 +151,13 @@ def survey(name: str, roots: Roots, options: config.Corpus | None = None, track:
 
 
 def open_corpus(
-    name: str, root: Roots, skip: Sequence[str] = (), track: Track | None = None, options: config.Corpus | None = None
+    name: str, root: Roots, skip: Sequence[str] = (), track: Track | None = None, options: keys.Corpus | None = None
 ) -> Corpus:
     """Finds the clips under `root` (one per part of `name`) and checks every one, decoding each video once.
 
     Raises UsageError for an unknown corpus, a missing or empty root, or clips that cannot be used: all of them are named.
     """
-    options = options or config.Corpus()
+    options = options or keys.Corpus()
     found = survey(name, root, replace(options, skip=(*options.skip, *skip)), track)
     if problems := found.problems:
         first, *others = problems
@@ -172,7 +172,7 @@ def nearest(word: str, clips: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def fingerprints(parts: Sequence[Part], options: config.Corpus) -> dict[str, list[object]]:
+def fingerprints(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[object]]:
     """What tells that a part's files changed, by its root: names, sizes and counts, also of clips that are left out."""
     prints: dict[str, list[object]] = {str(part.root): [] for part in parts}
     for part, entry in find(parts, replace(options, skip=())).values():

@@ -22,7 +22,7 @@ import numpy as np
 
 from distill.corpora.entries import LICENSE_FILES
 from distill.corpora.video import Writer, probe
-from distill.recipe.config import Synthetic
+from distill.recipe.keys import Synthetic
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import atomic, is_temporary, read_json, write_json
 from distill.run.progress import Narrator

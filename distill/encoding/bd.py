@@ -47,7 +47,7 @@ from distill.encoding.encode import (
 )
 from distill.evaluation.scores import Cells, mean_and_interval
 from distill.export.streaming import Stream
-from distill.recipe import config
+from distill.recipe import keys
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import atomic, write_bytes
 from distill.run.progress import Narrator
@@ -411,7 +411,7 @@ def sources(
         if not (corpus and root):
             raise UsageError("clips with gaze are named by --corpus and --root, and --clips ID,ID")
         opened = open_corpus(
-            corpus, [str(root)], track=narrator.track, options=config.Corpus(name=corpus, root=(str(root),))
+            corpus, [str(root)], track=narrator.track, options=keys.Corpus(name=corpus, root=(str(root),))
         )
         wanted = opened.select(clips.split(",")) if clips else [c for c in opened.clips if c.annotated_frames]
         found += [(clip.id, lambda clip=clip: take_clip(clip, frames)) for clip in wanted if not clip.static]

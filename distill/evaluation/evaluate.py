@@ -30,7 +30,7 @@ from distill.evaluation import metrics, scores
 from distill.evaluation.metrics import PROTOCOLS, Protocol
 from distill.export.blocks import centred
 from distill.export.runner import Predictor
-from distill.recipe.config import Recipe
+from distill.recipe.keys import Recipe
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator, cancelling_pool
 from distill.students.pooling import Pooling, State, parse

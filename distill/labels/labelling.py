@@ -26,7 +26,7 @@ from torch import Tensor
 
 from distill.corpora import Clip
 from distill.labels.store import LabelStore
-from distill.recipe.config import Label
+from distill.recipe.keys import Label
 from distill.run.errors import Interrupted, UsageError
 from distill.run.parallel import job
 from distill.run.progress import Narrator, cancelling_pool

@@ -27,7 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.recipe import config
+from distill.recipe import keys
+from distill.recipe.files import did_you_mean
+from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.run.files import read_json
 from distill.teachers import PLAIN, Inference
@@ -178,7 +180,7 @@ SHELF = (
 def entries(name: str | None = None) -> tuple[Entry, ...]:
     """All teachers, or the sizes of one. Raises UsageError for an unknown name."""
     if name is not None and name not in NAMES:
-        raise UsageError(f"unknown teacher '{name}'{config.did_you_mean(name, NAMES)}")
+        raise UsageError(f"unknown teacher '{name}'{did_you_mean(name, NAMES)}")
     return tuple(entry for entry in SHELF if name in (None, entry.name))
 
 
@@ -243,13 +245,13 @@ class Member:
         return [_part(self.name, part) for part in self.entry.files if not self.files[part]]
 
 
-def members(options: config.Teacher) -> tuple[Member, ...]:
+def members(options: keys.Teacher) -> tuple[Member, ...]:
     """The teachers that a recipe names, in order. Raises UsageError for what does not name any."""
     named = []
     for term in options.name.split("+"):
         name, colon, weight = term.strip().partition(":")
         if name not in NAMES:
-            raise UsageError(f"unknown teacher '{name}'{config.did_you_mean(name, NAMES)}")
+            raise UsageError(f"unknown teacher '{name}'{did_you_mean(name, NAMES)}")
         named.append((name, _weight(weight, options.name) if colon else 1.0))
     if len(named) > 1 and any(name == "maps" for name, _ in named):
         raise UsageError("teacher maps looks labels up and joins no ensemble; name it alone, or leave it out")
@@ -313,7 +315,7 @@ def _by_name(key: str, values: Sequence[str], needed: Sequence[str], optional: S
             )
         name = name or needed[0]
         if name not in names:
-            raise UsageError(f"{key}: nothing here is called '{name}'{config.did_you_mean(name, names)}")
+            raise UsageError(f"{key}: nothing here is called '{name}'{did_you_mean(name, names)}")
         found.setdefault(name, []).append(value)
     return found
 
@@ -375,14 +377,14 @@ def binding(member: Member) -> list[tuple[str, str]]:
     return parts[1:] if member.name == "onnx" and len(parts) > 1 else parts
 
 
-def may_use(options: config.Teacher) -> None:
+def may_use(options: keys.Teacher) -> None:
     """Raises UsageError where a teacher's licence is not one that lets anybody use it, and the user has not said yes."""
     found = members(options)
     names = [member.name for member in found]
     for name in options.accept_licence:
         if name not in names:
             raise UsageError(
-                f"--accept-licence {name}: this run's teacher is {options.name}{config.did_you_mean(name, names)}"
+                f"--accept-licence {name}: this run's teacher is {options.name}{did_you_mean(name, names)}"
             )
     for member in found:
         unclear = [(part, its) for part, its in binding(member) if not permissive(its)]
@@ -397,14 +399,14 @@ def may_use(options: config.Teacher) -> None:
 # ------------------------------------------------------------------------------------------------------ before a run
 
 
-def trained_here(recipe: config.Recipe, member: Member) -> bool:
+def trained_here(recipe: Recipe, member: Member) -> bool:
     """Whether the run trains this teacher itself: the tiny visage, unless a file is named, and what teach.finetune is for."""
     if (member.name, member.entry.size) == ("visage", "tiny"):
         return not member.files[""]
     return recipe.teach.finetune and member.name in ("visage", "unisal")
 
 
-def check(recipe: config.Recipe) -> None:
+def check(recipe: Recipe) -> None:
     """What can be known to be wrong with a recipe's teacher before anything long starts. Raises UsageError."""
     options = recipe.teacher
     found = members(options)
@@ -431,7 +433,7 @@ def check(recipe: config.Recipe) -> None:
     may_use(options)
 
 
-def _wanted(recipe: config.Recipe, member: Member) -> list[str]:
+def _wanted(recipe: Recipe, member: Member) -> list[str]:
     """The files that a teacher needs and lacks. Those to go on from are as one likes."""
     if not trained_here(recipe, member):
         return member.missing()
@@ -447,13 +449,13 @@ def _wants(member: Member, lacking: Sequence[str]) -> str:
     return f"teacher {member.name}{size} needs its weights: --set teacher.weights={given}{source}{trial}{train}"
 
 
-def file_names(options: config.Teacher) -> list[str]:
+def file_names(options: keys.Teacher) -> list[str]:
     """teacher.weights without places: NAME=FILE, the file's last name."""
     found = members(options)
     return [f"{_part(m.name, part)}={Path(file).name}" for m in found for part, file in m.files.items() if file]
 
 
-def weights_prints(options: config.Teacher) -> dict[str, str]:
+def weights_prints(options: keys.Teacher) -> dict[str, str]:
     """A print of every weights file: its size and both ends, where an archive keeps the sums of what is between."""
     prints = {}
     for member in members(options):
@@ -472,7 +474,7 @@ def weights_prints(options: config.Teacher) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ built from a recipe
 
 
-def open_teacher(recipe: config.Recipe, device: torch.device, checkpoints: Path, how: Inference = PLAIN) -> Teacher:
+def open_teacher(recipe: Recipe, device: torch.device, checkpoints: Path, how: Inference = PLAIN) -> Teacher:
     """The teacher that a recipe names, on `device`; what the run trained itself is in `checkpoints`. Not `maps`.
 
     Raises UsageError, one line, for weights that are missing, damaged or of something else.
@@ -486,7 +488,7 @@ def open_teacher(recipe: config.Recipe, device: torch.device, checkpoints: Path,
     return Ensemble(recipe.teacher.name, built, [member.weight for member in found])
 
 
-def try_out(recipe: config.Recipe, device: torch.device, how: Inference) -> Iterator[str]:
+def try_out(recipe: Recipe, device: torch.device, how: Inference) -> Iterator[str]:
     """Opens and closes every teacher that is there before the run; says which. Raises UsageError as `open_teacher`."""
     found = members(recipe.teacher)
     ready = [member for member in found if not trained_here(recipe, member)]
@@ -501,7 +503,7 @@ def try_out(recipe: config.Recipe, device: torch.device, how: Inference) -> Iter
             yield _told(recipe, member)
 
 
-def _built(recipe: config.Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+def _built(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     import torch
 
     try:
@@ -512,18 +514,18 @@ def _built(recipe: config.Recipe, member: Member, device: torch.device, checkpoi
         raise UsageError(str(error)) from None
 
 
-def map_folders(options: config.Teacher) -> list[Path]:
+def map_folders(options: keys.Teacher) -> list[Path]:
     """The folders of teacher.maps, which may be one or a list."""
     return [Path(f) for f in ([options.maps] if isinstance(options.maps, str) else options.maps) if f]
 
 
-def map_store(options: config.Teacher) -> Path | None:
+def map_store(options: keys.Teacher) -> Path | None:
     """The label store that teacher.maps names, if it names one."""
     folders = map_folders(options)
     return folders[0] if len(folders) == 1 and (folders[0] / "store.json").is_file() else None
 
 
-def open_maps(recipe: config.Recipe) -> MapsTeacher | StoredLabels:
+def open_maps(recipe: Recipe) -> MapsTeacher | StoredLabels:
     """The maps that a recipe names: a folder, one for each part of the corpus, or one with a folder for each part.
 
     A folder may also be the label store of another run.
@@ -557,14 +559,14 @@ def open_maps(recipe: config.Recipe) -> MapsTeacher | StoredLabels:
         raise UsageError(str(error)) from None
 
 
-def tiny_visage(recipe: config.Recipe) -> VisageConfig:
+def tiny_visage(recipe: Recipe) -> VisageConfig:
     """The tiny ensemble's shape; it labels at the frame rate that it is trained at."""
     from distill.teachers.visage import VisageConfig
 
     return VisageConfig(sample_fps=recipe.train.sample_fps)
 
 
-def _visage(recipe: config.Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+def _visage(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     from distill.teachers.visage import Visage, random_net
 
     options, file = recipe.teacher, member.files.get("", "")
@@ -581,7 +583,7 @@ def _visage(recipe: config.Recipe, member: Member, device: torch.device, checkpo
     return teacher
 
 
-def _released(recipe: config.Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Visage:
+def _released(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Visage:
     """A visage of a published size: the files of its authors, what this run made of them, or random weights."""
     import torch
 
@@ -604,7 +606,7 @@ def _released(recipe: config.Recipe, member: Member, device: torch.device, check
     return Visage(net.eval(), shape, device=device, how=how)
 
 
-def _unisal(recipe: config.Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+def _unisal(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     from distill.teachers.unisal import Unisal
 
     domain, file = recipe.teacher.domain, member.files[""]
@@ -613,7 +615,7 @@ def _unisal(recipe: config.Recipe, member: Member, device: torch.device, checkpo
     return Unisal.random(SEED, domain, device=device) if file == RANDOM else Unisal.load(file, domain, device=device)
 
 
-def _tased(recipe: config.Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+def _tased(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     from distill.teachers.tased import Tased, TasedConfig
 
     settings = TasedConfig(every=recipe.teacher.every)
@@ -622,7 +624,7 @@ def _tased(recipe: config.Recipe, member: Member, device: torch.device, checkpoi
     return Tased.load(member.files[""], device, settings, how=how)
 
 
-def _salfom(recipe: config.Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+def _salfom(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     from distill.teachers.salfom import Salfom, SalfomConfig
     from distill.teachers.umt import UmtConfig
 
@@ -632,20 +634,20 @@ def _salfom(recipe: config.Recipe, member: Member, device: torch.device, checkpo
     return Salfom.load(member.files[""], device, settings, how=how)
 
 
-def _onnx(recipe: config.Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+def _onnx(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     from distill.labels.onnx_teacher import OnnxTeacher
 
     return OnnxTeacher(Path(member.files[""]))
 
 
-Builder = Callable[[config.Recipe, Member, "torch.device", Path, Inference], "Teacher"]
+Builder = Callable[[Recipe, Member, "torch.device", Path, Inference], "Teacher"]
 BUILDERS: dict[str, Builder] = {"visage": _visage, "unisal": _unisal, "tased": _tased, "salfom": _salfom, "onnx": _onnx}
 
 
 # ---------------------------------------------------------------------------------------------- where labels come from
 
 
-def calibrated(recipe: config.Recipe, teacher: Teacher | Lookup) -> Teacher | Lookup:
+def calibrated(recipe: Recipe, teacher: Teacher | Lookup) -> Teacher | Lookup:
     """The teacher with its calibration, if the recipe names one. Raises UsageError for one of another teacher."""
     if not recipe.teacher.calibration:
         return teacher
@@ -654,7 +656,7 @@ def calibrated(recipe: config.Recipe, teacher: Teacher | Lookup) -> Teacher | Lo
     return Calibrated(teacher, load(Path(recipe.teacher.calibration), teacher.fingerprint()))
 
 
-def describe(recipe: config.Recipe, teacher: Teacher | Lookup) -> dict[str, Any]:
+def describe(recipe: Recipe, teacher: Teacher | Lookup) -> dict[str, Any]:
     """What a label store says of its teacher: plain values; names of files, no places.
 
     `chain` is a list of [part, licence]; `random` names the parts that have learned nothing. A store that is taken over
@@ -682,7 +684,7 @@ def describe(recipe: config.Recipe, teacher: Teacher | Lookup) -> dict[str, Any]
     return {**told, "fingerprint": teacher.fingerprint()}
 
 
-def source(recipe: config.Recipe) -> str:
+def source(recipe: Recipe) -> str:
     """Where the teacher's weights come from, for a reader: `2 x unisal, weights_best.pth; 1 x tased, RANDOM WEIGHTS`."""
     found = members(recipe.teacher)
     told = [f"{f'{m.weight:g} x ' if len(found) > 1 else ''}{_told(recipe, m)}" for m in found]
@@ -690,7 +692,7 @@ def source(recipe: config.Recipe) -> str:
     return "; ".join(told) + (f"; calibrated by {calibration}" if calibration else "")
 
 
-def _told(recipe: config.Recipe, member: Member) -> str:
+def _told(recipe: Recipe, member: Member) -> str:
     name = f"{member.name} {member.entry.size}".rstrip()
     if member.name == "maps":
         return f"{name}, {'+'.join(folder.name for folder in map_folders(recipe.teacher))}"

@@ -1,1 +1,1 @@
-"""What a run is told to do: its keys, their defaults and bounds, and how they are read and written."""
+"""The recipe of a run: its keys with defaults and bounds (keys), and how recipes are read and written (files)."""

@@ -24,7 +24,7 @@ from distill.evaluation import scores
 from distill.evaluation.evaluate import load_predictor
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.labels.store import LabelStore
-from distill.recipe.config import Recipe
+from distill.recipe.keys import Recipe
 from distill.reporting.card import Provenance
 from distill.run.directory import RunDir
 from distill.run.files import read_json, write_bytes

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from distill import __version__
-from distill.recipe import config
+from distill.recipe.files import differences, load_recipe, to_toml
+from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.run.files import is_temporary, read_json, write_bytes, write_json
 from distill.run.parallel import rank
@@ -63,7 +64,7 @@ def another_configuration(path: Path, changed: list[str]) -> str:
 class RunDir:
     """An opened run directory; use as a context manager, which holds its lock."""
 
-    def __init__(self, path: Path, recipe: config.Recipe) -> None:
+    def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
         self.manifest: dict[str, Any] = {"stages": {}}
         self._lock: IO[str] | None = None
@@ -72,7 +73,7 @@ class RunDir:
         return self.path / name
 
     @classmethod
-    def create(cls, path: Path, recipe: config.Recipe, force: bool = False) -> RunDir:
+    def create(cls, path: Path, recipe: Recipe, force: bool = False) -> RunDir:
         """Opens `path` for this recipe: a new run, or the same one continued.
 
         Raises UsageError where the directory holds another run (unless forced) or somebody else's files. A rank that
@@ -108,7 +109,7 @@ class RunDir:
             if set(self.manifest["stages"]) <= {"preflight"}:
                 self._write_recipe()  # nothing depends on the old one yet
                 return
-            if changed := config.differences(config.load(self / "recipe.toml"), self.recipe):
+            if changed := differences(load_recipe(self / "recipe.toml"), self.recipe):
                 raise UsageError(another_configuration(self.path, changed))
         else:
             self.manifest = {"schema": 1, "created": _now(), "environment": environment(), "stages": {}}
@@ -116,7 +117,7 @@ class RunDir:
             self._write_recipe()
 
     def _write_recipe(self) -> None:
-        write_bytes(self / "recipe.toml", config.to_toml(self.recipe).encode())
+        write_bytes(self / "recipe.toml", to_toml(self.recipe).encode())
 
     def _acquire(self) -> None:
         try:

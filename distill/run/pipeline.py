@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from distill.labels import shelf
 from distill.labels.shelf import OURS
-from distill.recipe import config
-from distill.recipe.config import Recipe
+from distill.recipe.files import did_you_mean, differences, load_recipe, to_dict
+from distill.recipe.keys import Recipe
 from distill.run.directory import MANIFEST, RunDir, another_configuration, missing_modules, refuse_foreign
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.files import fingerprint, read_json, write_json
@@ -429,7 +429,7 @@ def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Ma
 
 def _without_paths(recipe: Recipe) -> dict[str, Any]:
     """The recipe's values less those that name places on this machine: what ships names none."""
-    values = config.to_dict(recipe)
+    values = to_dict(recipe)
     values["corpus"]["root"] = values["corpus"]["groups"] = values["teacher"]["maps"] = ""
     values["teacher"]["weights"] = shelf.file_names(recipe.teacher)
     values["teacher"]["calibration"] = Path(values["teacher"]["calibration"]).name
@@ -584,7 +584,7 @@ def _lead(context: Context, until: str) -> None:
 
 
 def stage_key(stage: Stage, recipe: Recipe, upstream: str) -> str:
-    values = config.to_dict(recipe)
+    values = to_dict(recipe)
     return fingerprint(stage.name, {s: values[s] for s in stage.sections}, upstream)
 
 
@@ -618,7 +618,7 @@ def plan(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]
         raise UsageError(f"--out {path} is a file; name a directory")
     if (path / MANIFEST).exists() and not force:
         manifest = read_json(path / MANIFEST)
-        changed = config.differences(config.load(path / "recipe.toml"), recipe)
+        changed = differences(load_recipe(path / "recipe.toml"), recipe)
         if changed and not set(manifest["stages"]) <= {"preflight"}:
             raise UsageError(another_configuration(path, changed))
     clips = "synthetic clips"
@@ -661,7 +661,7 @@ def check_ready(recipe: Recipe) -> None:
     if not (synthetic or recipe.corpus.root):
         name = recipe.corpus.name
         if "," not in name and (corpus := name.partition(":")[0]) not in CORPORA:
-            raise UsageError(f"unknown corpus '{corpus}'{config.did_you_mean(corpus, CORPORA)}")
+            raise UsageError(f"unknown corpus '{corpus}'{did_you_mean(corpus, CORPORA)}")
         raise UsageError(f"corpus {name} needs --root, the folder that holds it; one for each part, in the same order")
     parts = [] if synthetic else parts_of(recipe.corpus.name, recipe.corpus.root)
     shelf.check(recipe)

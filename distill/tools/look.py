@@ -60,7 +60,7 @@ def guess(root: Path) -> str | None:
 
 
 def _options(name: str) -> Any:
-    from distill.recipe.config import Corpus as Options
+    from distill.recipe.keys import Corpus as Options
 
     return Options(name=name)
 

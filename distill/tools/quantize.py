@@ -28,7 +28,7 @@ from distill.corpora import Clip, open_corpus
 from distill.evaluation.evaluate import evaluate
 from distill.export import ExportRefused
 from distill.export.quantize import drift, quantise
-from distill.recipe.config import Recipe
+from distill.recipe.keys import Recipe
 from distill.reporting.sidecar import (
     BUDGET,
     Int8,

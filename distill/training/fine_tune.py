@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from distill.corpora import Clip
-from distill.recipe.config import Teach
+from distill.recipe.keys import Teach
 from distill.run.collectives import rank_and_world, wait_for_ranks
 from distill.run.errors import UsageError
 from distill.run.files import read_json, write_json

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.recipe.config import Train
+from distill.recipe.keys import Train
 from distill.run.collectives import (
     any_rank,
     average_over_ranks,

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.recipe.config import Teach
+from distill.recipe.keys import Teach
 from distill.run.collectives import any_rank, rank_and_world, sum_over_ranks, wait_for_ranks
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import atomic, write_bytes

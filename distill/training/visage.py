@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.recipe.config import Teacher as TeacherConfig
+from distill.recipe.keys import Teacher as TeacherConfig
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.teachers.visage import Visage, VisageConfig, VisageNet, preprocess
@@ -94,7 +94,7 @@ def train_visage(
                 save(done)
                 raise Interrupted(f"teaching, after step {done} of {config.steps}")
     teacher = Visage(net.eval(), visage, device=device)
-    checkpoint.save(folder / "visage.pt", teacher.saved_state())
+    teacher.save(folder / "visage.pt")
     last.unlink(missing_ok=True)
     return teacher
 

@@ -9,7 +9,7 @@ from distill.corpora import density_map, fixation_map, fixation_points, open_cor
 from distill.corpora.clips import SIGMA, Corpus
 from distill.corpora.layouts import gaze_table
 from distill.evaluation.metrics import nss
-from distill.recipe import config
+from distill.recipe import keys
 from distill.run.errors import UsageError
 from distill.students import TinyUNetConfig
 from distill.training import frames
@@ -239,7 +239,7 @@ def test_shares_are_told_from_pixels_by_their_values(tmp_path):
 
 def test_the_real_image_sets_are_found_and_read_as_they_are(shared):
     root = shared / "data" / "images"
-    sets = [entry.name.partition("/")[0] for entry in gaze_table.find(root, config.Corpus())]
+    sets = [entry.name.partition("/")[0] for entry in gaze_table.find(root, keys.Corpus())]
     assert {name: sets.count(name) for name in sets} == {"crowd500": 429, "osie": 600, "scene500": 429}
     corpus = open_corpus("images", root / "scene500")
     assert all(clip.static and clip.annotated_frames == 1 for clip in corpus.clips)

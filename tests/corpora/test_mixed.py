@@ -9,13 +9,14 @@ import pytest
 
 from distill.corpora import fixation_points, open_corpus, parts_of, split
 from distill.corpora.clips import Corpus
-from distill.recipe import config
+from distill.recipe.files import load_recipe, to_toml
 from distill.run import pipeline
 from distill.run.directory import RunDir
 from distill.run.errors import UsageError
 from distill.teachers.maps import MapsTeacher
+from tests.cli.test_cli import distill
+from tests.conftest import TINY
 from tests.corpora import writers
-from tests.helpers import TINY, distill
 
 
 @pytest.fixture
@@ -117,12 +118,12 @@ def test_a_mixture_that_makes_no_sense_is_one_line(name, roots, message):
 def test_a_recipe_holds_one_root_or_a_list(tmp_path):
     toml = '[corpus]\nname = "dhf1k,images"\nroot = ["a", "/b"]\n[teacher]\nmaps = "m"\n'
     (tmp_path / "r.toml").write_text(toml, encoding="utf-8")
-    recipe = config.load(tmp_path / "r.toml")
+    recipe = load_recipe(tmp_path / "r.toml")
     assert recipe.corpus.root == (str(tmp_path / "a"), "/b") and recipe.teacher.maps == str(tmp_path / "m")
-    assert config.load(None, ['corpus.root=["x"]']).corpus.root.endswith("/x")
+    assert load_recipe(None, ['corpus.root=["x"]']).corpus.root.endswith("/x")
     again = tmp_path / "again.toml"
-    again.write_text(config.to_toml(recipe), encoding="utf-8")
-    assert config.load(again) == recipe
+    again.write_text(to_toml(recipe), encoding="utf-8")
+    assert load_recipe(again) == recipe
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_a_still_image_has_its_row_of_its_sets_labels(tmp_path):
 def recipe_of(two, *maps):
     name, roots = "dhf1k:1,images:0.5", [str(root) for root in two]
     values = {"corpus.name": name, "corpus.root": roots, "teacher.name": "maps", "teacher.maps": [str(m) for m in maps]}
-    return config.load(None, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    return load_recipe(None, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 
 def test_the_run_finds_the_labels_of_every_part(tmp_path, two):
@@ -186,7 +187,7 @@ def test_the_run_finds_the_labels_of_every_part(tmp_path, two):
 def test_videos_and_images_are_labelled_and_trained_on_together(tmp_path, two, narrator):
     recipe = recipe_of(two, write_labels(tmp_path / "labels"))
     tiny = [*(o for o in TINY if not o.startswith("synthetic")), "train.steps=4", "corpus.val=0.2"]
-    recipe = dataclasses.replace(config.load(None, tiny), corpus=recipe.corpus, teacher=recipe.teacher)
+    recipe = dataclasses.replace(load_recipe(None, tiny), corpus=recipe.corpus, teacher=recipe.teacher)
     pipeline.check_ready(recipe)
     with RunDir.create(tmp_path / "run", recipe) as run:
         pipeline.carry_out(run, recipe, narrator, until="train")

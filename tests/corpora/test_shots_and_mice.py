@@ -9,7 +9,7 @@ import pytest
 from distill.corpora import density_map, fixation_map, fixation_points, open_corpus, split
 from distill.corpora.clips import Corpus
 from distill.evaluation.metrics import nss
-from distill.recipe import config
+from distill.recipe import keys
 from distill.run.errors import UsageError
 from tests.corpora import writers
 
@@ -42,7 +42,7 @@ def test_shots_of_a_film_stay_together_and_the_test_side_stays_out(tmp_path):
 
 def test_one_side_alone_can_be_read(tmp_path):
     writers.hollywood2(tmp_path)
-    corpus = open_corpus("hollywood2", tmp_path / "testing", options=config.Corpus(fps=25.0))
+    corpus = open_corpus("hollywood2", tmp_path / "testing", options=keys.Corpus(fps=25.0))
     assert [(c.id, c.side, c.fps) for c in corpus.clips] == [("actioncliptest00001_1", "", 25.0)]
     with pytest.raises(UsageError, match="holds no shots"):
         open_corpus("hollywood2", tmp_path / "testing" / "actioncliptest00001_1")
@@ -190,5 +190,5 @@ def test_raw_mouse_tracks_are_resampled_and_moved_back(tmp_path):
         points = fixation_points(clip, t)
         assert set(points.observers) == {0}
         assert points.columns.mean() == pytest.approx((0.3 + t / 30) * 50 + 0.5, abs=0.6)
-    prompt = open_corpus("avimos", tmp_path, options=config.Corpus(mouse_lag_ms=0)).clips[0]
+    prompt = open_corpus("avimos", tmp_path, options=keys.Corpus(mouse_lag_ms=0)).clips[0]
     assert fixation_points(prompt, 0).columns.tolist() == [0, 0, 1, 1]

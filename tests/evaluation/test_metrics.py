@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distill.evaluation import metrics
 from distill.evaluation.metrics import PROTOCOLS
-from distill.recipe import config
+from distill.recipe import keys
 
 OFFICIAL = {"cc": "CC", "sim": "SIM", "nss": "NSS", "kld": "KLdiv"}
 AIM2024 = {"cc": "CC", "sim": "SIM", "nss": "NSS", "auc_judd": "AUC_Judd"}
@@ -107,7 +107,7 @@ def test_imresize_of_8_bits_rounds_and_clips():
 
 
 def test_protocols_are_named_alike_everywhere():
-    assert tuple(PROTOCOLS) == config.PROTOCOLS and all(p.name == name for name, p in PROTOCOLS.items())
+    assert tuple(PROTOCOLS) == keys.PROTOCOLS and all(p.name == name for name, p in PROTOCOLS.items())
     assert all(set(p.metrics) <= set(metrics.LABELS) and p.average in ("clips", "frames") for p in PROTOCOLS.values())
 
 

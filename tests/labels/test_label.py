@@ -18,14 +18,15 @@ import torch
 from distill.corpora import open_corpus
 from distill.labels.labelling import CHUNK, computed_by, decode, inference, label, looked_up_in, share_out
 from distill.labels.store import LabelStore
-from distill.recipe import config
-from distill.recipe.config import Label
+from distill.recipe.files import load_recipe
+from distill.recipe.keys import Label
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.teachers import Inference
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage import Visage, VisageConfig, VisageNet
-from tests.helpers import TINY, distill
+from tests.cli.test_cli import distill
+from tests.conftest import TINY
 
 ME = {"name": "me", "fingerprint": "a" * 16, "source": "test", "license": "x"}
 
@@ -204,7 +205,7 @@ def test_auto_precision_follows_the_device():
         0.5, "bf16", False, 3
     )
     with pytest.raises(UsageError, match=r"label\.precision must be auto, bf16 or fp32, got 'fp8'"):
-        config.load(None, ["label.precision=fp8"])
+        load_recipe(None, ["label.precision=fp8"])
 
 
 # --- threads and ranks ------------------------------------------------------------------------------------------------

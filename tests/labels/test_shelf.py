@@ -15,8 +15,8 @@ from distill.export.runner import Predictor
 from distill.labels import shelf
 from distill.labels.ensemble import BOUND, Ensemble
 from distill.labels.onnx_teacher import OnnxTeacher
-from distill.recipe import config
-from distill.recipe.config import load
+from distill.recipe.files import load_recipe
+from distill.recipe.keys import Teacher
 from distill.run.errors import UsageError
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
@@ -25,7 +25,7 @@ from distill.teachers.unisal import Unisal, UnisalNet
 
 
 def teacher(**keys):
-    return config.Teacher(**keys)
+    return Teacher(**keys)
 
 
 def names(options):
@@ -120,7 +120,7 @@ def test_what_names_no_teacher_is_refused(keys, message):
 )
 def test_what_a_run_would_lack_is_said_before_it(sets, message):
     with pytest.raises(UsageError, match=re.escape(message)):
-        shelf.check(load(None, sets))
+        shelf.check(load_recipe(None, sets))
 
 
 def test_weights_are_found_from_the_recipes_folder(tmp_path):
@@ -128,9 +128,9 @@ def test_weights_are_found_from_the_recipes_folder(tmp_path):
     (tmp_path / "r" / "r.toml").write_text(
         '[teacher]\nname = "unisal+tased"\nweights = ["unisal=w/u.pth", "tased=random"]\n', encoding="utf-8"
     )
-    recipe = load(tmp_path / "r" / "r.toml")
+    recipe = load_recipe(tmp_path / "r" / "r.toml")
     assert recipe.teacher.weights == (f"unisal={tmp_path}/r/w/u.pth", "tased=random")
-    assert load(None, ["teacher.weights=random"]).teacher.weights == ("random",)
+    assert load_recipe(None, ["teacher.weights=random"]).teacher.weights == ("random",)
     assert shelf.file_names(recipe.teacher) == ["unisal=u.pth", "tased=random"]
 
 
@@ -200,7 +200,7 @@ def test_an_onnx_file_says_its_own_licence(tmp_path):
 
 def test_labels_say_what_their_teacher_is_made_of(tmp_path):
     student = with_metadata(tmp_path / "s.onnx", license="MIT", license_chain='[["corpus c", "CC BY 4.0"]]')
-    recipe = load(None, ["teacher.name=unisal:2+onnx", f'teacher.weights=["unisal=random","onnx={student}"]'])
+    recipe = load_recipe(None, ["teacher.name=unisal:2+onnx", f'teacher.weights=["unisal=random","onnx={student}"]'])
     opened = shelf.open_teacher(recipe, torch.device("cpu"), tmp_path)
     told = shelf.describe(recipe, opened)
     assert told["name"] == opened.name == "unisal:2+onnx" and told["fingerprint"] == opened.fingerprint()
@@ -213,7 +213,7 @@ def test_labels_say_what_their_teacher_is_made_of(tmp_path):
     ]
     assert told["license"] == "Apache-2.0, BSD-2-Clause-Patent (random), CC BY 4.0"
     assert "RANDOM WEIGHTS (unisal)" in shelf.warning(told) and shelf.warning({"random": []}) == ""
-    assert shelf.source(load()) == "visage tiny, trained in this run"
+    assert shelf.source(load_recipe()) == "visage tiny, trained in this run"
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_an_onnx_file_that_is_no_student_is_refused(tmp_path, students):
 
 @pytest.mark.parametrize("name", ["visage", "unisal", "tased"])
 def test_random_weights_are_the_same_every_time(tmp_path, name):
-    recipe = load(None, [f"teacher.name={name}", "teacher.weights=random"])
+    recipe = load_recipe(None, [f"teacher.name={name}", "teacher.weights=random"])
     state = torch.get_rng_state()
     prints = {shelf.open_teacher(recipe, torch.device("cpu"), tmp_path).fingerprint() for _ in range(2)}
     assert len(prints) == 1 and torch.equal(torch.get_rng_state(), state)
@@ -367,7 +367,9 @@ def test_random_weights_are_the_same_every_time(tmp_path, name):
 
 def test_a_file_of_the_authors_layout_opens(tmp_path):
     torch.save({"state_dict": UnisalNet().state_dict()}, tmp_path / "u.pth")
-    recipe = load(None, ["teacher.name=unisal", f"teacher.weights={tmp_path / 'u.pth'}", "teacher.domain=SALICON"])
+    recipe = load_recipe(
+        None, ["teacher.name=unisal", f"teacher.weights={tmp_path / 'u.pth'}", "teacher.domain=SALICON"]
+    )
     shelf.check(recipe)
     assert list(shelf.try_out(recipe, torch.device("cpu"), PLAIN)) == ["unisal, u.pth"]
     opened = shelf.open_teacher(recipe, torch.device("cpu"), tmp_path)
@@ -386,17 +388,17 @@ def test_a_published_size_opens_with_its_fusion(tmp_path):
         "rank=4",
     )
     sets = ["teacher.size=S", "teacher.weights=random", "teacher.fusion=max", *(f"teach.{s}" for s in small)]
-    recipe = load(None, [*sets, "teacher.expert_weights=[1,3]"])
+    recipe = load_recipe(None, [*sets, "teacher.expert_weights=[1,3]"])
     shelf.check(recipe)
     opened = shelf.open_teacher(recipe, torch.device("cpu"), tmp_path)
     assert opened.config.fusion == "max" and opened.config.weights == (1, 3)
     assert opened.logits(np.zeros((5, 32, 32, 3), np.uint8), 24).shape == (5, 16, 16)
     with pytest.raises(UsageError, match="expert"):
-        shelf.open_teacher(load(None, [*sets, "teacher.expert_weights=[1,2,3]"]), torch.device("cpu"), tmp_path)
+        shelf.open_teacher(load_recipe(None, [*sets, "teacher.expert_weights=[1,2,3]"]), torch.device("cpu"), tmp_path)
 
 
 def test_a_teachers_own_settings_are_checked(tmp_path):
-    recipe = load(None, ["teacher.name=unisal", "teacher.weights=random", "teacher.domain=DHF1"])
+    recipe = load_recipe(None, ["teacher.name=unisal", "teacher.weights=random", "teacher.domain=DHF1"])
     with pytest.raises(UsageError, match="its domains are DHF1K, Hollywood"):
         shelf.open_teacher(recipe, torch.device("cpu"), tmp_path)
 

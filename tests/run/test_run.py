@@ -14,8 +14,9 @@ import onnx
 import pytest
 
 from distill.opallowlist import check
-from distill.recipe import config
-from tests.helpers import TINY, distill
+from distill.recipe.files import load_recipe
+from tests.cli.test_cli import distill
+from tests.conftest import TINY
 
 SETS = [part for override in TINY for part in ("--set", override)]
 # Labelling and training long enough to be killed in the middle.
@@ -98,7 +99,7 @@ def test_stamping_the_metrics_changes_no_node_and_no_weight(finished):
     from distill.export.graph import step_graph
     from distill.run import pipeline
 
-    student, _ = pipeline.load_student(finished / "checkpoints" / "best.pt", config.load(finished / "recipe.toml"))
+    student, _ = pipeline.load_student(finished / "checkpoints" / "best.pt", load_recipe(finished / "recipe.toml"))
     fresh, shipped = step_graph(student, 24.0, {}), onnx.load(finished / "export" / "student_step.onnx")
     assert fresh.graph.SerializeToString(deterministic=True) == shipped.graph.SerializeToString(deterministic=True)
 
@@ -152,7 +153,7 @@ def test_a_stage_that_lost_a_file_makes_it_again(finished):
 
 
 def test_input_that_changed_under_a_run_is_noticed(tmp_path):
-    from tests.helpers import make_clip
+    from tests.corpora.test_corpora import make_clip
 
     for i in (1, 2, 3):
         make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)
@@ -181,7 +182,7 @@ def test_input_that_changed_under_a_run_is_noticed(tmp_path):
 
 
 def test_advice_given_before_anything_was_done_can_be_followed(tmp_path):
-    from tests.helpers import make_clip
+    from tests.corpora.test_corpora import make_clip
 
     for i in (1, 2, 3):
         make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)

@@ -11,13 +11,14 @@ from distill.corpora import open_corpus
 from distill.export.graph import step_graph
 from distill.export.quantize import Drift
 from distill.opallowlist import check
-from distill.recipe import config
+from distill.recipe.files import load_recipe
 from distill.run.errors import GateFailed, UsageError
 from distill.run.progress import Narrator
 from distill.tools import quantize
 from distill.tools.quantize import quantise_file, race, split
-from tests.downstream import c_opens, tuner, validate
-from tests.helpers import distill, lively
+from tests.cli.test_cli import distill
+from tests.export.test_export import lively
+from tests.reporting.test_package import c_opens, tuner, validate
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def student(tmp_path_factory):
 
 @pytest.fixture
 def recipe(tiny_root):
-    return config.load(None, ["corpus.name=dhf1k", f"corpus.root={tiny_root}", "eval.stride=8"])
+    return load_recipe(None, ["corpus.name=dhf1k", f"corpus.root={tiny_root}", "eval.stride=8"])
 
 
 def result_of(speedup, won):

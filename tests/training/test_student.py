@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.corpora import open_corpus
-from distill.recipe.config import Train
+from distill.recipe.keys import Train
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distill.corpora import open_corpus
-from distill.recipe.config import Teach
+from distill.recipe.keys import Teach
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
@@ -362,7 +362,6 @@ from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
 from distill.training import teacher_frames, two_stages as ts
-from distill.recipe.config import Teach
 from distill.corpora import open_corpus
 from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2

@@ -23,7 +23,7 @@ from distill.corpora.entries import Entry, check, license_of
 from distill.corpora.gaze import export_files
 from distill.corpora.readers import images
 from distill.corpora.video import SUFFIXES
-from distill.recipe.config import Corpus as Options
+from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
 
 __all__ = ["check", "find", "license_of"]

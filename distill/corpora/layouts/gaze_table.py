@@ -13,7 +13,7 @@ from pathlib import Path
 from distill.corpora import video
 from distill.corpora.entries import Entry, check, license_of
 from distill.corpora.readers import images, table
-from distill.recipe.config import Corpus as Options
+from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
 
 __all__ = ["check", "find", "license_of", "remarks"]
