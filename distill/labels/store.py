@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distill.run.errors import UsageError
-from distill.run.files import read_json, write_array, write_json
+from distill.run.files import ArrayFile, read_json, write_array, write_json
 
 
 class LabelStore:
@@ -64,8 +64,8 @@ class LabelStore:
         # float16 overflows at 65504; no saliency logit means anything beyond +-30
         write_array(self._file(clip_id), np.clip(logits_Thw, -30, 30).astype(np.float16))
 
-    def read(self, clip_id: str, frames: int) -> np.ndarray:
-        """The logits of a clip, float16 `[T,h,w]`, memory-mapped. Raises UsageError for damaged or wrong labels."""
+    def read(self, clip_id: str, frames: int) -> ArrayFile:
+        """The logits of a clip, float16 `[T,h,w]`, open only while they are read. Raises UsageError for damaged or wrong labels."""
         path = self._file(clip_id)
         try:
             logits = np.load(path, mmap_mode="r")
@@ -82,7 +82,7 @@ class LabelStore:
             raise UsageError(
                 f"labels of clip {clip_id} hold NaN at frame {int(bad.argmax()) + 1} ({path}); remove the file and run `distill label`"
             )
-        return logits
+        return ArrayFile(path)
 
 
 class StoredLabels:
@@ -102,7 +102,7 @@ class StoredLabels:
 
     def logits(self, name: str, frames: int, part: str = "") -> Tensor:
         """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`. Raises UsageError as `read` does."""
-        return torch.from_numpy(self.store.read(self._id(name, part), frames).astype(np.float32))
+        return torch.from_numpy(self.store.read(self._id(name, part), frames)[:].astype(np.float32))
 
     def fingerprint(self) -> str:
         """That of the teacher that computed them."""

@@ -11,6 +11,8 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,33 @@ def write_array(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_bytes(path, buffer.getbuffer())
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """A .npy file that is open only while it is read: a corpus has more files than a process may keep open.
+
+    Indexing returns a copy of the selected part; `[:]` the whole array. Only the header is kept between reads.
+    """
+
+    path: Path
+
+    @cached_property
+    def _layout(self) -> dict[str, Any]:
+        array: np.memmap = np.load(self.path, mmap_mode="r")
+        order: Any = "F" if array.flags.fnc else "C"
+        return {"dtype": array.dtype, "shape": array.shape, "offset": array.offset, "order": order}
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.array(np.memmap(self.path, mode="r", **self._layout)[index])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self._layout["shape"]
+        return shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,9 +12,7 @@ annotation, has a truth of zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,34 +20,10 @@ import torch
 
 from distill.corpora import Clip, density_map, fixation_map, fixation_points
 from distill.corpora.clips import SIGMA, blur
+from distill.run.files import ArrayFile as ArrayFile  # exported too: callers import it from here
 from distill.run.files import write_array
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import fit_to_twice
-
-
-@dataclass(frozen=True)
-class ArrayFile:
-    """A .npy file that is opened when it is read: a corpus has more files than a process may hold open. What its header
-    says is remembered."""
-
-    path: Path
-
-    @cached_property
-    def _layout(self) -> dict[str, Any]:
-        array: np.memmap = np.load(self.path, mmap_mode="r")
-        order: Any = "F" if array.flags.fnc else "C"
-        return {"dtype": array.dtype, "shape": array.shape, "offset": array.offset, "order": order}
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(np.memmap(self.path, mode="r", **self._layout)[index])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self._layout["shape"]
-        return shape
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
 
 @dataclass(frozen=True)
