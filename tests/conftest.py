@@ -12,17 +12,7 @@ from distill.corpora import synthetic
 from distill.recipe.files import load_recipe
 from distill.recipe.keys import Recipe
 from distill.run.progress import Narrator
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
-
-# A whole run in seconds.
-TINY = (
-    "student.height=32", "student.width=64", "student.widths=[8,8,12,16]", "student.state_channels=8",
-    "synthetic.clips=5", "synthetic.frames=24", "synthetic.height=64", "synthetic.width=96", "synthetic.observers=6",
-    "teacher.steps=4", "teacher.batch=1", "train.steps=12", "train.frames=8", "train.batch=2", "train.window=4", "train.windows=2",
-    "train.validate_every=4", "train.checkpoint_every=4", "report.clips=1",
-)  # fmt: skip
+from tests.helpers import ROOT, SHARED, TINY
 
 
 @pytest.fixture(scope="session")

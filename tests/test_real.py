@@ -8,8 +8,7 @@ import pytest
 
 from distill.corpora import density_map, fixation_map, open_corpus, split
 from distill.evaluation.metrics import score
-from tests.cli.test_cli import distill
-from tests.conftest import ROOT
+from tests.helpers import ROOT, distill
 
 
 @pytest.fixture(scope="module")

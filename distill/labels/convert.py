@@ -30,7 +30,7 @@ from distill.teachers.lora import TRUNK_PREFIX
 from distill.teachers.salfom import SalfomConfig, SalfomNet
 from distill.teachers.tased import TasedNet
 from distill.teachers.unisal import UnisalNet
-from distill.teachers.visage import VisageConfig, VisageNet, expert_kind
+from distill.teachers.visage import VisageConfig, VisageNet, expert_kind, load_expert
 from distill.teachers.weights import load_state_dict_exact, read_weights
 
 State = dict[str, Tensor]
@@ -175,7 +175,7 @@ def _visage(state: State, source: str) -> tuple[State, dict[str, Any]]:
         fields["head_width_2"] = _shape(state, "decoder.main_head.pre_2d.0.weight", source)[0]
     with torch.device("meta"):
         net = VisageNet(VisageConfig.released(size, **fields, norm_groups=1))
-    net.load_expert(1, state, source=source)
+    load_expert(net, 1, state, source=source)
     return state, {"expert": kind, "size": size, "rank": rank}
 
 

@@ -94,7 +94,7 @@ def train_visage(
                 save(done)
                 raise Interrupted(f"teaching, after step {done} of {config.steps}")
     teacher = Visage(net.eval(), visage, device=device)
-    teacher.save(folder / "visage.pt")
+    checkpoint.save(folder / "visage.pt", teacher.saved_state())
     last.unlink(missing_ok=True)
     return teacher
 

@@ -1,21 +1,13 @@
 """The command line as users meet it: in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.corpora.test_corpora import make_clip
-
-
-def distill(*arguments, cwd=None, module="distill", **options):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=240,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}, **options,
-    )  # fmt: skip
+from tests.helpers import distill, make_clip
 
 
 def test_help_teaches_and_costs_no_torch():

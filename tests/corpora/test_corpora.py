@@ -1,5 +1,4 @@
 import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,29 +6,10 @@ import pytest
 
 from distill.corpora import density_map, fixation_map, open_corpus, split, synthetic
 from distill.corpora.clips import SIGMA
-from distill.corpora.video import Writer, probe
+from distill.corpora.video import probe
 from distill.recipe.keys import Synthetic
 from distill.run.errors import UsageError
-
-
-def make_clip(
-    root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False
-):
-    """A clip in DHF1K's layout: frame t is of brightness 10 t, its fixation is at x = 5 t."""
-    height, width = size
-    (root / "video").mkdir(parents=True, exist_ok=True)
-    writer = Writer(root / "video" / f"{name}.avi", 25.0, size)
-    for t in range(frames):
-        writer.write(np.full((height, width, 3), 10 * (t % 20), np.uint8))
-    writer.close()
-    for t in range(annotated or 0):
-        image = np.zeros(size, np.uint8)
-        image[height // 2, 5 * t % width] = 255
-        for folder in ("fixation", "maps") if maps else ("fixation",):
-            path = root / "annotation" / f"{int(name):04d}" / folder / f"{t + 1:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), image)
-    return root
+from tests.helpers import make_clip
 
 
 def test_a_clip_is_read_in_order_with_its_annotation(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from distill.corpora import open_corpus
 from distill.run.errors import UsageError
 from distill.tools import look
-from tests.cli.test_cli import distill
 from tests.corpora import writers
+from tests.helpers import distill
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from distill.run import pipeline
 from distill.run.directory import RunDir
 from distill.run.errors import UsageError
 from distill.teachers.maps import MapsTeacher
-from tests.cli.test_cli import distill
-from tests.conftest import TINY
 from tests.corpora import writers
+from tests.helpers import TINY, distill
 
 
 @pytest.fixture

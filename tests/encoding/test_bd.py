@@ -154,7 +154,7 @@ def test_tables_fit_80_columns():
 def students(tmp_path_factory):
     """Two students and, of the first, both files of an export."""
     from distill.export.graph import image_graph, step_graph
-    from tests.export.test_export import lively
+    from tests.helpers import lively
 
     folder = tmp_path_factory.mktemp("students")
     (folder / "one.onnx").write_bytes(image_graph(lively(), {}).SerializeToString())
@@ -164,7 +164,7 @@ def students(tmp_path_factory):
 
 def test_nothing_judges_itself(students):
     from distill.export.graph import image_graph
-    from tests.export.test_export import lively
+    from tests.helpers import lively
 
     (students / "copy.onnx").write_bytes((students / "one.onnx").read_bytes())
     models = {"one.onnx": students / "one.onnx"}
@@ -302,7 +302,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_encoded(tmp_path):
-    from tests.cli.test_cli import distill
+    from tests.helpers import distill
 
     (tmp_path / "file").write_text("")
     for option, wrong, reason in (

@@ -12,7 +12,7 @@ from distill.encoding import encode as encoding  # noqa: E402
 from distill.encoding.encode import Coding, Shaping, centre, encode  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
-from tests.export.test_export import lively  # noqa: E402
+from tests.helpers import lively  # noqa: E402
 
 H, W = 96, 160
 STRONG = Shaping(strength=6, neutral="mean", prior=0)

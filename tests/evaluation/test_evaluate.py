@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,45 +18,9 @@ from distill.recipe.files import load_recipe
 from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.students.pooling import parse
-from tests.cli.test_cli import distill
+from tests.helpers import distill, image_model, save_model, step_model
 
 FLOAT = TensorProto.FLOAT
-
-
-def save(path, nodes, weights=(), stateful=False):
-    inputs = [helper.make_tensor_value_info("input", FLOAT, [1, 3, "h", "w"])]
-    outputs = [helper.make_tensor_value_info("saliency_map", FLOAT, [1, 1, "oh", "ow"])]
-    if stateful:
-        inputs.append(helper.make_tensor_value_info("state_in", FLOAT, [1, 1, "sh", "sw"]))
-        outputs.append(helper.make_tensor_value_info("state_out", FLOAT, [1, 1, "th", "tw"]))
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, path)
-    return path
-
-
-def image_model(path):
-    """The mean of the channels, through a sigmoid."""
-    nodes = [
-        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
-        helper.make_node("Sigmoid", ["m"], ["saliency_map"]),
-    ]
-    return save(path, nodes)
-
-
-def step_model(path):
-    """The same, plus half of what the last frame's state was; the state is the frame's own mean plus half of the last."""
-    weights = [
-        numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "state_in"),
-        numpy_helper.from_array(np.array(0.5, np.float32), "half"),
-    ]
-    nodes = [
-        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
-        helper.make_node("Mul", ["state_in", "half"], ["old"]),
-        helper.make_node("Add", ["m", "old"], ["state_out"]),
-        helper.make_node("Sigmoid", ["state_out"], ["saliency_map"]),
-    ]
-    return save(path, nodes, weights, stateful=True)
 
 
 def eights_model(path):
@@ -71,7 +34,7 @@ def eights_model(path):
         helper.make_node("ReduceMean", ["both"], ["b"], axes=[1], keepdims=1),
         helper.make_node("Sigmoid", ["b"], ["saliency_map"]),
     ]
-    return save(path, nodes, weights)
+    return save_model(path, nodes, weights)
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +373,7 @@ def nan_model(path):
         helper.make_node("Sub", ["m", "m"], ["zero"]),
         helper.make_node("Div", ["zero", "zero"], ["saliency_map"]),
     ]
-    return save(path, nodes)
+    return save_model(path, nodes)
 
 
 def test_a_model_that_predicts_nan_is_named_with_its_clip_and_frame(tmp_path, clips, narrator):

@@ -12,23 +12,7 @@ from distill.export.runner import Predictor, normalise
 from distill.export.ship import ship, verify
 from distill.opallowlist import check
 from distill.students import TinyUNetConfig
-from distill.students.tiny_unet import TinyUNet
-
-SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
-
-
-def lively(config=SMALL, seed=0):
-    """A student whose every weight and statistic is at work."""
-    torch.manual_seed(seed)
-    student = TinyUNet(config).eval()
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        for module in student.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 2)
-    return student
+from tests.helpers import SMALL, lively
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from distill.export.parity import torch_maps
 from distill.export.quantize import quantise
 from distill.export.runner import Predictor, normalise
 from distill.opallowlist import check
-from tests.export.test_export import lively
-from tests.export.test_quantize import clips
+from tests.helpers import lively, moving_blobs
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_it_takes_no_other_size_and_no_colour(image):
 
 
 def test_an_int8_image_file_has_a_luma_file_too(image):
-    int8 = quantise(image, clips(range(3)), every=2)
+    int8 = quantise(image, moving_blobs(range(3)), every=2)
     luma = luma_graph(int8, 97, 131)
     assert verify_luma(luma, int8).max_abs <= 1e-5 and "DequantizeLinear" in {n.op_type for n in luma.graph.node}
 

@@ -10,7 +10,7 @@ from distill.export.graph import image_graph, step_graph
 from distill.export.quantize import drift, quantise, rounded_nodes
 from distill.export.runner import Predictor
 from distill.opallowlist import check
-from tests.export.test_export import lively
+from tests.helpers import lively, moving_blobs
 
 
 @pytest.fixture(scope="module")
@@ -19,21 +19,9 @@ def graphs():
     return {"image": image_graph(student, {"license": "x"}), "step": step_graph(student, 25.0, {"license": "x"})}
 
 
-def clips(seeds, frames=8):
-    """Moving blobs, as uint8 RGB."""
-    y, x = np.mgrid[:48, :80]
-    for seed in seeds:
-        rng = np.random.default_rng(seed)
-        colour, start, speed = rng.uniform(50, 255, 3), rng.uniform(10, 38, 2), rng.uniform(-2, 2, 2)
-        yield [
-            np.uint8(np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 200)[..., None] * colour)
-            for cy, cx in (start + t * speed for t in range(frames))
-        ]
-
-
 @pytest.fixture(scope="module")
 def int8(graphs):
-    return {mode: quantise(model, clips(range(4)), every=2, note="four blobs") for mode, model in graphs.items()}
+    return {mode: quantise(model, moving_blobs(range(4)), every=2, note="four blobs") for mode, model in graphs.items()}
 
 
 @pytest.mark.parametrize("mode", ["image", "step"])
@@ -50,10 +38,10 @@ def test_int8_keeps_the_contract_and_adds_only_static_pairs(graphs, int8, mode):
 
 @pytest.mark.parametrize("mode", ["image", "step"])
 def test_the_maps_stay_near_and_not_equal_on_frames_that_gave_no_range(graphs, int8, mode):
-    gap = drift(graphs[mode], int8[mode], clips(range(10, 13)))
+    gap = drift(graphs[mode], int8[mode], moving_blobs(range(10, 13)))
     assert gap.frames == 24 and 0 < gap.mean_abs < 0.01 and gap.mean_abs < gap.max_abs < 0.1
     one, other = (
-        np.ravel([m for clip in clips(range(10, 13)) for m in streamed(model, clip)])
+        np.ravel([m for clip in moving_blobs(range(10, 13)) for m in streamed(model, clip)])
         for model in (graphs[mode], int8[mode])
     )
     assert gap.plcc == pytest.approx(np.corrcoef(one, other)[0, 1], abs=1e-6) and 0.9 < gap.plcc < 1
@@ -72,8 +60,8 @@ def test_a_map_that_never_changes_correlates_with_nothing(graphs):
             model.graph.initializer.append(zero)
             node.op_type = "Mul"
             node.input.append("zero")
-    assert drift(graphs["image"], model, clips([0], frames=2)).plcc == 0
-    assert drift(graphs["image"], graphs["image"], clips([0], frames=2)).plcc == pytest.approx(1)
+    assert drift(graphs["image"], model, moving_blobs([0], frames=2)).plcc == 0
+    assert drift(graphs["image"], graphs["image"], moving_blobs([0], frames=2)).plcc == pytest.approx(1)
 
 
 def test_weights_have_a_scale_for_every_channel_and_seven_bits(int8):
@@ -106,7 +94,7 @@ def test_what_touches_the_state_and_what_makes_the_map_stays_in_float(graphs, in
 
 def test_a_long_average_does_not_stand_still(graphs, int8):
     """In 8 bits an average that moves by a hundredth of its gap a frame never arrives."""
-    [frames] = clips([3], frames=60)
+    [frames] = moving_blobs([3], frames=60)
     states = []
     for model in (graphs["step"], int8["step"]):
         predictor = Predictor(model.SerializeToString())
@@ -122,18 +110,18 @@ def test_a_graph_without_a_body_is_refused(graphs):
     model.graph.ClearField("node")
     model.graph.node.append(helper.make_node("ReduceMean", ["input"], ["saliency_map"], axes=[1], name="mean"))
     with pytest.raises(ExportRefused, match="no convolution"):
-        quantise(model, clips([0]))
+        quantise(model, moving_blobs([0]))
 
 
 def test_what_the_gate_refuses_is_not_returned(graphs, monkeypatch):
     monkeypatch.setattr("distill.export.quantize.MAX_BYTES", 10)
     with pytest.raises(ExportRefused, match="more than the 10 of the contract"):
-        quantise(graphs["image"], clips([0], frames=2))
+        quantise(graphs["image"], moving_blobs([0], frames=2))
 
 
 def test_the_quantiser_says_nothing_and_leaves_logging_as_it_was(graphs, caplog, capfd):
     before = logging.root.manager.disable
-    quantise(graphs["step"], clips([0], frames=2))
+    quantise(graphs["step"], moving_blobs([0], frames=2))
     assert not caplog.records and capfd.readouterr().err == "" and logging.root.manager.disable == before
 
 
@@ -143,7 +131,7 @@ def test_a_model_that_does_not_take_the_frames_is_one_line(graphs):
     for axis, size in ((2, 64), (3, 64)):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
     with pytest.raises(ExportRefused, match="quantiser gave up"):
-        quantise(model, clips([0]))
+        quantise(model, moving_blobs([0]))
     with pytest.raises(ExportRefused, match="quantiser gave up: No data"):
         quantise(graphs["image"], [])
 

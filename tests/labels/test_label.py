@@ -25,8 +25,7 @@ from distill.run.progress import Narrator
 from distill.teachers import Inference
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage import Visage, VisageConfig, VisageNet
-from tests.cli.test_cli import distill
-from tests.conftest import TINY
+from tests.helpers import TINY, distill
 
 ME = {"name": "me", "fingerprint": "a" * 16, "source": "test", "license": "x"}
 

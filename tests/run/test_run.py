@@ -15,8 +15,7 @@ import pytest
 
 from distill.opallowlist import check
 from distill.recipe.files import load_recipe
-from tests.cli.test_cli import distill
-from tests.conftest import TINY
+from tests.helpers import TINY, distill
 
 SETS = [part for override in TINY for part in ("--set", override)]
 # Labelling and training long enough to be killed in the middle.
@@ -153,7 +152,7 @@ def test_a_stage_that_lost_a_file_makes_it_again(finished):
 
 
 def test_input_that_changed_under_a_run_is_noticed(tmp_path):
-    from tests.corpora.test_corpora import make_clip
+    from tests.helpers import make_clip
 
     for i in (1, 2, 3):
         make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)
@@ -182,7 +181,7 @@ def test_input_that_changed_under_a_run_is_noticed(tmp_path):
 
 
 def test_advice_given_before_anything_was_done_can_be_followed(tmp_path):
-    from tests.corpora.test_corpora import make_clip
+    from tests.helpers import make_clip
 
     for i in (1, 2, 3):
         make_clip(tmp_path / "c", f"00{i}", frames=8, annotated=8)

@@ -22,6 +22,7 @@ from distill.teachers.visage import (
     VisageNet,
     VisageOutput,
     fuse,
+    load_expert,
     load_released,
     preprocess,
     random_net,
@@ -57,7 +58,7 @@ def from_goldens(config: VisageConfig, golden_state: Any) -> VisageNet:
     with torch.device("meta"):
         net = VisageNet(config)
     for number, kind in enumerate(config.experts, 1):
-        net.load_expert(number, golden_state(f"visage_expert{kind}_tiny"))
+        load_expert(net, number, golden_state(f"visage_expert{kind}_tiny"))
     return net.eval()
 
 
@@ -207,21 +208,21 @@ def test_a_released_key_that_is_missing_is_named(golden_state: Any) -> None:
     state = golden_state("visage_expert2_tiny")
     del state["decoder.fuse11.norm2.bias"]
     with pytest.raises(ValueError, match=r"state of expert 2 .* missing 1, first 'decoder.fuse11.norm2.bias' of shape"):
-        VisageNet(SHARED).load_expert(2, state)
+        load_expert(VisageNet(SHARED), 2, state)
 
 
 def test_experts_in_the_wrong_place_are_refused(golden_state: Any, small: VisageNet) -> None:
     one, two = (golden_state(f"visage_expert{kind}_tiny") for kind in (1, 2))
     net = from_goldens(SHARED, golden_state)
     with pytest.raises(ValueError, match="is an expert of kind 2; the ensemble's number 1 is of kind 1"):
-        net.load_expert(1, two)
+        load_expert(net, 1, two)
     with pytest.raises(ValueError, match="no expert 3; the ensemble has 2"):
-        net.load_expert(3, one)
+        load_expert(net, 3, one)
     with pytest.raises(ValueError, match="lora_rank above 0, or shared_trunk=False"):
-        small.load_expert(1, one)
+        load_expert(small, 1, one)
     one[f"{TRUNK_PREFIX}blocks.3.block.norm2.weight"] += 1e-3
     with pytest.raises(ValueError, match=r"brings another trunk, first 'blocks.3.norm2.weight'"):
-        net.load_expert(1, one)
+        load_expert(net, 1, one)
 
 
 def test_the_released_layout_builds_without_memory() -> None:
@@ -447,8 +448,7 @@ def test_the_net_compiles_in_one_piece(small: VisageNet) -> None:
 def test_save_and_load_give_the_same_teacher(small: VisageNet, tmp_path: Path) -> None:
     teacher = Visage(small, SMALL)
     path = tmp_path / "teacher.pt"
-    teacher.save(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["teacher.pt"]
+    torch.save(teacher.saved_state(), path)
     again = Visage.load(path)
     assert again.config == SMALL
     assert again.fingerprint() == teacher.fingerprint()
@@ -461,7 +461,7 @@ def test_the_fingerprint_tells_weights_and_configuration_apart_and_holds_across_
 ) -> None:
     teacher = Visage(small, SMALL)
     first = teacher.fingerprint()
-    teacher.save(tmp_path / "teacher.pt")
+    torch.save(teacher.saved_state(), tmp_path / "teacher.pt")
     code = "import sys; from distill.teachers.visage import Visage; print(Visage.load(sys.argv[1]).fingerprint())"
     command = [sys.executable, "-c", code, str(tmp_path / "teacher.pt")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == first
@@ -480,20 +480,6 @@ def test_files_that_are_no_teacher(tmp_path: Path) -> None:
     torch.save({"state": {}}, path)
     with pytest.raises(ValueError, match=r"does not hold a 'saliency-distill visage 2' teacher"):
         Visage.load(path)
-
-
-def test_a_failed_save_leaves_the_old_file(small: VisageNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "teacher.pt"
-    path.write_bytes(b"old")
-
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
-        Visage(small, SMALL).save(path)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["teacher.pt"]
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------

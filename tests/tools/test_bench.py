@@ -13,8 +13,7 @@ from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 from distill.tools import bench
 from distill.tools.bench import Bench, Ceiling, Row, measure, peak_bytes, take_turns
-from tests.cli.test_cli import distill
-from tests.evaluation.test_evaluate import step_model
+from tests.helpers import distill, step_model
 
 
 def wide_model(path, channels):

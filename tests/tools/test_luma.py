@@ -13,9 +13,8 @@ from distill.export.runner import Predictor
 from distill.opallowlist import check
 from distill.run.errors import GateFailed, UsageError
 from distill.tools.luma import write_luma
-from tests.cli.test_cli import distill
-from tests.export.test_export import lively
-from tests.reporting.test_package import c_opens, c_reads, session_of, validate
+from tests.downstream import c_opens, c_reads, session_of, validate
+from tests.helpers import distill, lively
 
 SAID = {
     "license": "MIT",

@@ -16,9 +16,8 @@ from distill.run.errors import GateFailed, UsageError
 from distill.run.progress import Narrator
 from distill.tools import quantize
 from distill.tools.quantize import quantise_file, race, split
-from tests.cli.test_cli import distill
-from tests.export.test_export import lively
-from tests.reporting.test_package import c_opens, tuner, validate
+from tests.downstream import c_opens, tuner, validate
+from tests.helpers import distill, lively
 
 
 @pytest.fixture(scope="module")

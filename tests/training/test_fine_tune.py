@@ -15,8 +15,7 @@ from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.visage import VisageConfig
 from distill.teachers.weights import read_weights
 from distill.training.fine_tune import layout, open_tuned, outputs, teach
-from tests.cli.test_cli import distill
-from tests.conftest import TINY
+from tests.helpers import TINY, distill
 
 CONFIG = Teach(
     finetune=True, frames=4, px=28, fps=12.0, out_px=12, reduced_width=8, embed_width=8, head_width=8, norm_groups=4,

@@ -1,0 +1,121 @@
+"""What tests of several rooms share: a tiny recipe, the command in a process of its own, clips, students, ONNX models."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from distill.corpora.video import Writer
+from distill.students import TinyUNetConfig
+from distill.students.tiny_unet import TinyUNet
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# A whole run in seconds.
+TINY = (
+    "student.height=32", "student.width=64", "student.widths=[8,8,12,16]", "student.state_channels=8",
+    "synthetic.clips=5", "synthetic.frames=24", "synthetic.height=64", "synthetic.width=96", "synthetic.observers=6",
+    "teacher.steps=4", "teacher.batch=1", "train.steps=12", "train.frames=8", "train.batch=2", "train.window=4", "train.windows=2",
+    "train.validate_every=4", "train.checkpoint_every=4", "report.clips=1",
+)  # fmt: skip
+
+
+def distill(*arguments, cwd=None, module="distill", **options):
+    """`distill ARGUMENTS` in a process of its own, at 100 columns without colour."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=240,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}, **options,
+    )  # fmt: skip
+
+
+def make_clip(
+    root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False
+):
+    """A clip in DHF1K's layout: frame t is of brightness 10 t, its fixation is at x = 5 t."""
+    height, width = size
+    (root / "video").mkdir(parents=True, exist_ok=True)
+    writer = Writer(root / "video" / f"{name}.avi", 25.0, size)
+    for t in range(frames):
+        writer.write(np.full((height, width, 3), 10 * (t % 20), np.uint8))
+    writer.close()
+    for t in range(annotated or 0):
+        image = np.zeros(size, np.uint8)
+        image[height // 2, 5 * t % width] = 255
+        for folder in ("fixation", "maps") if maps else ("fixation",):
+            path = root / "annotation" / f"{int(name):04d}" / folder / f"{t + 1:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), image)
+    return root
+
+
+def moving_blobs(seeds, frames=8):
+    """Moving blobs, as uint8 RGB."""
+    y, x = np.mgrid[:48, :80]
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        colour, start, speed = rng.uniform(50, 255, 3), rng.uniform(10, 38, 2), rng.uniform(-2, 2, 2)
+        yield [
+            np.uint8(np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 200)[..., None] * colour)
+            for cy, cx in (start + t * speed for t in range(frames))
+        ]
+
+
+SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+
+
+def lively(config=SMALL, seed=0):
+    """A student whose every weight and statistic is at work."""
+    torch.manual_seed(seed)
+    student = TinyUNet(config).eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for module in student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return student
+
+
+def save_model(path, nodes, weights=(), stateful=False):
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "h", "w"])]
+    outputs = [helper.make_tensor_value_info("saliency_map", TensorProto.FLOAT, [1, 1, "oh", "ow"])]
+    if stateful:
+        inputs.append(helper.make_tensor_value_info("state_in", TensorProto.FLOAT, [1, 1, "sh", "sw"]))
+        outputs.append(helper.make_tensor_value_info("state_out", TensorProto.FLOAT, [1, 1, "th", "tw"]))
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def image_model(path):
+    """The mean of the channels, through a sigmoid."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("Sigmoid", ["m"], ["saliency_map"]),
+    ]
+    return save_model(path, nodes)
+
+
+def step_model(path):
+    """`image_model`, plus half of what the last frame's state was; the state is the frame's own mean plus half of the last."""
+    weights = [
+        numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "state_in"),
+        numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["state_in", "half"], ["old"]),
+        helper.make_node("Add", ["m", "old"], ["state_out"]),
+        helper.make_node("Sigmoid", ["state_out"], ["saliency_map"]),
+    ]
+    return save_model(path, nodes, weights, stateful=True)
