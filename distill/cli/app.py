@@ -207,24 +207,26 @@ def _run_until(
 ) -> None:  # fmt: skip
     _call["json"] = as_json
     resolved, path = _resolve(recipe, corpus, root, teacher, maps, accept, out, sets)
-    from distill.run import pipeline
+    from distill.run import plan, preflight
     from distill.run.directory import RunDir
 
     if dry_run:
-        rows = pipeline.plan(path, resolved, force)
+        rows = plan.dry_run(path, resolved, force)
         if as_json:
             _print_json({"schema": 1, "run": str(path), "plan": rows})
         else:
             _print_rows(rows, f"plan for {path}")
         return
-    pipeline.check_ready(resolved)
+    preflight.check_ready(resolved)
+    from distill.run import engine
+
     _call["resume"] = _resume_command()
     stop = _stop_on_ctrl_c()
     leads = parallel.rank() == 0
     narrator = Narrator(quiet or not leads, stop)
     with RunDir.create(path, resolved, force) as run:
         narrator.say(f"run: {path}")
-        pipeline.carry_out(run, resolved, narrator, until)
+        engine.carry_out(run, resolved, narrator, until)
         if leads:
             _print_result(run, until, as_json, per_clip, table)
 
@@ -423,7 +425,7 @@ def calibrate(
     """
     _call["json"] = as_json
     from distill.evaluation.metrics import LABELS
-    from distill.run.pipeline import calibrate_run
+    from distill.labels.calibrate import calibrate_run
 
     found = calibrate_run(run, out, Narrator(quiet, _stop_on_ctrl_c()))
     if as_json:

@@ -20,7 +20,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.corpora import Clip, Points, density_map, fixation_points
+from distill.corpora import Clip, Corpus, Points, density_map, fixation_points
 from distill.evaluation import metrics
+from distill.labels.labelling import LabelsOf, looked_up_in
+from distill.labels.store import StoredLabels
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import read_json, write_json
 from distill.run.progress import Narrator
 from distill.teachers import Lookup, Prepared, Teacher
 from distill.training.losses import frame_losses
-
-LabelsOf = Callable[[Sequence[Clip]], Iterator[Tensor]]
-"""Clips -> their logits `[T,h,w]`, in order; see `distill/label.py`."""
 
 BLURS = (-0.09, -0.06, -0.04, -0.02, -0.01, 0.01, 0.02, 0.04, 0.06)
 """What is tried, sigma in shares of the width; DHF1K's own density has 0.02."""
@@ -156,6 +155,24 @@ class _Sample:
     logits_Nhw: Tensor
     small_Nhw: Tensor
     density_Nhw: Tensor  # small too; largest value 1
+
+
+def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
+    """Fits the labels of the run in `path` to its corpus, and writes the calibration to `target`.
+
+    On the run's training clips: those that its students are scored on stay unseen. Raises UsageError for a run without labels,
+    or whose labels are calibrated already.
+    """
+    if not (path / "corpus.json").is_file() or not (path / "labels" / "store.json").is_file():
+        raise UsageError(f"{path} is no run with labels; bring one there with `distill label --out {path}`")
+    corpus, labels = Corpus.from_dict(read_json(path / "corpus.json")), StoredLabels(path / "labels")
+    if "calibration" in labels.store.teacher:
+        raise UsageError(
+            f"the labels in {path} are calibrated already; calibrate those of a run without teacher.calibration"
+        )
+    fit = calibrate(corpus.select(corpus.train), looked_up_in(labels), narrator)
+    save(target, fit, labels.store.teacher, corpus.name)
+    return fit
 
 
 def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, frames: int = 12, folds: int = 4) -> Fit:

@@ -96,9 +96,9 @@ def test_the_registry_entry_is_what_the_downstreams_schema_accepts(finished):
 
 def test_stamping_the_metrics_changes_no_node_and_no_weight(finished):
     from distill.export.graph import step_graph
-    from distill.run import pipeline
+    from distill.run import provenance
 
-    student, _ = pipeline.load_student(finished / "checkpoints" / "best.pt", load_recipe(finished / "recipe.toml"))
+    student, _ = provenance.load_student(finished / "checkpoints" / "best.pt", load_recipe(finished / "recipe.toml"))
     fresh, shipped = step_graph(student, 24.0, {}), onnx.load(finished / "export" / "student_step.onnx")
     assert fresh.graph.SerializeToString(deterministic=True) == shipped.graph.SerializeToString(deterministic=True)
 

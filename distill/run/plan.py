@@ -1,0 +1,88 @@
+"""The stages of a run, in order, as plain data: what each does, what it depends on, and what a run would do next.
+
+A stage's fingerprint covers its name, the recipe's sections that it reads, and the fingerprint of the stage before it. A
+stage that is done under the same fingerprint is skipped. `stages` does the work, `engine` carries it out; this module
+imports no torch, so that `--dry-run` and usage errors cost none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.corpora import find, parts_of
+from distill.labels import shelf
+from distill.recipe.files import differences, load_recipe, to_dict
+from distill.recipe.keys import Recipe
+from distill.run.directory import MANIFEST, another_configuration, refuse_foreign
+from distill.run.errors import UsageError
+from distill.run.files import fingerprint, read_json
+from distill.run.preflight import check_ready
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    about: str
+    sections: tuple[str, ...]
+    """Sections of the recipe that the result depends on, beside the stages before it."""
+    shared: bool = False
+    """All ranks of a torchrun job take part; every other stage is rank 0's alone."""
+
+
+STAGES = (
+    Stage("preflight", "export and gate a random-weight student, open the teacher", ("student", "export", "teacher")),
+    Stage("corpus", "find, check and split the clips", ("corpus", "synthetic")),
+    Stage("frames", "decode every clip once, at the working resolution", ("train",)),
+    Stage("teach", "train the teacher, if it needs training", ("teacher", "teach", "unisal", "run"), shared=True),
+    Stage("label", "write the soft labels", ("label",), shared=True),
+    Stage("train", "train the student", (), shared=True),
+    Stage("export", "write, gate, compare and name the ONNX files", ()),
+    Stage("eval", "score the ONNX files on the validation clips", ("eval",)),
+    Stage("report", "write report.html", ("report",)),
+)
+
+
+def stage_key(stage: Stage, recipe: Recipe, upstream: str) -> str:
+    """A stage's fingerprint; `upstream` is that of the stage before it, empty for the first."""
+    values = to_dict(recipe)
+    return fingerprint(stage.name, {section: values[section] for section in stage.sections}, upstream)
+
+
+def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
+    """What a run would do, one row a stage. Raises UsageError where it could not start: missing input, another run in `path`."""
+    check_ready(recipe)
+    manifest: dict[str, Any] = {"stages": {}}
+    if path.is_dir():
+        refuse_foreign(path)
+    elif path.exists():
+        raise UsageError(f"--out {path} is a file; name a directory")
+    if (path / MANIFEST).exists() and not force:
+        manifest = read_json(path / MANIFEST)
+        changed = differences(load_recipe(path / "recipe.toml"), recipe)
+        if changed and not set(manifest["stages"]) <= {"preflight"}:
+            raise UsageError(another_configuration(path, changed))
+    details, rows, upstream = _details(recipe), [], ""
+    for stage in STAGES:
+        upstream = stage_key(stage, recipe, upstream)
+        done = manifest["stages"].get(stage.name, {}).get("fingerprint") == upstream
+        row = {"stage": stage.name, "state": "done" if done else "to do", "about": stage.about}
+        rows.append(row | {"detail": details.get(stage.name, "")})
+    return rows
+
+
+def _details(recipe: Recipe) -> dict[str, str]:
+    """The recipe's choices that a reader of the plan looks for, by stage."""
+    clips = f"{recipe.synthetic.clips} clips of {recipe.synthetic.frames} frames"
+    if recipe.corpus.name != "synthetic":
+        clips = f"{len(find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus))} clips"
+    train, student = recipe.train, recipe.student
+    frames = round(train.frames_first * train.steps)
+    return {
+        "corpus": clips,
+        "teach": shelf.source(recipe),
+        "train": f"{frames} steps of {train.frames} frames, {train.steps - frames} of {train.batch} x {train.window}, "
+        f"at {student.height}x{student.width}",
+        "eval": f"one frame in {recipe.eval.stride}",
+    }

@@ -1,0 +1,382 @@
+"""What each stage of a run does. Every stage reads files of the run directory and writes its own.
+
+    preflight   a student with random weights is exported, gated and compared with PyTorch, and the teacher's files are
+                opened: an unshippable design and unusable weights fail before anything long
+    corpus      clips found, checked, split                               corpus.json (and corpus/, if synthetic)
+    frames      every clip decoded once at the working resolution         frames/
+    teach       the teacher is trained, if it needs training              checkpoints/visage.pt, ...
+    label       soft labels of every clip                                 labels/
+    train       the student                                               checkpoints/best.pt, metrics.jsonl
+    export      both graphs, verified, under their names                  export/
+    eval        the ONNX files scored on the validation clips             metrics.json
+    report      the report of the run                                     report.html
+
+`WORK` has a function for each stage of `plan.STAGES`: from a `Context` to the files that the stage leaves. They are glue; the
+work itself is done in the rooms that they call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from distill.corpora import Clip, Corpus, open_corpus, split, synthetic
+from distill.corpora.clips import SIGMA
+from distill.evaluation import scores
+from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
+from distill.export import ExportRefused
+from distill.export.ship import ship, verify
+from distill.labels import shelf
+from distill.labels.labelling import computed_by, inference, label, looked_up_in
+from distill.labels.store import LabelStore
+from distill.recipe.keys import Recipe
+from distill.reporting import card, report
+from distill.run import device
+from distill.run.directory import RunDir
+from distill.run.errors import GateFailed, Interrupted, UsageError
+from distill.run.files import ArrayFile, read_json, write_json
+from distill.run.parallel import job
+from distill.run.progress import Narrator
+from distill.run.provenance import caveats, provenance
+from distill.students.tiny_unet import TinyUNet, parameter_count
+from distill.training import fine_tune, frames, student
+from distill.training.unisal import UnisalRecipe, train_unisal
+from distill.training.visage import train_visage
+
+PARAMETERS = (150_000, 250_000)
+"""What a student should have (DESIGN: the student); others are made, and said to be unusual."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage is given."""
+
+    run: RunDir
+    recipe: Recipe
+    narrator: Narrator
+
+    @property
+    def corpus(self) -> Corpus:
+        return Corpus.from_dict(read_json(self.run / "corpus.json"))
+
+    @property
+    def labels(self) -> LabelStore:
+        return LabelStore.open(self.run / "labels")
+
+    def cached(self, ids: Sequence[str]) -> list[frames.CachedClip]:
+        """Clips as the stage `frames` left them."""
+        sample_fps = self.recipe.train.sample_fps
+        return [frames.load(self.run / "frames", clip, sample_fps) for clip in self.corpus.select(ids)]
+
+    def provenance(self) -> tuple[card.Provenance, TinyUNet]:
+        """Where the run's student comes from, and the student."""
+        return provenance(self.recipe, self.corpus, self.labels.teacher, self.run / "checkpoints" / "best.pt")
+
+    def device(self, alone: bool = False) -> torch.device:
+        """The device for training. Sets torch's threads, and says and notes both. `alone`: while other ranks wait."""
+        threads = device.set_threads(self.recipe.run.threads, alone)
+        chosen, reason = device.choose(self.recipe.run.device)
+        self.narrator.say(f"device: {reason}, {threads} threads")
+        self.run.note(device=reason, threads=threads)
+        return chosen
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage leaves: its files, relative to the run directory, and facts for the manifest."""
+
+    outputs: list[str]
+    facts: dict[str, Any]
+
+
+@contextmanager
+def _refusal_fails(stage: str) -> Iterator[None]:
+    """Raises GateFailed where an export is refused."""
+    try:
+        yield
+    except ExportRefused as error:
+        raise GateFailed(f"{stage}: {error}; no file was written") from None
+
+
+# ------------------------------------------------------------------------------------------------------- the corpus
+
+
+def _preflight(context: Context) -> Done:
+    recipe, say = context.recipe, context.narrator.say
+    torch.manual_seed(recipe.run.seed)
+    network = TinyUNet(recipe.student).eval()
+    with _refusal_fails("preflight"):
+        verified = verify(network, recipe.export.fps or 30.0, {}, sizes=((97, 131), (360, 640)), length=3)
+    parameters = parameter_count(network)
+    say(f"preflight: {parameters:,} parameters export, pass the gate, and match PyTorch")
+    least, most = PARAMETERS
+    if not least <= parameters <= most:
+        say(f"preflight: {parameters:,} parameters is outside the {least:,} to {most:,} that a student should have")
+    chosen, _ = device.choose(recipe.run.device)
+    for opened in shelf.try_out(recipe, chosen, inference(recipe.label, chosen)):
+        say(f"preflight: teacher {opened} opens")
+    return Done([], {"parameters": parameters, "parity": verified.parity.to_dict()})
+
+
+def _corpus(context: Context) -> Done:
+    options, run, say = context.recipe.corpus, context.run, context.narrator.say
+    roots = options.root or str((run / "corpus").resolve())
+    if options.name == "synthetic":
+        synthetic.write(Path(str(roots)), context.recipe.synthetic, context.narrator)
+    corpus = open_corpus(options.name, roots, track=context.narrator.track, options=options)
+    groups = Path(options.groups) if options.groups else None
+    corpus = split(corpus, options.val, options.val_clips, groups, official=options.split == "official")
+    write_json(run / "corpus.json", corpus.to_dict())
+    total = sum(clip.frames for clip in corpus.clips)
+    annotated = sum(clip.annotated_frames > 0 for clip in corpus.clips)
+    say(
+        f"corpus: {len(corpus.clips)} clips, {total:,} frames, {annotated} clips annotated; "
+        f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({_few(corpus.val)})" if corpus.val else "")
+    )
+    for part, weight in corpus.weights.items() if len(corpus.weights) > 1 else ():
+        train, val = (sum(clip.corpus == part for clip in corpus.select(ids)) for ids in (corpus.train, corpus.val))
+        say(f"corpus: {part}, weight {weight:g}: {train} train, {val} held out")
+    for note in [*corpus.notes, *caveats(corpus)]:
+        say(f"corpus: {note}")
+    return Done(["corpus.json"], {"clips": len(corpus.clips), "frames": total})
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _frames(context: Context) -> Done:
+    corpus, recipe = context.corpus, context.recipe
+    clips = corpus.select(list(dict.fromkeys((*corpus.train, *corpus.val))))
+    with context.narrator.bar("frames", sum(clip.frames for clip in clips), unit="frames") as bar:
+        for number, clip in enumerate(clips, 1):
+            frames.cache(context.run / "frames", clip, recipe.student, recipe.train.sample_fps)
+            bar.advance(clip.frames, note=f"clip {clip.id}")
+            if context.narrator.stop() and number < len(clips):
+                raise Interrupted(f"frames, after {number} of {len(clips)} clips")
+    return Done([f"frames/{name}" for clip in clips for name in frames.names(clip)], {})
+
+
+# ------------------------------------------------------------------------------------------------------ the teacher
+
+
+def _teach(context: Context) -> Done:
+    recipe, leads = context.recipe, job().leads
+    chosen = context.device(alone=True)
+    outputs: list[str] = []
+    facts: dict[str, Any] = {"teacher": shelf.source(recipe)}
+    for member in shelf.members(recipe.teacher):
+        train = _TRAINERS.get(f"{member.name} {member.entry.size}", _TRAINERS.get(member.name))
+        shared = train is _teach_visage
+        if train and shelf.trained_here(recipe, member) and (leads or shared):
+            device.set_threads(recipe.run.threads, alone=not shared)
+            files, facts_of_member = train(context, member, chosen)
+            outputs, facts = [*outputs, *files], facts | facts_of_member
+    if recipe.teacher.name == "maps" and leads:
+        clips = context.corpus.clips
+        labels = looked_up_in(shelf.open_maps(recipe))(clips)
+        for _ in context.narrator.track(labels, "maps", len(clips)):
+            pass  # an unusable map is an error now, not in the middle of labelling
+    if not outputs:
+        context.narrator.say(f"teach: nothing to train: {shelf.source(recipe)}")
+    return Done(outputs, facts)
+
+
+Taught = tuple[list[str], dict[str, Any]]
+"""What training a teacher leaves: files, relative to the run directory, and facts for the manifest."""
+
+
+def _teach_tiny_visage(context: Context, member: shelf.Member, device: torch.device) -> Taught:
+    recipe = context.recipe
+    train_visage(
+        context.cached(context.corpus.train), recipe.teacher, shelf.tiny_visage(recipe), context.run / "checkpoints", device,
+        recipe.run.seed, context.narrator,
+    )  # fmt: skip
+    return ["checkpoints/visage.pt"], {"steps": recipe.teacher.steps}
+
+
+def _teach_visage(context: Context, member: shelf.Member, device: torch.device) -> Taught:
+    """A visage of a published size, on all ranks."""
+    recipe, corpus = context.recipe, context.corpus
+    files = {part: _path(file) for part, file in member.files.items()}
+    with job().group(device):
+        facts = fine_tune.teach(
+            corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files,
+            context.run / "checkpoints", context.run / "frames" / "visage", device, recipe.run.seed, context.narrator,
+        )  # fmt: skip
+    return [f"checkpoints/{name}" for name in fine_tune.outputs(random=files["base"] is None)], facts
+
+
+def _teach_unisal(context: Context, member: shelf.Member, device: torch.device) -> Taught:
+    recipe, corpus = context.recipe, context.corpus
+    settings = {**vars(recipe.unisal)}
+    settings["window"] = settings.pop("frames")
+    domains = dict(text.partition("=")[::2] for text in settings.pop("domains"))
+    train_unisal(
+        corpus.select(corpus.train), UnisalRecipe(**settings), context.run / "checkpoints", context.run / "frames" / "unisal", device,
+        recipe.run.seed, context.narrator, domains=domains, start=_path(member.files[""]), trunk=_path(member.files["trunk"]),
+    )  # fmt: skip
+    return ["checkpoints/unisal.pt"], {"epochs": recipe.unisal.epochs}
+
+
+def _path(file: str) -> Path | None:
+    """A teacher's weights file; None where training starts from random weights."""
+    return None if file in ("", shelf.RANDOM) else Path(file)
+
+
+_TRAINERS = {"visage tiny": _teach_tiny_visage, "visage": _teach_visage, "unisal": _teach_unisal}
+
+
+def _label(context: Context) -> Done:
+    recipe, ranks, narrator = context.recipe, job(), context.narrator
+    if recipe.teacher.name == "maps":
+        teacher: Any = shelf.calibrated(recipe, shelf.open_maps(recipe))
+        labels_of = looked_up_in(teacher)
+    else:
+        device.set_threads(recipe.run.threads)
+        chosen, reason = device.choose(recipe.run.device)
+        how = inference(recipe.label, chosen)
+        narrator.say(f"label: {reason}, {how.precision}{f', {ranks.world} ranks' if ranks.world > 1 else ''}")
+        teacher = shelf.calibrated(recipe, shelf.open_teacher(recipe, chosen, context.run / "checkpoints", how))
+        labels_of = computed_by(teacher, recipe.label.workers, pin=chosen.type == "cuda")
+    description = shelf.describe(recipe, teacher)
+    if warning := shelf.warning(description):
+        narrator.say(f"label: {warning}")
+    store = (LabelStore.create if ranks.leads else LabelStore)(context.run / "labels", description)
+    if ranks.agree("teacher", lambda: description["fingerprint"], narrator.stop) != description["fingerprint"]:
+        raise UsageError(f"rank {ranks.rank} and rank 0 have different teachers or devices; their labels do not mix")
+    clips = context.corpus.clips
+    label(clips, store, labels_of, narrator)
+    return Done(["labels/store.json", *(f"labels/{clip.id}.npy" for clip in clips)], {"teacher": description})
+
+
+# ------------------------------------------------------------------------------------------------------ the student
+
+
+def _train(context: Context) -> Done:
+    recipe, corpus = context.recipe, context.corpus
+    chosen = context.device()
+    samples = _samples(context, corpus)
+    validation = [c for c in context.cached(corpus.val) if c.truth is not None]
+    with job().group(chosen):
+        facts = student.train(
+            samples, validation, recipe.train, recipe.student, context.run / "checkpoints", context.run / "metrics.jsonl",
+            chosen, recipe.run.seed, context.narrator,
+        )  # fmt: skip
+    return Done(["checkpoints/best.pt", "metrics.jsonl"], facts)
+
+
+def _samples(context: Context, corpus: Corpus) -> list[student.Sample]:
+    """The training clips with their soft labels, each checked to be readable and of the clip's length."""
+    store, cached = context.labels, context.cached(corpus.train)
+    for c in context.narrator.track(cached, "check labels", len(cached)):
+        store.read(c.clip.id, c.clip.frames)
+    # The weight of a part of the corpus is divided among its videos, and among its still images.
+    counts = Counter((c.clip.corpus, c.clip.static) for c in cached)
+    samples = []
+    for c in cached:
+        labels = ArrayFile(context.run / "labels" / f"{c.clip.id}.npy")
+        weight = corpus.weights.get(c.clip.corpus, 1.0) / counts[c.clip.corpus, c.clip.static]
+        samples.append(student.Sample(c, labels, weight))
+    if context.recipe.train.soft_weight == 0:
+        samples = [s for s in samples if s.cached.truth is not None]
+        if not samples:
+            raise UsageError("train.soft_weight is 0 and no training clip is annotated: there is nothing to learn from")
+    return samples
+
+
+def _export(context: Context) -> Done:
+    recipe, run, corpus, say = context.recipe, context.run, context.corpus, context.narrator.say
+    origin, network = context.provenance()
+    clip = corpus[(corpus.val or corpus.train)[0]]
+    real = [frame for frame, _ in zip(clip.read(), range(60), strict=False)]
+    say(f"export: writing, gating, and comparing with PyTorch on {len(real)} frames of clip {clip.id} and random ones")
+    with _refusal_fails("export"):
+        verified = verify(network, origin.fps, card.metadata(origin, None), real)
+    ship(verified, run / "export", recipe.run.name)
+    parity = verified.parity.to_dict()
+    paths = card.write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
+    proof = f"export/{recipe.run.name}.parity.json"
+    write_json(run / proof, parity)
+    sizes = " and ".join(f"{path.stat().st_size:,}" for path in paths[:2])
+    say(f"export: parity {max(verified.parity.image_max_abs, verified.parity.step_max_abs):.1e}, {sizes} bytes")
+    outputs = [path.relative_to(run.path).as_posix() for path in paths]
+    return Done([*outputs, proof], {"parity": parity, "gate": verified.gate})
+
+
+# ------------------------------------------------------------------------------------------------- what it is worth
+
+
+def _eval(context: Context) -> Done:
+    recipe, run, corpus = context.recipe, context.run, context.corpus
+    warnings = caveats(corpus, context.labels.teacher)
+    if not corpus.val:
+        context.narrator.say("eval: no held-out clip has fixations; nothing to score")
+        write_json(run / "metrics.json", {"schema": 2, "predictors": {}, "clips": {}, "caveats": warnings})
+        return Done(["metrics.json"], {})
+    clips_of_part: dict[str, list[Clip]] = {}
+    for clip in corpus.select(corpus.val):
+        clips_of_part.setdefault(clip.corpus, []).append(clip)
+    name, options, references = recipe.run.name, recipe.eval, _references(context, corpus)
+    models = {"step": run / "export" / f"{name}_step.onnx", "image": run / "export" / f"{name}.onnx"}
+    result = scores.merged({
+        part: evaluate(
+            models, references, clips, options.stride, options.threads, context.narrator, options.protocol, options.baselines
+        )
+        for part, clips in clips_of_part.items()
+    })  # fmt: skip
+    result["caveats"] = warnings
+    write_json(run / "metrics.json", result)
+    origin, _ = context.provenance()
+    card.write_package(run / "export", origin, read_json(run / "export" / f"{name}.parity.json"), result, warnings)
+    _say_scores(context.narrator, result)
+    return Done(["metrics.json"], {"frames_scored": result["frames_scored"]})
+
+
+def _references(context: Context, corpus: Corpus) -> dict[str, Reference]:
+    """What the student is compared with: its teacher, and two maps that do not look at the frame."""
+    store = context.labels
+    labels = {clip.id: store.read(clip.id, clip.frames) for clip in corpus.select(corpus.val)}
+    references: dict[str, Reference] = {
+        "teacher": lambda clip, index: 1 / (1 + np.exp(-labels[clip.id][index].astype(np.float32))),
+        "centred Gaussian": centre_gaussian,
+    }
+    means = [c.truth[:, 0].mean(0) for c in context.cached(corpus.train) if c.truth is not None]
+    if means:
+        mean_map = np.mean([m / m.sum() for m in means if m.sum() > 0], 0)
+        mean_map = cv2.GaussianBlur(mean_map, (0, 0), SIGMA * mean_map.shape[1])
+        mean_map /= mean_map.max()
+        references["mean training map"] = lambda clip, index: mean_map
+    return references
+
+
+def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
+    nss = {name: values["nss"] for name, values in result["predictors"].items()}
+    shown = ", ".join(f"{nss[name]:.3f} ({name})" for name in ("step", "image", "teacher", "centred Gaussian"))
+    narrator.say(f"eval: NSS {shown}")
+    for name, values in (result["differences"] or {"from": {}})["from"].items():
+        if name.startswith("image"):
+            interval = scores.bracket(values["nss"]["interval"], "nss", sign=True)
+            narrator.say(f"eval: NSS {values['nss']['mean']:+.3f} {interval} step minus {name}, on the same clips")
+    if result["frames_without_fixations"]:
+        narrator.say(f"eval: {result['frames_without_fixations']} frames without fixations were not scored")
+
+
+def _report(context: Context) -> Done:
+    origin, _ = context.provenance()
+    report.write(context.run, context.recipe, context.corpus, context.labels, origin, context.narrator)
+    return Done(["report.html"], {})
+
+
+WORK: dict[str, Callable[[Context], Done]] = {
+    "preflight": _preflight, "corpus": _corpus, "frames": _frames, "teach": _teach, "label": _label, "train": _train,
+    "export": _export, "eval": _eval, "report": _report,
+}  # fmt: skip
