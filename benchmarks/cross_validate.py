@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from rich.console import Console
 from rich.table import Table
 
-from distill.evaluation import scores
+from distill.evaluation import statistics, tables
 from distill.run.files import read_json
 
 # A run takes as many threads as it may use cores; that is no part of its configuration, so it may go on with others.
@@ -69,15 +69,15 @@ def main() -> int:
         f"fold{n}": read_json(options.out / f"fold{n}" / "metrics.json") for n in range(1, len(options.fold) + 1)
     }
 
-    whole = scores.merged(results)
-    scores.write_csv(options.out / "scores.csv", {"all folds": whole}, per_clip=True)
+    whole = statistics.merge(results)
+    tables.write_csv(options.out / "scores.csv", {"all folds": whole}, per_clip=True)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     for title, head, cells in (
-        (f"{len(whole['clips'])} clips, {whole['frames_scored']} frames", "predictor", scores.score_cells(whole)),
-        ("how step differs, on the same clips", "step", scores.difference_cells(whole)),
-        ("NSS by clip", "clip", scores.clip_cells(whole)),
+        (f"{len(whole['clips'])} clips, {whole['frames_scored']} frames", "predictor", tables.score_cells(whole)),
+        ("how step differs, on the same clips", "step", tables.difference_cells(whole)),
+        ("NSS by clip", "clip", tables.clip_cells(whole)),
     ):
-        rows, _ = scores.fitted(head, cells, console.width)
+        rows, _ = tables.fit_to_width(head, cells, console.width)
         table = Table(*rows[0], title=title, title_justify="left", title_style="")
         for row in rows:
             table.add_row(*row.values())

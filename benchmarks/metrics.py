@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from distill.corpora.clips import SIGMA, blur
-from distill.evaluation import metrics
+from distill.evaluation import metrics, protocols
 
 FIVE = ("nss", "cc", "sim", "auc_judd", "kld")
 
@@ -180,22 +180,22 @@ def together(made: list[Frame]) -> None:
     """As an evaluation runs them."""
     baseline = metrics.Map(made[0].before)
 
-    def truth(f: Frame) -> metrics.Truth:
+    def truth(f: Frame) -> protocols.GroundTruth:
         rows, columns = np.unravel_index(f.others, f.fixations.shape)
-        return metrics.truth(f.density, f.fixations, (rows, columns), baseline)
+        return protocols.ground_truth(f.density, f.fixations, (rows, columns), baseline)
 
     def five(f: Frame) -> None:
         p, t = metrics.Map(f.prediction), truths[id(f)]
-        metrics.nss(p, t.once), metrics.cc(p, t.density), metrics.sim(p, t.density)
-        metrics.auc_judd(p, t.once), metrics.kld(p, t.density)
+        metrics.nss(p, t.unique_pixels), metrics.cc(p, t.density), metrics.sim(p, t.density)
+        metrics.auc_judd(p, t.unique_pixels), metrics.kld(p, t.density)
 
-    def scored(protocol: metrics.Protocol) -> Callable[[Frame], Any]:
-        return lambda f: metrics.score_against(truths[id(f)], f.prediction, protocol)
+    def scored(protocol: protocols.Protocol) -> Callable[[Frame], Any]:
+        return lambda f: protocols.score_against(truths[id(f)], f.prediction, protocol)
 
     truths = {id(f): truth(f) for f in made}
     line("a frame's truth", {"ours": milliseconds(truth, made)[0]}, ["ours"])
     line("the first five", {"ours": milliseconds(five, made)[0]}, ["ours"], "5 metrics")
-    for protocol in metrics.PROTOCOLS.values():
+    for protocol in protocols.PROTOCOLS.values():
         count = len(set(protocol.metrics) - {"flicker"})
         line(protocol.name, {"ours": milliseconds(scored(protocol), made)[0]}, ["ours"], f"{count} metrics")
 
@@ -208,7 +208,7 @@ def main() -> None:
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     cv2.setNumThreads(1)
-    metrics.keep_memory()
+    metrics.reserve_memory()
     made = frames(arguments.frames, width, height, arguments.fixations)
     print(f"{width}x{height}, {arguments.fixations} fixations, {len(made)} frames, one thread, numpy {np.__version__}")
     one_by_one(made)

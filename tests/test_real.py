@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill.corpora import density_map, fixation_map, open_corpus, split
-from distill.evaluation.metrics import score
+from distill.evaluation.protocols import score
 from tests.helpers import ROOT, distill
 
 

@@ -262,9 +262,10 @@ def _print_result(run: Any, until: str, as_json: bool, per_clip: bool, table: Pa
     files = [*exported, *(str(run / n) for n in ("metrics.json", "report.html") if (run / n).exists())]
     scored = {}
     if metrics and metrics["predictors"]:
-        from distill.evaluation.scores import parts, write_csv
+        from distill.evaluation.statistics import by_corpus
+        from distill.evaluation.tables import write_csv
 
-        scored = parts(metrics)
+        scored = by_corpus(metrics)
         if table:
             write_csv(table, scored, per_clip)
     if as_json:
@@ -300,7 +301,7 @@ def _print_rows(rows: list[dict[str, str]], title: str = "") -> None:
 
 def _print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
     """Tables of one corpus: scores, differences, clips if wanted. They fit the terminal; piped, nothing is left out."""
-    from distill.evaluation import scores
+    from distill.evaluation.tables import clip_cells, difference_cells, score_cells
 
     skipped = result["frames_without_fixations"]
     title = (
@@ -308,29 +309,29 @@ def _print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
         + (f", {skipped:,} without fixations skipped" if skipped else "")
         + f"\n{result['protocol']}: {result['about']}; 95 % intervals over clips"
     )
-    tables = [(title, "predictor", scores.score_cells(result))]
+    tables = [(title, "predictor", score_cells(result))]
     if result["differences"]:
         of = result["differences"]["of"]
-        tables.append((f"how {of} differs, on the same clips", of, scores.difference_cells(result)))
+        tables.append((f"how {of} differs, on the same clips", of, difference_cells(result)))
     if per_clip:
-        tables.append(("NSS, clip by clip", "clip", scores.clip_cells(result)))
+        tables.append(("NSS, clip by clip", "clip", clip_cells(result)))
     for heading, head, cells in tables:
         _print_cells(heading, head, cells)
 
 
 def _print_cells(heading: str, head: str, cells: list[Any]) -> None:
     """A table that fits the terminal; piped, nothing is left out."""
-    from distill.evaluation import scores
+    from distill.evaluation import tables
 
     terminal = Console(highlight=False)
-    rows, left = scores.fitted(head, cells, terminal.width if terminal.is_terminal else None)
+    rows, left = tables.fit_to_width(head, cells, terminal.width if terminal.is_terminal else None)
     table = Table()
     for i, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     print(heading)
-    (terminal if terminal.is_terminal else Console(highlight=False, width=scores.needs(rows))).print(table)
+    (terminal if terminal.is_terminal else Console(highlight=False, width=tables.table_width(rows))).print(table)
     if left:
         print(f"no room for {', '.join(left)}: a wider terminal, --csv and --json have them")
 
@@ -482,10 +483,10 @@ def evaluate(
     resolved, _ = _resolve(None, ",".join(corpora or ["dhf1k"]), root, None, None, None, None, [*flags, *(sets or [])])
     if not root:
         raise UsageError("which clips? give the corpus's folder with --root")
-    from distill.evaluation.evaluate import across
-    from distill.evaluation.scores import write_csv
+    from distill.evaluation.evaluate import evaluate_corpora
+    from distill.evaluation.tables import write_csv
 
-    results = across(models, resolved, Narrator(quiet, _stop_on_ctrl_c()))
+    results = evaluate_corpora(models, resolved, Narrator(quiet, _stop_on_ctrl_c()))
     if table:
         write_csv(table, results, per_clip)
     if as_json:

@@ -10,7 +10,7 @@ that is not compared, its sum 1. The two are never averaged together, and a mode
 BD-rate (Bjontegaard, VCEG-M33, 2001) is how much more rate the same quality takes, on average over the qualities that both
 reach; negative is better. Curves are monotone cubics through all points (Fritsch and Butland, SIAM J. Sci. Stat. Comput. 5,
 1984), as in the common test conditions of HEVC, not one cubic fitted to four. Intervals are bootstrap ones over clips; two
-maps are compared by their differences on the same clips (see `distill.evaluation.scores`).
+maps are compared by their differences on the same clips (see `distill.evaluation.statistics`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from distill.encoding.encode import (
     encode_frames,
     open_maps,
 )
-from distill.evaluation.scores import Cells, mean_and_interval
+from distill.evaluation.statistics import mean_and_interval
+from distill.evaluation.tables import Cells
 from distill.export.streaming import Stream
 from distill.recipe import keys
 from distill.run.errors import Interrupted, UsageError
@@ -436,7 +437,7 @@ def _measures(result: dict[str, Any]) -> dict[str, str]:
 
 
 def clip_cells(result: dict[str, Any]) -> Cells:
-    """A line for each clip and map: BD-rates, and the change of size at equal CRF, in per cent; for `distill.evaluation.scores.fitted`."""
+    """A line for each clip and map: BD-rates, and the change of size at equal CRF, in per cent; for `tables.fit_to_width`."""
     return [
         (
             f"{clip}, {title}",

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from distill.encoding.roi_writers import FORMATS, SVT_BLOCK, SVT_LEVELS, RoiFile, addroi, addroi_command
-from distill.evaluation.evaluate import load_predictor
+from distill.evaluation.predictors import load_predictor
 from distill.export.blocks import (
     BLOCKS,
     FAINT,

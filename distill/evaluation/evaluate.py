@@ -1,19 +1,18 @@
-"""Scores predictors on clips: ONNX files through onnxruntime, frame by frame, the state carried. What is scored is what ships.
+"""Scores predictors on clips. What is scored is what ships: ONNX files through onnxruntime, frame by frame, with their state.
 
-    models       ONNX files, as they ship; one with state sees every frame
+    models       ONNX files; one with state sees every frame
     baselines    every file without state, pooled over time (distill.students.pooling)
-    references   whatever gives a map for a frame: a teacher's labels, a centred Gaussian, a mean map
-    and, where the corpus allows them, the mean map of the other clips and half of the observers for the other half
+    references   anything that gives a map for a frame: a teacher's labels, a centred Gaussian, a mean map
+    and, where the corpus allows it, the mean map of the other clips, and one half of the observers against the other
 
-Every `stride`-th frame is scored against the observers' fixations. Frames without fixations have no score; they are
-counted. The clips' fixations are read first: sAUC draws a frame's negatives from other frames.
+Every `stride`-th frame is scored against the observers' fixations. Frames without fixations cannot be scored and are
+counted. The fixations of all clips are read first, since sAUC draws a frame's negatives from other frames.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,12 +21,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 
-from distill.corpora import Clip, Points, density_map, fixation_points, open_corpus
+from distill.corpora import Clip, Points, density_map, open_corpus
 from distill.corpora.clips import SIGMA, blur
-from distill.evaluation import metrics, scores
-from distill.evaluation.metrics import PROTOCOLS, Protocol
+from distill.evaluation import metrics, protocols, statistics
+from distill.evaluation.fixations import Fixations, as_map, observer_halves, read_fixations
+from distill.evaluation.predictors import load_predictor, predict, size_multiple
+from distill.evaluation.protocols import GroundTruth, Protocol
 from distill.export.blocks import centred
 from distill.export.runner import Predictor
 from distill.recipe.keys import Recipe
@@ -35,14 +35,12 @@ from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator, cancelling_pool
 from distill.students.pooling import Pooling, State, parse
 
-# A map of any size for a frame of a clip, [h,w]; what a baseline or a teacher predicts there. Mask-like: its peak is 1.
+# A map of any size for a frame of a clip, [h,w], with a peak of 1: what a baseline or a teacher predicts there.
 Reference = Callable[[Clip, int], np.ndarray]
 
-OTHERS = 10  # frames that the negatives of sAUC are drawn from
 MEAN_MAP = "mean map of the other clips"
 CEILING = "half of the observers"
-ENOUGH_CLIPS = 4  # for a mean map that is more than a few clips' own
-GRID = (72, 128)  # rows and columns of the mean map
+MIN_CLIPS_FOR_MEAN_MAP = 4
 
 
 def centre_gaussian(clip: Clip, index: int) -> np.ndarray:
@@ -73,12 +71,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores models (by display name), their poolings and references on annotated clips.
 
-    baselines: poolings of every model without state, as `students.pooling.parse` reads them. mean_map: score the mean map of
-    the other clips too, where there are enough. Where observers are known, one half of them predicts the other.
+    baselines: poolings for every model without state, as `students.pooling.parse` reads them. mean_map: score the mean map
+    of the other clips, too, if there are enough clips. Where observers are known, one half of them predicts the other.
 
     Returns, ready for JSON:
-        schema, protocol (its name), about (what that means), stride
-        predictors, intervals, differences     see `scores.summary`; the differences are those of the first model
+        schema, protocol (its name), about (its description), stride
+        predictors, intervals, differences     see `statistics.summarise`; differences are those of the first model
         frames_scored, frames_without_fixations
         clips: {id: {frames_scored, frames_without_fixations, scores: {predictor: {metric: mean over its frames}},
                      frames: [index], nss_over_time: {predictor: [NSS of that frame]}}}
@@ -89,33 +87,32 @@ def evaluate(
     if not annotated:
         raise UsageError("no clip has fixations to score against; give a corpus with fixations")
     threads = threads or len(os.sched_getaffinity(0))
-    metrics.keep_memory()
-    opened = {name: load_predictor(path) for name, path in models.items()}  # a file that does not load shows now
+    metrics.reserve_memory()
+    opened = {name: load_predictor(path) for name, path in models.items()}  # a file that does not load is reported now
     poolings = _poolings(opened, baselines)
-    chosen = choose_protocol(protocol)
-    steps = {name: step_of(predictor) for name, predictor in opened.items()}
-    for name, step in steps.items():
-        if any(side % step for clip in annotated for side in (clip.height, clip.width)):
+    chosen = protocols.choose(protocol)
+    multiples = {name: size_multiple(predictor) for name, predictor in opened.items()}
+    for name, multiple in multiples.items():
+        if any(side % multiple for clip in annotated for side in (clip.height, clip.width)):
             narrator.say(
-                f"eval: {name} runs at multiples of {step} px only: other frames are extended at the right and at the bottom"
+                f"eval: {name} runs at multiples of {multiple} px only: other frames are extended at the right and at the bottom"
             )
 
     with cancelling_pool(threads) as pool:
-        read = pool.map(lambda clip: _read_gaze(clip, stride, narrator.stop), annotated)
-        gaze = Gaze(annotated, list(narrator.track(read, "fixations", len(annotated))))
-        if not gaze.points:
+        read = pool.map(lambda clip: read_fixations(clip, stride, narrator.stop), annotated)
+        fixations = Fixations(annotated, list(narrator.track(read, "fixations", len(annotated))))
+        if not fixations.points:
             raise UsageError(
-                "not one scored frame has fixations; check the annotation, or score more frames with eval.stride"
+                "none of the scored frames has fixations; check the annotation, or score more frames with eval.stride"
             )
-        if mean_map and len(np.unique(gaze.owner)) >= ENOUGH_CLIPS:
-            references = {**references, MEAN_MAP: gaze.mean_map}
-        job = _Job(models, steps, poolings, references, gaze, chosen, narrator.stop)
-        results = narrator.track(pool.map(job.score, annotated), "eval", len(annotated))
+        if mean_map and len(np.unique(fixations.owner)) >= MIN_CLIPS_FOR_MEAN_MAP:
+            references = {**references, MEAN_MAP: fixations.mean_map}
+        scorer = _Scorer(models, multiples, poolings, references, fixations, chosen, narrator.stop)
+        results = narrator.track(pool.map(scorer.score, annotated), "eval", len(annotated))
         by_clip = {clip.id: result for clip, result in zip(annotated, results, strict=True)}
 
-    scored = {i: r for i, r in by_clip.items() if r["frames_scored"]}
     names = [*models, *poolings, *references]
-    names += [CEILING] if any(CEILING in r["scores"] for r in scored.values()) else []
+    names += [CEILING] if any(CEILING in r["scores"] for r in by_clip.values()) else []
     return {
         "schema": 2,
         "protocol": chosen.name,
@@ -123,206 +120,110 @@ def evaluate(
         "stride": stride,
         "frames_scored": sum(r["frames_scored"] for r in by_clip.values()),
         "frames_without_fixations": sum(r["frames_without_fixations"] for r in by_clip.values()),
-        **scores.summary(
-            {i: r["scores"] for i, r in scored.items()},
-            {i: r["frames_scored"] for i, r in scored.items()},
-            names, chosen,
-        ),
+        **statistics.summarise_clips(by_clip, names, chosen),
         "clips": by_clip,
-    }  # fmt: skip
+    }
 
 
-def across(models: Sequence[Path], recipe: Recipe, narrator: Narrator) -> dict[str, dict[str, Any]]:
+def evaluate_corpora(models: Sequence[Path], recipe: Recipe, narrator: Narrator) -> dict[str, dict[str, Any]]:
     """The results of ONNX files on every part of the recipe's corpus, by part: `evaluate`, with the centred Gaussian and the
-    mean map of the other clips. All annotated clips are scored, or `corpus.val_clips` of them.
+    mean map of the other clips. Scores all annotated clips, or `corpus.val_clips` of them.
 
     Raises UsageError where a model or a corpus is not usable.
     """
     names = [path.name if sum(p.name == path.name for p in models) == 1 else str(path) for path in models]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"{min(twice)} is named twice")
-    held_out = {
-        name: load_predictor(path).metadata.get("validation_clips") for name, path in zip(names, models, strict=True)
-    }
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"{min(repeated)} is named twice")
+    by_name = dict(zip(names, models, strict=True))
+    held_out = {name: load_predictor(path).metadata.get("validation_clips") for name, path in by_name.items()}
     corpus = open_corpus(recipe.corpus.name, recipe.corpus.root, track=narrator.track, options=recipe.corpus)
-    wanted = recipe.corpus.val_clips
-    clips = corpus.select(wanted) if wanted else list(corpus.clips)
+    selected = recipe.corpus.val_clips
+    clips = corpus.select(selected) if selected else list(corpus.clips)
     for note in corpus.notes:
         narrator.say(f"corpus: {note}")
-    for name, validated in held_out.items():
-        if validated and not wanted:
+    for name, ids in held_out.items():
+        if ids and not selected:
             narrator.say(
-                f"eval: all clips are scored; if {name} was trained on this corpus, only {validated} were held out: "
-                f"--set corpus.val_clips={validated}"
+                f"eval: all clips are scored; if {name} was trained on this corpus, only {ids} were held out: "
+                f"--set corpus.val_clips={ids}"
             )
     results, options = {}, recipe.eval
     for part, root in corpus.roots.items():
-        its = [clip for clip in clips if clip.corpus == part]
-        if its or not wanted:
+        of_part = [clip for clip in clips if clip.corpus == part]
+        if of_part or not selected:
             results[f"{part}:{Path(root).name}"] = evaluate(
-                dict(zip(names, models, strict=True)), {"centred Gaussian": centre_gaussian}, its, options.stride,
-                options.threads, narrator, options.protocol, options.baselines, mean_map=True,
+                by_name, {"centred Gaussian": centre_gaussian}, of_part, options.stride, options.threads, narrator,
+                options.protocol, options.baselines, mean_map=True,
             )  # fmt: skip
     return results
 
 
-def choose_protocol(name: str) -> Protocol:
-    """The protocol of that name, or UsageError."""
-    if name not in PROTOCOLS:
-        raise UsageError(f"unknown protocol '{name}'; known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
-
-
 def _poolings(opened: Mapping[str, Predictor], baselines: Sequence[str]) -> dict[str, tuple[str, Pooling]]:
-    """What pools whose maps, by display name."""
+    """Model and pooling by display name: every baseline of every model without state."""
     try:
-        wanted = list(dict.fromkeys(parse(text) for text in baselines))
+        chosen = list(dict.fromkeys(parse(text) for text in baselines))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    still = [name for name, predictor in opened.items() if not predictor.stateful]
-    if wanted and not still:
-        raise UsageError(
-            f"baseline {wanted[0].name} pools the maps of an image file, and none is given; name one beside"
-        )
-    return {f"{name} + {pooling.name}": (name, pooling) for name in still for pooling in wanted}
-
-
-# --- where observers looked ------------------------------------------------------------------------------------------
-
-
-def _read_gaze(clip: Clip, stride: int, stop: Callable[[], bool]) -> dict[int, Points]:
-    """The fixations of the frames that are due, by frame; empty ones too."""
-    found: dict[int, Points] = {}
-    for index in range(0, min(clip.frames, clip.annotated_frames), stride):
-        if stop():
-            raise Interrupted(f"eval, reading the fixations of clip {clip.id}")
-        points = fixation_points(clip, index)
-        if points is None:
-            continue
-        for axis, length in ((points.rows, clip.height), (points.columns, clip.width)):
-            if len(axis) and not 0 <= axis.min() <= axis.max() < length:
-                raise UsageError(
-                    f"clip {clip.id}, frame {index + 1}: a fixation lies outside the frame of {clip.width}x{clip.height} px; "
-                    "mend the annotation, or leave the clip out with corpus.skip"
-                )
-        found[index] = points
-    return found
-
-
-class Gaze:
-    """The fixations of all clips that are scored: what sAUC and the mean map compare a clip with."""
-
-    def __init__(self, clips: Sequence[Clip], found: Sequence[dict[int, Points]]) -> None:
-        self.of = {clip.id: points for clip, points in zip(clips, found, strict=True)}
-        self.size = [(clip.height, clip.width) for clip in clips]
-        self.number = {clip.id: n for n, clip in enumerate(clips)}
-        seen = [(n, p) for n, points in enumerate(found) for p in points.values() if len(p.rows)]
-        self.points = [p for _, p in seen]  # of every frame that has any
-        self.owner = np.array([n for n, _ in seen], int)  # and the number of its clip
-        self.shares = np.zeros(
-            (len(clips), *GRID), np.float32
-        )  # every clip's mean map, unblurred; each counts the same
-        for (n, p), (height, width) in ((s, self.size[s[0]]) for s in seen):
-            np.add.at(self.shares[n], (p.rows * GRID[0] // height, p.columns * GRID[1] // width), 1 / len(p.rows))
-        totals = self.shares.sum((1, 2))
-        self.shares[totals > 0] /= totals[totals > 0, None, None]
-        self.share = self.shares.sum(0)  # of all clips
-
-    def others(self, clip: Clip, index: int, own_clip: bool) -> tuple[np.ndarray, np.ndarray] | None:
-        """Fixations of ten random frames, rows and columns in this clip's pixels; the same for every predictor.
-
-        None where no other clip has any. own_clip: whether frames of this clip may be among them.
-        """
-        number = self.number[clip.id]
-        eligible = np.arange(len(self.owner)) if own_clip else np.flatnonzero(self.owner != number)
-        if not len(eligible):
-            return None
-        rng = np.random.default_rng([_seed(clip), index])
-        rows, columns = [], []
-        for k in rng.choice(eligible, min(OTHERS, len(eligible)), replace=False):
-            height, width = self.size[self.owner[k]]
-            rows.append(self.points[k].rows * clip.height // height)
-            columns.append(self.points[k].columns * clip.width // width)
-        return np.concatenate(rows), np.concatenate(columns)
-
-    def mean_map(self, clip: Clip, index: int) -> np.ndarray:
-        """Where observers look in the other clips, whatever the frame: `GRID`, its peak 1."""
-        others = np.maximum(self.share - self.shares[self.number[clip.id]], 0)
-        blurred = cv2.GaussianBlur(others, (0, 0), SIGMA * GRID[1])
-        return blurred / blurred.max()
-
-
-def _seed(clip: Clip) -> int:
-    """The same whether its corpus is scored alone or beside others, which is in a clip's id and not in its name."""
-    return zlib.crc32(clip.name.encode())
-
-
-def _halves(clip: Clip, points: Mapping[int, Points]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The clip's observers in two random halves; None where they are not known, or there is only one."""
-    known = [p.observers for p in points.values() if p.observers is not None]
-    observers = np.unique(np.concatenate(known)) if known else np.zeros(0, int)
-    if len(observers) < 2:
-        return None
-    shuffled = np.random.default_rng(_seed(clip)).permutation(observers)
-    return shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]
-
-
-# --- one clip --------------------------------------------------------------------------------------------------------
+    stateless = [name for name, predictor in opened.items() if not predictor.stateful]
+    if chosen and not stateless:
+        raise UsageError(f"baseline {chosen[0].name} pools the maps of an image file, and none is given; name one, too")
+    return {f"{name} + {pooling.name}": (name, pooling) for name in stateless for pooling in chosen}
 
 
 @dataclass
-class _Job:
-    """What scoring a clip takes; every thread has its own predictors, opened once."""
+class _Scorer:
+    """Scores one clip at a time; every thread has its own predictors, opened once."""
 
     models: Mapping[str, Path]
-    steps: Mapping[str, int]
+    multiples: Mapping[str, int]
     poolings: Mapping[str, tuple[str, Pooling]]
     references: Mapping[str, Reference]
-    gaze: Gaze
+    fixations: Fixations
     protocol: Protocol
     stop: Callable[[], bool]
-    own: threading.local = field(default_factory=threading.local)
+    local: threading.local = field(default_factory=threading.local)
 
     def predictors(self) -> dict[str, Predictor]:
-        """This thread's, without history."""
-        if not hasattr(self.own, "predictors"):
-            self.own.predictors = {name: load_predictor(path) for name, path in self.models.items()}
-        for predictor in self.own.predictors.values():
+        """This thread's predictors, without history."""
+        if not hasattr(self.local, "predictors"):
+            self.local.predictors = {name: load_predictor(path) for name, path in self.models.items()}
+        for predictor in self.local.predictors.values():
             predictor.reset()
-        return self.own.predictors
+        return self.local.predictors
 
     def score(self, clip: Clip) -> dict[str, Any]:
-        points = self.gaze.of[clip.id]
-        due = [index for index, p in points.items() if len(p.rows)]
-        halves = _halves(clip, points)
+        """A clip's entry of the result: see `evaluate`."""
+        points = self.fixations.of[clip.id]
+        to_score = [index for index, p in points.items() if len(p.rows)]
+        halves = observer_halves(clip, points)
         names = [*self.models, *self.poolings, *self.references]
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        by_name: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         ceiling: list[dict[str, float]] = []
-        for index, maps, steady in self._maps(clip, set(due)):
+        for index, maps, flicker in self._maps(clip, set(to_score)):
             truth = self._truth(clip, index, points[index])
             for name in names:
                 try:
-                    values = metrics.score_against(truth, maps[name], self.protocol)
+                    values = protocols.score_against(truth, maps[name], self.protocol)
                 except ValueError as error:
                     raise UsageError(f"{name}, clip {clip.id}, frame {index + 1}: {error}") from None
-                found[name].append({**values, **({"flicker": steady[name]} if name in steady else {})})
+                by_name[name].append({**values, **({"flicker": flicker[name]} if name in flicker else {})})
             ceiling += self._ceiling(clip, index, points[index], halves) if halves else []
         return {
-            "frames_scored": len(due),
-            "frames_without_fixations": len(points) - len(due),
-            "scores": {name: self._means(f) for name, f in [*found.items(), (CEILING, ceiling)] if f},
-            "frames": due,
-            "nss_over_time": {name: [round(s["nss"], 4) for s in found[name]] for name in names},
+            "frames_scored": len(to_score),
+            "frames_without_fixations": len(points) - len(to_score),
+            "scores": {name: self._means(frames) for name, frames in [*by_name.items(), (CEILING, ceiling)] if frames},
+            "frames": to_score,
+            "nss_over_time": {name: [round(s["nss"], 4) for s in by_name[name]] for name in names},
         }
 
     def _means(self, frames: list[dict[str, float]]) -> dict[str, float]:
-        """Over the frames that have a value."""
+        """Over the frames that have a finite value."""
         values = {m: [f[m] for f in frames if m in f and np.isfinite(f[m])] for m in self.protocol.metrics}
         return {m: float(np.mean(v)) for m, v in values.items() if v}
 
-    def _maps(self, clip: Clip, due: set[int]) -> Iterator[tuple[int, dict[str, np.ndarray], dict[str, float]]]:
-        """For every frame that is due: its index, the map of every predictor, and each one's flicker since the frame before,
-        where the protocol asks for it and the clip moves at all."""
+    def _maps(self, clip: Clip, to_score: set[int]) -> Iterator[tuple[int, dict[str, np.ndarray], dict[str, float]]]:
+        """For every frame to score: its index, every predictor's map, and every predictor's flicker since the previous frame,
+        if the protocol has flicker and there is a previous frame."""
         predictors = self.predictors()
         pooled = {source for source, _ in self.poolings.values()}
         states: dict[str, State | None] = dict.fromkeys(self.poolings)
@@ -331,39 +232,41 @@ class _Job:
         for index, frame in enumerate(clip.read()):
             if self.stop():
                 raise Interrupted(f"eval, in clip {clip.id}")
-            # Without state or pooling, only frames that are scored are seen, and for flicker the ones before them.
-            wanted = index in due or (with_flicker and index + 1 in due)
+            # Models without state or pooling need only the scored frames, and for flicker the ones before.
+            needed = index in to_score or (with_flicker and index + 1 in to_score)
             try:
                 maps = {
-                    name: _predict(predictor, frame, self.steps[name])
+                    name: predict(predictor, frame, self.multiples[name])
                     for name, predictor in predictors.items()
-                    if wanted or predictor.stateful or name in pooled
+                    if needed or predictor.stateful or name in pooled
                 }
                 for name, (source, pooling) in self.poolings.items():
                     maps[name], states[name] = pooling.step(maps[source], frame, states[name])
             except ValueError as error:
                 raise UsageError(f"clip {clip.id}: {error}") from None
-            if wanted:
+            if needed:
                 for name, reference in self.references.items():
                     size = (clip.width, clip.height)
                     maps[name] = cv2.resize(reference(clip, index), size, interpolation=cv2.INTER_LINEAR)
-            if index in due:
-                steady = {}
+            if index in to_score:
+                flicker = {}
                 if with_flicker and before:
                     still = metrics.still_blocks(frame, before[0])
-                    steady = {name: metrics.flicker(m, before[1][name], still) for name, m in maps.items()}
-                yield index, maps, steady
+                    flicker = {name: metrics.flicker(m, before[1][name], still) for name, m in maps.items()}
+                yield index, maps, flicker
             before = (frame, maps)
-            if index == max(due, default=0):
+            if index == max(to_score, default=0):
                 return
 
-    def _truth(self, clip: Clip, index: int, points: Points, density: np.ndarray | None = None) -> metrics.Truth:
+    def _truth(self, clip: Clip, index: int, points: Points, density: np.ndarray | None = None) -> GroundTruth:
+        """density: by default that of all the points."""
+        uses = self.protocol.metrics
         try:
-            return metrics.truth(
-                density_map(clip, index, _binary(clip, points)) if density is None else density,
+            return protocols.ground_truth(
+                density_map(clip, index, as_map(clip, points)) if density is None else density,
                 (points.rows, points.columns),
-                self.gaze.others(clip, index, self.protocol.own_clip) if "s_auc" in self.protocol.metrics else None,
-                _centre_map(clip.height, clip.width) if "ig" in self.protocol.metrics else None,
+                self.fixations.others(clip, index, self.protocol.own_clip) if "s_auc" in uses else None,
+                _centre_map(clip.height, clip.width) if "ig" in uses else None,
                 seed=index,
             )
         except (ValueError, IndexError) as error:
@@ -372,54 +275,13 @@ class _Job:
     def _ceiling(
         self, clip: Clip, index: int, points: Points, halves: tuple[np.ndarray, np.ndarray]
     ) -> list[dict[str, float]]:
-        """One half of the observers, blurred, predicts the other; nothing where either looked nowhere in this frame."""
+        """The scores of one half of the observers, blurred, against the other; empty where a half has no fixation here."""
         if points.observers is None:
             return []
-        inside = [np.isin(points.observers, half) for half in halves]
-        one, other = (Points(points.rows[seen], points.columns[seen]) for seen in inside)
+        members = [np.isin(points.observers, half) for half in halves]
+        one, other = (Points(points.rows[seen], points.columns[seen]) for seen in members)
         if not len(one.rows) or not len(other.rows):
             return []
-        prediction, density = (blur(_binary(clip, half), SIGMA * clip.width) for half in (one, other))
+        prediction, density = (blur(as_map(clip, half), SIGMA * clip.width) for half in (one, other))
         truth = self._truth(clip, index, other, density)
-        return [metrics.score_against(truth, prediction / prediction.max(), self.protocol)]
-
-
-def _binary(clip: Clip, points: Points) -> np.ndarray:
-    fixations = np.zeros((clip.height, clip.width), bool)
-    fixations[points.rows, points.columns] = True
-    return fixations
-
-
-def step_of(predictor: Predictor) -> int:
-    """The smallest power of two, up to 32, of which a model's frame sizes must be multiples; 1 where none is found.
-
-    Other projects' students run at multiples of 8 only; they are to be scored on the same clips nevertheless.
-    """
-    quiet = ort.RunOptions()
-    quiet.log_severity_level = 4  # that some sizes fail is what is asked
-    for step in (1, 2, 4, 8, 16, 32):
-        frame = np.zeros((1, 3, 64 + step, 96 + step), np.float32)
-        try:
-            if predictor.session.run(predictor.outputs, {"input": frame}, quiet)[0].shape == (1, 1, *frame.shape[2:]):
-                return step
-        except Exception:  # onnxruntime's exceptions share no base class of their own
-            continue
-    return 1
-
-
-def _predict(predictor: Predictor, frame: np.ndarray, step: int) -> np.ndarray:
-    height, width = frame.shape[:2]
-    if height % step == width % step == 0:
-        return predictor.predict(frame)
-    extended = cv2.copyMakeBorder(frame, 0, -height % step, 0, -width % step, cv2.BORDER_REPLICATE)
-    return np.ascontiguousarray(predictor.predict(extended)[:height, :width])
-
-
-def load_predictor(path: Path, threads: int = 1) -> Predictor:
-    """Raises UsageError where the file is missing or no saliency student."""
-    if not path.is_file():
-        raise UsageError(f"no model at {path}" + ("; it is a folder" if path.is_dir() else ""))
-    try:
-        return Predictor(path, threads)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        return [protocols.score_against(truth, prediction / prediction.max(), self.protocol)]

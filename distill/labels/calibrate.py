@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.corpora import Clip, Corpus, Points, density_map, fixation_points
-from distill.evaluation import metrics
+from distill.evaluation import metrics, protocols
 from distill.labels.labelling import LabelsOf, looked_up_in
 from distill.labels.store import StoredLabels
 from distill.run.errors import Interrupted, UsageError
@@ -323,12 +323,12 @@ def _measure(sample: _Sample, calibrations: Sequence[Calibration]) -> list[dict[
     for n, index in enumerate(sample.indices):
         points = fixation_points(clip, index)
         assert points is not None
-        truth = metrics.truth(density_map(clip, index, _binary(clip, points)), (points.rows, points.columns))
+        truth = protocols.ground_truth(density_map(clip, index, _binary(clip, points)), (points.rows, points.columns))
         for values, map_Nhw in zip(found, maps, strict=True):
             size = (clip.width, clip.height)
             p = metrics.Map(cv2.resize(map_Nhw[n], size, interpolation=cv2.INTER_LINEAR))
             values.append([
-                metrics.nss(p, truth.once), metrics.cc(p, truth.density), metrics.sim(p, truth.density),
+                metrics.nss(p, truth.unique_pixels), metrics.cc(p, truth.density), metrics.sim(p, truth.density),
                 metrics.kld(p, truth.density),
             ])  # fmt: skip
     return [dict(zip(METRICS, np.mean(values, 0).tolist(), strict=True)) for values in found]

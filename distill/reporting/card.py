@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from distill import __version__
-from distill.evaluation import scores
+from distill.evaluation import statistics, tables
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.reporting.sidecar import registry_entry, sha256, write_registry, write_sidecar
 from distill.run.files import write_bytes
@@ -269,7 +269,7 @@ def _card(
 def _metrics(metrics: dict[str, Any] | None) -> str:
     if metrics is None:
         return "Not evaluated: how well these files predict is not known."
-    columns = scores.shown(metrics)
+    columns = tables.metrics_in(metrics)
     lower = [LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]]
     return "\n".join([
         f"These ONNX files through onnxruntime, {metrics['frames_scored']:,} frames of {_counted(metrics['clips'], 'validation clip')}, "
@@ -277,7 +277,7 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
         + (f", but for {' and '.join(lower)}" if lower else "")
         + "; the best of each column is bold. `step` and `image` are these files; `image + ...` is the image file with its maps "
         "pooled over time.",
-        *[line for part, result in scores.parts(metrics).items() for line in _scores_of(part, result)],
+        *[line for part, result in statistics.by_corpus(metrics).items() for line in _scores_of(part, result)],
     ])  # fmt: skip
 
 
@@ -337,22 +337,22 @@ def _scores_of(part: str, result: dict[str, Any]) -> list[str]:
     worth = []
     for name, values in (result["differences"] or {"from": {}})["from"].items():
         if name.startswith("image"):
-            mean, interval = values["nss"]["mean"], scores.bracket(values["nss"]["interval"], "nss", sign=True)
+            mean, interval = values["nss"]["mean"], tables.format_interval(values["nss"]["interval"], "nss", sign=True)
             worth.append(f"- NSS of the step file less {name}, on the same clips: {mean:+.3f} {interval}".rstrip())
     return ["", f"{part}, {_counted(result['clips'])}:", "", *table(result), "", *worth]
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """The scores as a Markdown table, the best value of each column in bold, NSS with its interval."""
-    shown = scores.shown(result)
+    shown = tables.metrics_in(result)
     lines = ["| predictor | " + " | ".join(LABELS[m] for m in shown) + " |", "| --- |" + " --- |" * len(shown)]
-    best = {m: scores.best(result, m) for m in shown}
+    best = {m: tables.best(result, m) for m in shown}
     for name, values in result["predictors"].items():
         cells = []
         for m in shown:
-            cell = scores.number(values.get(m), m)
+            cell = tables.format_value(values.get(m), m)
             cell = f"**{cell}**" if m in values and values[m] == best[m] else cell
-            span = scores.bracket(result["intervals"][name].get(m), m) if m == "nss" else ""
+            span = tables.format_interval(result["intervals"][name].get(m), m) if m == "nss" else ""
             cells.append(f"{cell} {span}".rstrip())
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

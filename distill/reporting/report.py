@@ -20,9 +20,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from distill.corpora import Clip, Corpus, density_map, fixation_map
-from distill.evaluation import scores
-from distill.evaluation.evaluate import load_predictor
+from distill.evaluation import statistics, tables
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
+from distill.evaluation.predictors import load_predictor
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting.card import Provenance
@@ -95,18 +95,18 @@ NAMES = {"step": "student, step file", "image": "student, image file"}
 def _scores(metrics: dict[str, Any]) -> str:
     if not metrics["predictors"]:
         return "<h2>Scores</h2><p>No validation clip has fixations: nothing was scored.</p>"
-    by_part = scores.parts(metrics)
+    by_part = statistics.by_corpus(metrics)
     return "<h2>Scores</h2>" + "".join(
         (f"<h3>{html.escape(part)}</h3>" if len(by_part) > 1 else "") + _scores_of(result) for part, result in by_part.items()
     )  # fmt: skip
 
 
 def _scores_of(result: dict[str, Any]) -> str:
-    shown = scores.shown(result)
-    best = {m: scores.best(result, m) for m in shown}
+    shown = tables.metrics_in(result)
+    best = {m: tables.best(result, m) for m in shown}
     head = "".join(f"<th>{LABELS[m]} {'↑' if HIGHER_IS_BETTER[m] else '↓'}</th>" for m in shown)
     rows = [f"<tr><th>predictor</th>{head}</tr>"]
-    for (name, cells), values in zip(scores.score_cells(result), result["predictors"].values(), strict=True):
+    for (name, cells), values in zip(tables.score_cells(result), result["predictors"].values(), strict=True):
         marks = ["best" if m in values and values[m] == best[m] else "" for m in shown]
         rows.append(_row(NAMES.get(name, name), cells, marks))
     skipped = result["frames_without_fixations"]
@@ -296,7 +296,7 @@ def _over_time(clip: Clip, result: dict[str, Any]) -> str:
 
 
 def _per_clip(metrics: dict[str, Any]) -> str:
-    cells = scores.clip_cells(metrics) if metrics["predictors"] else []
+    cells = tables.clip_cells(metrics) if metrics["predictors"] else []
     if not cells:
         return ""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in cells[0][1])

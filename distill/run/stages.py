@@ -30,7 +30,7 @@ import torch
 
 from distill.corpora import Clip, Corpus, open_corpus, split, synthetic
 from distill.corpora.clips import SIGMA
-from distill.evaluation import scores
+from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.export import ExportRefused
 from distill.export.ship import ship, verify
@@ -327,7 +327,7 @@ def _eval(context: Context) -> Done:
         clips_of_part.setdefault(clip.corpus, []).append(clip)
     name, options, references = recipe.run.name, recipe.eval, _references(context, corpus)
     models = {"step": run / "export" / f"{name}_step.onnx", "image": run / "export" / f"{name}.onnx"}
-    result = scores.merged({
+    result = statistics.merge({
         part: evaluate(
             models, references, clips, options.stride, options.threads, context.narrator, options.protocol, options.baselines
         )
@@ -364,7 +364,7 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
     narrator.say(f"eval: NSS {shown}")
     for name, values in (result["differences"] or {"from": {}})["from"].items():
         if name.startswith("image"):
-            interval = scores.bracket(values["nss"]["interval"], "nss", sign=True)
+            interval = tables.format_interval(values["nss"]["interval"], "nss", sign=True)
             narrator.say(f"eval: NSS {values['nss']['mean']:+.3f} {interval} step minus {name}, on the same clips")
     if result["frames_without_fixations"]:
         narrator.say(f"eval: {result['frames_without_fixations']} frames without fixations were not scored")

@@ -146,7 +146,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def open_all(models: Sequence[Path], threads: int) -> list[Predictor]:
-    from distill.evaluation.evaluate import (
+    from distill.evaluation.predictors import (
         load_predictor,  # brings OpenCV, which the process that measures memory does without
     )
 

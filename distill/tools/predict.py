@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from distill.corpora.video import Writer, probe, read_frames
-from distill.evaluation.evaluate import load_predictor
+from distill.evaluation.predictors import load_predictor
 from distill.reporting.report import overlay
 from distill.run.errors import UsageError
 from distill.run.files import atomic, write_array

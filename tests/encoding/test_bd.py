@@ -140,13 +140,13 @@ def test_gaze_and_a_judge_are_never_averaged(tmp_path):
 
 
 def test_tables_fit_80_columns():
-    from distill.evaluation import scores
+    from distill.evaluation import tables
 
     clips = {f"{n:03d}": clip_facts(-100.0 - n, -90.0 - n * n) for n in range(9)}
     result = {"clips": clips, "judge": None, **bd.summary(clips)}
     for cells in (bd.mean_cells(result), bd.difference_cells(result), bd.clip_cells(result)):
-        rows, left = scores.fitted("map", cells, 80)
-        assert left == [] and scores.needs(rows, scores.NAME_WIDTH) <= 80
+        rows, left = tables.fit_to_width("map", cells, 80)
+        assert left == [] and tables.table_width(rows, tables.NAME_WIDTH) <= 80
         assert cells == bd.clip_cells(result) or "±" in rows[0]["by gaze"] or "[" in rows[0]["by gaze"]
 
 

@@ -4,9 +4,8 @@ import functools
 import json
 import resource
 
-from tests.cli.test_cli import distill
-from tests.conftest import TINY
 from tests.evaluation.test_evaluate import gaze_corpus
+from tests.helpers import TINY, distill
 
 LIMIT, CLIPS = 40, 88  # half of the clips train, half are held out: each half is more than the limit
 

@@ -10,9 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from distill.corpora import Points, density_map, fixation_map, open_corpus
-from distill.evaluation import metrics, scores
-from distill.evaluation.evaluate import CEILING, MEAN_MAP, Gaze, across, centre_gaussian, evaluate, step_of
-from distill.evaluation.metrics import PROTOCOLS
+from distill.evaluation import protocols, statistics, tables
+from distill.evaluation.evaluate import CEILING, MEAN_MAP, centre_gaussian, evaluate, evaluate_corpora
+from distill.evaluation.fixations import Fixations
+from distill.evaluation.predictors import size_multiple
+from distill.evaluation.protocols import PROTOCOLS
 from distill.export.runner import Predictor
 from distill.recipe.files import load_recipe
 from distill.recipe.keys import Recipe
@@ -97,7 +99,7 @@ def test_scores_are_those_of_the_files_run_frame_by_frame(models, clips, narrato
         fixations = fixation_map(clip, index)
         if index % stride == 0 and fixations.any():
             for name, saliency in zip(names, maps, strict=True):
-                expected[name].append(metrics.score(saliency, density_map(clip, index, fixations), fixations))
+                expected[name].append(protocols.score(saliency, density_map(clip, index, fixations), fixations))
     scored = result["clips"][clip.id]
     assert scored["frames_scored"] == len(expected["step"])
     for name in names:
@@ -148,7 +150,7 @@ def test_frames_without_fixations_are_counted_and_skipped(models, clips, narrato
 def test_models_that_need_multiples_of_8_are_scored_on_extended_frames(models, tmp_path, capsys):
     from distill.run.progress import Narrator
 
-    steps = {name: step_of(Predictor(path)) for name, path in models.items()}
+    steps = {name: size_multiple(Predictor(path)) for name, path in models.items()}
     assert steps == {"step": 1, "image": 1, "eights": 8}
     corpus = open_corpus("gaze-table", gaze_corpus(tmp_path / "odd", size=(45, 61)))
     result = evaluate(models, {}, corpus.clips, 1, 1, Narrator())
@@ -157,7 +159,7 @@ def test_models_that_need_multiples_of_8_are_scored_on_extended_frames(models, t
     frame = next(iter(clip.read()))
     extended = np.pad(frame, ((0, 3), (0, 3), (0, 0)), mode="edge")
     fixations = fixation_map(clip, 0)
-    expected = metrics.score(
+    expected = protocols.score(
         Predictor(models["eights"]).predict(extended)[:45, :61], density_map(clip, 0, fixations), fixations
     )
     assert result["clips"][clip.id]["scores"]["eights"]["nss"] == pytest.approx(expected["nss"], abs=1e-6)
@@ -185,7 +187,7 @@ def test_the_mean_map_is_that_of_the_other_clips(models, images_root, narrator):
     clips = open_corpus("gaze-table", images_root).clips
     here, there = (np.full(5, 4), np.full(5, 4)), (np.full(5, 40), np.full(5, 60))
     found = [{0: Points(*(here if n == 0 else there))} for n in range(len(clips))]
-    gaze = Gaze(clips, found)
+    gaze = Fixations(clips, found)
     own, other = gaze.mean_map(clips[0], 0), gaze.mean_map(clips[1], 0)
     assert own.max() == other.max() == 1
     assert own[60, 120] > 0.9 and own[6, 8] < 1e-6  # its own place is not in it
@@ -197,7 +199,7 @@ def test_the_mean_map_is_that_of_the_other_clips(models, images_root, narrator):
 
 def test_shuffled_auc_draws_from_ten_frames_of_other_clips(clips):
     points = [{t: Points(np.full(3, n), np.full(3, t)) for t in range(8)} for n in range(len(clips))]
-    gaze = Gaze(clips, points)
+    gaze = Fixations(clips, points)
     rows, columns = gaze.others(clips[1], 4, own_clip=False)
     assert len(rows) == 30 and 1 not in rows and len(set(zip(rows, columns, strict=True))) == 10
     again, _ = gaze.others(clips[1], 4, own_clip=False)
@@ -205,14 +207,14 @@ def test_shuffled_auc_draws_from_ten_frames_of_other_clips(clips):
     assert np.array_equal(rows, again) and not np.array_equal(rows, other)
     drawn = np.concatenate([gaze.others(clips[1], t, own_clip=True)[0] for t in range(40)])
     assert set(drawn) == set(range(len(clips)))  # the official code may draw from the clip itself
-    alone = Gaze(clips[:1], points[:1])
+    alone = Fixations(clips[:1], points[:1])
     assert alone.others(clips[0], 0, own_clip=False) is None and alone.others(clips[0], 0, own_clip=True) is not None
 
 
 def test_points_of_a_clip_of_another_size_are_scaled(models, tmp_path):
     small = open_corpus("gaze-table", gaze_corpus(tmp_path / "a", (48, 64))).clips[0]
     large = open_corpus("gaze-table", gaze_corpus(tmp_path / "b", (96, 192))).clips[1]
-    gaze = Gaze(
+    gaze = Fixations(
         [small, large], [{0: Points(np.array([47]), np.array([63]))}, {0: Points(np.array([95]), np.array([3]))}]
     )
     assert [int(a[0]) for a in gaze.others(large, 0, own_clip=False)] == [94, 189]
@@ -243,13 +245,13 @@ def test_intervals_are_those_of_the_mean():
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        mean, (low, high) = scores.mean_and_interval(rng.normal(2, 1, 40))
+        mean, (low, high) = statistics.mean_and_interval(rng.normal(2, 1, 40))
         assert low < mean < high
         covered += low < 2 < high
         assert (high - low) / 2 == pytest.approx(1.96 / np.sqrt(40), rel=0.45)
     assert 0.89 < covered / 200 < 0.99
-    assert scores.mean_and_interval([1.0, 2.0, 4.0]) == scores.mean_and_interval([1.0, 2.0, 4.0])
-    assert scores.mean_and_interval([3.0]) == (3.0, None)
+    assert statistics.mean_and_interval([1.0, 2.0, 4.0]) == statistics.mean_and_interval([1.0, 2.0, 4.0])
+    assert statistics.mean_and_interval([3.0]) == (3.0, None)
 
 
 def test_the_interval_of_one_clip_knows_that_frames_are_alike():
@@ -260,18 +262,20 @@ def test_the_interval_of_one_clip_knows_that_frames_are_alike():
             noise, x = rng.normal(size=120), [0.0]
             for value in noise:
                 x.append(alike * x[-1] + value)
-            low, high = scores.interval_over_frames(x[1:])
+            low, high = statistics.interval_over_frames(x[1:])
             covered[alike] += low < 0 < high
     assert 0.85 < covered[0.0] / 150 < 0.99 and 0.75 < covered[0.8] / 150 < 0.99  # drawn singly, the second covers 0.5
-    assert scores.interval_over_frames([2.0] * 8) == [2.0, 2.0] and scores.interval_over_frames([2.0] * 7) is None
+    assert (
+        statistics.interval_over_frames([2.0] * 8) == [2.0, 2.0] and statistics.interval_over_frames([2.0] * 7) is None
+    )
     result = made_up(step=0.1, image=0.0)
     result["clips"]["c3"]["nss_over_time"] = {"step": [1.0, 2.0] * 10}
-    cells = dict(scores.clip_cells(result))
+    cells = dict(tables.clip_cells(result))
     assert cells["c3"]["step"][1].startswith("[1.") and cells["c3"]["image"][1] == cells["c4"]["step"][1] == ""
 
 
 def test_frames_weigh_where_frames_are_averaged():
-    mean, (low, high) = scores.mean_and_interval([1.0, 3.0], [1, 3])
+    mean, (low, high) = statistics.mean_and_interval([1.0, 3.0], [1, 3])
     assert mean == 2.5 and low == 1 and high == 3
 
 
@@ -283,7 +287,7 @@ def made_up(protocol="clip-mean", **values):
         f"c{n}": {name: {"nss": base[n] + offset, "cc": 0.2 + offset} for name, offset in values.items()}
         for n in range(12)
     }
-    summary = scores.summary(clips, dict.fromkeys(clips, 5), list(values), PROTOCOLS[protocol])
+    summary = statistics.summarise(clips, dict.fromkeys(clips, 5), list(values), PROTOCOLS[protocol])
     return {
         "schema": 2, "protocol": protocol, "about": "made up", "stride": 1, "frames_scored": 60,
         "frames_without_fixations": 0, **summary,
@@ -305,7 +309,7 @@ def test_clips_that_lack_a_metric_are_left_out_of_its_mean():
         "a": {"x": {"nss": 1.0, "flicker": 0.1}, "y": {"nss": 2.0}},
         "b": {"x": {"nss": 3.0}, "y": {"nss": 2.0, "flicker": 0.3}},
     }
-    found = scores.summary(clips, {"a": 1, "b": 1}, ["x", "y"], PROTOCOLS["clip-mean"])
+    found = statistics.summarise(clips, {"a": 1, "b": 1}, ["x", "y"], PROTOCOLS["clip-mean"])
     assert found["predictors"]["x"] == {"nss": 2.0, "flicker": 0.1} and found["predictors"]["y"]["flicker"] == 0.3
     assert "flicker" not in found["differences"]["from"]["y"]  # no clip has both
     assert "flicker" not in found["intervals"]["x"] and "sim" not in found["predictors"]["x"]
@@ -314,28 +318,28 @@ def test_clips_that_lack_a_metric_are_left_out_of_its_mean():
 def test_several_corpora_stay_apart_and_are_also_one():
     a, b = made_up(step=0.1, image=0.0), made_up(step=0.4, image=0.0)
     b["clips"] = {f"b.{i}": clip for i, clip in b["clips"].items()}
-    whole = scores.merged({"a": a, "b": b})
+    whole = statistics.merge({"a": a, "b": b})
     assert len(whole["clips"]) == 24 and whole["frames_scored"] == 120
     assert whole["differences"]["from"]["image"]["nss"]["mean"] == pytest.approx(0.25)
     json.dumps(whole, allow_nan=False)
-    back = scores.parts(whole)
+    back = statistics.by_corpus(whole)
     assert list(back) == ["a", "b"] and back["a"]["clips"] == a["clips"] and back["b"]["predictors"] == b["predictors"]
-    assert scores.merged({"a": a}) is a and list(scores.parts(a, "all")) == ["all"]
+    assert statistics.merge({"a": a}) is a and list(statistics.by_corpus(a, "all")) == ["all"]
 
 
 def test_tables_fit_the_terminal():
     result = made_up(student_step=0.05, **{"half of the observers": 1.0})
-    cells = scores.score_cells(result)
-    wide, left = scores.fitted("predictor", cells, None)
+    cells = tables.score_cells(result)
+    wide, left = tables.fit_to_width("predictor", cells, None)
     assert not left and list(wide[0]) == ["predictor", "NSS", "CC"]
     value, interval = wide[0]["NSS"].split(" ", 1)
     assert float(value) == pytest.approx(result["predictors"]["student_step"]["nss"], abs=1e-3) and interval[0] == "["
     for width in (200, 60, 50, 40, 30, 10):
-        rows, left = scores.fitted("predictor", cells, width)
-        needed = scores.needs(rows, scores.NAME_WIDTH)
+        rows, left = tables.fit_to_width("predictor", cells, width)
+        needed = tables.table_width(rows, tables.NAME_WIDTH)
         assert needed <= width or len(rows[0]) == 2
         assert set(left) | set(rows[0]) == {"predictor", "NSS", "CC"} and "NSS" in rows[0]
-    narrow, left = scores.fitted("predictor", cells, 30)
+    narrow, left = tables.fit_to_width("predictor", cells, 30)
     assert left == ["CC"]
     low, high = result["intervals"]["student_step"]["nss"]
     half = float(narrow[0]["NSS"].split("±")[1])
@@ -344,7 +348,7 @@ def test_tables_fit_the_terminal():
 
 def test_the_csv_holds_every_value(tmp_path):
     results = {"a:x": made_up(step=0.1, image=0.0), "b:y": made_up(step=0.2, image=0.0)}
-    scores.write_csv(tmp_path / "o.csv", results, per_clip=True)
+    tables.write_csv(tmp_path / "o.csv", results, per_clip=True)
     with (tmp_path / "o.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * (4 + 2 + 12 * 4)  # means, differences, clips
@@ -353,7 +357,7 @@ def test_the_csv_holds_every_value(tmp_path):
     assert float(row["value"]) == pytest.approx(0.2) and float(row["low"]) <= 0.2 + 1e-9
     clip = next(r for r in rows if r["clip"] == "c3" and r["predictor"] == "image" and r["metric"] == "cc")
     assert float(clip["value"]) == pytest.approx(0.2) and clip["low"] == "" and clip["frames"] == "5"
-    scores.write_csv(tmp_path / "o.csv", results, per_clip=False)
+    tables.write_csv(tmp_path / "o.csv", results, per_clip=False)
     assert len((tmp_path / "o.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2 * 6
 
 
@@ -399,14 +403,14 @@ def test_what_cannot_be_evaluated_is_refused(models, clips, narrator, change, me
 
 def test_only_empty_frames_are_refused(models, clips, narrator, monkeypatch):
     nothing = Points(np.zeros(0, np.int32), np.zeros(0, np.int32))
-    monkeypatch.setattr("distill.evaluation.evaluate.fixation_points", lambda clip, index: nothing)
-    with pytest.raises(UsageError, match="not one scored frame has fixations"):
+    monkeypatch.setattr("distill.evaluation.fixations.fixation_points", lambda clip, index: nothing)
+    with pytest.raises(UsageError, match="none of the scored frames has fixations"):
         evaluate({"image": models["image"]}, {}, clips, 8, 1, narrator)
 
 
 def test_points_outside_the_frame_are_named(models, clips, narrator, monkeypatch):
     outside = Points(np.array([3, 64], np.int32), np.array([3, 5], np.int32))
-    monkeypatch.setattr("distill.evaluation.evaluate.fixation_points", lambda clip, index: outside)
+    monkeypatch.setattr("distill.evaluation.fixations.fixation_points", lambda clip, index: outside)
     with pytest.raises(UsageError, match="clip 001, frame 1: a fixation lies outside the frame of 96x64 px"):
         evaluate({"image": models["image"]}, {}, clips[:1], 8, 1, narrator)
 
@@ -432,11 +436,11 @@ def test_models_of_the_same_name_are_told_apart(models, tmp_path, tiny_root, nar
     recipe = load_recipe(
         None, [f'corpus.root="{tiny_root}"', "corpus.name=dhf1k", "eval.stride=12", "eval.baselines=[]"]
     )
-    (name, result), *_ = across([models["image"], other, models["step"]], recipe, narrator).items()
+    (name, result), *_ = evaluate_corpora([models["image"], other, models["step"]], recipe, narrator).items()
     assert name == f"dhf1k:{tiny_root.name}"
     assert list(result["predictors"])[:3] == [str(models["image"]), str(other), "tiny_step.onnx"]
     with pytest.raises(UsageError, match="named twice"):
-        across([other, other], recipe, narrator)
+        evaluate_corpora([other, other], recipe, narrator)
     assert isinstance(recipe, Recipe)
 
 
@@ -515,6 +519,6 @@ def test_the_report_shows_every_corpus_with_intervals_and_what_the_state_is_wort
     assert page.count("<table>") == 1 and page.count("<svg") == 1 and "step less image" in page
     assert page.count('class="best"') == 2  # NSS and CC, of the teacher
     second["clips"] = {f"images.{i}": clip for i, clip in second["clips"].items()}
-    page = _scores(scores.merged({"dhf1k": first, "images": second}))
+    page = _scores(statistics.merge({"dhf1k": first, "images": second}))
     assert "<h3>dhf1k</h3>" in page and "<h3>images</h3>" in page and page.count("<table>") == 2
     assert "nothing was scored" in _scores({"predictors": {}})

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.evaluation import metrics
-from distill.evaluation.metrics import PROTOCOLS
+from distill.evaluation import metrics, protocols
+from distill.evaluation.protocols import PROTOCOLS
 from distill.recipe import keys
 
 OFFICIAL = {"cc": "CC", "sim": "SIM", "nss": "NSS", "kld": "KLdiv"}
@@ -34,8 +34,8 @@ def test_dhf1ks_matlab_code_gives_the_same(golden):
     compared = set()
     for row, prediction, density, fixations in cases(golden, "official.csv"):
         resized = prediction.shape != density.shape
-        truth = metrics.truth(density, fixations > 0)
-        scores = metrics.score_against(truth, prediction, PROTOCOLS["dhf1k-official"])
+        truth = protocols.ground_truth(density, fixations > 0)
+        scores = protocols.score_against(truth, prediction, PROTOCOLS["dhf1k-official"])
         scores["AUC_Judd_nojitter"] = metrics.auc_judd(metrics.imresize(prediction, density.shape), fixations > 0)
         for name, column in {**OFFICIAL, "AUC_Judd_nojitter": "AUC_Judd_nojitter"}.items():
             expected = float(row[column])
@@ -61,7 +61,7 @@ def test_the_aim_2024_benchs_code_gives_the_same(golden):
     for row, prediction, density, fixations in cases(golden, "aim2024.csv"):
         rows, columns = np.nonzero(fixations)
         twice = np.r_[rows, rows[:3]], np.r_[columns, columns[:3]]
-        scores = metrics.score(prediction, density, twice, PROTOCOLS["aim2024"])
+        scores = protocols.score(prediction, density, twice, PROTOCOLS["aim2024"])
         assert set(scores) == set(AIM2024)
         for name, column in AIM2024.items():
             assert scores[name] == pytest.approx(float(row[column]), abs=1e-5), (row["case"], name)
@@ -72,7 +72,7 @@ def test_multiplicity_counts_in_aim_2024_and_nowhere_else(golden):
     rows, columns = np.nonzero(fixations)
     once, twice = (rows, columns), (np.r_[rows, rows[:3]], np.r_[columns, columns[:3]])
     for name, protocol in PROTOCOLS.items():
-        a, b = (metrics.score(prediction, density, points, protocol) for points in (once, twice))
+        a, b = (protocols.score(prediction, density, points, protocol) for points in (once, twice))
         assert (a["nss"] != b["nss"]) == (name == "aim2024"), name
 
 
@@ -125,9 +125,9 @@ def random_frame(seed, height=24, width=40):
 @settings(max_examples=40, deadline=None)
 def test_scale_and_offset_do_not_matter_where_they_must_not(seed, gain, offset):
     prediction, density, fixations = random_frame(seed)
-    changed = metrics.score(prediction * gain + offset, density, fixations)
+    changed = protocols.score(prediction * gain + offset, density, fixations)
     for name in ("nss", "cc", "sim", "auc_judd", "block_cc"):
-        assert changed[name] == pytest.approx(metrics.score(prediction, density, fixations)[name], abs=1e-6), name
+        assert changed[name] == pytest.approx(protocols.score(prediction, density, fixations)[name], abs=1e-6), name
 
 
 @given(st.integers(0, 10_000), st.sampled_from(list(PROTOCOLS)))
@@ -136,8 +136,8 @@ def test_every_score_lies_where_it_can(seed, name):
     prediction, density, fixations = random_frame(seed)
     rng = np.random.default_rng(seed)
     others = rng.integers(0, 24, 50), rng.integers(0, 40, 50)
-    truth = metrics.truth(density, fixations, others, density)
-    scores = metrics.score_against(truth, prediction, PROTOCOLS[name])
+    truth = protocols.ground_truth(density, fixations, others, density)
+    scores = protocols.score_against(truth, prediction, PROTOCOLS[name])
     assert set(scores) == set(PROTOCOLS[name].metrics) - {"flicker"}
     low = {"cc": -1, "sim": 0, "auc_judd": 0, "s_auc": 0, "kld": 0, "block_iou": 0, "block_cc": -1}
     for metric, value in scores.items():
@@ -149,7 +149,7 @@ def test_every_score_lies_where_it_can(seed, name):
 @settings(max_examples=40, deadline=None)
 def test_the_truth_itself_scores_best(seed):
     prediction, density, fixations = random_frame(seed, 48, 64)
-    perfect, other = (metrics.score(p, density, fixations) for p in (density, prediction))
+    perfect, other = (protocols.score(p, density, fixations) for p in (density, prediction))
     for name in ("cc", "sim", "block_cc"):
         assert perfect[name] == pytest.approx(1) and other[name] <= 1
     assert abs(perfect["kld"]) < 1e-9 <= other["kld"]
@@ -161,7 +161,7 @@ def test_a_blur_of_the_fixations_beats_its_own_pixels_shuffled(seed):
     _, _, fixations = random_frame(seed)
     density = cv2.GaussianBlur(fixations.astype(float), (0, 0), 2)
     shuffled = np.random.default_rng(seed).permutation(density.ravel()).reshape(density.shape)
-    right, wrong = (metrics.score(p, density, fixations) for p in (density, shuffled))
+    right, wrong = (protocols.score(p, density, fixations) for p in (density, shuffled))
     assert right["nss"] > wrong["nss"] and right["auc_judd"] > wrong["auc_judd"] and right["kld"] < wrong["kld"]
 
 
@@ -280,12 +280,12 @@ def test_noise_is_no_motion_and_a_small_shift_is():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_map_without_contrast_knows_nothing(name):
     _, density, fixations = random_frame(0)
-    truth = metrics.truth(density, fixations, (np.arange(9), np.arange(9)), np.ones_like(density))
+    truth = protocols.ground_truth(density, fixations, (np.arange(9), np.arange(9)), np.ones_like(density))
     for value in (0.0, 0.3, 1.0):
-        flat = metrics.score_against(truth, np.full(density.shape, value), PROTOCOLS[name])
+        flat = protocols.score_against(truth, np.full(density.shape, value), PROTOCOLS[name])
         assert flat["nss"] == 0 and flat["cc"] == 0 and flat["auc_judd"] == 0.5 and flat.get("s_auc", 0.5) == 0.5
         assert flat.get("ig", 0) == 0
-        uniform = np.minimum(1 / density.size, metrics.Map(density).stretched_mass).sum()
+        uniform = np.minimum(1 / density.size, metrics.Map(density).min_max_density).sum()
         assert flat["sim"] == pytest.approx(uniform)
 
 
@@ -294,8 +294,8 @@ def test_one_fixation_and_fixations_everywhere(name):
     prediction, density, _ = random_frame(0)
     one, everywhere = np.zeros(density.shape, bool), np.ones(density.shape, bool)
     one[np.unravel_index(prediction.argmax(), one.shape)] = True
-    assert metrics.score(prediction, density, one, PROTOCOLS[name])["auc_judd"] == pytest.approx(1, abs=2e-3)
-    all_over = metrics.score(prediction, density, everywhere, PROTOCOLS[name])
+    assert protocols.score(prediction, density, one, PROTOCOLS[name])["auc_judd"] == pytest.approx(1, abs=2e-3)
+    all_over = protocols.score(prediction, density, everywhere, PROTOCOLS[name])
     assert all_over["nss"] == pytest.approx(0, abs=1e-6)
     if name != "aim2024":  # whose code counts false positives over all pixels
         assert all_over["auc_judd"] == 0.5
@@ -303,14 +303,14 @@ def test_one_fixation_and_fixations_everywhere(name):
 
 def test_a_density_without_mass_is_uniform():
     prediction, density, fixations = random_frame(0)
-    scores = metrics.score(prediction, np.zeros_like(density), fixations)
+    scores = protocols.score(prediction, np.zeros_like(density), fixations)
     assert scores["cc"] == 0 and np.isfinite(list(scores.values())).all()
 
 
 def test_negative_values_are_lifted_before_they_count_as_mass():
     prediction, density, fixations = random_frame(0)
-    lifted = metrics.score(prediction - prediction.min(), density, fixations)
-    assert metrics.score(prediction - 3, density, fixations)["kld"] == pytest.approx(lifted["kld"])
+    lifted = protocols.score(prediction - prediction.min(), density, fixations)
+    assert protocols.score(prediction - 3, density, fixations)["kld"] == pytest.approx(lifted["kld"])
 
 
 def test_a_prediction_of_another_size_is_resized_as_the_protocol_does_it():
@@ -318,18 +318,18 @@ def test_a_prediction_of_another_size_is_resized_as_the_protocol_does_it():
     small = cv2.GaussianBlur(rng.random((12, 20)), (0, 0), 2)
     _, density, fixations = random_frame(0)
     linear = cv2.resize(small, (40, 24), interpolation=cv2.INTER_LINEAR)
-    assert metrics.score(small, density, fixations) == metrics.score(linear, density, fixations)
-    eight = metrics.imresize(metrics.as_png(small), (24, 40))
+    assert protocols.score(small, density, fixations) == protocols.score(linear, density, fixations)
+    eight = metrics.imresize(metrics.as_8_bit(small), (24, 40))
     for name in ("mit", "dhf1k-official"):
-        assert metrics.score(small, density, fixations, PROTOCOLS[name]) == metrics.score(
+        assert protocols.score(small, density, fixations, PROTOCOLS[name]) == protocols.score(
             eight, density, fixations, PROTOCOLS[name]
         )
 
 
 def test_8_bit_protocols_take_floats_at_their_own_peak():
     prediction, density, fixations = random_frame(0)
-    assert metrics.as_png(prediction * 0.2).max() == 255 and metrics.as_png(np.zeros((4, 4))).max() == 0
-    a, b = (metrics.score(prediction * gain, density, fixations, PROTOCOLS["mit"]) for gain in (1.0, 0.125))
+    assert metrics.as_8_bit(prediction * 0.2).max() == 255 and metrics.as_8_bit(np.zeros((4, 4))).max() == 0
+    a, b = (protocols.score(prediction * gain, density, fixations, PROTOCOLS["mit"]) for gain in (1.0, 0.125))
     assert a == b
 
 
@@ -350,18 +350,18 @@ def test_8_bit_protocols_take_floats_at_their_own_peak():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_what_cannot_be_scored_is_refused(change, message, name):
     with pytest.raises(ValueError, match=message):
-        metrics.score(*change(*random_frame(1)), PROTOCOLS[name])
+        protocols.score(*change(*random_frame(1)), PROTOCOLS[name])
 
 
 def test_a_baseline_of_another_size_is_refused():
     _, density, fixations = random_frame(1)
     with pytest.raises(ValueError, match="shapes differ"):
-        metrics.truth(density, fixations, baseline=density[:-1])
+        protocols.ground_truth(density, fixations, baseline=density[:-1])
 
 
 def test_what_is_drawn_is_drawn_alike():
     prediction, density, fixations = random_frame(2)
-    truth = metrics.truth(density, fixations, (np.arange(20), np.arange(20)), seed=5)
-    once, again = (metrics.score_against(truth, prediction, PROTOCOLS["mit"]) for _ in range(2))
-    other = metrics.score_against(replace(truth, seed=6), prediction, PROTOCOLS["mit"])
+    truth = protocols.ground_truth(density, fixations, (np.arange(20), np.arange(20)), seed=5)
+    once, again = (protocols.score_against(truth, prediction, PROTOCOLS["mit"]) for _ in range(2))
+    other = protocols.score_against(replace(truth, seed=6), prediction, PROTOCOLS["mit"])
     assert once == again and once["s_auc"] != other["s_auc"]

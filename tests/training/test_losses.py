@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.evaluation import metrics
+from distill.evaluation import protocols
 from distill.training.losses import frame_losses, visage_losses
 
 WEIGHTS = {"kl": 1.0, "cc": 1.0, "sim": 1.0, "nss": 1.0, "bce": 1.0}
@@ -22,7 +22,7 @@ def test_the_losses_are_the_metrics_on_the_shipped_map():
     _, parts = frame_losses(logits, target, fixations, WEIGHTS)
     for i in range(len(logits)):
         saliency, truth, points = torch.sigmoid(logits[i]).numpy(), target[i].numpy(), fixations[i].numpy() > 0
-        expected = metrics.score(saliency, truth, points)
+        expected = protocols.score(saliency, truth, points)
         assert parts["kl"][i].item() == pytest.approx(expected["kld"], abs=1e-4)
         assert 1 - parts["cc"][i].item() == pytest.approx(expected["cc"], abs=1e-5)
         assert -parts["nss"][i].item() == pytest.approx(expected["nss"], abs=2e-3)

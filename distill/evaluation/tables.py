@@ -1,0 +1,159 @@
+"""Results as tables: cells for the command line, the report and the model card; one value per line as CSV.
+
+fit_to_width("predictor", score_cells(result), 80)   rows of text that fit a terminal
+write_csv(path, results)                             the same values, and those of single clips
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
+from distill.evaluation.protocols import PROTOCOLS
+from distill.evaluation.statistics import interval_over_frames
+from distill.run.files import write_bytes
+
+DECIMALS = {"flicker": 4}
+
+# For every row: its name, and (value, interval) by column.
+Cells = list[tuple[str, dict[str, tuple[str, str]]]]
+
+
+def metrics_in(result: Mapping[str, Any]) -> list[str]:
+    """The metrics that any predictor of the result has, in the protocol's order."""
+    return [m for m in PROTOCOLS[result["protocol"]].metrics if any(m in s for s in result["predictors"].values())]
+
+
+def best(result: Mapping[str, Any], metric: str) -> float | None:
+    """The best mean of all predictors. None for flicker: a constant map has none, which alone is no merit."""
+    means = [s[metric] for s in result["predictors"].values() if metric in s and metric != "flicker"]
+    return (max if HIGHER_IS_BETTER[metric] else min)(means) if means else None
+
+
+def format_value(value: float | None, metric: str, sign: bool = False) -> str:
+    """`1.234`; `–` for None."""
+    return "–" if value is None else f"{value:{'+' if sign else ''}.{DECIMALS.get(metric, 3)}f}"
+
+
+def format_interval(interval: Sequence[float] | None, metric: str, sign: bool = False) -> str:
+    """`[1.201, 1.266]`; empty for None."""
+    return f"[{', '.join(format_value(v, metric, sign) for v in interval)}]" if interval else ""
+
+
+def score_cells(result: Mapping[str, Any]) -> Cells:
+    """Means and intervals of every predictor."""
+    shown = metrics_in(result)
+    rows: Cells = []
+    for name, means in result["predictors"].items():
+        intervals = result["intervals"][name]
+        rows.append(
+            (name, {LABELS[m]: (format_value(means.get(m), m), format_interval(intervals.get(m), m)) for m in shown})
+        )
+    return rows
+
+
+def difference_cells(result: Mapping[str, Any]) -> Cells:
+    """The first predictor minus each other one."""
+    shown = metrics_in(result)
+    rows: Cells = []
+    for name, differences in (result["differences"] or {"from": {}})["from"].items():
+        pairs = {m: differences.get(m) or {"mean": None, "interval": None} for m in shown}
+        cells = {
+            LABELS[m]: (format_value(d["mean"], m, True), format_interval(d["interval"], m, True))
+            for m, d in pairs.items()
+        }
+        rows.append((f"less {name}", cells))
+    return rows
+
+
+def clip_cells(result: Mapping[str, Any]) -> Cells:
+    """NSS of every predictor on every scored clip, with intervals over the clip's frames; the first predictor's worst clip
+    comes first."""
+    names = list(result["predictors"])
+    scored = {i: c for i, c in result["clips"].items() if c["frames_scored"]}
+    order = sorted(scored, key=lambda i: scored[i]["scores"][names[0]]["nss"])
+    return [
+        (i, {"frames": (str(scored[i]["frames_scored"]), "")} | {n: _clip_cell(scored[i], n) for n in names})
+        for i in order
+    ]  # fmt: skip
+
+
+def _clip_cell(clip: Mapping[str, Any], name: str) -> tuple[str, str]:
+    over_time = clip.get("nss_over_time", {}).get(name)
+    interval = interval_over_frames(over_time) if over_time else None
+    return format_value(clip["scores"].get(name, {}).get("nss"), "nss"), format_interval(interval, "nss")
+
+
+# --- tables on a terminal --------------------------------------------------------------------------------------------
+
+NAME_WIDTH = 24  # characters at which the column of names may fold in a narrow terminal
+
+
+def fit_to_width(head: str, cells: Cells, width: int | None) -> tuple[list[dict[str, str]], list[str]]:
+    """Rows of a table of at most `width` characters (None: any width), and the columns that had to be left out.
+
+    Where intervals do not fit beside their values, half their width is on a second line. At least one column remains.
+    """
+    columns = list(cells[0][1]) if cells else []
+    wide = [{head: name, **{c: " ".join(filter(None, row[c])) for c in columns}} for name, row in cells]
+    if width is None or table_width(wide, NAME_WIDTH) <= width:
+        return wide, []
+    narrow = [{head: name, **{c: _two_lines(*row[c]) for c in columns}} for name, row in cells]
+    for count in range(len(columns), 0, -1):
+        rows = [{key: row[key] for key in (head, *columns[:count])} for row in narrow]
+        if count == 1 or table_width(rows, NAME_WIDTH) <= width:
+            return rows, columns[count:]
+    return narrow, []
+
+
+def _two_lines(value: str, interval: str) -> str:
+    if not interval:
+        return value
+    low, high = (float(end) for end in interval.strip("[]").split(", "))
+    decimals = len(value.partition(".")[2])
+    return f"{value}\n±{(high - low) / 2:.{decimals}f}"
+
+
+def table_width(rows: Sequence[Mapping[str, str]], name_width: int = 1000) -> int:
+    """The width in characters of a table of these rows, with its column lines, if names fold at `name_width`."""
+    widths = [max(len(line) for row in rows for line in (key, *row[key].split("\n"))) for key in rows[0]]
+    return 1 + sum(3 + w for w in (min(widths[0], name_width), *widths[1:]))
+
+
+# --- CSV -------------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("corpus", "protocol", "clip", "frames", "predictor", "minus", "metric", "value", "low", "high")
+
+
+def write_csv(path: Path, results: Mapping[str, Mapping[str, Any]], per_clip: bool) -> None:
+    """Writes one value per line. `clip` is empty for means over clips; `minus` names the predictor that was subtracted.
+
+    results: by corpus. per_clip: write the scores of every clip, too.
+    """
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(COLUMNS)
+    for corpus, result in results.items():
+        lines.writerows((corpus, result["protocol"], *row) for row in _csv_rows(result, per_clip))
+    write_bytes(path, text.getvalue().encode())
+
+
+def _csv_rows(result: Mapping[str, Any], per_clip: bool) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for name, scores in result["predictors"].items():
+        for metric, value in scores.items():
+            low, high = result["intervals"][name].get(metric) or ("", "")
+            rows.append(("", result["frames_scored"], name, "", metric, value, low, high))
+    differences = result["differences"] or {"of": "", "from": {}}
+    for name, by_metric in differences["from"].items():
+        for metric, value in by_metric.items():
+            low, high = value["interval"] or ("", "")
+            rows.append(("", result["frames_scored"], differences["of"], name, metric, value["mean"], low, high))
+    for clip, scored in result["clips"].items() if per_clip else ():
+        for name, scores in scored["scores"].items():
+            rows += [(clip, scored["frames_scored"], name, "", m, v, "", "") for m, v in scores.items()]
+    return rows
