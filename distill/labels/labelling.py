@@ -165,7 +165,7 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
                     writing.result()
                 writing = writer.submit(store.write, clip.id, logits.numpy())
                 tell(clip.frames, f"clip {clip.id}")
-                if number < len(mine) and (narrator.stop() or ranks.stopped()):
+                if number < len(mine) and (narrator.stop() or ranks.ended()):
                     writing.result()
                     stored = sum(clip.id in store for clip in clips)
                     raise Interrupted(f"labelling, after clip {clip.id}, {stored} of {len(clips)}")

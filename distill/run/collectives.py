@@ -1,30 +1,52 @@
-"""What the processes of a training job tell each other, over torch.distributed's default group.
+"""The process group of a training job, and what its ranks compute together, over torch.distributed's default group.
 
-Without a group a process is number 0 of 1 and nothing here costs anything. `Job.group` (parallel.py) makes the group.
+Without a group a process is rank 0 of 1, and every function here returns at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch import Tensor, distributed
 
+from distill.run.parallel import job
+
+_GROUPS = count()  # alike on all ranks: the keys of one group must not meet those of the next
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """The default process group of the job, for the length of the block: gloo on the CPU, NCCL too on CUDA."""
+    this = job()
+    if this.world == 1:
+        yield
+        return
+    store = distributed.PrefixStore(f"group {next(_GROUPS)}", this.store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=this.rank, world_size=this.world)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """This process's rank in the group, and how many ranks it has."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over processes, in rank_and_world."""
+    """The sum over ranks, in place."""
     if distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor
 
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """The mean over processes, in rank_and_world, in one message: for gradients and statistics of a small network."""
+    """The mean over ranks, in place, in one message: for gradients and statistics of a small network."""
     if not distributed.is_initialized():
         return
     some = list(tensors)
@@ -34,22 +56,22 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
 
 
 def gather_from_ranks(tensor: Tensor | None) -> list[Tensor | None]:
-    """Each process's tensor, in their order, on the CPU; for what is small and differs between them."""
+    """The tensor of every rank, in order, on the CPU; for small ones."""
     rank, ranks = rank_and_world()
-    found: list[Tensor | None] = [None] * ranks
-    found[rank] = None if tensor is None else tensor.cpu()
+    tensors: list[Tensor | None] = [None] * ranks
+    tensors[rank] = None if tensor is None else tensor.cpu()
     if ranks > 1:
-        distributed.all_gather_object(found, found[rank])
-    return found
+        distributed.all_gather_object(tensors, tensors[rank])
+    return tensors
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether any process says so: all stop after the same step."""
-    return (
-        bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item()) if distributed.is_initialized() else flag
-    )
+    """Whether the flag is set on any rank, so that all stop after the same step."""
+    if not distributed.is_initialized():
+        return flag
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
 
 
 def wait_for_ranks() -> None:
-    """Until all processes are here. On the CPU: NCCL's barrier would take a GPU for it."""
+    """Returns when all ranks are here. An all-reduce on the CPU: NCCL's barrier would occupy a GPU."""
     sum_over_ranks(torch.zeros(1))

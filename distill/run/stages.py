@@ -40,6 +40,7 @@ from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import card, report
 from distill.run import device
+from distill.run.collectives import process_group
 from distill.run.directory import RunDir
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.files import ArrayFile, read_json, write_json
@@ -207,7 +208,7 @@ def _teach_visage(context: Context, member: shelf.Member, device: torch.device) 
     """A visage of a published size, on all ranks."""
     recipe, corpus = context.recipe, context.corpus
     files = {part: _path(file) for part, file in member.files.items()}
-    with job().group(device):
+    with process_group(device):
         facts = fine_tune.teach(
             corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files,
             context.run / "checkpoints", context.run / "frames" / "visage", device, recipe.run.seed, context.narrator,
@@ -266,7 +267,7 @@ def _train(context: Context) -> Done:
     chosen = context.device()
     samples = _samples(context, corpus)
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
-    with job().group(chosen):
+    with process_group(chosen):
         facts = student.train(
             samples, validation, recipe.train, recipe.student, context.run / "checkpoints", context.run / "metrics.jsonl",
             chosen, recipe.run.seed, context.narrator,

@@ -19,8 +19,8 @@ def job(monkeypatch):
     """`job(2)`: a job of two ranks, as each of them sees it."""
     store = dist.HashStore()
     monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 0)]))
-    monkeypatch.setattr(parallel, "ASK_SECONDS", 0.002)
-    monkeypatch.setattr(parallel, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(parallel, "POLL_SECONDS", 0.002)
+    monkeypatch.setattr(parallel, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
 
     def jobs(world):
@@ -75,7 +75,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
         this.announce("label")
         assert this.agree("what", lambda: [1], never) == [1]
         this.finish(never)
-        assert not this.stopped()
+        assert this.ended() is None
 
 
 def test_followers_are_called_into_stages_and_go_home_at_the_end(job):
@@ -117,7 +117,7 @@ def test_rank_0_waits_for_all_and_hears_what_failed(job):
     led, followed = together(lead, follow(second, work))
     assert str(followed) == "clip 7 is damaged; leave it out"
     assert isinstance(led, UsageError)
-    assert str(led) == "rank 1 of 2: clip 7 is damaged; leave it out; the same command goes on"
+    assert str(led) == "rank 1 of 2: clip 7 is damaged; leave it out; run the same command again to resume"
 
 
 def test_when_rank_0_fails_the_others_end_in_silence(job):
@@ -153,7 +153,7 @@ def test_an_interrupt_ends_the_waiting(job):
 
     led, followed = together(lead, follow(second, lambda this, _: this.agree("what", lambda: 1, never)))
     assert isinstance(led, Interrupted) and isinstance(followed, Interrupted)
-    assert second.stopped()
+    assert second.ended() is not None
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -167,7 +167,7 @@ def test_a_rank_without_a_heartbeat_ends_the_job(job, monkeypatch, gone):
             jobs[0].finish(never)
 
     (error,) = together(follow(jobs[1], lambda *_: None) if gone == 0 else lead)
-    assert isinstance(error, UsageError) and f"rank {gone} of 2 has given no heartbeat for 0 s" in str(error)
+    assert isinstance(error, UsageError) and f"rank {gone} of 2 has sent no heartbeat for 0 s" in str(error)
 
 
 def test_ranks_take_the_machines_gpus_in_turn_and_share_its_cores(monkeypatch):
@@ -200,10 +200,11 @@ def test_the_process_group_of_training_adds_up(tmp_path):
     script = tmp_path / "add.py"
     script.write_text(
         "import torch\n"
+        "from distill.run.collectives import process_group\n"
         "from distill.run.parallel import job\n"
         "with job() as ranks:\n"
         "    for unit in (1.0, 2.0):\n"
-        "        with ranks.group(torch.device('cpu')):\n"
+        "        with process_group(torch.device('cpu')):\n"
         "            x = torch.tensor([unit * 10**ranks.rank])\n"
         "            torch.distributed.all_reduce(x)\n"
         "            assert x.item() == 11 * unit, x\n"
