@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from distill.corpora.clips import SIGMA, blur
+from distill.corpora import SIGMA, blur
 from distill.evaluation import metrics, protocols
 
 FIVE = ("nss", "cc", "sim", "auc_judd", "kld")

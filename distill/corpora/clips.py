@@ -1,33 +1,23 @@
-"""A clip and its annotation, as files; a corpus of them. A `Clip` holds paths and counts, never pixels.
-
-fixation map   bool [H,W], the pixels that observers fixated in one frame
-density map    float32 [H,W], the fixation map blurred; unnormalised
-"""
+"""A clip and a corpus of clips, as values: paths and counts, never pixels. Both are written to corpus.json as they are."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from distill.corpora import gaze as annotation
-from distill.corpora.gaze import Points
-from distill.corpora.readers import images
-from distill.corpora.video import gray_frame, read_frames
+from distill.corpora.video import read_frames
 from distill.run.errors import UsageError
-
-# DHF1K's own blur: FWHM 30 px, sigma 12.74 px at 640 px width (Wang et al. 2018).
-SIGMA = 12.74 / 640
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One video or still image with its annotation, if it has one. Frames count from 0."""
+    """One video or still image, with its annotation if it has one. Frames are numbered from 0."""
 
     id: str
     video: str  # a video file, a folder of frames, or a still image
@@ -35,24 +25,24 @@ class Clip:
     height: int
     width: int
     fps: float
-    fixations: str = ""  # folder or file that says where observers looked; empty where the clip is not annotated
+    fixations: str = ""  # folder or file with the fixations; empty for a clip without annotation
     maps: str = ""  # folder or video of density maps; empty where density is built from the fixations
     annotated_frames: int = 0
     group: str = ""
-    annotation: str = "png"  # what kind of thing `fixations` is, see distill.corpora.gaze
-    static: bool = False  # a still image: one frame, and never a state
-    corpus: str = ""  # which part of a mixed corpus
-    name: str = ""  # the id inside its part; the id itself, unless told otherwise
+    annotation: str = "png"  # the format of `fixations`, see distill.corpora.gaze
+    static: bool = False  # a still image: one frame, no recurrent state
+    corpus: str = ""  # the part of a mixed corpus
+    name: str = ""  # the id within that part; defaults to `id`
     side: str = ""  # train, val or test, where the corpus has an official split
-    lag: float = 0.0  # seconds by which mouse tracks come after the eye
-    troubles: dict[str, int] = field(default_factory=dict, hash=False)  # what was dropped or is odd, and how often
+    lag: float = 0.0  # seconds by which the mouse follows the eye
+    troubles: dict[str, int] = field(default_factory=dict, hash=False)  # what was dropped or looks wrong, with counts
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.id)
 
     def read(self, stride: int = 1) -> Iterator[np.ndarray]:
-        """Every `stride`-th frame, uint8 RGB `[H,W,3]`. Raises UsageError where the video ends before `frames`."""
+        """Every `stride`-th frame, uint8 RGB `[H,W,3]`. Raises UsageError if the video ends before `frames`."""
         count = 0
         for frame in read_frames(Path(self.video), stride):
             yield frame
@@ -60,13 +50,13 @@ class Clip:
         if count < (expected := -(-self.frames // stride)):
             raise UsageError(
                 f"{self.video} ended after {count * stride} of {self.frames} frames (read {count}, expected {expected}): "
-                "it changed since the corpus was read; restore it, or start over with --force"
+                "it changed after the corpus was opened; restore it, or start over with --force"
             )
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Checked clips and their split. `held_out` is False where validation had to reuse a training clip."""
+    """Checked clips and their split. `held_out` is False where validation has to reuse training clips."""
 
     name: str
     license: str
@@ -74,9 +64,9 @@ class Corpus:
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
     held_out: bool = True
-    roots: dict[str, str] = field(default_factory=dict, hash=False)  # of each part, by clip.corpus
-    weights: dict[str, float] = field(default_factory=dict, hash=False)  # of each part when clips are drawn to train on
-    notes: tuple[str, ...] = ()  # what a person should know of the data: dropped points, odd counts
+    roots: dict[str, str] = field(default_factory=dict, hash=False)  # folder of each part, by `Clip.corpus`
+    weights: dict[str, float] = field(default_factory=dict, hash=False)  # how often training draws from each part
+    notes: tuple[str, ...] = ()  # what a person should know about the data: dropped points, frame counts that differ
 
     @property
     def root(self) -> str:
@@ -84,7 +74,7 @@ class Corpus:
 
     @property
     def title(self) -> str:
-        """The parts by name, without the places they stand at: `dhf1k:hevc-gaze + images:images`."""
+        """The parts by name, without the paths of their folders: `dhf1k:hevc-gaze + images:images`."""
         return " + ".join("synthetic" if p == "synthetic" else f"{p}:{Path(r).name}" for p, r in self.roots.items())
 
     @cached_property
@@ -101,7 +91,7 @@ class Corpus:
 
     @property
     def median_fps(self) -> float:
-        """Of the videos; 30 where there are only still images."""
+        """Median frame rate of the videos; 30 if there are only still images."""
         return float(np.median([clip.fps for clip in self.clips if not clip.static] or [30.0]))
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,39 +103,7 @@ class Corpus:
         return cls(**{**values, **lists, "clips": tuple(Clip(**c) for c in values["clips"])})
 
 
-def fixation_points(clip: Clip, index: int) -> Points | None:
-    """Where observers looked in frame `index` (from 0): rows and columns in pixels, int32 `[N]`, and who, where known.
-
-    N is 0 where nobody fixated; None where the frame has no annotation.
-    """
-    return annotation.points(clip, index) if index < clip.annotated_frames else None
-
-
-def fixation_map(clip: Clip, index: int) -> np.ndarray | None:
-    """The fixation map of frame `index` (from 0), bool `[H,W]`; None where the frame has no annotation."""
-    points = fixation_points(clip, index)
-    if points is None:
-        return None
-    fixations = np.zeros((clip.height, clip.width), bool)
-    fixations[points.rows, points.columns] = True
-    return fixations
-
-
-def density_map(clip: Clip, index: int, fixations: np.ndarray) -> np.ndarray:
-    """The density map of frame `index`, float32 `[H,W]`, unnormalised: the corpus's own where it has maps, else `fixations`
-    blurred: a fixation map, or how often each pixel was fixated."""
-    if not clip.maps:
-        return blur(fixations, SIGMA * clip.width)
-    maps = Path(clip.maps)
-    if not maps.is_dir():
-        return gray_frame(maps, index).astype(np.float32) / 255
-    names = images.listing(maps)
-    if index >= len(names):
-        raise UsageError(f"{maps} holds {len(names)} maps, clip {clip.id} needs one for frame {index + 1}; restore it")
-    way_out = "restore it, or remove maps/ to build density from fixations"
-    return images.read_gray(maps / names[index], (clip.height, clip.width), way_out).astype(np.float32) / 255
-
-
-def blur(fixations: np.ndarray, sigma: float) -> np.ndarray:
-    """Unit Gaussians of `sigma` pixels at every fixated pixel, summed: `[H,W]` -> float32 `[H,W]`."""
-    return cv2.GaussianBlur(fixations.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+def did_you_mean_clip(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` if a clip has a similar name, else nothing: a corpus has too many clips to list them."""
+    similar = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{similar[0]}'?" if similar else ""

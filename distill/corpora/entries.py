@@ -1,7 +1,7 @@
-"""A clip as a layout finds it, and the check that makes a `Clip` of it: what is decoded, counted and compared.
+"""A clip as a layout finds it (`Entry`), and the check that turns it into a `Clip`.
 
-Layouts know where things stand; this knows what must agree. A video is decoded once, to count its frames; images,
-fixation maps and density maps in folders are counted, their numbers and the sizes in their headers compared.
+Layouts know where files are; the check knows what must agree. A video is decoded once, to count its frames. Images,
+fixation maps and density maps in folders are counted; their numbers, and the sizes in their headers, are compared.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.corpora import gaze as annotation
 from distill.corpora.clips import Clip
+from distill.corpora.gaze import FRAME_READERS, clip_fixations
 from distill.corpora.readers import images
-from distill.corpora.video import probe, probe_folder, stated
+from distill.corpora.video import probe, probe_folder, read_header
 from distill.run.errors import UsageError
 
 LICENSE_FILES = ("LICENSE.txt", "LICENSE", "LICENSE.md", "LICENCE.txt", "LICENCE", "license.txt")
-UNANNOTATED, WITHOUT_FRAME = "frames without annotation", "annotations without a frame"
+UNANNOTATED = "frames without annotation"
+WITHOUT_FRAME = "annotations without a frame"
 ODD_MAPS = "density maps too few or too many"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A clip as found. `annotation` says what `fixations` is; `fps` counts where frames stand in a folder."""
+    """The files of a clip. `annotation` names the format of `fixations`; `fps` is for frames in a folder, which state none."""
 
     id: str
     video: Path
@@ -42,20 +43,20 @@ class Entry:
 
 
 def license_of(root: Path) -> str:
-    """The first line of the licence beside a corpus, or of those beside its parts; or that it is not stated."""
-    found = []
+    """The first line of the licence file in `root`, or of those in its folders; "not stated" without one."""
+    lines = []
     for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
         path = next((folder / name for name in LICENSE_FILES if (folder / name).is_file()), None)
         text = path.read_text(encoding="utf-8", errors="replace").strip() if path else ""
         if text:
-            found.append(text.splitlines()[0].strip())
+            lines.append(text.splitlines()[0].strip())
             if folder == root:
                 break
-    return "; ".join(dict.fromkeys(found)) or "not stated"
+    return "; ".join(dict.fromkeys(lines)) or "not stated"
 
 
 def check(entry: Entry) -> Clip:
-    """The clip, decoded once and compared with its annotation. Raises UsageError with what disagrees."""
+    """The clip, decoded once and compared with its annotation. Raises UsageError for files that are damaged or disagree."""
     if entry.static:
         frames, (height, width), fps = 1, images.size_of(entry.video, whole=True), 1.0
     elif entry.video.is_dir():
@@ -81,31 +82,33 @@ def check(entry: Entry) -> Clip:
 
 
 def _annotated(clip: Clip, entry: Entry) -> tuple[int, dict[str, int]]:
-    """How many frames are annotated, and what was dropped of their points."""
+    """How many frames are annotated, and which of their points were dropped."""
     if entry.fixations is None or not entry.fixations.exists():
         return 0, {}
-    if entry.annotation in annotation.MAPS:
-        suffix, _ = annotation.MAPS[entry.annotation]
+    clip = replace(clip, fixations=str(entry.fixations))
+    if entry.annotation in FRAME_READERS:
+        suffix, read = FRAME_READERS[entry.annotation]
         names = images.listing(entry.fixations, (suffix,))
         if names:
             _check_numbers(entry, entry.fixations, names)
             if suffix == ".png":
                 _check_sizes(entry.fixations, names, clip)
-            else:  # the others are looked at when they are read
-                annotation.MAPS[entry.annotation][1](replace(clip, fixations=str(entry.fixations)), 0)
+            else:
+                read(clip, 0)  # the others are checked when they are read
         return len(names), {}
-    gaze = annotation.whole(replace(clip, fixations=str(entry.fixations)))
-    return (gaze.frames if len(gaze.frame) or entry.annotation == "json" else 0), dict(gaze.troubles)
+    fixations = clip_fixations(clip)
+    annotated = fixations.frames if len(fixations.frame) or entry.annotation == "json" else 0
+    return annotated, dict(fixations.dropped)
 
 
 def _with_maps(clip: Clip, entry: Entry, annotated: int) -> Clip:
-    """The clip with its density maps, if it has some; frames beyond the end of a video of maps are not annotated."""
+    """The clip with its density maps, if it has any; frames after the end of a video of maps count as not annotated."""
     if entry.maps is None or not entry.maps.exists():
         return clip
     if not annotated:
         raise UsageError(f"{entry.maps} has no fixations beside it in {entry.fixations}; NSS and AUC need them")
     if entry.maps.is_file():
-        frames, height, width = stated(entry.maps)
+        frames, height, width = read_header(entry.maps)
         if (height, width) != (clip.height, clip.width):
             raise UsageError(
                 f"{entry.maps} is {width}x{height} px, its video {clip.width}x{clip.height}; they must agree"
@@ -124,7 +127,8 @@ def _with_maps(clip: Clip, entry: Entry, annotated: int) -> Clip:
 
 
 def _check_numbers(entry: Entry, folder: Path, names: list[str]) -> None:
-    """Numbers without gaps: from 1 beside a video; beside a folder of frames from its first, or in its own way if as many."""
+    """Raises UsageError unless the files are numbered without gaps: from 1 if the clip is a video, from the number of its first
+    frame if it is a folder. A folder with as many files as frames may start at another number."""
     first: int | None = 1
     if entry.video.is_dir():
         frames = images.listing(entry.video)
@@ -141,8 +145,8 @@ def _check_sizes(folder: Path, names: list[str], clip: Clip) -> None:
             )
 
 
-def print_of(entry: Entry) -> list[Any]:
-    """What tells a changed clip without decoding it: names, sizes and counts of its files."""
+def fingerprint_of(entry: Entry) -> list[Any]:
+    """Names, sizes and counts of a clip's files, which change when the clip does; nothing is decoded."""
     facts: list[Any] = [entry.id]
     for path in (entry.video, entry.fixations, entry.maps):
         if path is not None and path.is_dir():

@@ -1,8 +1,10 @@
-"""Frames of a video file, of a folder of images, or of one still image, in order.
+"""Frames of a video file, of a folder of images, or of one still image, in order; and a writer of video files.
 
-OpenCV's seeking is not frame-exact and its frame count is a guess, so frames are only ever read from the start and
-counted by reading.
+OpenCV's seeking is not frame-exact and its frame count is an estimate, so frames are always read from the start and counted
+by reading.
 """
+
+from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,33 +29,33 @@ def _open(path: Path) -> cv2.VideoCapture:
 
 
 def probe(path: Path) -> tuple[int, int, int, float]:
-    """Frames (counted by decoding), height, width in pixels, frames per second.
+    """Frames (counted by decoding), height and width in pixels, frames per second.
 
-    Raises UsageError where the file does not open, or not one frame decodes.
+    Raises UsageError if the file does not open, no frame decodes, or it ends early.
     """
     capture = _open(path)
     try:
         ok, frame = capture.read()
         if not ok:
-            raise UsageError(f"{path} opens, but not one frame decodes; is it complete?")
+            raise UsageError(f"{path} opens, but no frame decodes; is it complete?")
         frames = 1
         while capture.grab():
             frames += 1
         fps = float(capture.get(cv2.CAP_PROP_FPS))
-        stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # from the header, often off by a few
+        in_header = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # often off by a few
     finally:
         capture.release()
-    if frames < 0.95 * stated - 2:
-        raise UsageError(f"{path} ends early: {frames} frames decode, its header states {stated}; is it complete?")
+    if frames < 0.95 * in_header - 2:
+        raise UsageError(f"{path} ends early: {frames} frames decode, its header states {in_header}; is it complete?")
     if not 0.5 <= fps <= 1000:
         raise UsageError(f"{path} states {fps:g} frames per second; re-encode it with its true rate")
     return frames, frame.shape[0], frame.shape[1], fps
 
 
 def probe_folder(folder: Path) -> tuple[int, int, int]:
-    """Frames, height and width of a folder of numbered images; headers are read, nothing is decoded.
+    """Frames, height and width of a folder of numbered images; only headers are read.
 
-    Raises UsageError where there are none, numbers leave a gap, or sizes differ.
+    Raises UsageError if there are none, their numbers have a gap, or sizes differ.
     """
     names = images.listing(folder)
     if not names:
@@ -63,7 +65,7 @@ def probe_folder(folder: Path) -> tuple[int, int, int]:
     for name in names[1:]:
         if (other := images.size_of(folder / name)) != size:
             raise UsageError(
-                f"{folder / name} is {other[1]}x{other[0]} px, {names[0]} is {size[1]}x{size[0]}; a clip has one size"
+                f"{folder / name} is {other[1]}x{other[0]} px, {names[0]} is {size[1]}x{size[0]}; frames of a clip must agree"
             )
     return len(names), *size
 
@@ -85,17 +87,16 @@ def _read_video(path: Path, stride: int) -> Iterator[np.ndarray]:
             if index % stride == 0:
                 ok, frame = capture.retrieve()
                 if not ok:
-                    raise UsageError(
-                        f"{path}: frame {index + 1} does not decode; re-encode the video or leave the clip out"
-                    )
+                    way_out = "re-encode the video or leave the clip out"
+                    raise UsageError(f"{path}: frame {index + 1} does not decode; {way_out}")
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             index += 1
     finally:
         capture.release()
 
 
-class _Film(threading.local):
-    """The one video that a thread reads single frames of, and how far it has read."""
+class _OpenVideo(threading.local):
+    """The video from which a thread reads single frames, and its position: the last frame read."""
 
     key: tuple[Path, int] | None = None
     capture: cv2.VideoCapture
@@ -103,38 +104,39 @@ class _Film(threading.local):
     image: np.ndarray
 
 
-_film = _Film()
+_open_video = _OpenVideo()
 MEAN = np.full((1, 3), 1 / 3, np.float32)
 
 
-def gray_frame(path: Path, index: int) -> np.ndarray:
+def read_gray_frame(path: Path, index: int) -> np.ndarray:
     """Frame `index` of a video of grey maps, uint8 `[H,W]`: the mean of its channels.
 
-    Reading on is cheap, going back starts over: seeking is not exact. Raises UsageError where the video is shorter.
+    Reading forward is cheap, going back reads from the start. Raises UsageError if the video is shorter.
     """
+    video = _open_video
     key = (path, path.stat().st_mtime_ns if path.exists() else 0)
-    if _film.key != key or index < _film.index:
-        _film.key, _film.capture, _film.index = key, _open(path), -1
-    while _film.index < index:
-        if not _film.capture.grab():
-            read, _film.key = _film.index + 1, None
-            raise UsageError(f"{path} ends after {read} frames, frame {index + 1} was asked for; is it complete?")
-        _film.index += 1
-        if _film.index == index:
-            ok, image = _film.capture.retrieve()
+    if video.key != key or index < video.index:
+        video.key, video.capture, video.index = key, _open(path), -1
+    while video.index < index:
+        if not video.capture.grab():
+            read, video.key = video.index + 1, None
+            raise UsageError(f"{path} ends after {read} frames, before frame {index + 1}; is it complete?")
+        video.index += 1
+        if video.index == index:
+            ok, image = video.capture.retrieve()
             if not ok:
-                _film.key = None
+                video.key = None
                 raise UsageError(f"{path}: frame {index + 1} does not decode; restore the file")
-            _film.image = cv2.transform(image, MEAN)
-    return _film.image
+            video.image = cv2.transform(image, MEAN)
+    return video.image
 
 
-def stated(path: Path) -> tuple[int, int, int]:
-    """Frames, height and width that a video's header states; the frames may be off by a few."""
+def read_header(path: Path) -> tuple[int, int, int]:
+    """Frames, height and width according to a video's header; the number of frames may be off by a few."""
     capture = _open(path)
     try:
-        wanted = (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
-        frames, height, width = (int(capture.get(which)) for which in wanted)
+        properties = (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+        frames, height, width = (int(capture.get(which)) for which in properties)
     finally:
         capture.release()
     return frames, height, width
@@ -153,7 +155,7 @@ class Writer:
         self.path = path
         self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, (width, height))
         if not self.writer.isOpened():
-            raise UsageError(f"cannot write {path}; is the folder there and writable, the disk full?")
+            raise UsageError(f"cannot write {path}; does the folder exist, is it writable, is the disk full?")
 
     def write(self, frame: np.ndarray) -> None:
         self.writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

@@ -22,8 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from distill.corpora import Clip, Points, density_map, open_corpus
-from distill.corpora.clips import SIGMA, blur
+from distill.corpora import SIGMA, Clip, Points, blur, density_map, open_corpus
 from distill.evaluation import metrics, protocols, statistics
 from distill.evaluation.fixations import Fixations, as_map, observer_halves, read_fixations
 from distill.evaluation.predictors import load_predictor, predict, size_multiple

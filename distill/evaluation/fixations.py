@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import cv2
 import numpy as np
 
-from distill.corpora import Clip, Points, fixation_points
-from distill.corpora.clips import SIGMA
+from distill.corpora import SIGMA, Clip, Points, fixation_points
 from distill.evaluation.protocols import Coordinates
 from distill.run.errors import Interrupted, UsageError
 

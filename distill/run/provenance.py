@@ -67,7 +67,7 @@ def corpus_chain(recipe: Recipe, corpus: Corpus) -> tuple[tuple[str, str], ...]:
     if len(corpus.roots) < 2:
         return ((corpus.title, corpus.license),)
     parts = parts_of(recipe.corpus.name, recipe.corpus.root)
-    return tuple((f"{part.name}:{part.root.name}", part.layout.license_of(part.root)) for part in parts)
+    return tuple((f"{part.name}:{part.root.name}", part.license) for part in parts)
 
 
 def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Mapping[str, Any]) -> str:

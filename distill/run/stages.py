@@ -28,8 +28,7 @@ import cv2
 import numpy as np
 import torch
 
-from distill.corpora import Clip, Corpus, open_corpus, split, synthetic
-from distill.corpora.clips import SIGMA
+from distill.corpora import SIGMA, Clip, Corpus, open_corpus, split, synthetic
 from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.export import ExportRefused

@@ -21,10 +21,11 @@ matplotlib.use("Agg")  # no display is needed, or asked for
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from distill.corpora import CORPORA, Clip, Corpus, Track, density_map, fixation_map, fixation_points, nearest, survey
-from distill.corpora.clips import SIGMA, blur
+from distill.corpora import CORPORA, SIGMA, Clip, Corpus, blur, density_map, fixation_map, fixation_points
+from distill.corpora.clips import did_you_mean_clip
 from distill.corpora.entries import UNANNOTATED
-from distill.corpora.gaze import MAPS, whole
+from distill.corpora.gaze import FRAME_READERS, clip_fixations
+from distill.corpora.opening import Track, survey
 from distill.run.errors import UsageError
 from distill.run.files import write_bytes
 
@@ -106,12 +107,12 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
 def _clip_facts(clip: Clip) -> dict[str, Any]:
     """One clip's line: sizes and counts, its mean number of fixations per annotated frame, and how many observers."""
     per_frame, observers = None, None
-    if clip.annotated_frames and clip.annotation in MAPS:
+    if clip.annotated_frames and clip.annotation in FRAME_READERS:
         sample = np.unique(np.linspace(0, clip.annotated_frames - 1, SAMPLED).astype(int))
         found = [points for index in sample if (points := fixation_points(clip, int(index))) is not None]
         per_frame = float(np.mean([len(points.rows) for points in found]))
     elif clip.annotated_frames:
-        gaze = whole(clip)
+        gaze = clip_fixations(clip)
         per_frame = len(gaze.frame) / clip.annotated_frames
         observers = len(np.unique(gaze.observers)) if gaze.observers is not None else None
     return {
@@ -300,7 +301,9 @@ def _named(corpus: Corpus, name: str) -> Clip:
     clips = {clip.id: clip for clip in corpus.clips}
     if name not in clips:
         sets = {clip.name.rpartition("/")[0] for clip in corpus.clips if clip.static}
-        raise UsageError(f"--show: there is no usable clip '{name}' in {corpus.root}{nearest(name, [*sets, *clips])}")
+        raise UsageError(
+            f"--show: there is no usable clip '{name}' in {corpus.root}{did_you_mean_clip(name, [*sets, *clips])}"
+        )
     if not clips[name].annotated_frames:
         raise UsageError(f"--show: clip {name} has no annotation to show")
     return clips[name]

@@ -18,8 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from distill.corpora import Clip, density_map, fixation_map, fixation_points
-from distill.corpora.clips import SIGMA, blur
+from distill.corpora import SIGMA, Clip, blur, density_map, fixation_map, fixation_points
 from distill.run.files import ArrayFile as ArrayFile  # exported too: callers import it from here
 from distill.run.files import write_array
 from distill.students import TinyUNetConfig

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.corpora import Clip, Points, density_map, fixation_points
-from distill.corpora.clips import SIGMA, blur
+from distill.corpora import SIGMA, Clip, Points, blur, density_map, fixation_points
 from distill.run.files import write_array
 from distill.teachers.visage import VisageConfig, resize
 from distill.training.frames import ArrayFile

@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from distill.corpora import density_map, fixation_map, open_corpus, split, synthetic
-from distill.corpora.clips import SIGMA
+from distill.corpora import SIGMA, density_map, fixation_map, open_corpus, split, synthetic
 from distill.corpora.video import probe
 from distill.recipe.keys import Synthetic
 from distill.run.errors import UsageError

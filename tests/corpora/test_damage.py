@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.corpora.clips import Clip
-from distill.corpora.gaze import WHOLE
+from distill.corpora.gaze import CLIP_READERS
 from distill.corpora.readers import images, table
 from distill.corpora.readers.matlab import read_variable
 from distill.run.errors import UsageError
@@ -87,7 +87,7 @@ def test_tables(folder, data, static, kind):
     with one_line():
         if table.columns_of(path):
             clip = Clip("a", "a.mp4", 1 if static else 5, 48, 80, 30.0, str(path), annotation=kind, static=static)
-            gaze = WHOLE[kind](clip)
+            gaze = CLIP_READERS[kind](clip)
             assert (gaze.rows < 48).all() and (gaze.columns < 80).all() and (gaze.frame < clip.frames).all()
             assert (gaze.rows >= 0).all() and (gaze.columns >= 0).all() and (gaze.frame >= 0).all()
 
@@ -97,4 +97,4 @@ def test_tables(folder, data, static, kind):
 def test_points(folder, data):
     (folder / "fixations.json").write_bytes(data)
     with one_line():
-        WHOLE["json"](Clip("a", "a.mp4", 5, 48, 80, 30.0, str(folder / "fixations.json"), annotation="json"))
+        CLIP_READERS["json"](Clip("a", "a.mp4", 5, 48, 80, 30.0, str(folder / "fixations.json"), annotation="json"))

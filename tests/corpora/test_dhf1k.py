@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from distill.corpora import density_map, fixation_map, fixation_points, open_corpus, split
-from distill.corpora.clips import Corpus
+from distill.corpora import Corpus, density_map, fixation_map, fixation_points, open_corpus, split
 from distill.corpora.readers.matlab import read_variable
 from distill.evaluation.metrics import nss
 from distill.run.errors import UsageError
@@ -78,7 +77,7 @@ def test_the_official_split_holds_601_to_700_out(tmp_path):
     parts = split(corpus, 0.25)
     assert parts.train == ("001", "600") and parts.val == ("601", "700")
     assert "701" in [c.id for c in corpus.clips] and "701" not in [c.id for c in parts.clips]
-    assert any("1 clip of the official test side" in note for note in parts.notes)
+    assert any("1 clip of the official test set left out" in note for note in parts.notes)
     by_share = split(corpus, 0.25, official=False)
     assert len(by_share.val) == 1 and "701" in by_share.train
 
@@ -106,9 +105,12 @@ def test_a_matlab_matrix_is_read(tmp_path, compressed, order, dtype):
     ("write", "message"),
     [
         (lambda p: writers.mat(p, np.zeros((2, 2), np.uint8), name="J"), "has no numeric matrix I; it holds J"),
-        (lambda p: p.write_bytes(b"<html>"), "is no MATLAB file"),
+        (lambda p: p.write_bytes(b"<html>"), "is not a MATLAB file"),
         (lambda p: p.write_bytes(b"MATLAB 7.3 MAT-file".ljust(200)), "save -v7"),
-        (lambda p: p.write_bytes(writers.mat(p, np.zeros((40, 40), np.uint8)).read_bytes()[:-9]), "cannot be read|cut"),
+        (
+            lambda p: p.write_bytes(writers.mat(p, np.zeros((40, 40), np.uint8)).read_bytes()[:-9]),
+            "cannot be read|truncated",
+        ),
     ],
 )
 def test_a_matlab_file_that_cannot_be_used_is_named(tmp_path, write, message):
@@ -166,7 +168,7 @@ def test_raw_gaze_is_mapped_as_record_mapping_does(tmp_path, short):
     assert any(note.startswith("points outside the frame: 2 dropped, in 1 clip (001: 2)") for note in corpus.notes)
 
 
-def test_a_recording_that_is_a_copy_is_dropped_and_told(tmp_path):
+def test_a_recording_that_is_a_copy_is_dropped_and_counted(tmp_path):
     writers.video(tmp_path / "video" / "001.avi", 4, 30.0, (360, 640))
     rows = [(0, 1, 1, "-"), *((4000 + 9000 * i, 700 + 9 * i, 450, "Fixation") for i in range(5))]
     for person in (1, 2):
@@ -180,7 +182,7 @@ def test_a_recording_that_is_a_copy_is_dropped_and_told(tmp_path):
 # --- counts that differ ----------------------------------------------------------------------------------------------
 
 
-def test_one_annotation_too_many_is_told_and_two_are_refused(tmp_path):
+def test_one_annotation_too_many_is_noted_and_two_are_refused(tmp_path):
     for number, more in ((1, 0), (2, 1), (3, 1)):
         writers.tased(tmp_path, number)
         shutil.rmtree(tmp_path / "video" / f"{number:04d}")
@@ -219,9 +221,9 @@ def test_a_frame_that_is_missing_or_of_another_size_is_named(tmp_path):
         open_corpus("dhf1k", tmp_path)
 
 
-def test_annotation_that_went_missing_since_is_noticed(tmp_path):
+def test_annotation_that_went_missing_after_opening_is_noticed(tmp_path):
     writers.official(tmp_path, 1)
     clip = open_corpus("dhf1k", tmp_path).clips[0]
     (tmp_path / "annotation" / "0001" / "fixation" / "0001.png").unlink()  # all others would move up by one
-    with pytest.raises(UsageError, match="holds 5 fixation maps, it held 6"):
+    with pytest.raises(UsageError, match="holds 5 fixation maps, but held 6"):
         fixation_points(clip, 2)

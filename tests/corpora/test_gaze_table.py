@@ -5,8 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from distill.corpora import density_map, fixation_map, fixation_points, open_corpus, split
-from distill.corpora.clips import SIGMA, Corpus
+from distill.corpora import SIGMA, Corpus, density_map, fixation_map, fixation_points, open_corpus, split
 from distill.corpora.layouts import gaze_table
 from distill.evaluation.metrics import nss
 from distill.recipe import keys
@@ -83,7 +82,7 @@ def test_a_picture_that_is_cut_short_is_named(tmp_path, suffix):
     writers.images(tmp_path, suffix=suffix, size=(200, 300))
     path = tmp_path / "img" / f"002{suffix}"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UsageError, match=rf"002{suffix} is cut short"):
+    with pytest.raises(UsageError, match=rf"002{suffix} is truncated"):
         open_corpus("images", tmp_path)
     path.write_text("<html>")
     with pytest.raises(UsageError, match=r"is not a PNG|does not open as an image"):
@@ -99,10 +98,10 @@ def test_rows_by_frame_count_from_1_unless_one_is_0(tmp_path):
     clip = corpus["walk"]
     assert (clip.frames, clip.annotated_frames, clip.static) == (10, 10, False)
     assert points_of(clip, 0) == [(20, 10, "0")] and points_of(clip, 2) == [(21, 11, "0"), (22, 12, "1")]
-    assert points_of(clip, 1) == [] and "frames of gaze.csv count from 1" in corpus.notes
+    assert points_of(clip, 1) == [] and "frames of gaze.csv are numbered from 1" in corpus.notes
     a_video(tmp_path, [*rows[:2], "walk,0,5,5,bob"])
     corpus = open_corpus("gaze-table", tmp_path)
-    assert points_of(corpus["walk"], 1) == [(20, 10, "0")] and "frames of gaze.csv count from 0" in corpus.notes
+    assert points_of(corpus["walk"], 1) == [(20, 10, "0")] and "frames of gaze.csv are numbered from 0" in corpus.notes
 
 
 @pytest.mark.parametrize(
@@ -195,8 +194,8 @@ def test_a_table_that_is_not_utf8_is_read_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["clip,frame,x,y"], "has a header and not one row"),
-        (["clip,frame,x,y", "walk,one,2,3"], "not one row that can be read"),
+        (["clip,frame,x,y"], "has a header, but no row that can be read"),
+        (["clip,frame,x,y", "walk,one,2,3"], "no row that can be read"),
         (["clip,when,where", "walk,1,2"], "holds no gaze table"),
         ([], "holds no gaze table"),
         (["clip,x,y", "walk,2,3"], "no column for the frame or the time, and walk is a video"),
@@ -228,7 +227,7 @@ def test_shares_are_told_from_pixels_by_their_values(tmp_path):
     rows = ["clip,frame_index,x,y", *(f"walk,{t},{0.1 * t},0.5" for t in range(9)), "walk,9,1.2,0.5"]
     corpus = open_corpus("gaze-table", a_video(tmp_path, rows))
     assert points_of(corpus["walk"], 5) == [(24, 40, "None")]
-    assert "x and y of gaze.csv are shares of the size, by their values" in corpus.notes
+    assert "x and y of gaze.csv are read as fractions of the size, judging by their values" in corpus.notes
     assert corpus["walk"].troubles == {"points outside the frame": 1}
     density = density_map(corpus["walk"], 5, fixation_map(corpus["walk"], 5))
     assert density.sum() == pytest.approx(1, abs=1e-3) and SIGMA * 80 > 1

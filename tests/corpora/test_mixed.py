@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from distill.corpora import fixation_points, open_corpus, parts_of, split
-from distill.corpora.clips import Corpus
+from distill.corpora import Corpus, fixation_points, open_corpus, parts_of, split
 from distill.recipe.files import load_recipe, to_toml
 from distill.run import engine, plan, preflight
 from distill.run.directory import RunDir
@@ -84,7 +83,7 @@ def test_groups_may_name_clips_as_their_part_does(tmp_path, two):
     groups.write_text("001,a\n002,a\ndhf1k.003,b\n004,b\n", encoding="utf-8")
     parts = split(open_corpus("dhf1k,images", two), 0.5, groups=groups)
     assert {i for i in parts.val if i.startswith("dhf1k")} in ({"dhf1k.001", "dhf1k.002"}, {"dhf1k.003", "dhf1k.004"})
-    with pytest.raises(UsageError, match=r"row 1: 001 may be dhf1k\.001 or dhf1k-2\.001; write which"):
+    with pytest.raises(UsageError, match=r"row 1: 001 may be dhf1k\.001 or dhf1k-2\.001; give the full id"):
         split(open_corpus("dhf1k,dhf1k", [two[0], two[0]]), 0.5, groups=groups)
 
 
@@ -103,10 +102,10 @@ def test_clips_are_skipped_and_held_out_by_their_whole_name(two):
         ("dhf1k,images", ["a"], "has 2 parts, and there is 1 --root"),
         ("dhf1k", ["a", "b"], "has 1 part, and there are 2 --root"),
         ("dhf1k:1,image:0.5", ["a", "b"], "unknown corpus 'image'; did you mean 'images'"),
-        ("dhf1k:one,images", ["a", "b"], "has the weight 'one'; want a number above 0"),
+        ("dhf1k:one,images", ["a", "b"], "has the weight 'one'; give a number above 0"),
         ("dhf1k:0,images", ["a", "b"], "has the weight '0'"),
         ("dhf1k:,images", ["a", "b"], "has the weight ''"),
-        ("synthetic,images", ["a", "b"], "the synthetic corpus stands alone"),
+        ("synthetic,images", ["a", "b"], "the synthetic corpus cannot be a part of others"),
     ],
 )
 def test_a_mixture_that_makes_no_sense_is_one_line(name, roots, message):

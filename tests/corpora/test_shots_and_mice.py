@@ -6,8 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from distill.corpora import density_map, fixation_map, fixation_points, open_corpus, split
-from distill.corpora.clips import Corpus
+from distill.corpora import Corpus, density_map, fixation_map, fixation_points, open_corpus, split
 from distill.evaluation.metrics import nss
 from distill.recipe import keys
 from distill.run.errors import UsageError
@@ -101,7 +100,7 @@ def test_a_split_that_is_missing_or_does_not_fit_is_told(tmp_path):
     )
     corpus = open_corpus("avimos", tmp_path)
     assert corpus.notes == (
-        "TrainTestSplit.json names 1 clips that are not here (0009)",
+        f"TrainTestSplit.json names 1 clips that are not in {tmp_path.name} (0009)",
         "TrainTestSplit.json does not name 1 clips, which train (0002)",
     )
     (tmp_path / "TrainTestSplit.json").unlink()
@@ -135,12 +134,12 @@ def json_of(points):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (json_of("{"), "is no list of frames"),
-        (json_of("[[1, 2], [3, 4]]"), "is no list of frames"),
-        (json_of("[[[1, 2, 3]], [[1, 2, 3]]]"), "is no list of frames"),
+        (json_of("{"), "is not a list of frames"),
+        (json_of("[[1, 2], [3, 4]]"), "is not a list of frames"),
+        (json_of("[[[1, 2, 3]], [[1, 2, 3]]]"), "is not a list of frames"),
         (json_of(json.dumps([[[1, 1]]] * 9)), "has 6 frames, its annotation in .* 9"),
         (lambda r: writers.video(r / "SaliencyTrain/Train/0001.mp4", 6, size=(48, 96)), "is 96x48 px, its video 80x48"),
-        (lambda r: (r / "TrainTestSplit.json").write_text("[1]"), "no list of names per side"),
+        (lambda r: (r / "TrainTestSplit.json").write_text("[1]"), "does not list clip names per side"),
         (lambda r: shutil.rmtree(r / "Videos"), "holds no videos"),
     ],
 )
@@ -172,7 +171,7 @@ def test_a_video_of_maps_that_ends_early_ends_the_annotation(tmp_path):
         "density maps too few or too many: 2, in 1 clip (0001: 2)",
     )
     density_map(corpus["0001"], 3, fixation_map(corpus["0001"], 3))
-    with pytest.raises(UsageError, match="ends after 4 frames"):
+    with pytest.raises(UsageError, match="ends after 4 frames, before frame 5"):
         density_map(corpus["0001"], 4, np.zeros(writers.SIZE))
 
 

@@ -12,29 +12,27 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from distill.corpora.entries import Entry, check, license_of
+from distill.corpora.entries import Entry
 from distill.corpora.readers import images
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
-
-__all__ = ["check", "find", "license_of"]
 
 FPS = 24.0
 
 
 def find(root: Path, options: Options) -> list[Entry]:
-    """The shots under training/ and testing/, or of the one of them that `root` is. Raises UsageError where there are none."""
+    """The shots under training/ and testing/, or in `root` if it is one of the two. Raises UsageError if there are none."""
     sides = {side: root / name for side, name in (("train", "training"), ("test", "testing"))}
     present = {side: folder for side, folder in sides.items() if folder.is_dir()} or {"": root}
-    found = [_entry(shot, side, options.fps or FPS) for side, folder in present.items() for shot in _shots(folder)]
-    if not found:
+    entries = [_entry(shot, side, options.fps or FPS) for side, folder in present.items() for shot in _shots(folder)]
+    if not entries:
         raise UsageError(
-            f"{root} holds no shots; its layout is training/SHOT/images/*.png with fixation/ and maps/ beside, and testing/"
+            f"{root} holds no shots; the layout is training/SHOT/images/*.png with fixation/ and maps/ beside, and testing/"
         )
-    ids = [entry.id for entry in found]
+    ids = [entry.id for entry in entries]
     if twice := {i for i in ids if ids.count(i) > 1}:
         raise UsageError(f"{root} has shot {min(twice)} in both training/ and testing/; keep one of them")
-    return found
+    return entries
 
 
 def _shots(folder: Path) -> list[Path]:
@@ -42,10 +40,9 @@ def _shots(folder: Path) -> list[Path]:
 
 
 def _entry(shot: Path, side: str, fps: float) -> Entry:
-    fixations, kind = shot / "fixation", "png"
+    fixations, annotation = shot / "fixation", "png"
     if not images.has_any(fixations, (".png",)) and images.has_any(fixations / "maps", (".mat",)):
-        fixations, kind = fixations / "maps", "mat"
+        fixations, annotation = fixations / "maps", "mat"
     film = re.sub(r"_\d+$", "", shot.name) if shot.name.startswith("actionclip") else shot.name
-    return Entry(
-        shot.name, shot / "images", fixations, shot / "maps", kind, name=shot.name, group=film, side=side, fps=fps
-    )
+    maps = shot / "maps"
+    return Entry(shot.name, shot / "images", fixations, maps, annotation, shot.name, group=film, side=side, fps=fps)

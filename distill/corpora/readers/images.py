@@ -1,6 +1,6 @@
-"""Images in files: folders of numbered ones, in the order of their numbers, and sizes read from headers.
+"""Image files: folders of numbered images in the order of their numbers, sizes read from headers, and decoding.
 
-A corpus has hundreds of thousands of frames as files; what can be known from a name or a few bytes is never decoded.
+A corpus may have hundreds of thousands of frames as files: whatever a name or a few bytes tell is never decoded.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PNG_HEAD, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def numbered(name: str) -> list[tuple[int, str]]:
-    """A sort key that puts 2.png before 10.png."""
+    """A sort key for file names that puts 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", Path(name).stem)]
 
 
 def listing(folder: Path | str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
-    """Names of a folder's files in the order of their numbers; remembered until the folder changes."""
+    """Names of a folder's files in the order of their numbers; cached until the folder changes."""
     try:
         return _listing(str(folder), suffixes, Path(folder).stat().st_mtime_ns)
     except OSError as error:
@@ -34,7 +34,7 @@ def listing(folder: Path | str, suffixes: tuple[str, ...] = SUFFIXES) -> list[st
 
 
 def has_any(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
-    """Whether a folder is there and holds such a file; it is not read to its end."""
+    """Whether a folder exists and holds such a file; reading stops at the first."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -48,28 +48,28 @@ def _listing(folder: str, suffixes: tuple[str, ...], _changed: int) -> list[str]
 
 
 def number_of(name: str) -> int | None:
-    """The last number in a file's name: 12 of `clip3_00012.png`, None where there is none."""
-    found = re.findall(r"\d+", Path(name).stem)
-    return int(found[-1]) if found else None
+    """The last number in a file's name: 12 in `clip3_00012.png`; None if there is none."""
+    numbers = re.findall(r"\d+", Path(name).stem)
+    return int(numbers[-1]) if numbers else None
 
 
 def check_numbers(folder: Path, names: list[str], first: int | None = None) -> None:
-    """Raises UsageError where the files' numbers leave a gap, or do not begin at `first`; file 2 missing shifts all others."""
+    """Raises UsageError if the files' numbers have a gap, which would shift all later frames, or do not begin at `first`."""
     expected = first if first is not None else number_of(names[0])
     for name in names:
-        if (found := number_of(name)) is None or expected is None:
+        if (number := number_of(name)) is None or expected is None:
             raise UsageError(f"{folder / name} has no number in its name; frames are ordered by number")
-        if found != expected:
+        if number != expected:
             digits = re.findall(r"\d+", Path(name).stem)[-1]
             should = f"{expected:0{len(digits)}d}".join(name.rsplit(digits, 1))
-            raise UsageError(f"{folder} has {name} where {should} should be; files count on without gaps")
+            raise UsageError(f"{folder} has {name} where {should} should be; files must be numbered without gaps")
         expected += 1
 
 
 def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
-    """Height and width of an image, from its header where it is a PNG or JPEG; `whole` also asks for the file's end.
+    """Height and width of an image, from its header if it is a PNG or JPEG; `whole` also checks the end of the file.
 
-    Raises UsageError for what is no image, and with `whole` for one that is cut short.
+    Raises UsageError for a file that is not an image, and with `whole` for one that is truncated.
     """
     try:
         with path.open("rb") as file:
@@ -82,7 +82,7 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
                 size, end = _jpeg_size(head + file.read(1 << 18)), b"\xff\xd9"
             if size and whole:
                 file.seek(max(0, path.stat().st_size - 4096))
-                size = size if end in file.read() else None  # perhaps only unusual: decoding tells
+                size = size if end in file.read() else None  # perhaps only unusual: decoding decides
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if size:
@@ -90,7 +90,7 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
     if path.suffix.lower() == ".png" and head[:8] != PNG_HEAD:
         raise UsageError(f"{path} is not a PNG")
     if head[:2] == b"\xff\xd8" or head[:8] == PNG_HEAD:
-        raise UsageError(f"{path} is cut short; restore it, or leave it out with corpus.skip")
+        raise UsageError(f"{path} is truncated; restore it, or leave it out with corpus.skip")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise UsageError(f"{path} does not open as an image")
@@ -98,7 +98,7 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width in a JPEG's frame header (ITU-T T.81, B.2.2); None where there is none."""
+    """Height and width in a JPEG's frame header (ITU-T T.81, B.2.2); None if there is none."""
     at = 2
     while at + 9 <= len(data):
         if data[at] != 0xFF:
@@ -118,7 +118,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """An image as it is stored, uint8 RGB `[H,W,3]`: a camera's orientation tag is left alone, as annotations are."""
+    """An image as it is stored, uint8 RGB `[H,W,3]`. The camera's orientation tag is ignored, as annotations ignore it."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise UsageError(f"{path} does not open as an image; restore it, or leave it out with corpus.skip")
@@ -126,7 +126,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_gray(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
-    """An image of (height, width) `size`, uint8 `[H,W]`. Raises UsageError, ending in `way_out`, where it is not that."""
+    """An image of (height, width) `size`, uint8 `[H,W]`. Raises UsageError, with `way_out`, if it is not."""
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise UsageError(f"{path} does not open as an image; {way_out}")

@@ -1,7 +1,7 @@
-"""One numeric variable out of a MATLAB file of version 5 to 7 (MathWorks, MAT-File Format, "Level 5").
+"""Reads one numeric variable from a MATLAB file of version 5 to 7 (MathWorks, MAT-File Format, "Level 5").
 
-A file is a header of 128 bytes and a row of elements: a type, a length, data padded to 8 bytes. An element may be
-compressed (zlib); a matrix is an element that holds flags, dimensions, name and numbers as elements of its own.
+A file is a header of 128 bytes followed by elements: a type, a length, data padded to 8 bytes. An element may be
+compressed (zlib). A matrix is an element whose data are elements again: flags, dimensions, name, numbers.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ NUMERIC_CLASSES = range(6, 16)  # mxDOUBLE_CLASS to mxUINT64_CLASS; below are ce
 
 
 def read_variable(path: Path, name: str) -> np.ndarray:
-    """The matrix `name`, in its own shape. Raises UsageError for another kind of file, or where it is not in there."""
+    """The matrix `name`, in its stored shape. Raises UsageError for another kind of file, or if it has no such matrix."""
     try:
         data = path.read_bytes()
         if data[:10] == b"MATLAB 7.3" or data[:4] == b"\x89HDF":
             raise UsageError(f"{path} is a MATLAB 7.3 (HDF5) file; save it again with `save -v7`")
         order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
         if order is None:
-            raise UsageError(f"{path} is no MATLAB file")
-        found = []
+            raise UsageError(f"{path} is not a MATLAB file")
+        names = []
         for kind, body in _elements(data[128:], order):
             inner = list(_elements(zlib.decompress(body), order)) if kind == COMPRESSED else [(kind, body)]
             for kind, body in inner:
                 if kind == MATRIX:
-                    its_name, matrix = _matrix(body, order)
-                    if its_name == name and matrix is not None:
+                    stored_name, matrix = _matrix(body, order)
+                    if stored_name == name and matrix is not None:
                         return matrix
-                    found.append(its_name)
+                    names.append(stored_name)
     except (OSError, zlib.error, struct.error, ValueError, IndexError) as error:
         raise UsageError(f"{path} cannot be read as a MATLAB file: {error}") from None
-    raise UsageError(f"{path} has no numeric matrix {name}; it holds {', '.join(found) or 'nothing'}")
+    raise UsageError(f"{path} has no numeric matrix {name}; it holds {', '.join(names) or 'nothing'}")
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -54,7 +54,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             start = at + 8
             at = start + length + (-length % 8 if kind != COMPRESSED else 0)
         if start + length > len(data):
-            raise ValueError("it is cut short")
+            raise ValueError("the file is truncated")
         yield kind, data[start : start + length]
 
 
@@ -67,5 +67,5 @@ def _matrix(body: bytes, order: str) -> tuple[str, np.ndarray | None]:
         return name, None
     kind, numbers = elements[3]
     if kind not in NUMBERS:
-        raise ValueError(f"its numbers are of the unknown type {kind}")
+        raise ValueError(f"unknown number type {kind}")
     return name, np.frombuffer(numbers, order + NUMBERS[kind]).reshape(tuple(shape), order="F")

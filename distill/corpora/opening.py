@@ -1,0 +1,178 @@
+"""Opening a corpus: its parts, the clips under each root, and the check of every clip.
+
+Finding lists files and decodes nothing; checking decodes each video once. `open_corpus` refuses a corpus with unusable
+clips; `survey` reports them instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distill.corpora.clips import Clip, Corpus, did_you_mean_clip
+from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, check, fingerprint_of, license_of
+from distill.corpora.layouts import CORPORA, Layout
+from distill.recipe import keys
+from distill.recipe.files import did_you_mean
+from distill.run.errors import UsageError
+from distill.run.progress import cancelling_pool
+
+Roots = str | Path | Sequence[str | Path]
+# Wraps the clips while they are checked, to show progress: (clips, title, how many).
+Track = Callable[[Iterable[Clip | None], str, int], Iterable[Clip | None]]
+
+SHOWN_CLIPS = 8  # in a note about dropped points
+EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS)  # notes that name all clips: a person must look into each
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the corpora that are trained on together."""
+
+    name: str  # the name of its corpus, with a number if that occurs twice
+    corpus: str
+    weight: float
+    root: Path
+
+    @property
+    def layout(self) -> Layout:
+        return CORPORA[self.corpus]
+
+    @property
+    def license(self) -> str:
+        return license_of(self.root)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The usable clips as a corpus, and for each of the others what is wrong with it, by id."""
+
+    corpus: Corpus
+    problems: dict[str, str]
+
+
+def parts_of(name: str, roots: Roots) -> list[Part]:
+    """The parts that `dhf1k` or `dhf1k:1,images:0.5` names, with their roots in the same order.
+
+    Raises UsageError for an unknown corpus, a weight that is not a positive number, or a wrong number of roots.
+    """
+    named = [part.strip().partition(":") for part in name.split(",")]
+    folders = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
+    if len(folders) != len(named):
+        raise UsageError(
+            f"corpus '{name}' has {len(named)} part{'s' if named[1:] else ''}, and there {'are' if len(folders) != 1 else 'is'} "
+            f"{len(folders)} --root; give one for each, in the same order"
+        )
+    parts: list[Part] = []
+    for (corpus, colon, text), root in zip(named, folders, strict=True):
+        if corpus not in CORPORA:
+            raise UsageError(f"unknown corpus '{corpus}'{did_you_mean(corpus, CORPORA)}")
+        if named[1:] and corpus == "synthetic":
+            raise UsageError(
+                "the synthetic corpus cannot be a part of others; write it first and give its folder as dhf1k"
+            )
+        try:
+            weight = float(text) if colon else 1.0
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf"):
+            raise UsageError(
+                f"corpus '{corpus}' has the weight '{text}'; give a number above 0, as in dhf1k:1,images:0.5"
+            )
+        same = sum(part.corpus == corpus for part in parts)
+        parts.append(Part(f"{corpus}-{same + 1}" if same else corpus, corpus, weight, root))
+    return parts
+
+
+def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, Entry]]:
+    """The clips of all parts by id, except those in `options.skip`; nothing is decoded.
+
+    Raises UsageError for a missing or empty root, or for a name in `options.skip` that no clip has.
+    """
+    entries: dict[str, tuple[Part, Entry]] = {}
+    for part in parts:
+        if not part.root.is_dir():
+            raise UsageError(
+                f"corpus root {part.root} is not a folder; give the folder that holds the corpus with --root"
+            )
+        for entry in part.layout.find(part.root, replace(options, name=part.corpus)):
+            entries[f"{part.name}.{entry.id}" if parts[1:] else entry.id] = part, entry
+    roots = ", ".join(str(part.root) for part in parts)
+    if unknown := set(options.skip) - set(entries):
+        name = min(unknown)
+        raise UsageError(f"corpus.skip names {name}, which is not in {roots}{did_you_mean_clip(name, entries)}")
+    entries = {name: entry for name, entry in entries.items() if name not in options.skip}
+    if not entries:
+        raise UsageError(f"no clips left in {roots} after corpus.skip")
+    return entries
+
+
+def survey(name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None) -> Survey:
+    """Checks every clip, decoding each video once to count its frames; clips that cannot be used are reported and left out."""
+    options = options or keys.Corpus()
+    parts = parts_of(name, roots)
+    entries = find(parts, options)
+    problems: dict[str, str] = {}
+
+    def examine(item: tuple[str, tuple[Part, Entry]]) -> Clip | None:
+        clip_id, (part, entry) = item
+        try:
+            return replace(check(entry), id=clip_id, corpus=part.name)
+        except UsageError as error:
+            problems[clip_id] = str(error)
+            return None
+
+    with cancelling_pool(2) as pool:
+        results: Iterable[Clip | None] = pool.map(examine, entries.items())
+        clips = tuple(clip for clip in (track(results, "corpus", len(entries)) if track else results) if clip)
+    notes: list[str] = []
+    for part in parts:
+        notes += part.layout.notes(part.root, [entry for owner, entry in entries.values() if owner is part])
+    corpus = Corpus(
+        name, "; ".join(dict.fromkeys(part.license for part in parts)), clips, notes=(*notes, *_notes_on(clips)),
+        roots={part.name: str(part.root) for part in parts}, weights={part.name: part.weight for part in parts},
+    )  # fmt: skip
+    return Survey(corpus, {clip_id: problems[clip_id] for clip_id in entries if clip_id in problems})
+
+
+def open_corpus(
+    name: str, root: Roots, skip: Sequence[str] = (), track: Track | None = None, options: keys.Corpus | None = None
+) -> Corpus:
+    """Finds the clips under `root` (one per part of `name`) and checks each of them, decoding each video once.
+
+    Raises UsageError for an unknown corpus, a missing or empty root, or clips that cannot be used, naming all of them.
+    """
+    options = options or keys.Corpus()
+    result = survey(name, root, replace(options, skip=(*options.skip, *skip)), track)
+    if problems := result.problems:
+        first, *others = problems
+        more = f" ({len(others)} more clips have problems: {', '.join(others)})" if others else ""
+        raise UsageError(f"{problems[first]}; or leave it out: --set corpus.skip={','.join(problems)}{more}")
+    return result.corpus
+
+
+def fingerprints(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[object]]:
+    """Names, sizes and counts of each part's files, by its root, skipped clips included: they change when the files do."""
+    facts: dict[str, list[object]] = {str(part.root): [] for part in parts}
+    for part, entry in find(parts, replace(options, skip=())).values():
+        facts[str(part.root)].append(fingerprint_of(entry))
+    return facts
+
+
+def _notes_on(clips: Sequence[Clip]) -> list[str]:
+    """One line for each kind of problem: how often it occurs, and in which clips."""
+    kinds: dict[str, Counter[str]] = {}
+    for clip in clips:
+        for kind, count in clip.troubles.items():
+            kinds.setdefault(kind, Counter())[clip.id] += count
+    lines = []
+    for kind, counts in kinds.items():
+        shown = list(counts) if kind in EVERY_CLIP else list(counts)[:SHOWN_CLIPS]
+        where = ", ".join(f"{clip_id}: {counts[clip_id]:,}" for clip_id in shown)
+        more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
+        many = f"{len(counts)} clips" if len(counts) > 1 else "1 clip"
+        dropped = "" if kind in EVERY_CLIP else " dropped"
+        lines.append(f"{kind}: {counts.total():,}{dropped}, in {many} ({where}{more})")
+    return lines
