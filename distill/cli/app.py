@@ -816,17 +816,17 @@ def teachers(
 ) -> None:
     """Which teachers there are, what their licences allow, where their weights are to be had, and what they cost."""
     _call["json"] = as_json
-    from distill.labels import shelf
+    from distill.labels import catalogue
 
-    entries = shelf.entries(name)
+    entries = catalogue.entries(name)
     if as_json:
         _print_json({"schema": 1, "teachers": [dataclasses.asdict(entry) for entry in entries]})
     elif name is None:
-        _print_rows([shelf.row(entry) for entry in entries], "teachers")
+        _print_rows([catalogue.row(entry) for entry in entries], "teachers")
         print("`distill teachers NAME` shows one in full; those without a licence want --accept-licence NAME")
     else:
         for entry in entries:
-            _print_rows([{"": key, " ": value} for key, value in shelf.details(entry).items()])
+            _print_rows([{"": key, " ": value} for key, value in catalogue.details(entry).items()])
 
 
 @app.command(rich_help_panel=HELP)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpora import find, parts_of
-from distill.labels import shelf
+from distill.labels.members import source
 from distill.recipe.files import differences, load_recipe, to_dict
 from distill.recipe.keys import Recipe
 from distill.run.directory import MANIFEST, another_configuration, refuse_foreign
@@ -81,7 +81,7 @@ def _details(recipe: Recipe) -> dict[str, str]:
     frames = round(train.frames_first * train.steps)
     return {
         "corpus": clips,
-        "teach": shelf.source(recipe),
+        "teach": source(recipe),
         "train": f"{frames} steps of {train.frames} frames, {train.steps - frames} of {train.batch} x {train.window}, "
         f"at {student.height}x{student.width}",
         "eval": f"one frame in {recipe.eval.stride}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.corpora import CORPORA, find, fingerprints, parts_of
-from distill.labels import shelf
+from distill.labels import licences, members
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Recipe
 from distill.run.directory import missing_modules
@@ -29,16 +29,19 @@ def check_ready(recipe: Recipe) -> None:
             raise UsageError(f"unknown corpus '{corpus}'{did_you_mean(corpus, CORPORA)}")
         raise UsageError(f"corpus {name} needs --root, the folder that holds it; one for each part, in the same order")
     parts = [] if synthetic else parts_of(recipe.corpus.name, recipe.corpus.root)
-    shelf.check(recipe)
+    members.check(recipe)
+    licences.check_licences(recipe.teacher)
     clips = {} if synthetic else find(parts, recipe.corpus)
     if recipe.corpus.groups and not Path(recipe.corpus.groups).is_file():
         raise UsageError(f"corpus.groups {recipe.corpus.groups} is not a file; give a CSV with lines `clip,group`")
     if recipe.teacher.name == "maps":
-        maps = shelf.open_maps(recipe)
+        from distill.labels.building import open_maps  # imports torch, which no other teacher needs here
+
+        maps = open_maps(recipe)
         without = [i for i, (part, entry) in clips.items() if not maps.has(entry.name or entry.id, part.name)]
         if without:
             raise UsageError(
-                f"teacher.maps {', '.join(map(str, shelf.map_folders(recipe.teacher)))} has nothing for clip {without[0]}"
+                f"teacher.maps {', '.join(map(str, members.map_folders(recipe.teacher)))} has nothing for clip {without[0]}"
                 f"{f' and {len(without) - 1} more' if without[1:] else ''}; add it, or leave it out: "
                 f"--set corpus.skip={','.join(without)}"
             )
@@ -58,7 +61,7 @@ def inputs(recipe: Recipe) -> dict[str, str]:
     if recipe.corpus.groups:
         prints[f"the groups in {recipe.corpus.groups}"] = fingerprint(Path(recipe.corpus.groups).read_bytes().hex())
     if recipe.teacher.name == "maps":
-        for folder in shelf.map_folders(recipe.teacher):
+        for folder in members.map_folders(recipe.teacher):
             sizes = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
             prints[f"the maps in {folder}"] = fingerprint(sizes)
-    return prints | shelf.weights_prints(recipe.teacher)
+    return prints | members.weights_fingerprints(recipe.teacher)

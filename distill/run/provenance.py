@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from distill.corpora import Corpus, parts_of
-from distill.labels import shelf
-from distill.labels.shelf import OURS
+from distill.labels.catalogue import OURS
+from distill.labels.licences import permissive
+from distill.labels.members import file_names
 from distill.recipe.files import to_dict
 from distill.recipe.keys import Recipe
 from distill.reporting.card import Provenance
@@ -47,7 +48,7 @@ def provenance(recipe: Recipe, corpus: Corpus, teacher: Mapping[str, Any], best:
         teacher=f"{teacher['name']} ({teacher['source']})",
         teacher_license=teacher["license"],
         teacher_chain=teacher_chain,
-        restricted=tuple(part for part, license_ in chain if not shelf.permissive(license_)),
+        restricted=tuple(part for part, license_ in chain if not permissive(license_)),
         train_clips=corpus.train,
         val_clips=corpus.val,
         held_out=corpus.held_out,
@@ -88,7 +89,7 @@ def _without_paths(recipe: Recipe) -> dict[str, Any]:
     """The recipe's values without those that name places on this machine."""
     values = to_dict(recipe)
     values["corpus"]["root"] = values["corpus"]["groups"] = values["teacher"]["maps"] = ""
-    values["teacher"]["weights"] = shelf.file_names(recipe.teacher)
+    values["teacher"]["weights"] = file_names(recipe.teacher)
     values["teacher"]["calibration"] = Path(values["teacher"]["calibration"]).name
     return values
 

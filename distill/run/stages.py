@@ -33,8 +33,9 @@ from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.export import ExportRefused
 from distill.export.ship import ship, verify
-from distill.labels import shelf
+from distill.labels import building, members
 from distill.labels.labelling import computed_by, inference, label, looked_up_in
+from distill.labels.registry import registered
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import card, report
@@ -47,9 +48,7 @@ from distill.run.parallel import job
 from distill.run.progress import Narrator
 from distill.run.provenance import caveats, provenance
 from distill.students.tiny_unet import TinyUNet, parameter_count
-from distill.training import fine_tune, frames, student
-from distill.training.unisal import UnisalRecipe, train_unisal
-from distill.training.visage import train_visage
+from distill.training import frames, student
 
 PARAMETERS = (150_000, 250_000)
 """What a student should have (DESIGN: the student); others are made, and said to be unusual."""
@@ -121,7 +120,7 @@ def _preflight(context: Context) -> Done:
     if not least <= parameters <= most:
         say(f"preflight: {parameters:,} parameters is outside the {least:,} to {most:,} that a student should have")
     chosen, _ = device.choose(recipe.run.device)
-    for opened in shelf.try_out(recipe, chosen, inference(recipe.label, chosen)):
+    for opened in building.try_out(recipe, chosen, inference(recipe.label, chosen)):
         say(f"preflight: teacher {opened} opens")
     return Done([], {"parameters": parameters, "parity": verified.parity.to_dict()})
 
@@ -172,83 +171,42 @@ def _teach(context: Context) -> Done:
     recipe, leads = context.recipe, job().leads
     chosen = context.device(alone=True)
     outputs: list[str] = []
-    facts: dict[str, Any] = {"teacher": shelf.source(recipe)}
-    for member in shelf.members(recipe.teacher):
-        train = _TRAINERS.get(f"{member.name} {member.entry.size}", _TRAINERS.get(member.name))
-        shared = train is _teach_visage
-        if train and shelf.trained_here(recipe, member) and (leads or shared):
-            device.set_threads(recipe.run.threads, alone=not shared)
-            files, facts_of_member = train(context, member, chosen)
+    facts: dict[str, Any] = {"teacher": members.source(recipe)}
+    for member in members.members(recipe.teacher):
+        if not members.trained_here(recipe, member):
+            continue
+        teacher = registered(member)
+        assert teacher.train is not None
+        if leads or teacher.all_ranks:
+            device.set_threads(recipe.run.threads, alone=not teacher.all_ranks)
+            files, facts_of_member = teacher.train(
+                recipe, member, context.corpus, context.run.path, chosen, context.narrator
+            )
             outputs, facts = [*outputs, *files], facts | facts_of_member
     if recipe.teacher.name == "maps" and leads:
         clips = context.corpus.clips
-        labels = looked_up_in(shelf.open_maps(recipe))(clips)
+        labels = looked_up_in(building.open_maps(recipe))(clips)
         for _ in context.narrator.track(labels, "maps", len(clips)):
             pass  # an unusable map is an error now, not in the middle of labelling
     if not outputs:
-        context.narrator.say(f"teach: nothing to train: {shelf.source(recipe)}")
+        context.narrator.say(f"teach: nothing to train: {members.source(recipe)}")
     return Done(outputs, facts)
-
-
-Taught = tuple[list[str], dict[str, Any]]
-"""What training a teacher leaves: files, relative to the run directory, and facts for the manifest."""
-
-
-def _teach_tiny_visage(context: Context, member: shelf.Member, device: torch.device) -> Taught:
-    recipe = context.recipe
-    train_visage(
-        context.cached(context.corpus.train), recipe.teacher, shelf.tiny_visage(recipe), context.run / "checkpoints", device,
-        recipe.run.seed, context.narrator,
-    )  # fmt: skip
-    return ["checkpoints/visage.pt"], {"steps": recipe.teacher.steps}
-
-
-def _teach_visage(context: Context, member: shelf.Member, device: torch.device) -> Taught:
-    """A visage of a published size, on all ranks."""
-    recipe, corpus = context.recipe, context.corpus
-    files = {part: _path(file) for part, file in member.files.items()}
-    with process_group(device):
-        facts = fine_tune.teach(
-            corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files,
-            context.run / "checkpoints", context.run / "frames" / "visage", device, recipe.run.seed, context.narrator,
-        )  # fmt: skip
-    return [f"checkpoints/{name}" for name in fine_tune.outputs(random=files["base"] is None)], facts
-
-
-def _teach_unisal(context: Context, member: shelf.Member, device: torch.device) -> Taught:
-    recipe, corpus = context.recipe, context.corpus
-    settings = {**vars(recipe.unisal)}
-    settings["window"] = settings.pop("frames")
-    domains = dict(text.partition("=")[::2] for text in settings.pop("domains"))
-    train_unisal(
-        corpus.select(corpus.train), UnisalRecipe(**settings), context.run / "checkpoints", context.run / "frames" / "unisal", device,
-        recipe.run.seed, context.narrator, domains=domains, start=_path(member.files[""]), trunk=_path(member.files["trunk"]),
-    )  # fmt: skip
-    return ["checkpoints/unisal.pt"], {"epochs": recipe.unisal.epochs}
-
-
-def _path(file: str) -> Path | None:
-    """A teacher's weights file; None where training starts from random weights."""
-    return None if file in ("", shelf.RANDOM) else Path(file)
-
-
-_TRAINERS = {"visage tiny": _teach_tiny_visage, "visage": _teach_visage, "unisal": _teach_unisal}
 
 
 def _label(context: Context) -> Done:
     recipe, ranks, narrator = context.recipe, job(), context.narrator
     if recipe.teacher.name == "maps":
-        teacher: Any = shelf.calibrated(recipe, shelf.open_maps(recipe))
+        teacher: Any = building.calibrated(recipe, building.open_maps(recipe))
         labels_of = looked_up_in(teacher)
     else:
         device.set_threads(recipe.run.threads)
         chosen, reason = device.choose(recipe.run.device)
         how = inference(recipe.label, chosen)
         narrator.say(f"label: {reason}, {how.precision}{f', {ranks.world} ranks' if ranks.world > 1 else ''}")
-        teacher = shelf.calibrated(recipe, shelf.open_teacher(recipe, chosen, context.run / "checkpoints", how))
+        teacher = building.calibrated(recipe, building.open_teacher(recipe, chosen, context.run / "checkpoints", how))
         labels_of = computed_by(teacher, recipe.label.workers, pin=chosen.type == "cuda")
-    description = shelf.describe(recipe, teacher)
-    if warning := shelf.warning(description):
+    description = building.describe(recipe, teacher)
+    if warning := building.warning(description):
         narrator.say(f"label: {warning}")
     store = (LabelStore.create if ranks.leads else LabelStore)(context.run / "labels", description)
     if ranks.agree("teacher", lambda: description["fingerprint"], narrator.stop) != description["fingerprint"]:

@@ -105,7 +105,7 @@ def test_the_command_line_surface_is_frozen():
         (["teach", "--teacher", "visag"], "unknown teacher 'visag'; did you mean 'visage'?"),
         (["teach", "none.toml"], "no recipe at none.toml"),
         (["teach", "convert", "none.pth", "-o", "w.safetensors"], "none.pth does not exist"),
-        (["teach", "calibrate", "empty", "-o", "c.json"], "empty is no run with labels"),
+        (["teach", "calibrate", "empty", "-o", "c.json"], "empty is not a run with labels"),
         (["teachers", "unisol"], "unknown teacher 'unisol'; did you mean 'unisal'?"),
         (["run", "--teacher", "maps"], "needs --maps"),
         (["run", "--teacher", "maps", "--maps", "nowhere"], "nowhere is not a folder"),

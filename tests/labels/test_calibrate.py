@@ -13,7 +13,9 @@ from torch import Tensor
 
 from distill.corpora import Clip, density_map, fixation_map, open_corpus
 from distill.labels import calibrate as module
-from distill.labels.calibrate import IDENTITY, Calibrated, Calibration, Fit, blurred, calibrate, load, save
+from distill.labels import calibration as model
+from distill.labels.calibrate import Fit, calibrate, save
+from distill.labels.calibration import IDENTITY, Calibrated, Calibration, blurred, load
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 
@@ -76,7 +78,7 @@ def test_blur_spreads_and_sharpening_undoes_some_of_it() -> None:
 def test_long_clips_are_worked_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(0))
     whole = Calibration(0.7, 0.1, 0.1).apply(logits)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(model, "CHUNK", 2)
     torch.testing.assert_close(Calibration(0.7, 0.1, 0.1).apply(logits), whole)
 
 
@@ -152,7 +154,7 @@ def test_groups_are_held_out_whole_and_one_group_not_at_all(clips: list[Clip]) -
     grouped = [replace(clip, group="ab"[number % 2]) for number, clip in enumerate(clips)]
     found = calibrate(grouped, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
     assert found.held_out and len(found.folds) == 2
-    assert module._parts(grouped, 4) == [module._parts(grouped, 4)[n % 2] for n in range(len(grouped))]
+    assert module._folds(grouped, 4) == [module._folds(grouped, 4)[n % 2] for n in range(len(grouped))]
     alone = [replace(clip, group="a") for clip in clips]
     found = calibrate(alone, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
     assert not found.held_out
@@ -215,8 +217,8 @@ def test_a_file_of_one_teacher_is_not_used_for_another(flat: Fit, tmp_path: Path
     ):
         load(path, "b" * 64)
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"calibration\.json is no calibration"):
+    with pytest.raises(UsageError, match=r"calibration\.json is not a calibration"):
         load(path, "a" * 64)
     path.write_text('{"teacher": {"name": "x", "fingerprint": "a"}, "calibration": {"blur": 9}}', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"is no calibration .*blur is 9"):
+    with pytest.raises(UsageError, match=r"is not a calibration .*blur is 9"):
         load(path, "a")

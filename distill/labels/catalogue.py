@@ -1,0 +1,188 @@
+"""The teacher catalogue: every teacher and size, its licences, its cost and the files that it needs. Torch-free.
+
+`distill teachers` prints it. Parameters and multiply-accumulates are counted from the networks of `teachers/` on torch's meta
+device; one multiply-accumulate is two FLOPs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from distill.recipe.files import did_you_mean
+from distill.run.errors import UsageError
+
+OURS = "BSD-2-Clause-Patent"
+UNSTATED = "none stated"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A teacher at one size. A figure that nobody has measured is None."""
+
+    name: str
+    size: str = ""
+    about: str = ""
+    page: str = ""  # the authors' page that offers the weights
+    code: str = UNSTATED  # licence of the authors' code
+    weights: str = UNSTATED  # licence of their weights
+    parameters: int | None = None
+    rate: float | None = None  # frames per second that the network sees; None: every frame
+    window: int | None = None  # frames that it sees at once; None: the whole clip, its state carried
+    gmac: float | None = None  # billions of multiply-accumulates per labelled frame, at every = 1 and no overlap
+    files: tuple[str, ...] = ()  # required weights files: "" is a teacher's only one, NAME; others are NAME.PART
+    more: tuple[str, ...] = ()  # optional ones
+
+    @property
+    def title(self) -> str:
+        """Name and size, as in `visage tiny`."""
+        return f"{self.name} {self.size}".rstrip()
+
+
+_VISAGE = Entry(
+    name="visage",
+    about="two experts, each with a LoRA, on an InternVideo2 trunk (2026); experts are published for 6B only, and "
+    "teach.finetune trains them at any size",
+    page="https://huggingface.co/OpenGVLab/InternVideo2_distillation_models (trunk)",
+    code="Apache-2.0",
+    rate=5.0,
+    window=20,
+    files=("base", "expert1", "expert2"),
+    more=("expert3", "expert4"),
+)
+_SALFOM = Entry(
+    name="salfom",
+    size="L",
+    about="UMT encoder, three-branch decoder (2024)",
+    page="https://github.com/mr17m/SalFoM---Video-Saliency-Prediction",
+    parameters=402_945_443,
+    window=16,
+    gmac=1520,
+    files=("",),
+)
+
+CATALOGUE = (
+    Entry(
+        name="visage",
+        size="tiny",
+        about="the same architecture, small: trained from scratch in the run, on its own corpus",
+        code=OURS,
+        weights=OURS,
+        parameters=698_649,
+        rate=8.0,
+        window=8,
+        gmac=0.176,
+        files=("",),
+    ),
+    replace(_VISAGE, size="S", parameters=87_504_905, gmac=70.7),
+    replace(_VISAGE, size="B", parameters=166_282_889, gmac=129),
+    replace(_VISAGE, size="L", parameters=418_702_729, gmac=325),
+    replace(
+        _VISAGE,
+        size="1B",
+        page="https://huggingface.co/OpenGVLab/InternVideo2-CLIP-1B-224p-f8 (trunk)",
+        weights="Apache-2.0",
+        parameters=1_202_207_753,
+        gmac=863,
+    ),
+    replace(
+        _VISAGE,
+        size="6B",
+        page="https://github.com/iLearn-Lab/CVPRW26-ViSAGE (experts), "
+        "https://huggingface.co/OpenGVLab/InternVideo2-Stage2_6B-224p-f4 (trunk)",
+        weights="Apache-2.0",
+        parameters=6_312_387_849,
+        gmac=3903,
+    ),
+    Entry(
+        name="unisal",
+        about="MobileNetV2 with a ConvGRU, for images and video, one set of norms per data set (2020)",
+        page="https://github.com/rdroste/unisal",
+        code="Apache-2.0",
+        weights="Apache-2.0",
+        parameters=3_714_872,
+        rate=6.0,
+        gmac=0.954,
+        files=("",),
+        more=("trunk",),
+    ),
+    Entry(
+        name="tased",
+        about="S3D encoder, decoder with max-unpooling (2019, the updated weights)",
+        page="https://github.com/MichiganCOG/TASED-Net",
+        code="MIT",
+        weights="MIT",
+        parameters=21_260_693,
+        window=32,
+        gmac=78.5,
+        files=("",),
+    ),
+    _SALFOM,
+    replace(
+        _SALFOM,
+        size="B",
+        about="the same on a smaller encoder; no published weights",
+        page="",
+        parameters=149_082_787,
+        gmac=508,
+    ),
+    Entry(
+        name="onnx",
+        about="any ONNX saliency model, image or step, for example an earlier student; its licence is read from its metadata",
+        code="the file's",
+        weights="the file's",
+        files=("",),
+    ),
+    Entry(
+        name="maps",
+        about="precomputed labels: teacher.maps is a folder of CLIP.npz files, or of one PNG folder per clip",
+        code="not stated",
+        weights="not stated",
+    ),
+)
+NAMES = tuple(dict.fromkeys(entry.name for entry in CATALOGUE))
+
+
+def entries(name: str | None = None) -> tuple[Entry, ...]:
+    """All teachers, or the sizes of one, the default size first. Raises UsageError for an unknown name."""
+    if name is not None and name not in NAMES:
+        raise UsageError(f"unknown teacher '{name}'{did_you_mean(name, NAMES)}")
+    return tuple(entry for entry in CATALOGUE if name in (None, entry.name))
+
+
+def part_name(name: str, part: str) -> str:
+    """A weights file's name in teacher.weights: `unisal`, `visage.expert1`."""
+    return f"{name}.{part}" if part else name
+
+
+def row(entry: Entry) -> dict[str, str]:
+    """One line of the table, at most 80 columns wide. Licences that differ are shown as code / weights."""
+    computes = entry.name != "maps"
+    licences = (licence.replace(UNSTATED, "none") for licence in (entry.code, entry.weights))
+    return {
+        "teacher": entry.title,
+        "M params": f"{entry.parameters / 1e6:,.1f}" if entry.parameters else "",
+        "licence": " / ".join(dict.fromkeys(licences)),
+        "rate": (f"{entry.rate:g}/s" if entry.rate else "all") if computes else "",
+        "window": str(entry.window or "clip") if computes else "",
+        "GMAC/frame": f"{entry.gmac:,.4g}" if entry.gmac else "",
+    }
+
+
+def details(entry: Entry) -> dict[str, str]:
+    """Everything about a teacher, for a reader."""
+    short = row(entry)
+    rate = f"{entry.rate:g} frames per second" if entry.rate else "every frame"
+    window = f"windows of {entry.window}" if entry.window else "its state carried through the clip"
+    facts = {
+        "teacher": entry.title,
+        "what it is": entry.about,
+        "licence of the code": entry.code,
+        "licence of the weights": entry.weights,
+        "weights from": entry.page,
+        "teacher.size": entry.size,
+        "teacher.weights": ", ".join(f"{part_name(entry.name, part)}=FILE" for part in entry.files),
+        "parameters": f"{entry.parameters:,}" if entry.parameters else "",
+        "input": f"{rate}, {window}" if short["rate"] else "",
+        "GMAC per frame": short["GMAC/frame"],
+    }
+    return {key: value for key, value in facts.items() if value}

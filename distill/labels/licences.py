@@ -1,0 +1,90 @@
+"""Licences of teachers: what each is made of, and whether a run may use it without asking the user.
+
+The chain of a teacher lists its parts and their licences; it goes into the label store, and from there into the student's
+metadata and model card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+
+from distill.labels.catalogue import OURS, UNSTATED
+from distill.labels.members import RANDOM, Member, members
+from distill.recipe.files import did_you_mean
+from distill.recipe.keys import Teacher
+from distill.run.errors import UsageError
+
+PERMISSIVE = {
+    "Apache-2.0", "BSD-2-Clause", "BSD-2-Clause-Patent", "BSD-3-Clause", "BSD-3-Clause-Plus-Patent", "CC BY 4.0",
+    "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "Unlicense",
+}  # fmt: skip
+"""Licences that allow any use by anybody. Whether another one allows a use is for the user to decide."""
+
+
+def permissive(license_: str) -> bool:
+    """Whether a licence allows any use by anybody; remarks in brackets are ignored."""
+    return license_.split(" (")[0].removeprefix("The ").replace(" License", "") in PERMISSIVE
+
+
+def chain(member: Member) -> list[tuple[str, str]]:
+    """The parts of a teacher and the licence of each."""
+    entry, name = member.entry, member.name
+    if name == "onnx":
+        return _onnx_chain(Path(member.files[""]))
+    if name == "maps":
+        return [("teacher maps", entry.weights)]
+    if entry.code == entry.weights == OURS:
+        return [(f"teacher {entry.title}", OURS)]
+    weights, files = entry.weights, {file for file in member.files.values() if file}
+    if not files:
+        weights = f"{OURS} (trained here)"
+    elif files == {RANDOM}:
+        weights = f"{OURS} (random)"
+    return [(f"teacher {name}, code", entry.code), (f"teacher {name}, weights", weights)]
+
+
+def _onnx_chain(path: Path) -> list[tuple[str, str]]:
+    """A file's licence, from its metadata or the sidecar beside it, then the chain of its own teachers and corpora."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors share no base class
+        raise UsageError(f"{path} is not an ONNX file: {(str(error).splitlines() or [''])[0]}") from None
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    license_, sidecar = metadata.get("license", ""), path.with_suffix(".json")
+    if not license_ and sidecar.is_file():
+        try:
+            license_ = str(json.loads(sidecar.read_text(encoding="utf-8")).get("license") or "")
+        except (OSError, ValueError, AttributeError):
+            license_ = ""
+    try:
+        upstream = [(f"{path.name}: {part}", str(licence)) for part, licence in json.loads(metadata["license_chain"])]
+    except (KeyError, ValueError, TypeError):
+        upstream = []
+    return [(f"teacher onnx: {path.name}", license_ or UNSTATED), *upstream]
+
+
+def binding(member: Member) -> list[tuple[str, str]]:
+    """The parts whose licences decide: what an ONNX file was made from where it says so, otherwise the whole chain."""
+    parts = chain(member)
+    return parts[1:] if member.name == "onnx" and len(parts) > 1 else parts
+
+
+def check_licences(options: Teacher) -> None:
+    """Raises UsageError for a teacher without a permissive licence that the user has not accepted."""
+    team = members(options)
+    names = [member.name for member in team]
+    for name in options.accept_licence:
+        if name not in names:
+            raise UsageError(
+                f"--accept-licence {name}: this run's teacher is {options.name}{did_you_mean(name, names)}"
+            )
+    for member in team:
+        unclear = [f"{part}: {licence}" for part, licence in binding(member) if not permissive(licence)]
+        if unclear and member.name not in (*options.accept_licence, "maps"):
+            raise UsageError(
+                f"teacher {member.name} has no permissive licence ({'; '.join(unclear)}); if you may use it, add "
+                f"--accept-licence {member.name}, otherwise choose another: `distill teachers` lists them"
+            )

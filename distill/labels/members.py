@@ -1,0 +1,240 @@
+"""What a recipe's [teacher] section names: teachers, sizes, weights files; and what is missing before a run. Torch-free.
+
+    teacher.name = "unisal"                    one teacher
+    teacher.name = "unisal:2+tased:1"          an ensemble: weighted mean of logits, unisal counts twice
+
+    teacher.weights = ["unisal=weights_best.pth", "tased=TASED_v2.pt"]       local files; the catalogue names the authors' pages
+    teacher.weights = ["visage.base=internvideo2.pt", "visage.expert1=...", "visage.expert2=..."], teacher.size = ["6B"]
+    teacher.weights = ["salfom=random"]                                      random weights, for a smoke test
+
+`members` parses this, `check` reports what is missing, `source` says where the weights come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.labels.catalogue import Entry, entries, part_name
+from distill.recipe.files import did_you_mean
+from distill.recipe.keys import Recipe, Teacher
+from distill.run.errors import UsageError
+
+RANDOM = "random"
+END_BYTES = 1_000_000  # of a weights file, hashed at its start and at its end
+
+
+@dataclass(frozen=True)
+class Member:
+    """One teacher of a recipe. `files` maps each part to a path, to `random`, or to "" where none is given."""
+
+    entry: Entry
+    weight: float
+    files: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def random(self) -> list[str]:
+        """Parts with random weights, by their names in teacher.weights."""
+        return [part_name(self.name, part) for part, file in self.files.items() if file == RANDOM]
+
+    def path(self, part: str = "") -> Path | None:
+        """A part's weights file; None for random weights or where none is given."""
+        return None if self.files[part] in ("", RANDOM) else Path(self.files[part])
+
+    def missing(self) -> list[str]:
+        """Required parts without a file, by their names in teacher.weights."""
+        return [part_name(self.name, part) for part in self.entry.files if not self.files[part]]
+
+
+def members(options: Teacher) -> tuple[Member, ...]:
+    """The teachers that a recipe names, in order. Raises UsageError for an unknown name, size or weights entry."""
+    names, weights = [], []
+    for term in options.name.split("+"):
+        name, colon, weight = term.strip().partition(":")
+        entries(name)  # refuses an unknown name
+        names.append(name)
+        weights.append(_weight(weight, options.name) if colon else 1.0)
+    if len(names) > 1 and "maps" in names:
+        raise UsageError("teacher maps reads stored labels and cannot join an ensemble; use it alone, or remove it")
+    sizes = _by_name("teacher.size", options.size, names)
+    chosen = [_entry(name, _next(sizes, name)) for name in names]
+    needed = [part_name(entry.name, part) for entry in chosen for part in entry.files]
+    optional = [part_name(entry.name, part) for entry in chosen for part in entry.more]
+    files = _by_name("teacher.weights", _expand_random(options.weights, chosen), needed, optional)
+    result = [
+        Member(entry, weight, {part: _next(files, part_name(entry.name, part)) for part in (*entry.files, *entry.more)})
+        for entry, weight in zip(chosen, weights, strict=True)
+    ]
+    for key, values in (("teacher.size", sizes), ("teacher.weights", files)):
+        if left := next((f"{name}={rest[0]}" for name, rest in values.items() if rest), ""):
+            raise UsageError(
+                f"{key} gives {left}, but teacher.name '{options.name}' has no further teacher or part of that name"
+            )
+    return tuple(result)
+
+
+def _weight(text: str, name: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise UsageError(f"teacher.name '{name}': '{text}' is not a weight; write NAME:NUMBER with a number above 0")
+    return weight
+
+
+def _entry(name: str, size: str) -> Entry:
+    sizes = {entry.size: entry for entry in entries(name)}
+    if size and size not in sizes:
+        known = ", ".join(filter(None, sizes))
+        raise UsageError(f"teacher {name} has no size '{size}'; " + (f"sizes: {known}" if known else "leave it out"))
+    return sizes[size] if size else next(iter(sizes.values()))
+
+
+def _expand_random(weights: Sequence[str], chosen: Sequence[Entry]) -> list[str]:
+    """NAME=random, or `random` alone, becomes one entry per part for a teacher of several files."""
+    several = {f"{entry.name}={RANDOM}": entry for entry in chosen if len(entry.files) > 1}
+    if len(chosen) == 1 and several:
+        several[RANDOM] = chosen[0]
+    result = []
+    for text in weights:
+        entry = several.get(text)
+        result += [f"{part_name(entry.name, part)}={RANDOM}" for part in entry.files] if entry else [text]
+    return result
+
+
+def _by_name(
+    key: str, values: Sequence[str], needed: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """NAME=VALUE entries by name, in order. A VALUE without a name goes to the only name needed, if there is one."""
+    names, result = (*needed, *optional), dict[str, list[str]]()
+    for text in values:
+        match = re.fullmatch(r"([\w.]+)=(.+)", text)
+        name, value = (match[1], match[2]) if match else ("", text)
+        if not name and len(set(needed)) != 1:
+            raise UsageError(
+                f"{key}: which teacher is '{text}' for? write NAME={text}, where NAME is {' or '.join(needed) or 'a teacher'}"
+            )
+        name = name or needed[0]
+        if name not in names:
+            raise UsageError(f"{key}: unknown name '{name}'{did_you_mean(name, names)}")
+        result.setdefault(name, []).append(value)
+    return result
+
+
+def _next(values: dict[str, list[str]], name: str) -> str:
+    return values[name].pop(0) if values.get(name) else ""
+
+
+# ------------------------------------------------------------------------------------------------------ before a run
+
+
+def trained_here(recipe: Recipe, member: Member) -> bool:
+    """Whether the run trains this teacher: the tiny visage without a file, and with teach.finetune visage and unisal."""
+    if member.entry.title == "visage tiny":
+        return not member.files[""]
+    return recipe.teach.finetune and member.name in ("visage", "unisal")
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UsageError for whatever of a recipe's teacher can be known to be wrong before a run starts."""
+    options = recipe.teacher
+    team = members(options)
+    for member in team:
+        lacking = member.missing()
+        if trained_here(recipe, member):  # a trunk is required, weights to start from are not
+            lacking = [part for part in lacking if part == "visage.base"]
+        if lacking:
+            raise UsageError(_missing_weights_message(member, lacking))
+        if member.name == "onnx" and member.random:
+            raise UsageError("teacher onnx has no random weights; name an ONNX file in teacher.weights")
+        for part, file in member.files.items():
+            if (path := member.path(part)) and not path.is_file():
+                problem = "is a folder" if path.is_dir() else "does not exist"
+                raise UsageError(
+                    f"teacher.weights {part_name(member.name, part)}={file} {problem}; name a weights file"
+                )
+    if options.calibration and not Path(options.calibration).is_file():
+        raise UsageError(
+            f"teacher.calibration {options.calibration} does not exist; `distill teach calibrate` writes one"
+        )
+    if recipe.teach.finetune and not any(trained_here(recipe, m) and m.entry.size != "tiny" for m in team):
+        raise UsageError(
+            "teach.finetune is for unisal and for visage of a published size: --set teacher.size=6B, or another"
+        )
+
+
+def _missing_weights_message(member: Member, lacking: Sequence[str]) -> str:
+    given = ",".join(f"{part}=FILE" for part in lacking)
+    page = f"; the authors' page is {member.entry.page}" if member.entry.page else ""
+    smoke_test = "" if member.name == "onnx" else "; `random` in place of a file is enough for a smoke test"
+    train = ", teach.finetune=true trains it here" if {"visage.expert1", "unisal"} & {*lacking} else ""
+    return f"teacher {member.entry.title} needs its weights: --set teacher.weights={given}{page}{smoke_test}{train}"
+
+
+def file_names(options: Teacher) -> list[str]:
+    """teacher.weights without folders: NAME=FILE."""
+    return [
+        f"{part_name(member.name, part)}={Path(file).name}"
+        for member in members(options)
+        for part, file in member.files.items()
+        if file
+    ]
+
+
+def weights_fingerprints(options: Teacher) -> dict[str, str]:
+    """A hash of each weights file's size, start and end. The end of a zip archive, as torch writes, holds all checksums."""
+    fingerprints = {}
+    for member in members(options):
+        for part in member.files:
+            if path := member.path(part):
+                with path.open("rb") as content:
+                    size = content.seek(0, 2)
+                    digest = hashlib.sha256(str(size).encode())
+                    for start in (0, max(0, size - END_BYTES)):
+                        content.seek(start)
+                        digest.update(content.read(END_BYTES))
+                name = f"the weights {part_name(member.name, part)}={member.files[part]}"
+                fingerprints[name] = digest.hexdigest()[:16]
+    return fingerprints
+
+
+# ----------------------------------------------------------------------------------------- where the labels come from
+
+
+def map_folders(options: Teacher) -> list[Path]:
+    """The folders in teacher.maps, which is one or a list."""
+    return [Path(f) for f in ([options.maps] if isinstance(options.maps, str) else options.maps) if f]
+
+
+def map_store(options: Teacher) -> Path | None:
+    """The label store that teacher.maps names, or None where it names folders of maps."""
+    folders = map_folders(options)
+    return folders[0] if len(folders) == 1 and (folders[0] / "store.json").is_file() else None
+
+
+def source(recipe: Recipe) -> str:
+    """Where the teacher's weights come from, for a reader: `2 x unisal, weights_best.pth; 1 x tased, RANDOM WEIGHTS`."""
+    team = members(recipe.teacher)
+    parts = [f"{f'{m.weight:g} x ' if len(team) > 1 else ''}{member_source(recipe, m)}" for m in team]
+    calibration = Path(recipe.teacher.calibration).name
+    return "; ".join(parts) + (f"; calibrated by {calibration}" if calibration else "")
+
+
+def member_source(recipe: Recipe, member: Member) -> str:
+    """The same of one teacher: `unisal, weights_best.pth`."""
+    if member.name == "maps":
+        return f"maps, {'+'.join(folder.name for folder in map_folders(recipe.teacher))}"
+    names = ["RANDOM WEIGHTS" if file == RANDOM else Path(file).name for file in member.files.values() if file]
+    files = ", ".join(dict.fromkeys(names))
+    if trained_here(recipe, member):
+        files = "trained in this run" + (f" from {files}" if files else "")
+    return f"{member.entry.title}, {files}"

@@ -1,0 +1,167 @@
+"""The teacher registry: how each teacher of the catalogue is built, and how a run trains those that it can train.
+
+Its keys are the catalogue's (name, size). `maps` is not among them: it looks labels up (`building.open_maps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.corpora import Corpus
+from distill.labels.members import RANDOM, Member, trained_here
+from distill.labels.onnx_teacher import OnnxTeacher
+from distill.recipe.keys import Recipe
+from distill.run.collectives import process_group
+from distill.run.errors import UsageError
+from distill.run.progress import Narrator
+from distill.teachers import Inference, Teacher
+from distill.teachers.salfom import Salfom, SalfomConfig
+from distill.teachers.tased import Tased, TasedConfig
+from distill.teachers.umt import UmtConfig
+from distill.teachers.unisal import Unisal
+from distill.teachers.visage import Visage, VisageConfig, expert_kind, load_released, random_net
+from distill.teachers.weights import read_weights
+from distill.training import fine_tune, frames
+from distill.training.unisal import UnisalRecipe, train_unisal
+from distill.training.visage import train_visage
+
+SEED = 0  # of random weights
+
+Build = Callable[[Recipe, Member, torch.device, Path, Inference], Teacher]
+"""Recipe, member, device, folder of this run's checkpoints, inference options -> the teacher. ValueError for unusable weights."""
+
+Train = Callable[[Recipe, Member, Corpus, Path, torch.device, Narrator], tuple[list[str], dict[str, Any]]]
+"""Recipe, member, corpus, run directory, device, narrator -> files relative to the run directory, and facts for its manifest."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the pipeline can do with a teacher."""
+
+    build: Build
+    train: Train | None = None
+    all_ranks: bool = False
+    """Whether every rank of a torchrun job calls `train`, or rank 0 alone."""
+
+
+# ----------------------------------------------------------------------------------------------------------- visage
+
+
+def _build_tiny(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+    if member.files[""] == RANDOM:
+        config = _tiny_config(recipe)
+        return _fused(recipe, Visage(random_net(config, SEED, device=device), config, device=device, how=how))
+    return _fused(recipe, Visage.load(member.path() or checkpoints / "visage.pt", device=device, how=how))
+
+
+def _train_tiny(
+    recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
+) -> tuple[list[str], dict[str, Any]]:
+    clips = [frames.load(run / "frames", clip, recipe.train.sample_fps) for clip in corpus.select(corpus.train)]
+    config, seed = _tiny_config(recipe), recipe.run.seed
+    train_visage(clips, recipe.teacher, config, run / "checkpoints", device, seed, narrator)
+    return ["checkpoints/visage.pt"], {"steps": recipe.teacher.steps}
+
+
+def _tiny_config(recipe: Recipe) -> VisageConfig:
+    return VisageConfig(sample_fps=recipe.train.sample_fps)  # it labels at the frame rate of its training
+
+
+def _build_released(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+    """A visage of a published size: from the authors' files, from what this run trained, or with random weights."""
+    if trained_here(recipe, member):
+        return _fused(recipe, fine_tune.open_tuned(checkpoints, device, how))
+    dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
+    config = fine_tune.layout(member.entry.size, recipe.teach)
+    base, *experts = (file for file in member.files.values() if file)
+    if member.random:
+        if len(member.random) < len(experts) + 1:
+            raise UsageError("teacher.weights: the base and experts of visage must all be random, or none of them")
+        net = random_net(config, SEED, dtype=dtype, device=device)
+    else:
+        kinds = tuple(expert_kind(read_weights(path), path) for path in experts)
+        config = replace(config, experts=kinds, weights=(1 / len(kinds),) * len(kinds))
+        frames_of_base = recipe.teach.base_frames
+        net = load_released(config, base, experts, orig_t_size=frames_of_base, dtype=dtype, device=device).eval()
+    return _fused(recipe, Visage(net, config, device=device, how=how))
+
+
+def _train_released(
+    recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
+) -> tuple[list[str], dict[str, Any]]:
+    files = {part: member.path(part) for part in member.files}
+    with process_group(device):
+        facts = fine_tune.teach(
+            corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files,
+            run / "checkpoints", run / "frames" / "visage", device, recipe.run.seed, narrator,
+        )  # fmt: skip
+    return [f"checkpoints/{name}" for name in fine_tune.outputs(random=files["base"] is None)], facts
+
+
+def _fused(recipe: Recipe, teacher: Visage) -> Visage:
+    """The teacher with the fusion that the recipe asks for."""
+    weights = recipe.teacher.expert_weights or teacher.config.weights
+    teacher.config = replace(teacher.config, fusion=recipe.teacher.fusion, weights=weights)
+    teacher.net.config = teacher.config  # type: ignore[assignment]
+    return teacher
+
+
+# ----------------------------------------------------------------------------------------------------------- others
+
+
+def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+    domain = recipe.teacher.domain
+    if trained_here(recipe, member):
+        return Unisal.load(checkpoints / "unisal.pt", domain, device=device)
+    path = member.path()
+    return Unisal.load(path, domain, device=device) if path else Unisal.random(SEED, domain, device=device)
+
+
+def _train_unisal(
+    recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
+) -> tuple[list[str], dict[str, Any]]:
+    settings = dict(vars(recipe.unisal))
+    settings["window"] = settings.pop("frames")
+    domains = dict(text.partition("=")[::2] for text in settings.pop("domains"))
+    train_unisal(
+        corpus.select(corpus.train), UnisalRecipe(**settings), run / "checkpoints", run / "frames" / "unisal", device,
+        recipe.run.seed, narrator, domains=domains, start=member.path(), trunk=member.path("trunk"),
+    )  # fmt: skip
+    return ["checkpoints/unisal.pt"], {"epochs": recipe.unisal.epochs}
+
+
+def _build_tased(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+    config, path = TasedConfig(every=recipe.teacher.every), member.path()
+    return Tased.load(path, device, config, how=how) if path else Tased.random(SEED, device, config, how=how)
+
+
+def _build_salfom(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+    config, path = SalfomConfig(UmtConfig.of(member.entry.size), every=recipe.teacher.every), member.path()
+    return Salfom.load(path, device, config, how=how) if path else Salfom.random(SEED, device, config, how=how)
+
+
+def _build_onnx(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+    return OnnxTeacher(Path(member.files[""]))
+
+
+REGISTRY: dict[tuple[str, str], Registered] = {
+    ("visage", "tiny"): Registered(_build_tiny, _train_tiny),
+    **{
+        ("visage", size): Registered(_build_released, _train_released, all_ranks=True)
+        for size in ("S", "B", "L", "1B", "6B")
+    },
+    ("unisal", ""): Registered(_build_unisal, _train_unisal),
+    ("tased", ""): Registered(_build_tased),
+    **{("salfom", size): Registered(_build_salfom) for size in ("L", "B")},
+    ("onnx", ""): Registered(_build_onnx),
+}
+
+
+def registered(member: Member) -> Registered:
+    """How a recipe's teacher is built and trained; not for `maps`."""
+    return REGISTRY[member.entry.name, member.entry.size]
