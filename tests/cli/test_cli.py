@@ -99,7 +99,7 @@ def test_the_command_line_surface_is_frozen():
         (["run", "--teacher", "tased", "--set", "teacher.weights=none.pt"], "none.pt does not exist"),
         (
             ["run", "--teacher", "salfom", "--set", "teacher.weights=random"],
-            "none stated); if you may use it, say --accept-licence salfom",
+            "none stated); if you may use it, add --accept-licence salfom",
         ),
         (["run", "--accept-licence", "salfom"], "--accept-licence salfom: this run's teacher is visage"),
         (["teach", "--teacher", "visag"], "unknown teacher 'visag'; did you mean 'visage'?"),
