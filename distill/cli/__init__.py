@@ -1,5 +1,5 @@
-"""The command line."""
+"""The command line: one file per group of verbs; `app` lists them all, `options` and `output` hold what they share."""
 
-from distill.cli.app import main
+from distill.cli.exits import main
 
 __all__ = ["main"]

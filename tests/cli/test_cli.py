@@ -203,10 +203,10 @@ def test_the_readme_names_verbs_and_options_that_are_there():
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     import errno
 
-    from distill.cli import app as cli
+    from distill.cli import exits as cli
 
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "labels" / "001.npy"))
-    assert cli._report_error(error, debug=False) == 2
+    assert cli.describe_error(error)[1] == 2
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):

@@ -499,14 +499,12 @@ def test_the_command_line_keeps_one_corpus_plain(models, tiny_root):
     ],
 )
 def test_wrong_arguments_are_one_line(models, tmp_path, monkeypatch, capsys, arguments, message):
-    from distill.cli import app as cli
+    from distill.cli.exits import run_command
 
     arguments = [str(models["image"]) if a == "MODEL" else a for a in arguments]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(Exception) as caught:
-        cli.app(arguments, standalone_mode=False)
-    assert cli._report_error(caught.value, debug=False) == 2
+    assert run_command(arguments) == 2
     assert message in capsys.readouterr().err
 
 

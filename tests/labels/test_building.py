@@ -79,13 +79,11 @@ def distill(*arguments, capsys):
     """The command line in this process: exit code, and what it said on standard error."""
     import signal
 
-    from distill.cli import app as cli
+    from distill.cli.exits import run_command
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = cli.app([str(a) for a in arguments], standalone_mode=False) or 0
-    except Exception as error:
-        code = cli._report_error(error, debug=False)
+        code = run_command([str(a) for a in arguments])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

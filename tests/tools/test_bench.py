@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from distill.cli import app as cli
+from distill.cli import model_verbs
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 from distill.tools import bench
@@ -129,7 +129,7 @@ def test_two_files_of_one_name_are_told_apart(tmp_path):
 def test_the_table_fits_80_columns(capsys):
     row = Row("1920x1080", 1, "saliency_student_v2.onnx", 1050.4, 1112.9, 123.4, 1069.3, 0.024, 34.729, 123_425, 0.683)
     unknown = Row("1920x1080", 1, "student_step.onnx", 7.3, 7.44, 1.0, 24.9, 1.0, None, 237_397, None)
-    cli._print_bench([row, unknown])
+    model_verbs.print_bench([row, unknown])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     [line] = [line for line in lines if "student_v2" in line]

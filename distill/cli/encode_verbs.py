@@ -1,0 +1,122 @@
+"""Verbs that encode video with a saliency map: `encode` writes one file, `bd` measures what a map gains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from distill.cli.options import EncoderOptions, Output
+from distill.cli.output import interruptible, print_cells, print_files, print_json
+from distill.run.errors import Interrupted, UsageError
+
+
+def encode(
+    *,
+    source: Annotated[Path, Argument(metavar="INPUT", help="a video file")],
+    target: Annotated[
+        Path | None, Argument(metavar="[OUTPUT]", help=".mp4, .mkv, ...; optional with --roi-out")
+    ] = None,
+    model: Annotated[Path | None, Option("--model", "-m", help="ONNX student, step or image file")] = None,
+    map_: Annotated[str | None, Option("--map", help="instead of a model: centre (a centred Gaussian), none")] = None,
+    crf: Annotated[float | None, Option(help="constant quality; default 23 (x264), 28 (x265)")] = None,
+    bitrate: Annotated[int | None, Option(help="kbit/s, instead of --crf", min=1)] = None,
+    params: Annotated[
+        list[str] | None, Option("--param", metavar="KEY=VALUE", help="option of the encoder; repeatable")
+    ] = None,
+    encoder: EncoderOptions,
+    cuts: Annotated[bool, Option("--cuts/--no-cuts", help="scene cuts reset the model's state")] = True,
+    roi_out: Annotated[Path | None, Option(metavar="FILE", help="write the offsets for another encoder")] = None,
+    format_: Annotated[
+        str | None, Option("--format", help="format of --roi-out: kvazaar (text, or *.bin), svt-av1, addroi")
+    ] = None,
+    video_only: Annotated[bool, Option("--video-only", help="leave audio and subtitles out")] = False,
+    threads: Annotated[int, Option(help="threads of model and encoder; 0: one, and the encoder's choice", min=0)] = 0,
+    output: Output,
+) -> None:
+    """Encode a video with more bits where people look: x264 or x265, a QP offset for every block of every frame.
+
+    [bold]distill encode in.mp4 out.mp4 --model STUDENT_step.onnx --codec x265 --crf 26[/bold]
+    """
+    from distill.encoding import encode as encoding
+
+    encoding.check_shaping(encoder.block, encoder.neutral)
+    roi = encoding.request(target, map_, (roi_out, format_))
+    coding = encoding.Coding(encoder.codec, crf, bitrate, encoder.preset, tuple(params or ()), threads)
+    shaping = encoding.Shaping(encoder.strength, encoder.block, encoder.neutral, prior=encoder.prior)
+    maps = encoding.open_maps(model, map_, cuts, threads or 1)
+    facts = encoding.encode(source, target, maps, coding, shaping, interruptible(output.quiet), roi, video_only)
+    if output.as_json:
+        print_json({"schema": 1, **facts})
+        return
+    if target:
+        print(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
+    if offsets := facts["offsets"]:
+        print(
+            "QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(
+                **offsets
+            )
+        )
+    print_files(facts["files"])
+
+
+def bd(
+    *,
+    inputs: Annotated[list[Path] | None, Argument(metavar="[INPUT...]", help="videos")] = None,
+    models: Annotated[list[Path] | None, Option("--model", "-m", help="ONNX student; repeatable")] = None,
+    proxy: Annotated[
+        Path | None,
+        Option("--judge", metavar="ONNX", help="proxy weights: a model, none of --model, for clips without gaze"),
+    ] = None,
+    corpus: Annotated[str | None, Option(help="clips with gaze: corpus.name")] = None,
+    root: Annotated[Path | None, Option(help="folder of the corpus")] = None,
+    clips: Annotated[str | None, Option(metavar="ID,ID", help="clips of the corpus; default: all with gaze")] = None,
+    frames: Annotated[int, Option(help="frames of each clip, from its first", min=2)] = 100,
+    crfs: Annotated[str, Option("--crf", metavar="N,N", help="the rates; two or more")] = "22,27,32,37",
+    encoder: EncoderOptions,
+    out: Annotated[Path | None, Option("--out", "-o", metavar="PNG", help="draw the curves")] = None,
+    table: Annotated[Path | None, Option("--csv", metavar="FILE", help="write all values, one per line")] = None,
+    threads: Annotated[int, Option(help="threads of the encoder; 0: its own choice", min=0)] = 0,
+    output: Output,
+) -> None:
+    """BD-rate of saliency-guided encoding: each model's map, and a centred Gaussian, against no map.
+
+    Quality is PSNR, over all pixels alike and weighted by where people look.
+
+    [bold]distill bd --corpus dhf1k --root DHF1K --clips 601,602 --model STUDENT_step.onnx -o curves.png[/bold]
+    """
+    from distill.encoding import bd as measure
+    from distill.encoding.encode import Coding, Shaping, check_shaping
+
+    check_shaping(encoder.block, encoder.neutral)
+    try:
+        rates = [float(text) for text in crfs.split(",")]
+    except ValueError:
+        raise UsageError(f"--crf {crfs}: must be numbers, as in 22,27,32,37") from None
+    for file in (out, table):  # encodes take long: fail first if the results cannot be written
+        if file and (file.is_dir() or any(parent.is_file() for parent in file.absolute().parents)):
+            raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
+    narrator = interruptible(output.quiet)
+    takes = measure.sources(inputs or [], corpus, root, clips, frames, narrator)
+    coding = Coding(encoder.codec, preset=encoder.preset, threads=threads)
+    shaping = Shaping(encoder.strength, encoder.block, encoder.neutral, prior=encoder.prior)
+    result = measure.compare(takes, measure.named(models or []), coding, shaping, rates, narrator, proxy)
+    result["files"] = [str(path) for path in (out, table) if path]
+    if out:
+        measure.plot(result, out)
+    if table:
+        measure.write_csv(result, table)
+    if output.as_json:
+        print_json({"schema": 1, **result})
+    else:
+        settings = f"{encoder.codec} {encoder.preset}, CRF {crfs}, strength {encoder.strength:g}"
+        print_cells(f"{settings}, against no map", "clip, map", measure.clip_cells(result))
+        if (done := len(result["clips"])) > 1:
+            few = "; too narrow with so few clips" if done < measure.FEW else ""
+            print_cells(f"mean over {done} clips, and 95 % intervals{few}", "map", measure.mean_cells(result))
+            if result["differences"]:
+                print_cells("how maps differ, on the same clips", "", measure.difference_cells(result))
+        print_files([*measure.legend(result), *result["files"]])
+    if result["unfinished"]:
+        raise Interrupted(f"bd, after {len(result['clips'])} of {len(takes)} clips")

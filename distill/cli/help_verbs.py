@@ -1,0 +1,78 @@
+"""Verbs that describe: `inspect` a run, store, corpus or model; `doctor` for this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from distill.cli.options import JsonOption, LayoutOption, Output
+from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows
+from distill.run.errors import GateFailed, UsageError
+
+
+def inspect(
+    *,
+    path: Annotated[Path, Argument(help="run directory, soft-label store, corpus root, or ONNX file")],
+    corpus: LayoutOption = None,
+    show: Annotated[str | None, Option(metavar="CLIP", help="draw frames and gaze of a clip, or of a set of images")] = None,
+    out: Annotated[Path | None, Option("--out", "-o", help="with --show: the PNG; default CLIP.png")] = None,
+    output: Output,
+) -> None:  # fmt: skip
+    """What is this run, store, corpus or model, and is it sound?
+
+    Of a corpus: clips, frames, fixations, observers, what is missing or broken, and the blur of its maps.
+    """
+    from distill.tools.inspect import corpus_in, describe
+
+    if name := corpus or corpus_in(path):
+        _inspect_corpus(path, name, show, out, output)
+        return
+    if show:
+        raise UsageError(f"--show draws a clip of a corpus, and {path} is no corpus")
+    facts = describe(path)
+    if output.as_json:
+        print_json({"schema": 1, **facts})
+    else:
+        print_facts(facts, str(path))
+    if str(facts.get("gate", "")).startswith("refused"):
+        _fail(f"{path} is refused by the gate", output.as_json)
+
+
+def _inspect_corpus(path: Path, name: str, show: str | None, out: Path | None, output: Output) -> None:
+    from distill.tools import look
+
+    if out and not show:
+        raise UsageError("-o names the drawing of --show CLIP; give both")
+    found, facts = look.describe_corpus(path, name, interruptible(output.quiet).track)
+    if show:
+        facts["files"] = [str(look.write_sheet(found, show, out or Path(f"{show}.png")))]
+    if output.as_json:
+        print_json({"schema": 1, **facts})
+    else:
+        print_rows(look.rows(facts), str(path))
+        print_facts(look.summary(facts))
+        print_files(facts.get("files", []))
+    if broken := facts["broken"]:
+        way_out = f"restore them, or leave them out: --set corpus.skip={','.join(broken)}"
+        _fail(f"{len(broken)} clips cannot be used; {way_out}", output.as_json)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """What is this machine: versions, devices, missing packages."""
+    from distill.tools.inspect import machine
+
+    facts = machine()
+    if as_json:
+        print_json({"schema": 1, **facts})
+    else:
+        print_facts(facts, "doctor")
+    if facts["missing"]:
+        _fail(f"{facts['missing']} not installed; pip install 'saliency-distill[train]'", as_json)
+
+
+def _fail(message: str, as_json: bool) -> None:
+    """Ends with exit code 1 after the result; in JSON the result already states the failure."""
+    raise typer.Exit(1) if as_json else GateFailed(message)

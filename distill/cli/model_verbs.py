@@ -1,0 +1,149 @@
+"""Verbs about ONNX students: predict, bench, and the variants int8 and luma."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from typer import Argument, Option
+
+from distill.cli.options import LayoutOption, Output, RootOption, RunOptions, SizesOption
+from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table
+from distill.cli.run_verbs import resolve
+from distill.run.errors import UsageError
+from distill.run.progress import Narrator
+
+SIZES = ["640x360", "1920x1080"]
+
+
+def predict(
+    *,
+    video: Annotated[Path, Argument(help="a video file")],
+    model: Annotated[Path, Option("--model", "-m", help="ONNX student, step or image file")],
+    out: Annotated[Path, Option("--out", "-o", help="overlay video (.mp4, .avi), maps (.npy), or a folder of 8-bit PNGs")],
+    threads: Annotated[int, Option(help="CPU threads", min=1)] = 1, output: Output,
+) -> None:  # fmt: skip
+    """Run a student over a video: write an overlay to look at, or the maps themselves."""
+    from distill.tools.predict import write_predictions
+
+    print_files([write_predictions(video, model, out, threads, interruptible(output.quiet))], output.as_json)
+
+
+def bench(
+    *,
+    models: Annotated[list[Path], Argument(metavar="MODEL...", help="ONNX files")],
+    size: SizesOption = None,
+    threads: Annotated[list[int] | None, Option(help="CPU threads; repeatable; default 1", min=1)] = None,
+    rounds: Annotated[int, Option(help="timed frames of each model", min=1)] = 9,
+    against: Annotated[Path | None, Option(metavar="MODEL", help="base of the ratios; default: the last")] = None,
+    output: Output,
+) -> None:
+    """Compare models side by side, in alternating turns: time, peak memory, multiply-adds, share of the machine's ceiling.
+
+    A model with state carries it. Anything else that runs on the machine lowers every number.
+    """
+    from distill.tools.bench import measure
+
+    found = measure(models, size or SIZES, threads or [1], rounds, against, Narrator(output.quiet))
+    if output.as_json:
+        print_json({"schema": 2, "rounds": rounds, **found.to_dict()})
+        return
+    for ceiling in found.ceilings:
+        for one in dict.fromkeys(row.size for row in found.rows):
+            plural = "s" if ceiling.threads > 1 else ""
+            print(f"{one}, {ceiling.threads} thread{plural}, {rounds} frames each, ratios to {found.against}")
+            print_bench([row for row in found.rows if (row.size, row.threads) == (one, ceiling.threads)])
+        print(f"ceiling: {ceiling.gmac_per_s:.1f} GMAC/s, {ceiling.of}, the best of the same turns")
+    print("MiB: peak of a separate process, above onnxruntime and the frame")
+
+
+def print_bench(rows: list[Any]) -> None:
+    """The table of one frame size and thread count; fits 80 columns."""
+
+    def short(value: float | None) -> str:
+        return "-" if value is None else f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("model", overflow="fold")
+    for head in [
+        "median\nms",
+        "p90\nms",
+        "times\nfaster",
+        "peak\nMiB",
+        "of\nbase",
+        "GMAC",
+        "param-\neters",
+        "of\nceiling",
+    ]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.model.removesuffix(".onnx"), short(row.median_ms), short(row.p90_ms), short(row.speedup), short(row.peak_mib),
+            short(row.memory_ratio), "-" if row.gmac is None else f"{row.gmac:.3f}", f"{row.parameters / 1e3:,.0f} K",
+            "-" if row.ceiling_fraction is None else f"{row.ceiling_fraction:.0%}",
+        )  # fmt: skip
+    print_table(table, 100)
+
+
+def quantize(
+    *,
+    model: Annotated[Path, Argument(metavar="MODEL.onnx", help="ONNX student in floating point, step or image file")],
+    corpus: LayoutOption = None, root: RootOption = None,
+    out: Annotated[Path | None, Option("--out", "-o", metavar="DIR", help="folder for the package; default MODEL_int8")] = None,
+    size: SizesOption = None,
+    keep: Annotated[bool, Option("--keep", help="write it even if it is not faster, or its maps differ")] = False,
+    output: Output,
+) -> None:  # fmt: skip
+    """Quantise a student to int8: ranges from clips of a corpus, loss measured on others; written only if it is faster.
+
+    Writes a package of its own: the model, the same model in int8, and a sidecar by which the downstream opens the latter.
+    """
+    if not root:
+        raise UsageError("which clips? give the corpus's folder with --root")
+    from distill.tools.inspect import corpus_in
+    from distill.tools.quantize import quantise_file
+
+    resolved, _ = resolve(None, corpus or corpus_in(root[0]) or "dhf1k", RunOptions(root=root))
+    folder = out or model.with_name(f"{model.stem}_int8")
+    found = quantise_file(model, folder, resolved, size or SIZES, keep, Narrator(output.quiet))
+    if output.as_json:
+        print_json({"schema": 1, **found})
+        return
+    for one, time in found["times"].items():
+        print(
+            f"{one}, one thread: {time['float_ms']:.2f} ms in float, {time['int8_ms']:.2f} ms in int8, {time['speedup']:.2f} times "
+            f"as fast, faster in {time['turns_won']:.0%} of the turns"
+        )
+    drift = found["drift"]
+    print(
+        f"maps differ by {drift['mean_abs']:.4f} in the mean and {drift['max_abs']:.3f} at most, and correlate by {drift['plcc']:.5f}, "
+        f"over {drift['frames']} frames of {len(found['held_out'])} held-out clips"
+    )
+    if found["scores"]:
+        print_scores("held out", found["scores"], False)
+    print_files(found["files"])
+
+
+def luma(
+    *,
+    model: Annotated[Path, Argument(metavar="MODEL.onnx", help="image file of a run's export")],
+    size: Annotated[list[str] | None, Option(metavar="WxH", help="the clip's size; repeatable: a file for each")] = None,
+    out: Annotated[Path | None, Option("--out", "-o", metavar="DIR", help="folder to write to; default the model's")] = None,
+    output: Output,
+) -> None:  # fmt: skip
+    """A student for one frame size and luma only, for consumers that accept nothing else; gated, and compared with the image file.
+
+    [bold]distill luma STUDENT.onnx --size 1920x1080[/bold] writes STUDENT_luma_1920x1080.onnx, its sidecar and registry entry.
+    """
+    from distill.tools.luma import write_luma
+
+    made = write_luma(model, size or [], out, Narrator(output.quiet))
+    if output.as_json:
+        print_json({"schema": 1, "made": made})
+        return
+    for one in made:
+        gap = one["parity"]["max_abs"]
+        print(f"{one['size']}: {one['bytes']:,} bytes, {gap:.1e} from the image file's maps at most")
+        print_files(one["files"])

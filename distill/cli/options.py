@@ -1,0 +1,96 @@
+"""Arguments and options that several verbs share, each declared once; and groups of them as dataclasses.
+
+A verb is a plain function. Where it takes a parameter whose type is a dataclass of this file, `expand_groups` puts the
+fields of the dataclass on the command line and hands the verb the filled dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
+RUN_DIRECTORY = "run directory; default runs/CORPUS-TEACHER, with a recipe runs/NAME"
+NEUTRAL = "what stays as without a map: bits (the size, about), mean (the mean offset is 0), off (nothing)"
+
+RecipeArgument = Annotated[Path | None, Argument(metavar="[RECIPE.toml]", help="recipe; `distill init` writes one")]
+CorpusOption = Annotated[str | None, Option(help="corpus.name: dhf1k, gaze-table, ...; several: dhf1k:1,images:0.5")]
+LayoutOption = Annotated[str | None, Option("--corpus", help="name of the corpus, where its folders do not show it")]
+RootOption = Annotated[
+    list[Path] | None, Option(help="corpus.root: folder of the corpus; repeat it for several corpora")
+]
+SizesOption = Annotated[
+    list[str] | None, Option("--size", metavar="WxH", help="frame size; repeatable; default 640x360, 1920x1080")
+]
+JsonOption = Annotated[bool, Option("--json", help="one JSON object on standard output")]
+QuietOption = Annotated[bool, Option("--quiet", "-q", help="no narration on standard error")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a verb reports."""
+
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run: recipe keys that have an option of their own, and the run directory."""
+
+    root: RootOption = None
+    teacher: Annotated[str | None, Option(help="teacher.name; `distill teachers` lists them; several: a+b")] = None
+    maps: Annotated[
+        list[Path] | None, Option(help="teacher.maps: folder of soft labels; repeat it for several corpora")
+    ] = None
+    accept: Annotated[list[str] | None, Option("--accept-licence", metavar="NAME", help=ACCEPT)] = None
+    out: Annotated[Path | None, Option("--out", "-o", help=RUN_DIRECTORY)] = None
+    sets: Annotated[
+        list[str] | None, Option("--set", metavar="SECTION.KEY=VALUE", help="override any recipe key; repeatable")
+    ] = None
+    force: Annotated[bool, Option("--force", help="start over: replace the run in --out")] = False
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which encoder, and how a saliency map becomes QP offsets."""
+
+    codec: Annotated[str, Option(help="x264 or x265")] = "x264"
+    preset: Annotated[str, Option(help="preset of the encoder")] = "medium"
+    strength: Annotated[float, Option(help="largest QP offset of a block, up and down", min=0, max=12)] = 4
+    block: Annotated[int, Option(help="block size in pixels: 16, 32, 64")] = 16
+    prior: Annotated[float, Option(help="share of a centred Gaussian in a model's map", min=0, max=1)] = 0.5
+    neutral: Annotated[str, Option(help=NEUTRAL)] = "bits"
+
+
+def expand_groups(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as typer needs it: every parameter that is a dataclass is replaced by the fields of that dataclass."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+    parameters, groups = [], {}
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if dataclasses.is_dataclass(group := hints[name]):
+            own = typing.get_type_hints(group, include_extras=True)
+            groups[name] = {f.name: (own[f.name], f.default) for f in dataclasses.fields(group)}
+            for field, (annotation, default) in groups[name].items():
+                parameters.append(
+                    inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                )
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=group))
+
+    @functools.wraps(verb)
+    def expanded(**values: Any) -> None:
+        for name, fields in groups.items():
+            values[name] = hints[name](**{field: values.pop(field) for field in fields})
+        verb(**values)
+
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return expanded

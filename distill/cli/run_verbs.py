@@ -1,0 +1,217 @@
+"""Verbs that carry out a run or one of its stages (`run`, `label`, `train`, ...), `eval` and `init`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from distill.cli.options import CorpusOption, JsonOption, Output, RecipeArgument, RunOptions
+from distill.cli.output import interruptible, print_files, print_json, print_rows, print_scores
+from distill.recipe.files import load_recipe, to_toml
+from distill.recipe.keys import PROTOCOLS, Recipe
+from distill.run import parallel
+from distill.run.errors import Interrupted, UsageError
+
+
+def run(
+    *,
+    recipe: RecipeArgument = None, corpus: CorpusOption = None, options: RunOptions,
+    dry_run: Annotated[bool, Option("--dry-run", help="print what would be done, and stop")] = False, output: Output,
+) -> None:  # fmt: skip
+    """Everything: teach, label, train, export, evaluate, report. Run it again to continue where it stopped.
+
+    Without arguments: the embedded default, a procedural corpus and a small teacher on the CPU.
+
+    [bold]distill run --corpus dhf1k --root DHF1K --teacher maps --maps LABELS[/bold]
+    """
+    if not dry_run:
+        _run_until("report", recipe, corpus, options, output)
+        return
+    from distill.run import plan
+
+    resolved, path = resolve(recipe, corpus, options)
+    rows = plan.dry_run(path, resolved, options.force)
+    if output.as_json:
+        print_json({"schema": 1, "run": str(path), "plan": rows})
+    else:
+        print_rows(rows, f"plan for {path}")
+
+
+def stage_verb(stage: str, about: str) -> Callable[..., None]:
+    """The verb that brings a run up to `stage`."""
+
+    def verb(
+        *,
+        recipe: RecipeArgument = None, corpus: CorpusOption = None, options: RunOptions, output: Output
+    ) -> None:  # fmt: skip
+        _run_until(stage, recipe, corpus, options, output)
+
+    verb.__doc__ = f"{about} Does the earlier stages first, and skips what is done."
+    return verb
+
+
+def resolve(
+    recipe: Path | None, corpus: str | None, options: RunOptions, sets: Sequence[str] = ()
+) -> tuple[Recipe, Path]:
+    """The recipe that the options describe, and the run directory. A run directory stands for its own recipe.
+
+    sets: overrides that come before those of `--set`.
+    """
+    out = options.out
+    if recipe is not None and recipe.is_dir():
+        if not (recipe / "manifest.json").exists():
+            raise UsageError(f"{recipe} is a folder and no run; did you mean {recipe / 'recipe.toml'}?")
+        recipe = recipe / "recipe.toml"
+    if recipe is not None and (recipe.parent / "manifest.json").exists():
+        out = out or recipe.parent  # a run's own recipe continues that run
+    given = {
+        "corpus.name": corpus, "corpus.root": options.root, "teacher.name": options.teacher, "teacher.maps": options.maps,
+        "teacher.accept_licence": options.accept,
+    }  # fmt: skip
+    flags = [f"{n}={json.dumps(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
+    resolved = load_recipe(recipe, [*flags, *sets, *(options.sets or [])])
+    if out is None:
+        corpora = "+".join(part.partition(":")[0].strip() for part in resolved.corpus.name.split(","))
+        name = f"{corpora}-{resolved.teacher.name.replace(':', '')}"
+        if recipe is not None:  # `distill init DIR` always writes recipe.toml: DIR tells them apart
+            name = recipe.stem if recipe.name != "recipe.toml" else recipe.resolve().parent.name
+        out = Path("runs") / name
+    return resolved, out
+
+
+def _run_until(
+    stage: str, recipe: Path | None, corpus: str | None, options: RunOptions, output: Output,
+    sets: Sequence[str] = (), per_clip: bool = False, table: Path | None = None,
+) -> None:  # fmt: skip
+    """Brings the run that the options describe up to a stage, and prints what it has."""
+    resolved, path = resolve(recipe, corpus, options, sets)
+    from distill.run import preflight
+
+    preflight.check_ready(resolved)
+    from distill.run import engine  # after the check, which says whether what this needs is installed
+    from distill.run.directory import RunDir
+
+    leads = parallel.rank() == 0
+    narrator = interruptible(output.quiet or not leads)
+    try:
+        with RunDir.create(path, resolved, options.force) as directory:
+            narrator.say(f"run: {path}")
+            engine.carry_out(directory, resolved, narrator, stage)
+            if leads:
+                _print_result(directory, stage, output.as_json, per_clip, table)
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted(f"{str(error) or 'at once'}; saved; continue with: {_same_command()}") from error
+
+
+def _same_command() -> str:
+    arguments = [a for a in sys.argv[1:] if a != "--force"]
+    if parallel.world() > 1:
+        return shlex.join(["torchrun", "--nproc-per-node", str(parallel.local_world()), "-m", "distill", *arguments])
+    return shlex.join(["distill", *arguments])
+
+
+def _print_result(directory: Any, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:
+    from distill.run.files import read_json
+
+    metrics = read_json(directory / "metrics.json") if stage in ("eval", "report") else None
+    exported = sorted(str(p) for p in (directory / "export").glob("*")) if (directory / "export").is_dir() else []
+    files = [*exported, *(str(directory / n) for n in ("metrics.json", "report.html") if (directory / n).exists())]
+    results = {}
+    if metrics and metrics["predictors"]:
+        from distill.evaluation.statistics import by_corpus
+        from distill.evaluation.tables import write_csv
+
+        results = by_corpus(metrics)
+        if table:
+            write_csv(table, results, per_clip)
+    if as_json:
+        seconds = {name: s["seconds"] for name, s in directory.manifest["stages"].items()}
+        scores = metrics["predictors"] if metrics else None
+        print_json(
+            {
+                "schema": 1,
+                "run": str(directory.path),
+                "stage": stage,
+                "seconds": seconds,
+                "scores": scores,
+                "files": files,
+            }
+        )
+        return
+    for name, result in results.items():
+        print_scores(name, result, per_clip)
+    print_files(files or [directory.path])
+
+
+def evaluate(
+    *,
+    targets: Annotated[
+        list[Path] | None, Argument(metavar="MODEL.onnx|RECIPE.toml", help="ONNX students, or a recipe")
+    ] = None,
+    corpora: Annotated[
+        list[str] | None, Option("--corpus", help="corpus.name; repeated, with a --root each: several corpora, one table each")
+    ] = None,
+    options: RunOptions,
+    baselines: Annotated[
+        list[str] | None,
+        Option("--baseline", metavar="KIND", help="eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"),
+    ] = None,
+    protocol: Annotated[str | None, Option(help=f"eval.protocol: {', '.join(PROTOCOLS)}")] = None,
+    per_clip: Annotated[bool, Option("--per-clip", help="also print the NSS of every clip")] = False,
+    table: Annotated[
+        Path | None, Option("--csv", metavar="FILE", help="write all values, one per line; of clips too with --per-clip")
+    ] = None,
+    output: Output,
+) -> None:  # fmt: skip
+    """Score the run's ONNX files; or any ONNX students on all annotated clips of one corpus or several.
+
+    Means with 95 % intervals over clips, and how the first model differs from every other predictor on the same clips.
+
+    [bold]distill eval STUDENT_step.onnx STUDENT.onnx --baseline ema=0.6 --corpus dhf1k --root A --corpus avimos --root B[/bold]
+    """
+    targets, corpora = targets or [], corpora or []
+    models = [target for target in targets if target.suffix.lower() == ".onnx"]
+    sets = [f"eval.protocol={json.dumps(protocol)}"] if protocol else []
+    if baselines or models:  # ONNX files are pooled on request only: there may be no image file among them
+        sets.append(f"eval.baselines={json.dumps(baselines or [])}")
+    if len(targets) > (len(models) or 1):
+        raise UsageError(f"eval takes one run, or ONNX files; got {', '.join(map(str, targets))}")
+    if not models:
+        if len(corpora) > 1:
+            raise UsageError("a run has one --corpus; several parts are one name, as in dhf1k:1,images:0.5")
+        recipe, corpus = next(iter(targets), None), next(iter(corpora), None)
+        _run_until("eval", recipe, corpus, options, output, sets, per_clip, table)
+        return
+    resolved, _ = resolve(None, ",".join(corpora or ["dhf1k"]), RunOptions(root=options.root, sets=options.sets), sets)
+    if not options.root:
+        raise UsageError("which clips? give the corpus's folder with --root")
+    from distill.evaluation.evaluate import evaluate_corpora
+    from distill.evaluation.tables import write_csv
+
+    results = evaluate_corpora(models, resolved, interruptible(output.quiet))
+    if table:
+        write_csv(table, results, per_clip)
+    if output.as_json:
+        name, result = next(iter(results.items()))
+        print_json({"corpus": name, **result} if len(results) == 1 else {"schema": 2, "corpora": results})
+        return
+    for name, result in results.items():
+        print_scores(name, result, per_clip)
+
+
+def init(
+    folder: Annotated[Path, Argument(help="where to write recipe.toml")] = Path(), as_json: JsonOption = False
+) -> None:
+    """Write a commented recipe: every key, its default, what it means."""
+    path = folder / "recipe.toml"
+    if path.exists():
+        raise UsageError(f"{path} exists; remove it, or name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_toml(Recipe(), comments=True), encoding="utf-8")
+    print_files([path], as_json)
