@@ -1,4 +1,4 @@
-"""A shipped image file for one frame size, with luma alone as input; torch-free.
+"""A shipped image file for one frame size, with luma alone as input; needs no torch.
 
     luma = luma_graph(onnx.load("student.onnx"), height=1080, width=1920)   # f32 [1,1,1080,1920] in and out
     parity = verify_luma(luma, onnx.load("student.onnx"))                   # gated, and compared; or ExportRefused
@@ -7,50 +7,29 @@ For consumers that have no colour and no dynamic shapes (the downstream's `vmaf_
 plane as it is stored, over 255. In the graph, limited range (16 to 235) becomes grey, R = G = B = (255 y - 16) / 219, cut
 to [0, 1], and then what every consumer of the image file applies, ImageNet's normalisation. The student is the image
 file's own, node by node; its entry and its exit are written anew, for the one size. Pooling and linear scaling are
-averages, so that they may run on one channel and the three be made of it at the working resolution.
+averages, so they may run on one channel, of which three are made at the working resolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, parser
 
 from distill.export.errors import ExportRefused
-from distill.export.limits import IR_VERSION, MAX_BYTES, OPSET, TOLERANCE
+from distill.export.limits import TOLERANCE
+from distill.export.resolution import to_working_size
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor
-from distill.opallowlist import check
+from distill.export.verification import verify
+from distill.export.writer import Writer
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 BLACK, WHITE = 16, 235  # luma of limited range, of 255
-
-ENTRY = """
-entry (float[1,1,{height},{width}] input) => (float[1,3,{working_height},{working_width}] frame) {{
-  luma_gain = Constant<value_float={gain}>()
-  luma_bias = Constant<value_float={bias}>()
-  black = Constant<value_float=0.0>()
-  white = Constant<value_float=1.0>()
-  stretched = Mul(input, luma_gain)
-  unlimited = Add(stretched, luma_bias)
-  grey = Clip(unlimited, black, white)
-  pooled = {pool}(grey)
-  twice_shape = Constant<value_ints=[1,1,{twice_height},{twice_width}]>()
-  twice = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(pooled, , , twice_shape)
-  small_grey = AveragePool<kernel_shape=[2,2], strides=[2,2]>(twice)
-  scaled = Mul(small_grey, imagenet_gain)
-  frame = Add(scaled, imagenet_bias)
-}}
-"""
-
-EXIT = """
-exit (float[1,1,h,w] small) => (float[1,1,{height},{width}] saliency_map) {{
-  map_shape = Constant<value_ints=[1,1,{height},{width}]>()
-  saliency_map = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(small, , , map_shape)
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +39,12 @@ class LumaParity:
     frames: int
     max_abs: float
     tolerance: float = TOLERANCE
+
+    @property
+    def failures(self) -> list[str]:
+        if self.max_abs <= self.tolerance:
+            return []
+        return [f"luma file against image file: {self.max_abs:.3g} > {self.tolerance:g}"]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,104 +56,101 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
     image: an image file as `image_graph` writes it, in floating point or int8; its metadata are kept.
     Raises ExportRefused for another model.
     """
-    twice_height, twice_width, kernels = _working_size(image)
-    fits = min(height // twice_height, width // twice_width)
-    kernel = max((k for k in kernels if k <= fits), default=1)
-    sizes = {"height": height, "width": width, "twice_height": twice_height, "twice_width": twice_width}
-    gain, bias = 255 / (WHITE - BLACK), -BLACK / (WHITE - BLACK)
-    pool = f"AveragePool<kernel_shape=[{kernel},{kernel}], strides=[{kernel},{kernel}]>" if kernel > 1 else "Identity"
-    entry = parser.parse_graph(
-        ENTRY.format(
-            **sizes, working_height=twice_height // 2, working_width=twice_width // 2, gain=gain, bias=bias, pool=pool
-        )
-    )
-    exit_ = parser.parse_graph(EXIT.format(**sizes))
-    core = [node for node in image.graph.node if not node.name.startswith(("/entry/", "/exit/"))]
-    constants = {"imagenet_gain": 1 / IMAGENET_STD, "imagenet_bias": -IMAGENET_MEAN / IMAGENET_STD}
-    graph = helper.make_graph(
-        [*_named(entry, "entry"), *core, *_named(exit_, "exit")],
-        "saliency_student_luma",
-        list(entry.input),
-        list(exit_.output),
-        [
-            *(numpy_helper.from_array(values.reshape(1, 3, 1, 1), name) for name, values in constants.items()),
-            *image.graph.initializer,
-        ],
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name=image.producer_name
-    )
-    model.metadata_props.extend(image.metadata_props)
-    return model
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+    from onnxscript import GraphBuilder
+
+    model = ir.from_proto(image)
+    graph = model.graph
+    core = _core(graph)
+    graph.inputs.clear()
+    graph.outputs.clear()
+    graph.name = "saliency_student_luma"
+    writer = Writer(GraphBuilder(graph))
+    plane = writer.builder.input("input", ir.DataType.FLOAT, [1, 1, height, width])
+    core.frame.replace_all_uses_with(_enter(writer.within("entry"), plane, core, height, width))
+    shape = writer.within("exit").ints([1, 1, height, width], "map_shape")
+    writer.output(writer.within("exit").resize(core.small, "saliency_map", shape=shape), [1, 1, height, width])
+    for node in core.branches:
+        for place in range(len(node.inputs)):
+            node.replace_input_with(place, None)  # or the old entry stays, which they read
+    common.RemoveUnusedNodesPass()(model)
+    graph.sort()
+    return writer.model(model.metadata_props, image.producer_name)
 
 
-def _working_size(image: onnx.ModelProto) -> tuple[int, int, list[int]]:
-    """Twice the working height and width, and the kernels that the entry pools by."""
-    nodes = {node.name: node for node in image.graph.node}
-    shape = nodes.get("/entry/twice_shape", onnx.NodeProto())
-    sizes = [list(attribute.ints) for attribute in shape.attribute if attribute.name == "value_ints"]
-    outputs = {output for node in nodes.values() for output in node.output}
-    if (
-        [size[:2] for size in sizes if len(size) == 4] != [[1, 3]]
-        or not {"frame", "small", "saliency_map"} <= outputs
-        or "state_out" in outputs
-    ):
+def _enter(writer: Writer, plane: ir.Value, core: _Core, height: int, width: int) -> ir.Value:
+    """The plane as a normalised RGB frame at the working resolution, f32 `[1,3,h,w]`."""
+    gain = writer.node("Constant", [], "luma_gain", value_float=255 / (WHITE - BLACK))
+    bias = writer.node("Constant", [], "luma_bias", value_float=-BLACK / (WHITE - BLACK))
+    black = writer.node("Constant", [], "black", value_float=0.0)
+    white = writer.node("Constant", [], "white", value_float=1.0)
+    unlimited = writer.node("Add", [writer.node("Mul", [plane, gain], "stretched"), bias], "unlimited")
+    pooled = writer.node("Clip", [unlimited, black, white], "grey")
+    fits = min(height // (2 * core.height), width // (2 * core.width))
+    kernels = [node.attributes["kernel_shape"].as_ints()[0] for node in core.branches if node.op_type == "AveragePool"]
+    if kernel := max((k for k in kernels if k <= fits), default=0):
+        pooled = writer.node("AveragePool", [pooled], "pooled", kernel_shape=[kernel] * 2, strides=[kernel] * 2)
+    small = to_working_size(writer, pooled, 1, core.height, core.width, "small_grey")
+    gains = writer.initializer((1 / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_gain")
+    biases = writer.initializer((-IMAGENET_MEAN / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_bias")
+    return writer.node("Add", [writer.node("Mul", [small, gains], "scaled"), biases], "frame")
+
+
+@dataclass(frozen=True)
+class _Core:
+    """The student between entry and exit: what it reads, what it returns, its resolution, the entry's choice of a pooling."""
+
+    frame: ir.Value
+    small: ir.Value
+    height: int
+    width: int
+    branches: list[ir.Node]
+
+
+def _core(graph: ir.Graph) -> _Core:
+    """Finds the core between its neighbours: the entry ends in the first convolution's frame, the exit is a scaling."""
+    import onnx_ir as ir
+
+    first = next((node for node in graph if node.op_type == "Conv"), None)
+    entry = _chain(first and first.inputs[0], "AveragePool", "Resize", "If")
+    leave = _chain(graph.outputs[0], "Resize") if len(graph.inputs) == len(graph.outputs) == 1 else []
+    if not (first and entry and leave):
         raise ExportRefused(
             "it is no image file of this exporter: a luma file is made from NAME.onnx of a run's export"
         )
-    _, _, height, width = sizes[0]
-    kernels = [
-        attribute.ints[0]
-        for node in _inside(image.graph)
-        if node.op_type == "AveragePool"
-        for attribute in node.attribute
-        if attribute.name == "kernel_shape"
-    ]
-    return height, width, kernels
+    _, _, height, width = ir.convenience.get_const_tensor(entry[1].inputs[3]).numpy()
+    graphs = (attribute.as_graph() for attribute in entry[2].attributes.values())
+    branches = [node for branch in graphs for node in ir.traversal.RecursiveGraphIterator(branch)]
+    return _Core(first.inputs[0], leave[0].inputs[0], int(height) // 2, int(width) // 2, branches)
 
 
-def _inside(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of all subgraphs."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from attribute.g.node
-                yield from _inside(attribute.g)
+def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
+    """The nodes that made the value, last first, each from the first input of the one before; empty where they are others."""
+    nodes: list[ir.Node] = []
+    for op_type in op_types:
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type != op_type:
+            return []
+        nodes.append(node)
+        value = node.inputs[0]
+    return nodes
 
 
-def _named(graph: onnx.GraphProto, scope: str) -> list[onnx.NodeProto]:
-    for node in graph.node:
-        node.name = f"/{scope}/{node.output[0]}"
-    return list(graph.node)
-
-
-# --- proof -----------------------------------------------------------------------------------------------------------
+# --- verification ----------------------------------------------------------------------------------------------------
 
 
 def verify_luma(luma: onnx.ModelProto, image: onnx.ModelProto) -> LumaParity:
-    """Checks, gates, and compares with the image file on the same grey frames. Raises ExportRefused naming every failure."""
-    failures = []
-    try:
-        onnx.checker.check_model(luma, full_check=True)
-    except Exception as error:  # the checker raises several unrelated types
-        failures.append(f"onnx.checker: {str(error).splitlines()[0]}")
-    failures += [str(violation) for violation in check(luma, contract="saliency-luma").violations]
-    failures += [f"the shape of {name} is not fixed" for name in _dynamic(luma)]
-    if (size := luma.ByteSize()) > MAX_BYTES:
-        failures.append(f"{size:,} bytes, more than the {MAX_BYTES:,} of the contract")
-    if failures:
-        raise ExportRefused("; ".join(failures))
-    try:
-        parity = compare_luma(luma, image)
-    except ValueError as error:
-        raise ExportRefused(str(error)) from None
-    if not parity.max_abs <= TOLERANCE:
-        raise ExportRefused(f"luma file against image file: {parity.max_abs:.3g} > {TOLERANCE:g}")
-    return parity
+    """Verifies the graph, and that its shapes are fixed and its maps the image file's on the same grey frames.
+
+    Raises ExportRefused naming every failure.
+    """
+    dynamic = [f"luma: the shape of {name} is not fixed" for name in _dynamic(luma)]
+    return verify({"luma": (luma, "saliency-luma")}, lambda: compare_luma(luma, image), dynamic)[0]
 
 
 def _dynamic(model: onnx.ModelProto) -> list[str]:
-    """Values whose shape the graph does not tell beforehand."""
+    """Values whose shape does not follow from the graph alone."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     known = {
         value.name

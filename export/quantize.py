@@ -22,17 +22,18 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import NodeProto
 
 from distill.export.errors import ExportRefused
-from distill.export.limits import MAX_BYTES
 from distill.export.runner import Predictor, normalise
-from distill.opallowlist import check
+from distill.export.verification import verify
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 ROUNDED = ("Conv", "Add", "Relu")
 SIZES = ((16, 16), (97, 131), (360, 640))  # height, width: the smallest, an odd one, a common one
@@ -63,8 +64,8 @@ def quantise(
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    nodes = rounded_nodes(model.graph)
-    if not any(node.op_type == "Conv" for node in nodes):
+    chosen = rounded_nodes(model)
+    if not any(node.op_type == "Conv" and node.name in chosen for node in model.graph.node):
         raise ExportRefused("there is no convolution between the entry and the logits that int8 could make faster")
     with tempfile.TemporaryDirectory() as folder, _quiet():
         original, path = Path(folder) / "original.onnx", Path(folder) / "int8.onnx"
@@ -76,7 +77,7 @@ def quantise(
                 _Frames(model, clips, every),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(ROUNDED),
-                nodes_to_quantize=[node.name for node in nodes],
+                nodes_to_quantize=chosen,
                 per_channel=True,
                 reduce_range=True,
                 activation_type=QuantType.QUInt8,
@@ -92,38 +93,40 @@ def quantise(
     onnx.helper.set_model_props(
         int8, {**properties, "quant_mode": "static", "quant_source_sha256": source, "quant_calibration_set": note}
     )
-    if failures := refusals(int8, model):
-        raise ExportRefused("; ".join(failures))
+    verify_int8(int8, model)
     return int8
 
 
-def refusals(int8: onnx.ModelProto, original: onnx.ModelProto) -> list[str]:
-    """Why a quantised file may not ship; empty where it may."""
-    failures = []
-    try:
-        onnx.checker.check_model(int8, full_check=True)
-    except Exception as error:  # the checker raises several unrelated types
-        failures.append(f"onnx.checker: {str(error).splitlines()[0]}")
+def verify_int8(int8: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Verifies a quantised file, and that it runs, with maps in [0, 1], at the sizes where the original does.
+
+    Raises ExportRefused naming every failure.
+    """
     stateful = any(value.name == "state_out" for value in original.graph.output)
-    report = check(int8, contract="saliency-step" if stateful else "saliency-image")
-    failures += [str(violation) for violation in report.violations]
+    contract = "saliency-step" if stateful else "saliency-image"
     versions = [(m.ir_version, [(o.domain, o.version) for o in m.opset_import]) for m in (int8, original)]
-    if versions[0] != versions[1]:
-        failures.append(f"IR and opsets are {versions[0]}, the original's are {versions[1]}")
-    if (size := int8.ByteSize()) > MAX_BYTES:
-        failures.append(f"{size:,} bytes, more than the {MAX_BYTES:,} of the contract")
-    if failures:
-        return failures
-    try:
-        runners = Predictor(int8.SerializeToString()), Predictor(original.SerializeToString())
-    except ValueError as error:
-        return [str(error)]
-    for size in SIZES:
+    changed = [f"int8: IR and opsets are {versions[0]}, the original's are {versions[1]}"] * (
+        versions[0] != versions[1]
+    )
+    verify({"int8": (int8, contract)}, lambda: _run_both(int8, original), changed)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Where a quantised file does not run, or gives maps outside [0, 1]."""
+
+    failures: list[str]
+
+
+def _run_both(int8: onnx.ModelProto, original: onnx.ModelProto) -> _Runs:
+    runner, reference = Predictor(int8.SerializeToString()), Predictor(original.SerializeToString())
+    failures = list[str]()
+    for height, width in SIZES:
         with contextlib.suppress(ValueError):  # other projects' students do not run at every size
-            runners[1].reset()
-            runners[1].run(_noise(*size))
-            failures += _trouble(runners[0], *size)
-    return failures
+            reference.reset()
+            reference.run(_noise(height, width))
+            failures += _trouble(runner, height, width)
+    return _Runs(failures)
 
 
 def _trouble(runner: Predictor, height: int, width: int) -> list[str]:
@@ -169,44 +172,53 @@ def _pearson(means: np.ndarray) -> float:
 # --- what is rounded -------------------------------------------------------------------------------------------------
 
 
-def rounded_nodes(graph: onnx.GraphProto) -> list[NodeProto]:
-    """The nodes of the body: Conv, Add and Relu beyond the first convolution of frame and state, before the last of map and state.
+def rounded_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the body's nodes: Conv, Add and Relu after the first convolution of frame and state, before the last of map and
+    state.
 
     A value is rounded for all that read it: if the first convolution were rounded, the luma of the frame would be too.
-    A convolution is one with a bias: those without are the student's fixed kernels, which unfold and fold the state.
     """
-    kept = {
-        *_reach(graph, ["input", "state_in"], forward=True),
-        *_reach(graph, ["saliency_map"], forward=False),
-        *_reach(graph, ["state_out"], forward=False),
-    }
-    weights = {tensor.name for tensor in graph.initializer} - {value.name for value in graph.input}
-    chosen, rounded = list[NodeProto](), set[str]()
-    for index, node in enumerate(graph.node):
-        if index in kept or not node.name or node.op_type not in ROUNDED:
+    import onnx_ir as ir
+
+    graph = ir.from_proto(model).graph
+    ends = {value.name: value for value in (*graph.inputs, *graph.outputs)}
+    in_float = _up_to_convolutions([ends[name] for name in ("input", "state_in") if name in ends], forward=True)
+    in_float |= _up_to_convolutions([ends[n] for n in ("saliency_map", "state_out") if n in ends], forward=False)
+    chosen = list[str]()
+    rounded: set[ir.Value] = set()
+    for node in graph:
+        if node in in_float or not node.name or node.op_type not in ROUNDED:
             continue
-        if node.op_type == "Conv" and not (_is_conv(node) and node.input[1] in weights):
+        if node.op_type == "Conv" and not (_is_learned(node) and _is_stored(node.inputs[1])):
             continue
-        if node.op_type == "Relu" and node.input[0] not in rounded:
+        if node.op_type == "Relu" and node.inputs[0] not in rounded:
             continue
-        chosen.append(node)
-        rounded.update(node.output)
+        chosen.append(node.name)
+        rounded.update(node.outputs)
     return chosen
 
 
-def _is_conv(node: NodeProto) -> bool:
-    return node.op_type == "Conv" and len(node.input) > 2
+def _is_stored(value: ir.Value) -> bool:
+    return value.is_initializer() and not value.is_graph_input()
 
 
-def _reach(graph: onnx.GraphProto, names: list[str], forward: bool) -> set[int]:
-    """Indices of the nodes between the named values and the next convolution, that one included."""
-    reached, values = set[int](), set(names)
-    nodes = list(enumerate(graph.node))
-    for index, node in nodes if forward else reversed(nodes):  # nodes stand in the order in which they run
-        here, there = (node.input, node.output) if forward else (node.output, node.input)
-        if values.intersection(here):
-            reached.add(index)
-            values.update(() if _is_conv(node) else filter(None, there))
+def _is_learned(node: ir.Node) -> bool:
+    """Whether it is a convolution with a bias. Those without are fixed kernels, which unfold the state or take the luma of the
+    frame: learned ones have a bias, since BatchNorm is folded into them."""
+    return node.op_type == "Conv" and len(node.inputs) > 2
+
+
+def _up_to_convolutions(values: list[ir.Value], forward: bool) -> set[ir.Node]:
+    """The nodes between the values and the next learned convolutions, those included."""
+    reached: set[ir.Node] = set()
+    while values:
+        value = values.pop()
+        producer = value.producer()
+        for node in value.consumers() if forward else [producer] if producer else []:
+            if node not in reached:
+                reached.add(node)
+                there = node.outputs if forward else node.inputs
+                values += [] if _is_learned(node) else [value for value in there if value is not None]
     return reached
 
 

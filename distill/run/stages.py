@@ -32,7 +32,7 @@ from distill.corpora import SIGMA, Clip, Corpus, open_corpus, split, synthetic
 from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.export import ExportRefused
-from distill.export.ship import ship, verify
+from distill.export.student import export_student
 from distill.labels import building, members
 from distill.labels.labelling import computed_by, inference, label, looked_up_in
 from distill.labels.registry import registered
@@ -43,7 +43,7 @@ from distill.run import device
 from distill.run.collectives import process_group
 from distill.run.directory import RunDir
 from distill.run.errors import GateFailed, Interrupted, UsageError
-from distill.run.files import ArrayFile, read_json, write_json
+from distill.run.files import ArrayFile, read_json, write_bytes, write_json
 from distill.run.parallel import job
 from distill.run.progress import Narrator
 from distill.run.provenance import caveats, provenance
@@ -113,7 +113,7 @@ def _preflight(context: Context) -> Done:
     torch.manual_seed(recipe.run.seed)
     network = TinyUNet(recipe.student).eval()
     with _refusal_fails("preflight"):
-        verified = verify(network, recipe.export.fps or 30.0, {}, sizes=((97, 131), (360, 640)), length=3)
+        verified = export_student(network, recipe.export.fps or 30.0, {}, sizes=((97, 131), (360, 640)), length=3)
     parameters = parameter_count(network)
     say(f"preflight: {parameters:,} parameters export, pass the gate, and match PyTorch")
     least, most = PARAMETERS
@@ -258,8 +258,9 @@ def _export(context: Context) -> Done:
     real = [frame for frame, _ in zip(clip.read(), range(60), strict=False)]
     say(f"export: writing, gating, and comparing with PyTorch on {len(real)} frames of clip {clip.id} and random ones")
     with _refusal_fails("export"):
-        verified = verify(network, origin.fps, card.metadata(origin, None), real)
-    ship(verified, run / "export", recipe.run.name)
+        verified = export_student(network, origin.fps, card.metadata(origin, None), real)
+    for name, content in verified.files(recipe.run.name).items():
+        write_bytes(run / "export" / name, content)
     parity = verified.parity.to_dict()
     paths = card.write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
     proof = f"export/{recipe.run.name}.parity.json"

@@ -82,7 +82,7 @@ def test_of_an_if_the_branch_that_the_frame_takes_counts():
 def test_a_shape_that_only_a_run_tells_is_named():
     model = parser.parse_model(BRANCHES)
     model.graph.node[6].input[0] = "input"  # the branch depends on the picture
-    with pytest.raises(ValueError, match=r"If y: which branch"):
+    with pytest.raises(ValueError, match=r"If y: the frame's size does not decide which branch"):
         count(model, 99, 40)
     conv = helper.make_node("Conv", ["x", "w"], ["y"], name="late")
     nodes = [

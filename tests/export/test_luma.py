@@ -110,7 +110,7 @@ def test_what_is_wrong_does_not_pass(image, what, monkeypatch):
         luma.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
         message = "must be fixed"
     else:
-        monkeypatch.setattr("distill.export.luma.MAX_BYTES", 10)
+        monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
         message = "more than the 10"
     with pytest.raises(ExportRefused, match=message):
         verify_luma(luma, image)

@@ -73,7 +73,7 @@ def test_weights_have_a_scale_for_every_channel_and_seven_bits(int8):
 
 
 def test_what_touches_the_state_and_what_makes_the_map_stays_in_float(graphs, int8):
-    chosen = {node.name for node in rounded_nodes(graphs["step"].graph)}
+    chosen = set(rounded_nodes(graphs["step"]))
     assert "/student/to_4/0/body/1/0" in chosen and "/student/at_8/body/1/0" in chosen
     assert (
         not {"/student/stem/0", "/student/head", "/student/memory/write", "/student/motion/say", "/conv2d", "/conv2d_1"}
@@ -114,7 +114,7 @@ def test_a_graph_without_a_body_is_refused(graphs):
 
 
 def test_what_the_gate_refuses_is_not_returned(graphs, monkeypatch):
-    monkeypatch.setattr("distill.export.quantize.MAX_BYTES", 10)
+    monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
     with pytest.raises(ExportRefused, match="more than the 10 of the contract"):
         quantise(graphs["image"], moving_blobs([0], frames=2))
 

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.export.ship import ship, verify
+from distill.export.student import export_student
 from distill.recipe.files import from_dict, load_recipe, to_dict
 from distill.recipe.keys import Recipe, Run
 from distill.reporting.card import Provenance, write_package
 from distill.reporting.sidecar import Int8, identifier, registry_entry, write_registry, write_sidecar
 from distill.run.errors import UsageError
+from distill.run.files import write_bytes
 from tests.downstream import ENTRY, c_extractor, c_opens, c_reads, scorer, sha, strict_json, tuner, validate
 from tests.helpers import lively
 
@@ -40,7 +41,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def verified():
-    return verify(lively(), 25.0, {}, sizes=((40, 60),), length=3)
+    return export_student(lively(), 25.0, {}, sizes=((40, 60),), length=3)
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def package(verified, tmp_path):
 
     def write(metrics=METRICS, caveats=(), **changes):
         origin = replace(ORIGIN, **changes)
-        ship(verified, tmp_path, origin.name)
+        for name, content in verified.files(origin.name).items():
+            write_bytes(tmp_path / name, content)
         write_package(tmp_path, origin, verified.parity.to_dict(), metrics, list(caveats))
         return tmp_path
 

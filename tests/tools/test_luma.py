@@ -149,7 +149,7 @@ def test_a_name_that_the_registry_does_not_take_is_mapped(model, tmp_path, narra
 
 
 def test_what_the_gate_refuses_leaves_no_file(model, tmp_path, narrator, monkeypatch):
-    monkeypatch.setattr("distill.export.luma.MAX_BYTES", 10)
+    monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
     with pytest.raises(GateFailed, match=r"luma 64x64: .* more than the 10 of the contract; no file was written"):
         write_luma(model, ["64x64"], tmp_path / "out", narrator)
     assert not (tmp_path / "out").exists()

@@ -111,7 +111,7 @@ def test_maps_that_differ_too_much_leave_no_file_unless_they_are_kept(student, r
 
 
 def test_what_the_gate_refuses_leaves_no_file(student, recipe, tmp_path, narrator, monkeypatch):
-    monkeypatch.setattr("distill.export.quantize.MAX_BYTES", 10)
+    monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
     with pytest.raises(GateFailed, match=r"in int8 is refused: .* more than the 10"):
         quantise_file(student, tmp_path / "p", recipe, [], False, narrator)
     assert not list(tmp_path.iterdir())

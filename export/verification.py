@@ -1,0 +1,58 @@
+"""The one check between a graph and its name: onnx.checker, the gate with the file's contract, size, parity.
+
+Every ONNX file that ships passes `verify` first: image, step, luma, int8. Nothing here writes a file; the caller does, with
+the graph that passed. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import onnx
+
+from distill.export.errors import ExportRefused
+from distill.export.limits import MAX_BYTES
+from distill.opallowlist import check
+
+
+class Comparison(Protocol):
+    """What came out of running a graph; `failures` says, one line each, why it may not ship."""
+
+    @property
+    def failures(self) -> list[str]: ...
+
+
+C = TypeVar("C", bound=Comparison)
+
+
+def verify(
+    graphs: Mapping[str, tuple[onnx.ModelProto, str]], compare: Callable[[], C], more_failures: Sequence[str] = ()
+) -> tuple[C, dict[str, Any]]:
+    """Checks graphs that ship together; returns their comparison and the gate's report on each, as plain values.
+
+    graphs: by a label for the messages: the graph, and the name of its gate contract. compare: runs them; called where all
+    else passed, since a graph that the checker refuses may not load. more_failures: what the caller found on its own.
+    Raises ExportRefused naming every failure.
+    """
+    failures, reports = list(more_failures), {}
+    for label, (model, contract) in graphs.items():
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:  # the checker raises several unrelated types
+            failures.append(f"{label}: onnx.checker: {str(error).splitlines()[0]}")
+        report = check(model, contract=contract)
+        failures += [f"{label}: {violation}" for violation in report.violations]
+        reports[label] = report.to_dict()
+        if (size := model.ByteSize()) > MAX_BYTES:
+            failures.append(f"{label}: {size:,} bytes, more than the {MAX_BYTES:,} of the contract")
+    if not failures:
+        try:
+            comparison = compare()
+        except ValueError as error:  # a graph does not load, or does not run
+            failures = [str(error)]
+        else:
+            failures = comparison.failures
+    if failures:
+        raise ExportRefused("; ".join(failures))
+    return comparison, reports
