@@ -16,6 +16,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,6 +121,32 @@ class Traced:
     value: ir.Value | None = None
 
 
+@dataclass(frozen=True)
+class Call:
+    """An operation of the trace, to be written as one node; its arguments are Traced, or plain Python values."""
+
+    writer: Writer
+    name: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def node(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
+        return self.writer.node(op_type, inputs, self.name, **attributes)
+
+    def store(self, array: Tensor | np.ndarray, what: str) -> ir.Value:
+        array = array.detach().numpy() if isinstance(array, Tensor) else array
+        return self.writer.initializer(array, f"{self.name}.{what}")
+
+    def operands(self, arguments: Sequence[Any]) -> list[ir.Value]:
+        """The arguments' values in the graph; numbers and constants are stored."""
+        traced = [a if isinstance(a, Traced) else Traced(torch.tensor(float(a))) for a in arguments]
+        return [self.store(t.example, f"operand{i}") if t.value is None else t.value for i, t in enumerate(traced)]
+
+    def refusal(self, problem: str, known: str) -> ExportRefused:
+        return ExportRefused(f"the student {problem} at {self.name}; the ONNX writer knows {known}")
+
+
 def trace(
     writer: Writer, module: nn.Module, inputs: Sequence[tuple[Tensor, ir.Value]], outputs: Sequence[str]
 ) -> list[ir.Value]:
@@ -128,162 +155,136 @@ def trace(
     inputs: an example of each argument, and the value in the graph that stands for it.
     Raises ExportRefused where the module uses an operation that is not in `EMIT`.
     """
-    traced = fx.symbolic_trace(module)
-    arguments = iter(inputs)
-    values, called = dict[fx.Node, Traced](), set[str]()
-    results: list[ir.Value] = []
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = Traced(*next(arguments))
-        elif node.op == "get_attr":
-            values[node] = Traced(operator.attrgetter(node.target)(traced))
-        elif node.op == "output":
-            returned = node.args[0] if isinstance(node.args[0], tuple) else (node.args[0],)
-            for result, name in zip(returned, outputs, strict=True):
-                results.append(writer.node("Identity", [_operand(writer, values[result], f"{name}.constant")], name))
-        else:
-            name = str(node.target) if node.op == "call_module" else node.name
-            values[node] = _emit(writer, traced, node, values, f"{name}.{node.name}" if name in called else name)
-            called.add(name)
-    return results
+    returned = _Trace(writer, module).run(*(Traced(*pair) for pair in inputs))
+    results = returned if isinstance(returned, tuple) else (returned,)
+    calls = [(Call(writer, name, None, (result,), {}), result) for name, result in zip(outputs, results, strict=True)]
+    return [call.node("Identity", call.operands([result])) for call, result in calls]
 
 
-def _emit(writer: Writer, traced: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Traced], name: str) -> Traced:
-    lookup: Any = values.__getitem__
-    args: Any = fx.node.map_arg(node.args, lookup)
-    kwargs: Any = fx.node.map_arg(node.kwargs, lookup)
-    target: Any = node.target
-    if node.op == "call_module":
-        target = traced.get_submodule(target)
-    elif node.op == "call_method":
-        target = getattr(torch.Tensor, target)
-    operands: list[Traced] = []
+class _Trace(fx.Interpreter):
+    """Runs the module's trace on examples, and writes every operation that depends on the input."""
 
-    def example_of(argument: Any) -> Any:
-        if not isinstance(argument, Traced):
-            return argument
-        operands.append(argument)
-        return argument.example
+    extra_traceback = False  # or fx would add the node's Python source to a refusal
 
-    with torch.no_grad():
-        example = target(*fx.node.map_aggregate(args, example_of), **fx.node.map_aggregate(kwargs, example_of))
-    # A constant: nothing that it is made of depends on the input, or only the input's shape matters.
-    if all(operand.value is None for operand in operands) or target in (torch.ones_like, torch.zeros_like):
-        return Traced(example)
-    if isinstance(target, nn.Identity):
-        return operands[0]
-    emit = EMIT.get(type(target)) if isinstance(target, nn.Module) else EMIT.get(target)
-    if emit is None:
-        known = ", ".join(sorted(getattr(op, "__name__", str(op)) for op in EMIT))
-        raise ExportRefused(
-            f"the student uses {getattr(target, '__name__', target)} at {node.name}, which the ONNX writer does not "
-            f"know; use one of: {known}, or add it to EMIT in export/graph.py"
-        )
-    return Traced(example, emit(writer, name, target, args, kwargs))
+    def __init__(self, writer: Writer, module: nn.Module) -> None:
+        super().__init__(fx.symbolic_trace(module))
+        self.writer, self.names = writer, set[str]()
 
+    def run_node(self, n: fx.Node) -> Any:
+        self.name = str(n.target) if n.op == "call_module" else n.name
+        self.name += f".{n.name}" if self.name in self.names else ""  # a module that is called twice
+        self.names.add(self.name)
+        return super().run_node(n)
 
-def _operand(writer: Writer, traced: Traced, name: str) -> ir.Value:
-    """The value in the graph; a constant is stored under `name`."""
-    return _store(writer, traced.example, name) if traced.value is None else traced.value
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Traced:
+        return Traced(super().get_attr(target, args, kwargs))
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Traced:
+        return self.call_function(self.fetch_attr(target), args, kwargs)
 
-def _store(writer: Writer, tensor: Tensor, name: str) -> ir.Value:
-    return writer.initializer(tensor.detach().numpy(), name)
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Traced:
+        return self.call_function(getattr(Tensor, target), args, kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Traced:
+        used: list[Traced] = []
+
+        def example_of(argument: Any) -> Any:
+            if not isinstance(argument, Traced):
+                return argument
+            used.append(argument)
+            return argument.example
+
+        with torch.no_grad():
+            example = target(*fx.node.map_aggregate(args, example_of), **fx.node.map_aggregate(kwargs, example_of))
+        # A constant: nothing that it is made of depends on the input, or only the input's shape matters.
+        if all(argument.value is None for argument in used) or target in (torch.ones_like, torch.zeros_like):
+            return Traced(example)
+        if isinstance(target, nn.Identity):
+            return used[0]
+        emit = EMIT.get(type(target)) if isinstance(target, nn.Module) else EMIT.get(target)
+        if emit is None:
+            known = ", ".join(sorted(getattr(op, "__name__", str(op)) for op in EMIT))
+            raise ExportRefused(
+                f"the student uses {getattr(target, '__name__', target)} at {self.name}, which the ONNX writer does not "
+                f"know; use one of: {known}, or add it to EMIT in export/graph.py"
+            )
+        return Traced(example, emit(Call(self.writer, self.name, target, args, kwargs)))
 
 
 # --- the operations that a student may use ---------------------------------------------------------------------------
 
-Args, Kwargs = tuple[Any, ...], dict[str, Any]
-Emit = Callable[[Writer, str, Any, Args, Kwargs], "ir.Value"]
 
-
-def _conv(writer: Writer, name: str, conv: nn.Conv2d, args: Args, kwargs: Kwargs) -> ir.Value:
+def _conv(call: Call) -> ir.Value:
+    conv = call.target
     if isinstance(conv.padding, str) or conv.dilation != (1, 1):
-        raise ExportRefused(f"the convolution at {name} is dilated or names its padding; the ONNX writer knows neither")
-    inputs = [args[0].value, _store(writer, conv.weight, f"{name}.weight")]
+        raise call.refusal("uses a convolution that is dilated or padded by name", "numbers of pixels, no dilation")
+    inputs = [call.args[0].value, call.store(conv.weight, "weight")]
     if conv.bias is not None:
-        inputs.append(_store(writer, conv.bias, f"{name}.bias"))
+        inputs.append(call.store(conv.bias, "bias"))
     kernel, stride, pads = list(conv.kernel_size), list(conv.stride), list(conv.padding) * 2
-    return writer.node("Conv", inputs, name, kernel_shape=kernel, strides=stride, pads=pads, group=conv.groups)
+    return call.node("Conv", inputs, kernel_shape=kernel, strides=stride, pads=pads, group=conv.groups)
 
 
-def _fixed_conv(op_type: str) -> Emit:
+def _fixed_conv(op_type: str, call: Call) -> ir.Value:
     """A convolution whose kernels are constants of the student, without bias or padding."""
-
-    def emit(writer: Writer, name: str, target: Any, args: Args, kwargs: Kwargs) -> ir.Value:
-        value, kernels = args
-        if kernels.value is not None or not kwargs.keys() <= {"stride", "groups"}:
-            raise ExportRefused(
-                f"the student convolves with {sorted(kwargs)} at {name}; the ONNX writer knows fixed kernels, stride, groups"
-            )
-        size, stride = list(kernels.example.shape[2:]), [kwargs.get("stride", 1)] * 2
-        inputs = [value.value, _store(writer, kernels.example, f"{name}.weight")]
-        return writer.node(op_type, inputs, name, kernel_shape=size, strides=stride, group=kwargs.get("groups", 1))
-
-    return emit
+    traced, kernels = call.args
+    if kernels.value is not None or not call.kwargs.keys() <= {"stride", "groups"}:
+        raise call.refusal(f"convolves with {sorted(call.kwargs)}", "fixed kernels, stride, groups")
+    inputs = [traced.value, call.store(kernels.example, "weight")]
+    kernel, stride = list(kernels.example.shape[2:]), [call.kwargs.get("stride", 1)] * 2
+    return call.node(op_type, inputs, kernel_shape=kernel, strides=stride, group=call.kwargs.get("groups", 1))
 
 
-def _elementwise(op_type: str) -> Emit:
-    """An operator of one or two operands; numbers and constants are stored."""
-
-    def emit(writer: Writer, name: str, target: Any, args: Args, kwargs: Kwargs) -> ir.Value:
-        operands = [arg if isinstance(arg, Traced) else Traced(torch.tensor(float(arg))) for arg in args]
-        return writer.node(op_type, [_operand(writer, o, f"{name}.operand{i}") for i, o in enumerate(operands)], name)
-
-    return emit
+def _elementwise(op_type: str, call: Call) -> ir.Value:
+    return call.node(op_type, call.operands(call.args))
 
 
-def _cat(writer: Writer, name: str, target: Any, args: Args, kwargs: Kwargs) -> ir.Value:
-    operands = [_operand(writer, operand, f"{name}.operand{i}") for i, operand in enumerate(args[0])]
-    return writer.node("Concat", operands, name, axis=args[1])
+def _concat(call: Call) -> ir.Value:
+    return call.node("Concat", call.operands(call.args[0]), axis=call.args[1])
 
 
-def _slice(writer: Writer, name: str, target: Any, args: Args, kwargs: Kwargs) -> ir.Value:
-    traced, index = args
+def _slice(call: Call) -> ir.Value:
+    traced, index = call.args
     if not all(isinstance(i, slice) and i.step is None for i in index):
-        raise ExportRefused(f"the student indexes with {index} at {name}; the ONNX writer knows plain slices")
+        raise call.refusal(f"indexes with {index}", "plain slices")
     axes = [axis for axis, i in enumerate(index) if i != slice(None)]
     sizes = traced.example.shape
-    bounds = {
-        "starts": [index[axis].start or 0 for axis in axes],
-        "stops": [sizes[axis] if index[axis].stop is None else index[axis].stop for axis in axes],
-        "axes": axes,
-    }
-    stored = [writer.initializer(np.array(values, np.int64), f"{name}.{what}") for what, values in bounds.items()]
-    return writer.node("Slice", [traced.value, *stored], name)
+    starts = [index[axis].start or 0 for axis in axes]
+    stops = [sizes[axis] if index[axis].stop is None else index[axis].stop for axis in axes]
+    bounds = {"starts": starts, "stops": stops, "axes": axes}
+    stored = [call.store(np.array(values, np.int64), what) for what, values in bounds.items()]
+    return call.node("Slice", [traced.value, *stored])
 
 
-def _interpolate(writer: Writer, name: str, target: Any, args: Args, kwargs: Kwargs) -> ir.Value:
-    if kwargs.get("mode") != "bilinear" or kwargs.get("align_corners"):
-        raise ExportRefused(
-            f"the student interpolates with {kwargs} at {name}; the ONNX writer knows bilinear, half-pixel"
-        )
-    scale = float(kwargs["scale_factor"])
-    scales = writer.initializer(np.array([1, 1, scale, scale], np.float32), f"{name}.scales")
-    return writer.resize(args[0].value, name, scales=scales)
+def _interpolate(call: Call) -> ir.Value:
+    if call.kwargs.get("mode") != "bilinear" or call.kwargs.get("align_corners"):
+        raise call.refusal(f"interpolates with {call.kwargs}", "bilinear, half-pixel")
+    scale = float(call.kwargs["scale_factor"])
+    scales = call.store(np.array([1, 1, scale, scale], np.float32), "scales")
+    return call.writer.resize(call.args[0].value, call.name, scales=scales)
 
 
-def _global_pool(writer: Writer, name: str, target: Any, args: Args, kwargs: Kwargs) -> ir.Value:
-    if args[1] != 1:
-        raise ExportRefused(f"the student pools to {args[1]} at {name}; the ONNX writer knows pooling to 1")
-    return writer.node("GlobalAveragePool", [args[0].value], name)
+def _global_pool(call: Call) -> ir.Value:
+    if call.args[1] != 1:
+        raise call.refusal(f"pools to {call.args[1]}", "pooling to 1")
+    return call.node("GlobalAveragePool", [call.args[0].value])
 
 
-EMIT: dict[Any, Emit] = {
+EMIT: dict[Any, Callable[[Call], Any]] = {
     nn.Conv2d: _conv,
-    F.conv2d: _fixed_conv("Conv"),
-    F.conv_transpose2d: _fixed_conv("ConvTranspose"),
-    nn.ReLU: _elementwise("Relu"),
-    F.relu: _elementwise("Relu"),
-    torch.sigmoid: _elementwise("Sigmoid"),
-    torch.Tensor.abs: _elementwise("Abs"),
-    operator.add: _elementwise("Add"),
-    operator.sub: _elementwise("Sub"),
-    operator.mul: _elementwise("Mul"),
-    operator.truediv: _elementwise("Div"),
-    torch.Tensor.mul: _elementwise("Mul"),  # how fx records a constant tensor on the left
+    F.conv2d: partial(_fixed_conv, "Conv"),
+    F.conv_transpose2d: partial(_fixed_conv, "ConvTranspose"),
+    nn.ReLU: partial(_elementwise, "Relu"),
+    F.relu: partial(_elementwise, "Relu"),
+    torch.sigmoid: partial(_elementwise, "Sigmoid"),
+    torch.Tensor.abs: partial(_elementwise, "Abs"),
+    operator.add: partial(_elementwise, "Add"),
+    operator.sub: partial(_elementwise, "Sub"),
+    operator.mul: partial(_elementwise, "Mul"),
+    operator.truediv: partial(_elementwise, "Div"),
+    torch.Tensor.mul: partial(_elementwise, "Mul"),  # how fx records a constant tensor on the left
     operator.getitem: _slice,
-    torch.cat: _cat,
+    torch.cat: _concat,
     F.interpolate: _interpolate,
     F.adaptive_avg_pool2d: _global_pool,
 }
