@@ -164,10 +164,9 @@ def trace(
 class _Trace(fx.Interpreter):
     """Runs the module's trace on examples, and writes every operation that depends on the input."""
 
-    extra_traceback = False  # or fx would add the node's Python source to a refusal
-
     def __init__(self, writer: Writer, module: nn.Module) -> None:
         super().__init__(fx.symbolic_trace(module))
+        self.extra_traceback = False  # or fx adds the node's Python source to a refusal
         self.writer, self.names = writer, set[str]()
 
     def run_node(self, n: fx.Node) -> Any:
