@@ -103,7 +103,9 @@ def test_an_operation_that_the_writer_does_not_know_is_named():
 
     writer = Writer.new("odd")
     x = writer.builder.input("x", ir.DataType.FLOAT, [1, 2])
-    with pytest.raises(ExportRefused, match=r"^the student uses cumsum at cumsum, .*add it to EMIT in export/graph.py$"):
+    with pytest.raises(
+        ExportRefused, match=r"^the student uses cumsum at cumsum, .*add it to EMIT in export/graph.py$"
+    ):
         trace(writer, Odd(), [(torch.zeros(1, 2), x)], ["y"])
 
 
