@@ -38,107 +38,60 @@ class Entry:
         return f"{self.name} {self.size}".rstrip()
 
 
+# fmt: off
 _VISAGE = Entry(
-    name="visage",
+    "visage", code="Apache-2.0", rate=5.0, window=20, files=("base", "expert1", "expert2"), more=("expert3", "expert4"),
     about="two experts, each with a LoRA, on an InternVideo2 trunk (2026); experts are published for 6B only, and "
     "teach.finetune trains them at any size",
     page="https://huggingface.co/OpenGVLab/InternVideo2_distillation_models (trunk)",
-    code="Apache-2.0",
-    rate=5.0,
-    window=20,
-    files=("base", "expert1", "expert2"),
-    more=("expert3", "expert4"),
 )
 _SALFOM = Entry(
-    name="salfom",
-    size="L",
+    "salfom", "L", window=16, files=("",), parameters=402_945_443, gmac=1520,
     about="UMT encoder, three-branch decoder (2024)",
     page="https://github.com/mr17m/SalFoM---Video-Saliency-Prediction",
-    parameters=402_945_443,
-    window=16,
-    gmac=1520,
-    files=("",),
 )
-
 CATALOGUE = (
     Entry(
-        name="visage",
-        size="tiny",
+        "visage", "tiny", code=OURS, weights=OURS, rate=8.0, window=8, files=("",), parameters=698_649, gmac=0.176,
         about="the same architecture, small: trained from scratch in the run, on its own corpus",
-        code=OURS,
-        weights=OURS,
-        parameters=698_649,
-        rate=8.0,
-        window=8,
-        gmac=0.176,
-        files=("",),
     ),
     replace(_VISAGE, size="S", parameters=87_504_905, gmac=70.7),
     replace(_VISAGE, size="B", parameters=166_282_889, gmac=129),
     replace(_VISAGE, size="L", parameters=418_702_729, gmac=325),
     replace(
-        _VISAGE,
-        size="1B",
+        _VISAGE, size="1B", weights="Apache-2.0", parameters=1_202_207_753, gmac=863,
         page="https://huggingface.co/OpenGVLab/InternVideo2-CLIP-1B-224p-f8 (trunk)",
-        weights="Apache-2.0",
-        parameters=1_202_207_753,
-        gmac=863,
     ),
     replace(
-        _VISAGE,
-        size="6B",
+        _VISAGE, size="6B", weights="Apache-2.0", parameters=6_312_387_849, gmac=3903,
         page="https://github.com/iLearn-Lab/CVPRW26-ViSAGE (experts), "
         "https://huggingface.co/OpenGVLab/InternVideo2-Stage2_6B-224p-f4 (trunk)",
-        weights="Apache-2.0",
-        parameters=6_312_387_849,
-        gmac=3903,
     ),
     Entry(
-        name="unisal",
+        "unisal", code="Apache-2.0", weights="Apache-2.0", rate=6.0, files=("",), more=("trunk",), parameters=3_714_872, gmac=0.954,
         about="MobileNetV2 with a ConvGRU, for images and video, one set of norms per data set (2020)",
         page="https://github.com/rdroste/unisal",
-        code="Apache-2.0",
-        weights="Apache-2.0",
-        parameters=3_714_872,
-        rate=6.0,
-        gmac=0.954,
-        files=("",),
-        more=("trunk",),
     ),
     Entry(
-        name="tased",
+        "tased", code="MIT", weights="MIT", window=32, files=("",), parameters=21_260_693, gmac=78.5,
         about="S3D encoder, decoder with max-unpooling (2019, the updated weights)",
         page="https://github.com/MichiganCOG/TASED-Net",
-        code="MIT",
-        weights="MIT",
-        parameters=21_260_693,
-        window=32,
-        gmac=78.5,
-        files=("",),
     ),
     _SALFOM,
     replace(
-        _SALFOM,
-        size="B",
+        _SALFOM, size="B", parameters=149_082_787, gmac=508, page="",
         about="the same on a smaller encoder; no published weights",
-        page="",
-        parameters=149_082_787,
-        gmac=508,
     ),
     Entry(
-        name="onnx",
+        "onnx", code="the file's", weights="the file's", files=("",),
         about="any ONNX saliency model, image or step, for example an earlier student; its licence is read from its metadata",
-        code="the file's",
-        weights="the file's",
-        files=("",),
     ),
     Entry(
-        name="maps",
+        "maps", code="not stated", weights="not stated",
         about="precomputed labels: teacher.maps is a folder of CLIP.npz files, or of one PNG folder per clip",
-        code="not stated",
-        weights="not stated",
     ),
 )
+# fmt: on
 NAMES = tuple(dict.fromkeys(entry.name for entry in CATALOGUE))
 
 

@@ -1,48 +1,45 @@
-"""Several teachers as one: the weighted mean of their logits, member by member on the same frames.
+"""Several teachers as one: the weighted mean of their logits.
 
-The mean is taken in logit space and in floating point, as ViSAGE fuses its experts: a member that is sure counts for more
-than one that hesitates. Members keep their own preprocessing, rate and windows; where their maps differ in size, they are
-brought to the largest, bilinearly. Each member's logits are first held within +-log((1 - eps) / eps), so that none can
-outvote the rest alone.
+The mean is taken over logits in floating point, as ViSAGE fuses its experts, so a confident member counts for more than a
+hesitant one. Each member keeps its own preprocessing, frame rate and windows. Smaller maps are resized to the largest
+bilinearly. Logits are clamped to +-log((1 - eps) / eps) first, so that no member alone can outvote the others.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.labels.calibration import BOUND
 from distill.teachers import Prepared, Teacher
 
-EPS = 1e-6
-BOUND = math.log((1 - EPS) / EPS)
 CHUNK = 64  # maps resized at a time
 
 
 class Ensemble:
     """A teacher made of teachers.
 
-    members: at least one. weights: one positive number each; only their ratios count.
+    members: at least one. weights: one positive number each; only their ratios matter.
     """
 
     def __init__(self, name: str, members: Sequence[Teacher], weights: Sequence[float]) -> None:
         if not members or len(members) != len(weights) or min(weights) <= 0:
             raise ValueError(
-                f"an ensemble of {len(members)} teachers wants one positive weight each, got {list(weights)}"
+                f"an ensemble of {len(members)} teachers needs one positive weight each, got {list(weights)}"
             )
         self.name, self.members = name, tuple(members)
         self.shares = tuple(weight / sum(weights) for weight in weights)
 
     def prepare(self, frames: np.ndarray | Tensor) -> tuple[Prepared, ...]:
-        """uint8 RGB `[n,H,W,3]` -> what each member wants to see of them, in the members' order."""
+        """uint8 RGB `[n,H,W,3]` -> what each member's network sees of them, in the members' order."""
         return tuple(member.prepare(frames) for member in self.members)
 
     def infer(self, inputs: Prepared, fps: float) -> Tensor:
-        """A whole clip as `prepare` gives it -> float32 logits `[T,h,w]` on the largest member's grid."""
+        """A whole clip from `prepare` -> float32 logits `[T,h,w]` on the largest member's grid."""
         mean: Tensor | None = None
         for member, share, prepared in zip(self.members, self.shares, inputs, strict=True):
             logits = member.infer(prepared, fps).clamp(-BOUND, BOUND).mul_(share)
@@ -53,7 +50,7 @@ class Ensemble:
                 mean, logits = logits, mean
             for start in range(0, len(mean), CHUNK):
                 part = mean[start : start + CHUNK]
-                part += resized(logits[start : start + CHUNK], (part.shape[1], part.shape[2]))
+                part += _resized(logits[start : start + CHUNK], (part.shape[1], part.shape[2]))
         assert mean is not None
         return mean
 
@@ -62,13 +59,13 @@ class Ensemble:
         return self.infer(self.prepare(frames), fps)
 
     def fingerprint(self) -> str:
-        """Changes with any member's labels and with the weights' ratios."""
+        """Changes with any member's labels and with the ratios of the weights."""
         parts = [f"{member.fingerprint()} {share:.9g}" for member, share in zip(self.members, self.shares, strict=True)]
         return hashlib.sha256("\n".join(["ensemble 1", *parts]).encode()).hexdigest()
 
 
-def resized(maps_Thw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps `[T,h,w]` on another grid: bilinear, averaged where it shrinks."""
+def _resized(maps_Thw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps `[T,h,w]` on another grid: bilinear, with antialiasing where it shrinks."""
     if maps_Thw.shape[1:] == size:
         return maps_Thw
     return F.interpolate(maps_Thw[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]

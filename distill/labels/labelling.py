@@ -1,13 +1,13 @@
-"""Labels clips with a teacher into the soft-label store; goes on at the next clip.
+"""Labels clips with a teacher into the soft-label store, and resumes at the first clip that the store lacks.
 
     decode and prepare (worker threads) -> the teacher's network -> float16 on disk (one thread)
-          the next clips                      this clip                  the one before
+           the next clips                      this clip                the previous clip
 
-All three work at once, so the accelerator waits for neither video nor disk. What is held in memory is small frames, as the
-teacher prepares them, of the clip in work and of `workers` clips ahead: never a clip at full size.
+All three run at the same time, so the accelerator waits neither for video nor for the disk. Memory holds the small frames
+that the teacher prepares, of the current clip and of `workers` clips ahead: never a whole clip at full size.
 
-The ranks of a torchrun job share the clips out by frame count. What a clip's labels are does not depend on who made them:
-a pass through the network never mixes clips, and the CPU's batches are the same everywhere.
+The ranks of a torchrun job divide the clips by frame count. A clip's labels do not depend on the rank: no pass through the
+network mixes clips, and batches on the CPU have the same size everywhere.
 """
 
 from __future__ import annotations
@@ -33,30 +33,29 @@ from distill.run.progress import Narrator, cancelling_pool
 from distill.teachers import Inference, Lookup, Prepared, Teacher
 
 LabelsOf = Callable[[Sequence[Clip]], Generator[Tensor, None, None]]
-"""Clips -> their logits `[T,h,w]`, one clip after the other, in order."""
+"""Clips -> their logits `[T,h,w]`, clip by clip, in order."""
 
-CHUNK = 8  # frames at full size that a worker holds
+CHUNK = 8  # full-size frames that a worker holds
 
 
 def inference(options: Label, device: torch.device) -> Inference:
-    """How a teacher runs on `device`: the recipe's choices, `auto` decided."""
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+    """The recipe's inference options on `device`, where `auto` becomes bf16 on CUDA and fp32 elsewhere."""
+    automatic = "bf16" if device.type == "cuda" else "fp32"
+    precision = automatic if options.precision == "auto" else options.precision
     return Inference(options.overlap, precision, options.compile, options.batch)
 
 
 def computed_by(teacher: Teacher, workers: int = 2, pin: bool = False) -> LabelsOf:
-    """Labels by a teacher that looks at frames; `pin` its inputs where it runs on CUDA, so that copies overlap."""
+    """Labels by a teacher that sees frames. `pin`: decode into pinned memory, so that copies to a CUDA device overlap."""
 
     def labels(clips: Sequence[Clip]) -> Generator[Tensor, None, None]:
         over = threading.Event()
-        rest = iter(clips)
+        waiting = iter(clips)
         with cancelling_pool(workers) as pool:
             ahead: deque[Future[Prepared]] = deque()
 
             def start(count: int) -> None:
-                ahead.extend(pool.submit(decode, clip, teacher, pin, over) for clip in islice(rest, count))
+                ahead.extend(pool.submit(decode, clip, teacher, pin, over) for clip in islice(waiting, count))
 
             try:
                 start(workers)
@@ -76,51 +75,51 @@ def _infer(teacher: Teacher, clip: Clip, inputs: Prepared) -> Tensor:
     try:
         return teacher.infer(inputs, clip.fps)
     except torch.OutOfMemoryError as error:
-        told = str(error).split(". ")
+        reason = ". ".join(str(error).split(". ")[:3])
         raise UsageError(
             f"clip {clip.id}: teacher {teacher.name} does not fit into the GPU's memory, not even one window "
-            f"({'. '.join(told[:3])}); free the GPU, or choose a smaller teacher"
+            f"({reason}); free the GPU, or choose a smaller teacher"
         ) from None
     except ValueError as error:
         raise UsageError(f"clip {clip.id}: teacher {teacher.name}: {error}") from None
 
 
 def decode(clip: Clip, teacher: Teacher, pin: bool = False, over: threading.Event | None = None) -> Prepared:
-    """All frames of a clip as the teacher prepares them, a few at a time. Stops early, with Interrupted, once `over`."""
-    room: Prepared | None = None
+    """All frames of a clip, prepared by the teacher a few at a time. Raises Interrupted as soon as `over` is set."""
+    whole: Prepared | None = None
     frames, done = islice(clip.read(), clip.frames), 0
-    while piece := list(islice(frames, CHUNK)):
+    while chunk := list(islice(frames, CHUNK)):
         if over is not None and over.is_set():
             raise Interrupted(f"decoding clip {clip.id}")
         try:
-            prepared = teacher.prepare(np.stack(piece))
+            prepared = teacher.prepare(np.stack(chunk))
         except ValueError as error:
             raise UsageError(f"clip {clip.id}: teacher {teacher.name}: {error}") from None
-        room = _room_for(prepared, clip.frames, pin) if room is None else room
-        _put(prepared, room, done)
-        done += len(piece)
-    if room is None:
+        whole = _empty_like(prepared, clip.frames, pin) if whole is None else whole
+        _copy(prepared, whole, done)
+        done += len(chunk)
+    if whole is None:
         raise UsageError(f"clip {clip.id} has no frames; leave it out with corpus.skip")
-    return room
+    return whole
 
 
-def _room_for(piece: Prepared, frames: int, pin: bool) -> Prepared:
-    if isinstance(piece, tuple):
-        return tuple(_room_for(part, frames, pin) for part in piece)
-    return torch.empty((frames, *piece.shape[1:]), dtype=piece.dtype, pin_memory=pin)
+def _empty_like(chunk: Prepared, frames: int, pin: bool) -> Prepared:
+    if isinstance(chunk, tuple):
+        return tuple(_empty_like(part, frames, pin) for part in chunk)
+    return torch.empty((frames, *chunk.shape[1:]), dtype=chunk.dtype, pin_memory=pin)
 
 
-def _put(piece: Prepared, room: Prepared, first: int) -> None:
-    if isinstance(piece, Tensor):
-        assert isinstance(room, Tensor)
-        room[first : first + len(piece)] = piece
+def _copy(chunk: Prepared, whole: Prepared, first: int) -> None:
+    if isinstance(chunk, Tensor):
+        assert isinstance(whole, Tensor)
+        whole[first : first + len(chunk)] = chunk
         return
-    for part, place in zip(piece, room, strict=True):
-        _put(part, place, first)
+    for part, target in zip(chunk, whole, strict=True):
+        _copy(part, target, first)
 
 
 def looked_up_in(teacher: Lookup) -> LabelsOf:
-    """Labels by a teacher that knows clips by name."""
+    """Labels by a teacher that looks clips up by name."""
 
     def labels(clips: Sequence[Clip]) -> Generator[Tensor, None, None]:
         for clip in clips:
@@ -133,26 +132,29 @@ def looked_up_in(teacher: Lookup) -> LabelsOf:
 
 
 def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrator: Narrator) -> int:
-    """Labels the clips that the store lacks, this rank's share of them; returns how many it labelled.
+    """Labels this rank's share of the clips that the store lacks; returns how many those are.
 
-    On rank 0 it returns when all ranks are through and the store is whole. Raises Interrupted after the clip in work.
+    On rank 0 it returns when all ranks are done and the store is complete. Raises Interrupted after the current clip.
     """
     ranks = job()
-    lacking = set(ranks.agree("lacking", lambda: [clip.id for clip in clips if clip.id not in store], narrator.stop))
-    missing = [clip for clip in clips if clip.id in lacking]
+    missing_ids = set(
+        ranks.agree("lacking", lambda: [clip.id for clip in clips if clip.id not in store], narrator.stop)
+    )
+    missing = [clip for clip in clips if clip.id in missing_ids]
     if len(missing) < len(clips):
         narrator.say(f"label: {len(clips) - len(missing)} of {len(clips)} clips are in the store")
     mine = share_out(missing, ranks.world)[ranks.rank]
     total, to_do = (sum(clip.frames for clip in some) for some in (clips, missing))
-    started, seen = time.monotonic(), 0
+    started, labelled = time.monotonic(), 0
     with narrator.bar("label", total, total - to_do, unit="frames") as bar, ThreadPoolExecutor(1) as writer:
 
-        def tell(frames: int, note: str = "") -> None:
-            nonlocal seen
-            now = ranks.count("frames", frames) if ranks.world > 1 else seen + frames
+        def advance(frames: int, note: str = "") -> None:
+            """Moves the bar on by these frames and by those of the other ranks."""
+            nonlocal labelled
+            now = ranks.count("frames", frames) if ranks.world > 1 else labelled + frames
             rate = now / max(time.monotonic() - started, 1e-9)
-            bar.advance(now - seen, note=f"{rate:.3g} frames/s {note}".rstrip())
-            seen = now
+            bar.advance(now - labelled, note=f"{rate:.3g} frames/s {note}".rstrip())
+            labelled = now
 
         writing: Future[None] | None = None
         with closing(labels_of(mine)) as labels:
@@ -164,14 +166,14 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(store.write, clip.id, logits.numpy())
-                tell(clip.frames, f"clip {clip.id}")
+                advance(clip.frames, f"clip {clip.id}")
                 if number < len(mine) and (narrator.stop() or ranks.ended()):
                     writing.result()
                     stored = sum(clip.id in store for clip in clips)
                     raise Interrupted(f"labelling, after clip {clip.id}, {stored} of {len(clips)}")
         if writing is not None:
             writing.result()
-        ranks.finish(narrator.stop, meanwhile=lambda: tell(0))
+        ranks.finish(narrator.stop, meanwhile=lambda: advance(0))
     if ranks.leads and (lost := [clip.id for clip in missing if clip.id not in store]):
         raise UsageError(
             f"{store.path} lacks clip {lost[0]}, which another rank has labelled; all ranks need the same run directory"
@@ -183,7 +185,7 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
 
 
 def share_out(clips: Sequence[Clip], ranks: int) -> list[list[Clip]]:
-    """The clips of each rank: the longest first, each to the rank that has the fewest frames so far. Ties go to the first."""
+    """The clips of each rank: longest first, each to the rank with the fewest frames so far; of equal ranks, to the first."""
     shares: list[list[Clip]] = [[] for _ in range(ranks)]
     frames = [0] * ranks
     for clip in sorted(clips, key=lambda clip: -clip.frames) if ranks > 1 else clips:

@@ -1,8 +1,7 @@
-"""Any ONNX saliency model as a teacher: an image student, or a step student with its state carried through the clip.
+"""Any ONNX saliency model as a teacher: an image model, or a step model with its state carried through the clip.
 
-A student of ours can so teach the next, smaller one (a teacher assistant), and the downstream's students can be taught from
-as they are. What makes a file one: `input` f32 [1,3,H,W], ImageNet-normalised, comes first among its inputs, and
-`saliency_map` f32 [1,1,H,W] in [0, 1] first among its outputs.
+A student can thus teach a smaller one (a teacher assistant). The model's first input must be `input` f32 [1,3,H,W],
+ImageNet-normalised, and its first output `saliency_map` f32 [1,1,H,W] in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from torch import Tensor
 
 from distill.export.runner import Predictor
 
-MAX_INPUT = 640  # pixels of width that the model is shown, at most: what label stores keep is far smaller
-MAX_WIDTH = 160  # pixels of width that are kept of its maps; averaged before the logit
-MULTIPLE = 8  # of both sides: students with three poolings and skips take no other size
+MAX_INPUT = 640  # greatest width of its input in pixels: label stores keep far smaller maps
+MAX_WIDTH = 160  # greatest width of its maps; larger ones are averaged before the logit
+MULTIPLE = 8  # both sides of its input are multiples of 8: students with three poolings and skips need that
 EPS = 1e-6
 
 
 class OnnxTeacher:
-    """The maps of an ONNX file, as logits. Raises ValueError where the file is no saliency student."""
+    """The maps of an ONNX file, as logits. Raises ValueError for a file that is not a saliency model."""
 
     name = "onnx"
 
@@ -42,20 +41,19 @@ class OnnxTeacher:
         size = tuple(max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (width, height))
         if size == (width, height):
             return torch.from_numpy(np.ascontiguousarray(frames))
-        shrinks = size[0] * size[1] <= width * height
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return torch.from_numpy(np.stack([cv2.resize(frame, size, interpolation=how) for frame in frames]))
+        method = cv2.INTER_AREA if size[0] * size[1] <= width * height else cv2.INTER_LINEAR
+        return torch.from_numpy(np.stack([cv2.resize(frame, size, interpolation=method) for frame in frames]))
 
     def infer(self, inputs: Tensor, fps: float) -> Tensor:
         """A whole clip's prepared frames -> float32 logits `[T,h,w]`, at most 160 px wide.
 
-        Every frame is seen, whatever `fps`: that is how the file runs where it ships.
+        The model sees every frame, whatever `fps`, as it does in its application.
         """
         self.predictor.reset()
         maps = []
         for number, frame in enumerate(inputs.numpy(), 1):
             saliency = self.predictor.predict(frame)
-            if saliency.min() < -EPS or saliency.max() > 1 + EPS:  # NaN is the store's to refuse
+            if saliency.min() < -EPS or saliency.max() > 1 + EPS:  # a NaN passes; the label store refuses it
                 raise ValueError(
                     f"{self.predictor.name} gives values from {saliency.min():.3g} to {saliency.max():.3g} for frame {number}, "
                     "where a saliency map is in [0, 1]; end the model in a sigmoid"
@@ -71,5 +69,5 @@ class OnnxTeacher:
         return self.infer(self.prepare(frames), fps)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file and of the sizes that it is run at."""
+        """SHA-256 of the file and of the sizes at which it runs."""
         return hashlib.sha256(f"onnx {MAX_INPUT} {MAX_WIDTH} {MULTIPLE} {self._digest}".encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""The soft-label store: a teacher's logits, one memory-mappable float16 file per clip.
+"""The soft-label store: a teacher's logits, one float16 file per clip.
 
     labels/store.json     the teacher, its fingerprint, its licence
     labels/CLIP.npy       float16 [T,h,w], logits of every frame
 
-A file gets its name only when it is complete, so a store that was interrupted goes on at the next clip. A store refuses
-labels of another teacher.
+A file gets its name only when it is complete, so an interrupted store resumes at the next clip. A store refuses labels of
+another teacher.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from distill.run.files import ArrayFile, read_json, write_array, write_json
 
 
 class LabelStore:
-    """Labels by one teacher. `teacher` describes it: at least `name` and `fingerprint`."""
+    """Labels by one teacher. `teacher` is its description, with at least `name` and `fingerprint`."""
 
     def __init__(self, path: Path, teacher: dict[str, Any]) -> None:
         self.path, self.teacher = path, teacher
 
     @classmethod
     def create(cls, path: Path, teacher: dict[str, Any]) -> LabelStore:
-        """A new store, or the same teacher's store continued. Raises UsageError where another teacher wrote it."""
+        """A new store, or the same teacher's store to continue. Raises UsageError for the store of another teacher."""
         path.mkdir(parents=True, exist_ok=True)
         if (path / "store.json").exists():
             store = cls.open(path)
             if store.teacher["fingerprint"] != teacher["fingerprint"]:
+                old, new = (f"{t['name']} ({t['fingerprint'][:12]})" for t in (store.teacher, teacher))
                 raise UsageError(
-                    f"{path} holds labels of {store.teacher['name']} ({store.teacher['fingerprint'][:12]}), not of "
-                    f"{teacher['name']} ({teacher['fingerprint'][:12]}); labels of two teachers do not mix, choose another --out"
+                    f"{path} holds labels of {old}, not of {new}; labels of two teachers do not mix, choose another --out"
                 )
             return store
         if any(path.glob("*.npy")):
-            raise UsageError(f"{path} holds labels but no store.json that says whose; choose another --out")
+            raise UsageError(f"{path} holds labels but no store.json that names their teacher; choose another --out")
         write_json(path / "store.json", {"schema": 1, "teacher": teacher})
         return cls(path, teacher)
 
@@ -54,39 +54,40 @@ class LabelStore:
         return self._file(clip_id).exists()
 
     def write(self, clip_id: str, logits_Thw: np.ndarray) -> None:
-        """Stores the logits of a whole clip. Raises UsageError where one is not finite, naming the frame."""
-        bad = ~np.isfinite(logits_Thw.reshape(len(logits_Thw), -1)).all(1)
-        if bad.any():
+        """Stores the logits of a whole clip. Raises UsageError for NaN or infinity, with the frame."""
+        if frame := _not_finite(logits_Thw):
             raise UsageError(
-                f"teacher {self.teacher['name']} gave NaN or infinity for clip {clip_id}, frame {int(bad.argmax()) + 1}; "
+                f"teacher {self.teacher['name']} gave NaN or infinity for clip {clip_id}, frame {frame}; "
                 "nothing of this clip was stored"
             )
-        # float16 overflows at 65504; no saliency logit means anything beyond +-30
+        # float16 overflows at 65504, and no saliency logit beyond +-30 means anything
         write_array(self._file(clip_id), np.clip(logits_Thw, -30, 30).astype(np.float16))
 
     def read(self, clip_id: str, frames: int) -> ArrayFile:
         """The logits of a clip, float16 `[T,h,w]`, open only while they are read. Raises UsageError for damaged or wrong labels."""
         path = self._file(clip_id)
+        again = "remove it and run `distill label`"
         try:
             logits = np.load(path, mmap_mode="r")
         except FileNotFoundError:
             raise UsageError(f"{path} is missing; run `distill label` to make it") from None
         except ValueError as error:
-            raise UsageError(f"{path} is damaged ({error}); remove it and run `distill label`") from None
+            raise UsageError(f"{path} is damaged ({error}); {again}") from None
         if logits.ndim != 3 or len(logits) != frames:
-            raise UsageError(
-                f"{path} holds labels of shape {logits.shape}, the clip has {frames} frames; remove it and run `distill label`"
-            )
-        bad = ~np.isfinite(logits.reshape(frames, -1)).all(1)
-        if bad.any():
-            raise UsageError(
-                f"labels of clip {clip_id} hold NaN at frame {int(bad.argmax()) + 1} ({path}); remove the file and run `distill label`"
-            )
+            raise UsageError(f"{path} holds labels of shape {logits.shape}, the clip has {frames} frames; {again}")
+        if frame := _not_finite(logits):
+            raise UsageError(f"{path} holds NaN or infinity at frame {frame} of clip {clip_id}; {again}")
         return ArrayFile(path)
 
 
+def _not_finite(logits_Thw: np.ndarray) -> int:
+    """The first frame with NaN or infinity, from 1; 0 where all values are finite."""
+    bad = ~np.isfinite(logits_Thw.reshape(len(logits_Thw), -1)).all(1)
+    return int(bad.argmax()) + 1 if bad.any() else 0
+
+
 class StoredLabels:
-    """A store as a teacher: labels that another run computed, taken over as they are."""
+    """A store as a teacher: it looks up labels that another run computed."""
 
     name = "maps"
 
@@ -94,16 +95,16 @@ class StoredLabels:
         self.store = LabelStore.open(path)
 
     def _id(self, name: str, part: str) -> str:
-        return name if name in self.store else f"{part}.{name}"  # as the clips of a mixed corpus are called
+        return name if name in self.store else f"{part}.{name}"  # clip ids of a mixed corpus name the part
 
     def has(self, name: str, part: str = "") -> bool:
-        """Whether there are labels of a clip; they may still be damaged."""
+        """Whether a clip has labels, intact or damaged."""
         return self._id(name, part) in self.store
 
     def logits(self, name: str, frames: int, part: str = "") -> Tensor:
-        """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`. Raises UsageError as `read` does."""
+        """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`. Raises UsageError as `LabelStore.read`."""
         return torch.from_numpy(self.store.read(self._id(name, part), frames)[:].astype(np.float32))
 
     def fingerprint(self) -> str:
-        """That of the teacher that computed them."""
+        """The fingerprint of the teacher that computed the labels."""
         return self.store.teacher["fingerprint"]

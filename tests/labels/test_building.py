@@ -10,7 +10,7 @@ import torch
 
 from distill.labels import registry
 from distill.labels.building import open_teacher, try_out
-from distill.labels.ensemble import BOUND
+from distill.labels.calibration import BOUND
 from distill.labels.licences import check_licences
 from distill.labels.members import check
 from distill.recipe.files import load_recipe

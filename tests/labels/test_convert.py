@@ -115,7 +115,7 @@ def test_sources_that_are_refused(golden: Path, tmp_path: Path) -> None:
     source.write_text("<!doctype html>", encoding="utf-8")
     assert "is a web page" in message(source, target)
     torch.save({"weight": torch.ones(3)}, source)
-    assert "is no file that is known here: its first key is 'weight' of 1; known are internvideo2 (" in message(
+    assert "is not a known kind of file: its first key is 'weight' of 1; known are internvideo2 (" in message(
         source, target
     )
     state = an_expert(golden, 2)
@@ -128,13 +128,13 @@ def test_sources_that_are_refused(golden: Path, tmp_path: Path) -> None:
     torch.save({key: value for key, value in state.items() if "qkv.lora_A" not in key}, source)
     assert f"has no key '{TRUNK_PREFIX}blocks.0.block.attn.qkv.lora_A.default.weight'" in message(source, target)
     torch.save(state | {"dim_reducers.0.weight": torch.ones(32, 65, 1, 1, 1)}, source)
-    assert "trunk of width 65 and 4 blocks, no published InternVideo2" in message(source, target)
+    assert "trunk of width 65 and 4 blocks, not a published InternVideo2" in message(source, target)
     trunk = a_trunk()
     del trunk["vision_encoder.pos_embed"]
     torch.save(trunk, source)
     assert "has no key 'pos_embed'" in message(source, target)
     torch.save(trunk | {"vision_encoder.pos_embed": torch.ones(1, 101, 384)}, source)
-    assert "pos_embed holds 100 positions, no whole number of 16x16 frames" in message(source, target)
+    assert "pos_embed holds 100 positions, not a whole number of 16x16 frames" in message(source, target)
 
 
 def test_targets_that_are_refused(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,4 +162,4 @@ def test_targets_that_are_refused(golden: Path, tmp_path: Path, monkeypatch: pyt
         torch.save({key: value + 1 for key, value in tensors.items()}, path)
 
     monkeypatch.setattr(module, "save_file", wrong)
-    assert "what was read back differs" in message(source, target)
+    assert "the written file differs from its source" in message(source, target)

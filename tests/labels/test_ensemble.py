@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from distill.labels.ensemble import BOUND, Ensemble
+from distill.labels.calibration import BOUND
+from distill.labels.ensemble import Ensemble
 
 
 class Constant:

@@ -53,7 +53,7 @@ def test_damage_done_later_is_named(tmp_path):
     bad = logits().astype(np.float16)
     bad[2] = np.inf
     np.save(tmp_path / "001.npy", bad)
-    with pytest.raises(UsageError, match="NaN at frame 3"):
+    with pytest.raises(UsageError, match="NaN or infinity at frame 3 of clip 001"):
         store.read("001", 5)
     (tmp_path / "001.npy").write_bytes((tmp_path / "001.npy").read_bytes()[:90])
     with pytest.raises(UsageError, match="is damaged"):
