@@ -13,6 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from distill.corpora.video import Writer
+from distill.evaluation import statistics
+from distill.evaluation.protocols import PROTOCOLS
+from distill.reporting.provenance import Provenance
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
 
@@ -119,3 +122,44 @@ def step_model(path):
         helper.make_node("Sigmoid", ["state_out"], ["saliency_map"]),
     ]
     return save_model(path, nodes, weights, stateful=True)
+
+
+def gaze_corpus(root, size=(48, 64), images=6, observers=8, spread=2.0):
+    """Still images, each with its own place that all observers look at."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    (root / "img").mkdir(parents=True)
+    lines = ["clip,x,y,observer"]
+    for n in range(images):
+        cv2.imwrite(str(root / "img" / f"i{n}.png"), rng.integers(0, 255, (height, width, 3), np.uint8))
+        place = np.array([6 + n * (width - 12) / images, 8 + 30 * (n % 2)])
+        for who in range(observers):
+            x, y = np.clip(place + rng.normal(0, spread, 2), 0, (width - 1, height - 1))
+            lines.append(f"i{n},{x:.2f},{y:.2f},{who}")
+    (root / "fixations.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def made_up_scores(protocol="clip-mean", **values):
+    """A result of 12 clips with NSS and CC; values: what each predictor has above the others, by name."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(1.5, 0.5, 12)
+    clips = {
+        f"c{n}": {name: {"nss": base[n] + offset, "cc": 0.2 + offset} for name, offset in values.items()}
+        for n in range(12)
+    }
+    summary = statistics.summarise(clips, dict.fromkeys(clips, 5), list(values), PROTOCOLS[protocol])
+    return {
+        "schema": 2, "protocol": protocol, "about": "made up", "stride": 1, "frames_scored": 60,
+        "frames_without_fixations": 0, **summary,
+        "clips": {i: {"frames_scored": 5, "frames_without_fixations": 0, "scores": s} for i, s in clips.items()},
+    }  # fmt: skip
+
+
+ORIGIN = Provenance(
+    name="mini", license="BSD-2-Clause-Patent", corpus="dhf1k:A + images:B", corpus_license="CC BY 4.0; not stated",
+    corpus_chain=(("dhf1k:A", "CC BY 4.0"), ("images:B", "not stated")), teacher="unisal (unisal, w.pth)",
+    teacher_license="Apache-2.0", teacher_chain=(("teacher unisal, weights", "Apache-2.0"),), restricted=("corpus images:B",),
+    train_clips=("001", "002"), val_clips=("003",), held_out=True, fps=25.0, parameters=23_566, working_size=(32, 64),
+    tau_seconds=(0.05, 0.25, 2.0), step=12, chosen=True, recipe_fingerprint="0123456789abcdef",
+)  # fmt: skip

@@ -28,12 +28,6 @@ def metrics_in(result: Mapping[str, Any]) -> list[str]:
     return [m for m in PROTOCOLS[result["protocol"]].metrics if any(m in s for s in result["predictors"].values())]
 
 
-def best(result: Mapping[str, Any], metric: str) -> float | None:
-    """The best mean of all predictors. None for flicker: a constant map has none, which alone is no merit."""
-    means = [s[metric] for s in result["predictors"].values() if metric in s and metric != "flicker"]
-    return (max if HIGHER_IS_BETTER[metric] else min)(means) if means else None
-
-
 def format_value(value: float | None, metric: str, sign: bool = False) -> str:
     """`1.234`; `–` for None."""
     return "–" if value is None else f"{value:{'+' if sign else ''}.{DECIMALS.get(metric, 3)}f}"
@@ -56,6 +50,25 @@ def score_cells(result: Mapping[str, Any]) -> Cells:
     return rows
 
 
+def score_table(result: Mapping[str, Any]) -> dict[str, Any]:
+    """`score_cells` with the best value of each column marked: `{"metrics": [metric], "columns": [label],
+    "rows": [(predictor, [{"value", "interval", "best"}])]}`. No flicker is best: a constant map has none, which alone is no
+    merit."""
+    shown, rows = metrics_in(result), []
+    for (name, cells), scores in zip(score_cells(result), result["predictors"].values(), strict=True):
+        marked = [
+            {"value": value, "interval": interval, "best": m in scores and scores[m] == _best(result, m)}
+            for m, (value, interval) in zip(shown, cells.values(), strict=True)
+        ]
+        rows.append((name, marked))
+    return {"metrics": shown, "columns": [LABELS[m] for m in shown], "rows": rows}
+
+
+def _best(result: Mapping[str, Any], metric: str) -> float | None:
+    means = [s[metric] for s in result["predictors"].values() if metric in s and metric != "flicker"]
+    return (max if HIGHER_IS_BETTER[metric] else min)(means) if means else None
+
+
 def difference_cells(result: Mapping[str, Any]) -> Cells:
     """The first predictor minus each other one."""
     shown = metrics_in(result)
@@ -66,7 +79,7 @@ def difference_cells(result: Mapping[str, Any]) -> Cells:
             LABELS[m]: (format_value(d["mean"], m, True), format_interval(d["interval"], m, True))
             for m, d in pairs.items()
         }
-        rows.append((f"less {name}", cells))
+        rows.append((f"minus {name}", cells))
     return rows
 
 

@@ -18,7 +18,7 @@ from distill.labels.licences import permissive
 from distill.labels.members import file_names
 from distill.recipe.files import to_dict
 from distill.recipe.keys import Recipe
-from distill.reporting.card import Provenance
+from distill.reporting.provenance import Provenance
 from distill.run.files import fingerprint
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.training import checkpoint

@@ -38,7 +38,9 @@ from distill.labels.labelling import computed_by, inference, label, looked_up_in
 from distill.labels.registry import registered
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
-from distill.reporting import card, report
+from distill.reporting import report
+from distill.reporting.package import write_package
+from distill.reporting.provenance import Provenance, metadata
 from distill.run import device
 from distill.run.collectives import process_group
 from distill.run.directory import RunDir
@@ -75,7 +77,7 @@ class Context:
         sample_fps = self.recipe.train.sample_fps
         return [frames.load(self.run / "frames", clip, sample_fps) for clip in self.corpus.select(ids)]
 
-    def provenance(self) -> tuple[card.Provenance, TinyUNet]:
+    def provenance(self) -> tuple[Provenance, TinyUNet]:
         """Where the run's student comes from, and the student."""
         return provenance(self.recipe, self.corpus, self.labels.teacher, self.run / "checkpoints" / "best.pt")
 
@@ -258,11 +260,11 @@ def _export(context: Context) -> Done:
     real = [frame for frame, _ in zip(clip.read(), range(60), strict=False)]
     say(f"export: writing, gating, and comparing with PyTorch on {len(real)} frames of clip {clip.id} and random ones")
     with _refusal_fails("export"):
-        verified = export_student(network, origin.fps, card.metadata(origin, None), real)
+        verified = export_student(network, origin.fps, metadata(origin, None), real)
     for name, content in verified.files(recipe.run.name).items():
         write_bytes(run / "export" / name, content)
     parity = verified.parity.to_dict()
-    paths = card.write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
+    paths = write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
     proof = f"export/{recipe.run.name}.parity.json"
     write_json(run / proof, parity)
     sizes = " and ".join(f"{path.stat().st_size:,}" for path in paths[:2])
@@ -295,7 +297,7 @@ def _eval(context: Context) -> Done:
     result["caveats"] = warnings
     write_json(run / "metrics.json", result)
     origin, _ = context.provenance()
-    card.write_package(run / "export", origin, read_json(run / "export" / f"{name}.parity.json"), result, warnings)
+    write_package(run / "export", origin, read_json(run / "export" / f"{name}.parity.json"), result, warnings)
     _say_scores(context.narrator, result)
     return Done(["metrics.json"], {"frames_scored": result["frames_scored"]})
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.corpora.video import Writer, probe, read_frames
 from distill.evaluation.predictors import load_predictor
-from distill.reporting.report import overlay
+from distill.reporting.drawings import overlay
 from distill.run.errors import UsageError
 from distill.run.files import atomic, write_array
 from distill.run.progress import Narrator

@@ -4,8 +4,7 @@ import functools
 import json
 import resource
 
-from tests.evaluation.test_evaluate import gaze_corpus
-from tests.helpers import TINY, distill
+from tests.helpers import TINY, distill, gaze_corpus
 
 LIMIT, CLIPS = 40, 88  # half of the clips train, half are held out: each half is more than the limit
 

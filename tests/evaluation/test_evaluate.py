@@ -20,7 +20,7 @@ from distill.recipe.files import load_recipe
 from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.students.pooling import parse
-from tests.helpers import distill, image_model, save_model, step_model
+from tests.helpers import distill, gaze_corpus, image_model, made_up_scores, save_model, step_model
 
 FLOAT = TensorProto.FLOAT
 
@@ -52,22 +52,6 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clips(tiny_root):
     return list(open_corpus("dhf1k", tiny_root).clips)
-
-
-def gaze_corpus(root, size=(48, 64), images=6, observers=8, spread=2.0):
-    """Still images, each with its own place that all observers look at."""
-    height, width = size
-    rng = np.random.default_rng(0)
-    (root / "img").mkdir(parents=True)
-    lines = ["clip,x,y,observer"]
-    for n in range(images):
-        cv2.imwrite(str(root / "img" / f"i{n}.png"), rng.integers(0, 255, (height, width, 3), np.uint8))
-        place = np.array([6 + n * (width - 12) / images, 8 + 30 * (n % 2)])
-        for who in range(observers):
-            x, y = np.clip(place + rng.normal(0, spread, 2), 0, (width - 1, height - 1))
-            lines.append(f"i{n},{x:.2f},{y:.2f},{who}")
-    (root / "fixations.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +252,7 @@ def test_the_interval_of_one_clip_knows_that_frames_are_alike():
     assert (
         statistics.interval_over_frames([2.0] * 8) == [2.0, 2.0] and statistics.interval_over_frames([2.0] * 7) is None
     )
-    result = made_up(step=0.1, image=0.0)
+    result = made_up_scores(step=0.1, image=0.0)
     result["clips"]["c3"]["nss_over_time"] = {"step": [1.0, 2.0] * 10}
     cells = dict(tables.clip_cells(result))
     assert cells["c3"]["step"][1].startswith("[1.") and cells["c3"]["image"][1] == cells["c4"]["step"][1] == ""
@@ -279,24 +263,8 @@ def test_frames_weigh_where_frames_are_averaged():
     assert mean == 2.5 and low == 1 and high == 3
 
 
-def made_up(protocol="clip-mean", **values):
-    """Clips in which predictors differ as told: {name: offset}; metrics NSS and CC."""
-    rng = np.random.default_rng(0)
-    base = rng.normal(1.5, 0.5, 12)
-    clips = {
-        f"c{n}": {name: {"nss": base[n] + offset, "cc": 0.2 + offset} for name, offset in values.items()}
-        for n in range(12)
-    }
-    summary = statistics.summarise(clips, dict.fromkeys(clips, 5), list(values), PROTOCOLS[protocol])
-    return {
-        "schema": 2, "protocol": protocol, "about": "made up", "stride": 1, "frames_scored": 60,
-        "frames_without_fixations": 0, **summary,
-        "clips": {i: {"frames_scored": 5, "frames_without_fixations": 0, "scores": s} for i, s in clips.items()},
-    }  # fmt: skip
-
-
 def test_a_paired_difference_is_sharper_than_two_intervals():
-    result = made_up(step=0.03, image=0.0)
+    result = made_up_scores(step=0.03, image=0.0)
     step, image = (result["intervals"][name]["nss"] for name in ("step", "image"))
     assert step[0] < image[1] and image[0] < step[1]  # side by side they tell nothing
     found = result["differences"]["from"]["image"]["nss"]
@@ -316,7 +284,7 @@ def test_clips_that_lack_a_metric_are_left_out_of_its_mean():
 
 
 def test_several_corpora_stay_apart_and_are_also_one():
-    a, b = made_up(step=0.1, image=0.0), made_up(step=0.4, image=0.0)
+    a, b = made_up_scores(step=0.1, image=0.0), made_up_scores(step=0.4, image=0.0)
     b["clips"] = {f"b.{i}": clip for i, clip in b["clips"].items()}
     whole = statistics.merge({"a": a, "b": b})
     assert len(whole["clips"]) == 24 and whole["frames_scored"] == 120
@@ -328,7 +296,7 @@ def test_several_corpora_stay_apart_and_are_also_one():
 
 
 def test_tables_fit_the_terminal():
-    result = made_up(student_step=0.05, **{"half of the observers": 1.0})
+    result = made_up_scores(student_step=0.05, **{"half of the observers": 1.0})
     cells = tables.score_cells(result)
     wide, left = tables.fit_to_width("predictor", cells, None)
     assert not left and list(wide[0]) == ["predictor", "NSS", "CC"]
@@ -347,7 +315,7 @@ def test_tables_fit_the_terminal():
 
 
 def test_the_csv_holds_every_value(tmp_path):
-    results = {"a:x": made_up(step=0.1, image=0.0), "b:y": made_up(step=0.2, image=0.0)}
+    results = {"a:x": made_up_scores(step=0.1, image=0.0), "b:y": made_up_scores(step=0.2, image=0.0)}
     tables.write_csv(tmp_path / "o.csv", results, per_clip=True)
     with (tmp_path / "o.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -359,13 +327,6 @@ def test_the_csv_holds_every_value(tmp_path):
     assert float(clip["value"]) == pytest.approx(0.2) and clip["low"] == "" and clip["frames"] == "5"
     tables.write_csv(tmp_path / "o.csv", results, per_clip=False)
     assert len((tmp_path / "o.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2 * 6
-
-
-def test_the_card_shows_intervals_and_what_the_state_is_worth():
-    from distill.reporting.card import table
-
-    lines = table(made_up(step=0.05, image=0.0))
-    assert lines[0] == "| predictor | NSS | CC |" and lines[2].startswith("| step | **") and "[" in lines[2]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -457,7 +418,7 @@ def test_the_command_line_scores_models_on_several_corpora(models, tiny_root, im
         "gaze-table:set: 6 clips, 6 frames",
         "clip-mean: float maps",
         "tiny.onnx + ema=0.5",
-        "less tiny.onnx + max",
+        "minus tiny.onnx + max",
         MEAN_MAP,
         CEILING,
         "95 % intervals",
@@ -506,17 +467,3 @@ def test_wrong_arguments_are_one_line(models, tmp_path, monkeypatch, capsys, arg
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert run_command(arguments) == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_report_shows_every_corpus_with_intervals_and_what_the_state_is_worth():
-    from distill.reporting.report import _scores
-
-    first, second = made_up(step=0.05, image=0.0, teacher=0.5), made_up(step=0.01, image=0.0, teacher=0.2)
-    page = _scores(first)
-    assert "student, step file" in page and "clip-mean" in page and 'class="interval"' in page
-    assert page.count("<table>") == 1 and page.count("<svg") == 1 and "step less image" in page
-    assert page.count('class="best"') == 2  # NSS and CC, of the teacher
-    second["clips"] = {f"images.{i}": clip for i, clip in second["clips"].items()}
-    page = _scores(statistics.merge({"dhf1k": first, "images": second}))
-    assert "<h3>dhf1k</h3>" in page and "<h3>images</h3>" in page and page.count("<table>") == 2
-    assert "nothing was scored" in _scores({"predictors": {}})

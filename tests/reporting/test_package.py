@@ -12,26 +12,20 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from distill.export.student import export_student
 from distill.recipe.files import from_dict, load_recipe, to_dict
 from distill.recipe.keys import Recipe, Run
-from distill.reporting.card import Provenance, write_package
+from distill.reporting.package import write_package
 from distill.reporting.sidecar import Int8, identifier, registry_entry, write_registry, write_sidecar
 from distill.run.errors import UsageError
 from distill.run.files import write_bytes
 from tests.downstream import ENTRY, c_extractor, c_opens, c_reads, scorer, sha, strict_json, tuner, validate
-from tests.helpers import lively
+from tests.helpers import ORIGIN, lively, made_up_scores
 
 # --- a package --------------------------------------------------------------------------------------------------------
 
-ORIGIN = Provenance(
-    name="mini", license="BSD-2-Clause-Patent", corpus="dhf1k:A + images:B", corpus_license="CC BY 4.0; not stated",
-    corpus_chain=(("dhf1k:A", "CC BY 4.0"), ("images:B", "not stated")), teacher="unisal (unisal, w.pth)",
-    teacher_license="Apache-2.0", teacher_chain=(("teacher unisal, weights", "Apache-2.0"),), restricted=("corpus images:B",),
-    train_clips=("001", "002"), val_clips=("003",), held_out=True, fps=25.0, parameters=23_566, working_size=(32, 64),
-    tau_seconds=(0.05, 0.25, 2.0), step=12, chosen=True, recipe_fingerprint="0123456789abcdef",
-)  # fmt: skip
 METRICS = {
     "protocol": "clip-mean", "about": "means", "frames_scored": 5, "frames_without_fixations": 0, "clips": {"003": {}},
     "predictors": {"step": {"nss": 1.25, "kld": 1.0}, "image": {"nss": 1.0, "kld": 1.5}}, "differences": None,
@@ -256,7 +250,38 @@ def test_odd_texts_break_neither_table_nor_front_matter(package):
     page = card(package(license='a "b" | c\nd: [e', teacher="x | y\n## z", corpus="a|b"))
     assert re.findall(r"^## (.*)$", page, re.M) == POINTS
     assert json.loads(re.search(r"^license: (.*)$", page, re.M)[1]) == 'a "b" | c\nd: [e'
-    assert r'| these weights | a "b" \| c d: [e |' in page
+    assert r'| these weights | a "b" \| c d: \[e |' in page
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>x</script>", "[x](javascript:y)", "![x](y)", "*x*", "_x_", "`x`", "&lt;", "~~x~~", "a\x1b[31m"]
+)
+def test_text_that_comes_from_elsewhere_is_no_markup_in_the_card(package, text):
+    folder = package(
+        corpus=text, teacher=text, license=text, val_clips=(text,), corpus_chain=((text, text),), restricted=(text,)
+    )
+    body = card(folder).split("---", 2)[2]
+    assert "\x1b" not in body
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(body)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert not {t.type for t in [*tokens, *inline]} & {
+        "html_inline",
+        "html_block",
+        "link_open",
+        "image",
+        "em_open",
+        "s_open",
+    }
+    assert all(re.fullmatch(r"[\w .+-]+", t.content) and t.content != "x" for t in inline if t.type == "code_inline")
+    shown = ["".join(c.content for c in t.children) for t in tokens if t.type == "inline"]
+    assert sum(text.replace("\x1b", " ") in line for line in shown) == 8
+
+
+def test_the_card_shows_intervals_and_the_gain_of_the_state(package):
+    metrics = section(card(package({**made_up_scores(step=0.05, image=0.0), "frames_without_fixations": 0})), "Metrics")
+    assert "| predictor | NSS | CC |\n| --- | --- | --- |\n| step | **" in metrics
+    assert re.search(r"^\| step \| \*\*[\d.]+\*\* \[[\d.]+, [\d.]+\] \| \*\*0\.250\*\* \|$", metrics, re.M)
+    assert "\n\n- NSS of the step file minus image, on the same clips: +0.050 [+0.050, +0.050]\n" in metrics
 
 
 def test_the_cards_lines_of_python_run(package, monkeypatch):
