@@ -3,42 +3,159 @@
     frames to label: every `every`-th, and the last  ->  the window of each, in batches  ->  one saliency map per window
     frames in between: interpolated                  ->  every map scaled to a maximum of 1  ->  logits
 
-Both were released at `every` = 1: one pass of the whole network per frame, though windows share all frames but one. What
-windows can share exactly is what the network computes from each frame alone, its first layer; all later layers look
-across time, both ways, and meet the window's edges. So labelling every second frame costs half, and the maps between
-are mixtures of their neighbours.
+Both networks were released with `every` = 1: one pass per frame, although neighbouring windows share all frames but one.
+Windows can share exactly only the layers that see one frame at a time, which are the first; all later layers mix frames
+and depend on the window's edges. So labelling every second frame costs half, with interpolated maps in between.
 
-The networks were trained with losses that do not see a map's scale (the KL divergence of maps that sum to 1), and their
-authors divide each map by its maximum. So does this file: a saliency of 1 is as salient as the frame gets.
+Both networks were trained with losses that ignore a map's scale (KL divergence of maps that sum to 1), and their authors
+divide each map by its maximum. So does this file: a saliency of 1 means "as salient as this frame gets".
 """
 
-import hashlib
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.teachers.windows import BatchSize, to_cpu
+from distill.teachers import PLAIN, Inference
+from distill.teachers.weights import load_state_dict_exact, read_weights, with_counters
+from distill.teachers.windows import BatchSize, exact_convolutions, to_cpu
+
+# Shape suffixes: K labelled frames · B windows of a batch · T frames of a window or clip · N · h, w pixels of a map
+
+
+class SlidingConfig(Protocol):
+    """The part of a network's configuration that says how windows slide."""
+
+    @property
+    def every(self) -> int:
+        """Frames from one window to the next, at least 1."""
+
+    @property
+    def cell(self) -> int:
+        """Pixels of the network's map, each way, that are averaged into one cell of the labels."""
+
 
 Net = TypeVar("Net", bound=nn.Module)
+Config = TypeVar("Config", bound=SlidingConfig)
 
 CLIP_EPS = 1e-6
-"""Saliency is held in [eps, 1 - eps], where its logits are finite."""
+"""Saliency is clamped to [eps, 1 - eps], where its logits are finite."""
 
 
-def check_frames(frames: np.ndarray | Tensor) -> None:
-    """ValueError unless `frames` are RGB, `uint8 [T, H, W, 3]`, at least one."""
-    if frames.ndim != 4 or frames.shape[-1] != 3 or min(frames.shape) < 1:
-        raise ValueError(f"the clip has shape {list(frames.shape)}; a teacher wants [T, H, W, 3] with T of at least 1")
-    if frames.dtype not in (np.uint8, torch.uint8):
-        raise ValueError(f"the clip holds {frames.dtype}; a teacher wants RGB frames as uint8, 0 to 255")
+class LastFrameTeacher(ABC, Generic[Net, Config]):
+    """A clip in, logits for every frame out. Windows hold consecutive frames, whatever the frame rate.
+
+    A subclass states the network (`build`, `windows_logits`), the window of a frame (`window`) and the input (`prepare`).
+    """
+
+    NAME: ClassVar[str]
+    CONFIG: type[Config]
+
+    def __init__(
+        self,
+        net: Net,
+        config: Config | None = None,
+        *,
+        name: str | None = None,
+        device: torch.device | str = "cpu",
+        how: Inference = PLAIN,
+    ) -> None:
+        """`net` is moved to `device`. `how.overlap` has no effect: windows already share all frames but one."""
+        self.name = name or self.NAME
+        self.net = net.to(device, torch.float32).eval()
+        self.config = config or self.CONFIG()
+        self.device = torch.device(device)
+        self.how = how
+        self.batch = BatchSize(self.device, how.batch)
+        self.exact = how.precision == "fp32"
+        """Run float32 convolutions in full precision; see `exact_convolutions`."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        config: Config | None = None,
+        *,
+        how: Inference = PLAIN,
+    ) -> Self:
+        """The teacher with the authors' weights. Raises ValueError, one line, for any other file."""
+        config = config or cls.CONFIG()
+        with torch.device("meta"):
+            net = cls.build(config)
+        load_state_dict_exact(net, with_counters(net, read_weights(path)), source=str(path))
+        return cls(net, config, device=device, how=how)
+
+    @classmethod
+    def random(
+        cls,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        config: Config | None = None,
+        *,
+        how: Inference = PLAIN,
+    ) -> Self:
+        """The teacher with random weights, for smoke tests; they carry a signal to the output (He et al., 2015)."""
+        config = config or cls.CONFIG()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = cls.build(config)
+            for parameter in net.parameters():
+                if parameter.ndim > 1:
+                    nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        return cls(net, config, name=f"{cls.NAME}(random)", device=device, how=how)
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Config) -> Net:
+        """The network that `config` describes."""
+
+    @staticmethod
+    @abstractmethod
+    def window(frame: int, count: int) -> np.ndarray:
+        """The numbers of the frames, of a clip of `count`, that the network sees to label `frame`: int64 `[T]`."""
+
+    @abstractmethod
+    def windows_logits(self, frames: Tensor, rows_BT: Tensor) -> Tensor:
+        """Prepared frames, all different, and which of them each window holds -> logits of last frames `[B, h, w]`."""
+
+    def finish(self, saliency_Bhw: Tensor) -> Tensor:
+        """The authors' post-processing of saliency maps in [0, 1], `[B, h, w]`."""
+        return saliency_Bhw
+
+    @abstractmethod
+    def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
+        """RGB frames, `uint8 [n, H, W, 3]` -> the network's input frames. Raises ValueError for anything but frames."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of everything that decides the labels."""
+
+    @torch.inference_mode()
+    def infer(self, inputs: Tensor, fps: float) -> Tensor:
+        """A whole clip's prepared frames `[T,...]` -> logits, `float32 [T, h/cell, w/cell]` on the CPU."""
+        frames = inputs.to(self.device, non_blocking=True)
+
+        def saliency(windows_BT: Tensor) -> Tensor:
+            needed_N, rows_BT = (part.to(self.device) for part in torch.unique(windows_BT, return_inverse=True))
+            maps_Bhw = self.finish(self.windows_logits(frames[needed_N], rows_BT).float().sigmoid())
+            return average_cells(maps_Bhw, self.config.cell)
+
+        with exact_convolutions(self.exact):
+            return slide(len(frames), self.config.every, self.window, saliency, self.batch)
+
+    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
+        """RGB `uint8 [T, H, W, 3]` -> logits, `float32 [T, h/cell, w/cell]` on the CPU."""
+        return self.infer(self.prepare(frames), fps)
 
 
 def anchors(count: int, every: int) -> np.ndarray:
-    """The frames of `count` that get a window of their own: 0, every, 2·every ... and the last."""
+    """The frames of a clip of `count` that get a window each: 0, every, 2·every ... and the last."""
     return np.unique(np.append(np.arange(0, count, every), count - 1))
 
 
@@ -51,9 +168,9 @@ def slide(
 ) -> Tensor:
     """Logits of all `count` frames of a clip, `float32 [count, h, w]` on the CPU.
 
-    `window(frame, count)` gives the numbers of the frames that the network sees in order to label `frame`, `[T]`;
-    `saliency_of` a batch of such windows, int64 `[B, T]`, gives their maps `[B, h, w]`, at least 0, at any scale. On the
-    CPU it is called from several threads at once.
+    `window(frame, count)` gives the numbers of the frames that the network sees to label `frame`, `[T]`. `saliency_of`
+    maps a batch of such windows, int64 `[B, T]`, to maps `[B, h, w]`, non-negative, at any scale; on the CPU it is
+    called from several threads at once.
     """
     labelled = anchors(count, every)
     windows_KT = torch.from_numpy(np.stack([window(frame, count) for frame in labelled.tolist()]))
@@ -63,7 +180,7 @@ def slide(
         before = np.searchsorted(labelled, frames, side="right") - 1
         after = np.minimum(before + 1, len(labelled) - 1)
         share = (frames - labelled[before]) / np.maximum(labelled[after] - labelled[before], 1)
-        before_T, after_T, share_T = (torch.from_numpy(given).to(maps_Khw.device) for given in (before, after, share))
+        before_T, after_T, share_T = (torch.from_numpy(a).to(maps_Khw.device) for a in (before, after, share))
         maps_Khw = scale_to_one(torch.lerp(maps_Khw[before_T], maps_Khw[after_T], share_T.float()[:, None, None]))
     return to_cpu(maps_Khw.clamp_(CLIP_EPS, 1 - CLIP_EPS).logit_())
 
@@ -74,14 +191,14 @@ def average_cells(maps_Nhw: Tensor, cell: int) -> Tensor:
 
 
 def scale_to_one(maps_Nhw: Tensor) -> Tensor:
-    """Each map divided by its maximum; a map of zeros stays one."""
+    """Each map divided by its maximum; a map of zeros stays as it is."""
     return maps_Nhw / maps_Nhw.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps_Nhw.dtype).tiny)
 
 
 def blur(maps_Nhw: Tensor, sigma: float, radius: int, mirror: Literal["symmetric", "reflect"]) -> Tensor:
-    """A Gaussian of `sigma` pixels, cut at `radius`, over maps mirrored at their edges.
+    """Maps `[N, h, w]` blurred by a Gaussian of `sigma` pixels, truncated at `radius`, mirrored at their edges.
 
-    `symmetric` repeats the row at the edge itself, which is scipy's habit; `reflect` does not, OpenCV's.
+    `symmetric` repeats the edge row, as scipy does by default; `reflect` does not, as OpenCV does by default.
     """
     tap = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
     kernel = (tap / tap.sum()).to(maps_Nhw)
@@ -91,24 +208,3 @@ def blur(maps_Nhw: Tensor, sigma: float, radius: int, mirror: Literal["symmetric
         shape = (1, 1, -1, 1) if dim == 1 else (1, 1, 1, -1)
         maps_Nhw = F.conv2d(padded.unsqueeze(1), kernel.view(shape)).squeeze(1)
     return maps_Nhw
-
-
-def fingerprint(description: str, net: nn.Module) -> str:
-    """SHA-256, in hex, of a description and all weights: the same numbers give the same print anywhere."""
-    digest = hashlib.sha256(description.encode())
-    for key, value in sorted(net.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"\n{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def random_net(build: Callable[[], Net], seed: int) -> Net:
-    """What `build` makes, with random weights by `seed` that carry a signal through to the output (He et al., 2015)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = build()
-        for parameter in net.parameters():
-            if parameter.ndim > 1:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-    return net

@@ -14,32 +14,26 @@ patches' embedding, which is computed once per frame and batch. Labelling every 
 This file knows torch and numpy alone.
 """
 
-import os
 from collections import OrderedDict
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.teachers import PLAIN, Inference
-from distill.teachers.last_frame import average_cells, blur, check_frames, fingerprint, random_net, slide
+from distill.teachers.frames import IMAGENET, normalise, resize
+from distill.teachers.last_frame import LastFrameTeacher, blur
 from distill.teachers.umt import Mlp, Umt, UmtConfig
-from distill.teachers.weights import load_state_dict_exact, read_weights
-from distill.teachers.windows import BatchSize, exact_convolutions
+from distill.teachers.weights import fingerprint
 
 # Shape suffixes: B batch · N frames or sequences · T time · C channels · H, W pixels · P patches of a frame · D width
 # A heads · K width of a head · R runs of a few moments
 
 WINDOW = 16
 """Frames the network sees at once; its decoder halves them four times."""
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Normalisation of the input: RGB in [0, 1], the constants of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -246,104 +240,45 @@ class SalfomNet(nn.Module):
 
 
 def window(frame: int, count: int) -> np.ndarray:
-    """The 16 frames that label `frame`, which comes last; before a clip's start its first frame repeats, as released."""
+    """The 16 frames that end with `frame`; before the clip's start its first frame repeats, as released."""
     return np.maximum(np.arange(frame - WINDOW + 1, frame + 1), 0)
 
 
-class Salfom:
-    """The teacher: a clip in, logits for every frame out. Windows hold consecutive frames, whatever their rate."""
+class Salfom(LastFrameTeacher[SalfomNet, SalfomConfig]):
+    """The teacher; `load` reads the authors' `SalFoM_DHF1K.pth`."""
 
-    def __init__(
-        self,
-        net: SalfomNet,
-        config: SalfomConfig | None = None,
-        *,
-        name: str = "salfom",
-        device: torch.device | str = "cpu",
-        how: Inference = PLAIN,
-    ) -> None:
-        """`net` is moved to `device`. Of `how`, `overlap` does not apply: windows already overlap in all frames but one."""
-        self.name = name
-        self.net = net.to(device, torch.float32).eval()
-        self.config = config or SalfomConfig()
+    NAME = "salfom"
+    CONFIG = SalfomConfig
+    window = staticmethod(window)
+
+    def __init__(self, net: SalfomNet, config: SalfomConfig | None = None, **options: Any) -> None:
+        super().__init__(net, config, **options)
         if net.encoder.config != self.config.encoder:
             raise ValueError(
                 f"the network's encoder is {net.encoder.config}, the configuration's {self.config.encoder}"
             )
-        self.device = torch.device(device)
-        self.how = how
-        self.batch = BatchSize(self.device, how.batch)
-        self._mean, self._std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
-        self._from_tokens = torch.compile(self.net.from_tokens) if how.compile else self.net.from_tokens
+        self._from_tokens = torch.compile(self.net.from_tokens) if self.how.compile else self.net.from_tokens
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        device: torch.device | str = "cpu",
-        config: SalfomConfig | None = None,
-        *,
-        how: Inference = PLAIN,
-    ) -> "Salfom":
-        """The teacher with the authors' weights (`SalFoM_DHF1K.pth`). ValueError, one line, for any other file."""
-        config = config or SalfomConfig()
-        with torch.device("meta"):
-            net = SalfomNet(config.encoder)
-        load_state_dict_exact(net, read_weights(path), source=str(path))
-        return cls(net, config, device=device, how=how)
-
-    @classmethod
-    def random(
-        cls,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        config: SalfomConfig | None = None,
-        *,
-        how: Inference = PLAIN,
-    ) -> "Salfom":
-        """The teacher with random weights, for trials of everything around it."""
-        config = config or SalfomConfig()
-        return cls(
-            random_net(lambda: SalfomNet(config.encoder), seed), config, name="salfom(random)", device=device, how=how
-        )
+    def build(cls, config: SalfomConfig) -> SalfomNet:
+        return SalfomNet(config.encoder)
 
     def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
-        """RGB frames, `uint8 [n, H, W, 3]`, any number -> as the network sees them, `uint8 [n, 3, px, px]`.
-
-        Bilinear and antialiased, the aspect ratio not kept, as released.
-        """
-        check_frames(frames)
-        writable = np.require(np.asarray(frames), requirements="W")  # torch warns of arrays that are not
-        frames_NCHW = torch.from_numpy(writable).permute(0, 3, 1, 2)
-        side = (self.config.encoder.px, self.config.encoder.px)
-        return F.interpolate(frames_NCHW, side, mode="bilinear", antialias=True).contiguous()
-
-    @torch.inference_mode()
-    def infer(self, inputs: Tensor, fps: float) -> Tensor:
-        """A whole clip's prepared frames -> logits, `float32 [T, side/cell, side/cell]` on the CPU."""
-        frames = inputs.to(self.device, non_blocking=True)
-        with exact_convolutions() if self.how.precision == "fp32" else nullcontext():
-            return slide(
-                len(frames), self.config.every, window, lambda rows_BT: self._saliency(frames, rows_BT), self.batch
-            )
-
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """`uint8 [T, H, W, 3]` RGB -> logits, `float32 [T, side/cell, side/cell]` on the CPU."""
-        return self.infer(self.prepare(frames), fps)
+        """RGB frames, `uint8 [n, H, W, 3]` -> `uint8 [n, 3, px, px]`; a plain square resize, as released."""
+        side = self.config.encoder.px
+        return resize(frames, side, side).contiguous()
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the configuration, the precision and all weights."""
         return fingerprint(f"salfom 1 {self.config} {self.how.precision}", self.net)
 
-    def _saliency(self, frames_TCHW: Tensor, rows_BT: Tensor) -> Tensor:
-        needed_N, rows_BT = (found.to(self.device) for found in torch.unique(rows_BT, return_inverse=True))
-        frames_NCHW = (frames_TCHW[needed_N].float() / 255 - self._mean) / self._std
+    def windows_logits(self, frames: Tensor, rows_BT: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.precision == "bf16"):
-            logits_BHW = self._from_tokens(self.net.encoder.embed(frames_NCHW)[rows_BT])
-        saliency_BHW = logits_BHW.float().sigmoid()
-        if self.config.finish:
-            saliency_BHW = finish(saliency_BHW, self.config.finish)
-        return average_cells(saliency_BHW, self.config.cell)
+            tokens_NPD = self.net.encoder.embed(normalise(frames, IMAGENET))
+            return self._from_tokens(tokens_NPD[rows_BT])
+
+    def finish(self, saliency_Bhw: Tensor) -> Tensor:
+        return saliency_Bhw if self.config.finish is None else finish(saliency_Bhw, self.config.finish)
 
 
 def finish(maps_BHW: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,9 +14,9 @@ windows share exactly only the first convolution, which sees one frame at a time
 This file knows torch, numpy and OpenCV alone.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,10 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.teachers import PLAIN, Inference
-from distill.teachers.last_frame import average_cells, blur, check_frames, fingerprint, random_net, slide
-from distill.teachers.weights import load_state_dict_exact, read_weights
-from distill.teachers.windows import BatchSize, exact_convolutions
+from distill.teachers.frames import check_frames
+from distill.teachers.last_frame import LastFrameTeacher, blur
+from distill.teachers.weights import fingerprint
 
 # Shape suffixes: B batch · N frames · T time · C channels · H, W pixels
 
@@ -299,67 +298,31 @@ def window(frame: int, count: int) -> np.ndarray:
     return np.minimum(ahead % turn, turn - ahead % turn)
 
 
-class Tased:
-    """The teacher: a clip in, logits for every frame out. Windows hold consecutive frames, whatever their rate."""
+class Tased(LastFrameTeacher[TasedNet, TasedConfig]):
+    """The teacher; `load` reads the authors' `TASED_v2.pt`.
 
-    def __init__(
-        self,
-        net: TasedNet,
-        config: TasedConfig | None = None,
-        *,
-        name: str = "tased",
-        device: torch.device | str = "cpu",
-        how: Inference = PLAIN,
-    ) -> None:
-        """`net` is moved to `device`.
+    Always float32: max-unpooling depends on which value is largest, and bfloat16 makes ties of many different values.
+    """
 
-        Of `how`, `overlap` does not apply, for windows overlap in all frames but one as it is; nor does `precision`: where
-        a maximum came from is a comparison, and bfloat16 finds many values equal that are not.
-        """
-        self.name = name
-        self.net = net.to(device, torch.float32).to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
-        self.config = config or TasedConfig()
-        self.device = torch.device(device)
-        self.how = how
-        self.batch = BatchSize(self.device, how.batch)
-        self._from_stem = torch.compile(self.net.from_stem) if how.compile else self.net.from_stem
+    NAME = "tased"
+    CONFIG = TasedConfig
+    window = staticmethod(window)
+
+    def __init__(self, net: TasedNet, config: TasedConfig | None = None, **options: Any) -> None:
+        super().__init__(net, config, **options)
+        self.exact = True
+        self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._from_stem = torch.compile(self.net.from_stem) if self.how.compile else self.net.from_stem
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        device: torch.device | str = "cpu",
-        config: TasedConfig | None = None,
-        *,
-        how: Inference = PLAIN,
-    ) -> "Tased":
-        """The teacher with the authors' weights (`TASED_v2.pt`). ValueError, one line, for any other file."""
-        with torch.device("meta"):
-            net = TasedNet()
-        state = read_weights(path)
-        for key, value in net.state_dict().items():  # counters of training steps, which older torch did not write
-            if key.endswith("num_batches_tracked"):
-                state.setdefault(key, torch.zeros((), dtype=value.dtype))
-        load_state_dict_exact(net, state, source=str(path))
-        return cls(net, config, device=device, how=how)
-
-    @classmethod
-    def random(
-        cls,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        config: TasedConfig | None = None,
-        *,
-        how: Inference = PLAIN,
-    ) -> "Tased":
-        """The teacher with random weights, for trials of everything around it."""
-        return cls(random_net(TasedNet, seed), config, name="tased(random)", device=device, how=how)
+    def build(cls, config: TasedConfig) -> TasedNet:
+        return TasedNet()
 
     def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
-        """RGB frames, `uint8 [n, H, W, 3]`, any number -> as the network sees them, `uint8 [n, height, width, 3]`.
+        """RGB frames, `uint8 [n, H, W, 3]` -> `uint8 [n, height, width, 3]`.
 
-        Bilinear, the aspect ratio not kept, as released. Frames of twice DHF1K's 640x360 and more are first averaged
-        down by a whole number to about that, for bilinear sampling of larger ones would skip pixels.
+        Bilinear, the aspect ratio not preserved, as released. Frames of at least twice DHF1K's 640x360 are first averaged
+        down by a whole number to about that size, because bilinear sampling of larger ones would skip pixels.
         """
         check_frames(frames)
         shrink = min(frames.shape[1] // 360, frames.shape[2] // 640)
@@ -371,31 +334,17 @@ class Tased:
             cv2.resize(image, (self.config.width, self.config.height), dst=out, interpolation=cv2.INTER_LINEAR)
         return torch.from_numpy(prepared)
 
-    @torch.inference_mode()
-    def infer(self, inputs: Tensor, fps: float) -> Tensor:
-        """A whole clip's prepared frames -> logits, `float32 [T, height/cell, width/cell]` on the CPU."""
-        frames = inputs.to(self.device, non_blocking=True)
-        with exact_convolutions():
-            return slide(
-                len(frames), self.config.every, window, lambda rows_BT: self._saliency(frames, rows_BT), self.batch
-            )
-
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """`uint8 [T, H, W, 3]` RGB -> logits, `float32 [T, height/cell, width/cell]` on the CPU."""
-        return self.infer(self.prepare(frames), fps)
-
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the configuration and all weights."""
         return fingerprint(f"tased 1 {self.config}", self.net)
 
-    def _saliency(self, frames_THWC: Tensor, rows_BT: Tensor) -> Tensor:
-        needed_N, rows_BT = (found.to(self.device) for found in torch.unique(rows_BT, return_inverse=True))
-        stems_NCHW = self.net.stem(frames_THWC[needed_N].permute(0, 3, 1, 2).float() * (2 / 255) - 1)
+    def windows_logits(self, frames: Tensor, rows_BT: Tensor) -> Tensor:
+        stems_NCHW = self.net.stem(frames.permute(0, 3, 1, 2).float() * (2 / 255) - 1)
         stems_BTHWC = stems_NCHW.permute(0, 2, 3, 1)[rows_BT]  # gathered with the channels last, as they lie in memory
-        saliency_BHW = self._from_stem(stems_BTHWC.permute(0, 1, 4, 2, 3)).float().sigmoid()
-        if self.config.smooth:
-            saliency_BHW = smooth(saliency_BHW)
-        return average_cells(saliency_BHW, self.config.cell)
+        return self._from_stem(stems_BTHWC.permute(0, 1, 4, 2, 3))
+
+    def finish(self, saliency_Bhw: Tensor) -> Tensor:
+        return smooth(saliency_Bhw) if self.config.smooth else saliency_Bhw
 
 
 def smooth(maps_BHW: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ This file knows torch, numpy and safetensors alone.
 """
 
 import argparse
+import hashlib
 import os
 import pickle
 import re
@@ -190,3 +191,26 @@ def load_state_dict_exact(
     loaded = {key: kept[names.get(key, key)] for key in module.state_dict()}
     module.load_state_dict(loaded, assign=any(tensor.is_meta for tensor in own.values()))
     return LoadAccount(loaded=len(loaded), dropped=tuple(key for key in state if key not in kept))
+
+
+def with_counters(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with `net`'s batch-norm step counters where it has none, as files of older torch versions; nothing reads them."""
+    counters = {
+        key: torch.zeros((), dtype=value.dtype)
+        for key, value in net.state_dict().items()
+        if key.endswith("num_batches_tracked")
+    }
+    return counters | dict(state)
+
+
+def fingerprint(description: str, net: nn.Module, before_key: str = "\n") -> str:
+    """SHA-256, in hex, of a description and all weights: equal values give an equal fingerprint on any machine.
+
+    Label stores keep fingerprints, so this must never change. `before_key` separates entries (ViSAGE uses none).
+    """
+    digest = hashlib.sha256(description.encode())
+    for key, value in sorted(net.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{before_key}{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

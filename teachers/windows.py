@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Shape suffixes: N windows of a clip · B of a pass · T frames · h, w pixels of a map
 
@@ -179,14 +179,25 @@ def to_cpu(result: Tensor) -> Tensor:
 
 
 @contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """float32 means float32 inside: cuDNN's convolutions would else round their inputs to 10 bits (TF32)."""
+def exact_convolutions(exact: bool = True) -> Iterator[None]:
+    """cuDNN's float32 convolutions in full precision; by default they round their inputs to 10 bits (TF32)."""
     before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = before and not exact
     try:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def evaluation_mode(net: nn.Module) -> Iterator[None]:
+    """`net.eval()` inside; afterwards the mode it had."""
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -21,12 +21,10 @@ Numbers in layer names (5, 11, 17, 23) are those of the released keys; they mean
 from distill.teachers.visage.config import VisageConfig
 from distill.teachers.visage.experts import KINDS, CenterBias, Expert1, Expert2
 from distill.teachers.visage.net import VisageNet, VisageOutput, fuse
-from distill.teachers.visage.teacher import CLIP_MEAN, CLIP_STD, Visage, normalise, preprocess, resize
+from distill.teachers.visage.teacher import Visage, normalise, preprocess, resize
 from distill.teachers.visage.weights import expert_kind, load_expert, load_released, random_net
 
 __all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
     "KINDS",
     "CenterBias",
     "Expert1",

@@ -1,77 +1,50 @@
 """The ViSAGE teacher: frames in, one map of logits per frame out."""
 
-import hashlib
 import json
 import os
 import pickle
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.teachers import PLAIN, Inference
+from distill.teachers import frames as frames_module
+from distill.teachers.frames import CLIP
 from distill.teachers.visage.config import VisageConfig
 from distill.teachers.visage.experts import CenterBias
 from distill.teachers.visage.net import VisageNet
 from distill.teachers.visage.weights import expert_kind, load_released
-from distill.teachers.weights import load_state_dict_exact, read_weights
-from distill.teachers.windows import BatchSize, cut_windows, exact_convolutions, infer
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Normalisation of the trunk's input: RGB in [0, 1], the constants of CLIP (Radford et al., 2021)."""
+from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
+from distill.teachers.windows import BatchSize, cut_windows, evaluation_mode, exact_convolutions, infer
 
 FILE_FORMAT = "saliency-distill visage 2"
 """The `format` entry of a saved teacher; `Visage.load` refuses any other."""
 
 
 def preprocess(frames: np.ndarray | Tensor, px: int) -> Tensor:
-    """`uint8 [T, H, W, 3]` RGB -> the trunk's input, `float32 [T, 3, px, px]`, normalised by CLIP's constants."""
+    """`uint8 [T, H, W, 3]` RGB -> the trunk's input, `float32 [T, 3, px, px]`: `resize`, then `normalise`."""
     return normalise(resize(frames, px))
 
 
 def resize(frames: np.ndarray | Tensor, px: int) -> Tensor:
-    """`uint8 [T, H, W, 3]` RGB -> `uint8 [T, 3, px, px]`, each frame by itself.
-
-    A plain square resize, as released: the aspect ratio is not kept. Bilinear, antialiased where it shrinks. Raises
-    ValueError for anything but frames.
-    """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or min(frames.shape) < 1:
-        raise ValueError(f"the clip has shape {list(frames.shape)}; a teacher wants [T, H, W, 3] with T of at least 1")
-    if frames.dtype not in (np.uint8, torch.uint8):
-        raise ValueError(f"the clip holds {frames.dtype}; a teacher wants RGB frames as uint8, 0 to 255")
-    if isinstance(frames, np.ndarray):
-        frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-    return F.interpolate(
-        frames.permute(0, 3, 1, 2), size=(px, px), mode="bilinear", align_corners=False, antialias=True
-    ).contiguous()
+    """`uint8 [T, H, W, 3]` RGB -> `uint8 [T, 3, px, px]`, a plain square resize as released; see `frames.resize`."""
+    return frames_module.resize(frames, px, px).contiguous()
 
 
 def normalise(frames_TCHW: Tensor) -> Tensor:
     """RGB frames `uint8 [..., 3, H, W]` -> `float32`, by CLIP's constants, on the frames' device."""
-    mean, std = _clip_constants(frames_TCHW.device)
-    return (frames_TCHW.float() / 255 - mean) / std
-
-
-@cache
-def _clip_constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    # Kept on the device: to bring them there for every batch would wait each time for all that the device has to do.
-    with torch.inference_mode(False):
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return mean, std
+    return frames_module.normalise(frames_TCHW, CLIP)
 
 
 def to_bf16(net: nn.Module) -> nn.Module:
-    """`net` with its weights in bfloat16, in place, and so all that flows between its layers; returned as well.
+    """Convert `net`'s weights to bfloat16, in place, and with them all activations; returns `net`.
 
-    Instead of autocast, under which torch casts all weights anew for every clip, and norms and enlarges in float32, with a
-    copy there and back around each. Inside their kernels norms and products add up in float32 either way. What is kept:
-    running statistics and the four numbers of the centre prior, which cost nothing.
+    Autocast would cast all weights again for every clip, and would run norms and up-sampling in float32 with a copy each
+    way. Inside their kernels, norms and matrix products accumulate in float32 either way. Batch-norm statistics and the
+    four numbers of the centre prior stay float32; they cost nothing.
     """
     for module in net.modules():
         if not isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | CenterBias):
@@ -83,8 +56,8 @@ def to_bf16(net: nn.Module) -> nn.Module:
 class Visage:
     """The teacher: a clip in, the ensemble's logits for every frame out.
 
-    A clip is sampled at `config.sample_fps` from every offset in turn; `teachers/windows.py` says how windows are cut,
-    filled up and averaged. Without overlap that is what was released.
+    A clip is sampled at `config.sample_fps` from every offset in turn; `windows.py` describes how windows are cut, padded
+    and averaged. Without overlap this is the released procedure.
     """
 
     def __init__(
@@ -117,13 +90,8 @@ class Visage:
         """`uint8 [T, 3, px, px]` from `prepare`, at `fps` frames per second -> `float32 [T, out_px, out_px]` on the CPU."""
         length = self.config.trunk.frames
         windows = cut_windows(len(inputs), self.config.stride(fps), length, self.how.overlap)
-        was_training = self.net.training
-        self.net.eval()
-        try:
-            with exact_convolutions() if self.how.precision == "fp32" else nullcontext():
-                return infer(self._windows, inputs, windows, length, self.batch)
-        finally:
-            self.net.train(was_training)
+        with evaluation_mode(self.net), exact_convolutions(self.how.precision == "fp32"):
+            return infer(self._windows, inputs, windows, length, self.batch)
 
     def _windows(self, frames_BTCHW: Tensor) -> Tensor:
         """Windows `uint8 [B, T, 3, px, px]` -> the ensemble's logits `[B, T, out_px, out_px]`."""
@@ -137,12 +105,7 @@ class Visage:
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the configuration, overlap, precision and all weights: equal wherever those are."""
         how = {"overlap": self.how.overlap, "precision": self.how.precision}
-        digest = hashlib.sha256(json.dumps([self.config.to_dict(), how], sort_keys=True).encode())
-        for key, value in sorted(self.net.state_dict().items()):
-            value = value.detach().cpu().contiguous()
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(json.dumps([self.config.to_dict(), how], sort_keys=True), self.net, before_key="")
 
     def saved_state(self) -> dict[str, Any]:
         """Configuration and weights, on the CPU, as plain values for `torch.save`; `Visage.load` reads such a file."""
@@ -165,8 +128,8 @@ class Visage:
     ) -> "Visage":
         """The released layout on a trunk of `size`, from a published base and any number of experts' files.
 
-        Which kind an expert is, its keys say. `fields` are VisageConfig's, for instance `weights`, `fusion`, or
-        `shared_trunk=False` to merge each LoRA into a trunk of its own. See `load_released` for the rest.
+        Each expert's kind follows from its keys. `fields` are VisageConfig's, for instance `weights`, `fusion`, or
+        `shared_trunk=False` to merge each LoRA into a separate trunk. See `load_released` for the rest.
         """
         kinds = tuple(expert_kind(read_weights(path), str(path)) for path in experts)
         config = VisageConfig.released(size, experts=kinds, **fields)

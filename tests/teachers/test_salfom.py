@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.teachers import Inference
+from distill.teachers.frames import IMAGENET
 from distill.teachers.salfom import (
-    MEAN,
-    STD,
     Salfom,
     SalfomConfig,
     SalfomNet,
@@ -164,7 +163,7 @@ class Clock(nn.Module):
         self.labelled: list[int] = []
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
         return (frames_NCHW * std + mean).mean((1, 2, 3)).view(-1, 1, 1)
 
     def from_tokens(self, tokens_BTPD: Tensor) -> Tensor:
@@ -190,7 +189,7 @@ def test_every_frame_gets_its_own_label_and_those_between_windows_a_mixture(coun
 
 def test_sharing_the_embedding_changes_nothing(small: Salfom) -> None:
     inputs = small.prepare(random_clip(3))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     clips = ((torch.stack([inputs[window(frame, 3)] for frame in range(3)]) / 255 - mean) / std).transpose(1, 2)
     with torch.inference_mode():
         saliency = small.net(clips).sigmoid()

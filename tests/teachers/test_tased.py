@@ -200,7 +200,7 @@ def clip_of(inputs: Tensor) -> Tensor:
     [
         (np.zeros((0, 4, 4, 3), np.uint8), "shape"),
         (np.zeros((2, 3, 4, 4), np.uint8), "shape"),
-        (np.zeros((2, 4, 4, 3), np.float32), "float32; a teacher wants RGB frames as uint8"),
+        (np.zeros((2, 4, 4, 3), np.float32), "float32; a teacher needs RGB frames as uint8"),
     ],
 )
 def test_clips_that_are_none(frames: np.ndarray, message: str) -> None:

@@ -66,7 +66,7 @@ def video(frames=17, height=36, width=64, seed=0):
 @pytest.fixture
 def small(monkeypatch):
     """The domain's sizes, divided by four: the same network in a fraction of the time."""
-    monkeypatch.setattr(unisal, "input_size", lambda domain, height, width: (64, 96))
+    monkeypatch.setattr(unisal.teacher, "input_size", lambda domain, height, width: (64, 96))
 
 
 def test_video_agrees_with_the_official_code(net, arrays):

@@ -11,11 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.teachers import Inference
+from distill.teachers.frames import CLIP
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.lora import TRUNK_PREFIX, plain_name
 from distill.teachers.visage import (
-    CLIP_MEAN,
-    CLIP_STD,
     CenterBias,
     Visage,
     VisageConfig,
@@ -339,9 +338,7 @@ def test_every_frame_gets_its_own_label(count: int, fps: float, batch_windows: i
     logits = Visage(net, SMALL, how=Inference(batch=batch_windows)).logits(frames, fps)
     assert logits.shape == (count, 12, 12)
     assert logits.dtype == torch.float32
-    of_gray = [
-        np.mean([(value / 255 - m) / s for m, s in zip(CLIP_MEAN, CLIP_STD, strict=True)]) for value in range(count)
-    ]
+    of_gray = [np.mean([(value / 255 - m) / s for m, s in zip(*CLIP, strict=True)]) for value in range(count)]
     expected = torch.tensor(np.array(of_gray), dtype=torch.float32)[:, None, None].expand_as(logits)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     stride = max(1, round(fps / 5))
@@ -375,7 +372,7 @@ def test_labelling_leaves_the_net_in_its_mode(small: VisageNet) -> None:
     [
         (np.zeros((0, 4, 4, 3), np.uint8), 25, "shape"),
         (np.zeros((2, 3, 4, 4), np.uint8), 25, "shape"),
-        (np.zeros((2, 4, 4, 3), np.float32), 25, "float32; a teacher wants RGB frames as uint8"),
+        (np.zeros((2, 4, 4, 3), np.float32), 25, "float32; a teacher needs RGB frames as uint8"),
         (np.zeros((2, 4, 4, 3), np.uint8), 0, "frame rate is 0"),
         (np.zeros((2, 4, 4, 3), np.uint8), float("nan"), "frame rate is nan"),
     ],
@@ -390,7 +387,7 @@ def test_preprocessing_is_a_plain_square_resize_in_clips_units() -> None:
     frames[:, :, 20:] = 255
     out = preprocess(frames, 8)
     assert out.shape == (3, 3, 8, 8)
-    mean, std = (torch.tensor(values).view(1, 3, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1) for values in CLIP)
     torch.testing.assert_close(out[..., 0], ((0 - mean) / std).expand(3, 3, 8))
     torch.testing.assert_close(out[..., -1], ((1 - mean) / std).expand(3, 3, 8))
 

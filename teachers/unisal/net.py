@@ -1,34 +1,21 @@
-"""UNISAL: one small network for images and video, with a few parameters of its own for each kind of data.
+"""The UNISAL network. Domain and static input are arguments of every call; see the package's docstring for the structure.
 
-    frames -> MobileNetV2 + learned centre priors -> post-CNN -> + ConvGRU -> decoder with two skips -> 41x41 blur -> log-density
-                                                        static input bypasses the recurrence ^
-
-Four kinds of data, the *domains* DHF1K, Hollywood, UCFSports and SALICON, share all convolutions but have their own
-batch norms, priors, last convolution and blur (Droste, Jiao and Noble, *Unified Image and Video Saliency Modeling*,
-2020). `UnisalNet` is that network, name for name, so that the released `weights_best.pth` loads; the domain, and whether
-the input is static, are arguments of every call: a one-frame call is a step of a video unless it says otherwise.
-`Unisal` is what the pipeline sees: a clip in, one map of logits per frame out.
-
-A video is seen at 6 frames per second: a 30 fps clip is five interleaved streams, each with a hidden state of its own.
-They run as one batch. This file knows torch and numpy alone.
+A call with one frame is one step of a video unless it says `static`.
 """
 
 import itertools
-import json
 import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.teachers.last_frame import check_frames, fingerprint
-from distill.teachers.weights import load_state_dict_exact, read_weights
+from distill.teachers.weights import load_state_dict_exact, read_weights, with_counters
 
 # Shape suffixes: B batch · S streams · T time · C channels · H, W pixels; lower-case h, w: cells of a coarser grid
 
@@ -37,19 +24,6 @@ SIZES = {"DHF1K": (224, 384), "Hollywood": (224, 416), "UCFSports": (256, 384), 
 
 STATIC_DOMAIN = "SALICON"
 """The domain of images; the others are of video."""
-
-SAMPLE_FPS = 6.0
-"""Frames per second that the recurrence was trained at: every 5th of DHF1K's 30, every 4th of the others' 24."""
-
-OUT_STRIDE = 4
-"""Pixels of the network's input per cell of the labels: after the blur a 16th of the cells correlate by 0.999 with all."""
-
-EPS = 1e-6
-"""Label probabilities are held in [eps, 1 - eps], where their logits are finite."""
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Normalisation of the input: RGB in [0, 1], the constants of ImageNet."""
 
 BLUR = 41
 """Side of the last convolution, pixels."""
@@ -62,7 +36,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class DomainNorm(nn.Module):
-    """A batch norm per domain. Images come in larger batches, so their averages may move faster, as released."""
+    """A batch norm per domain. Images come in larger batches, so their running averages move faster, as released."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,7 +50,7 @@ class DomainNorm(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """Layers one after the other; those that depend on the domain are told which it is."""
+    """A sequence of layers; those that depend on the domain get it as an argument."""
 
     def forward(self, x: Tensor, domain: str) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -85,7 +59,7 @@ class Chain(nn.Sequential):
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: widen, 3x3 per channel, narrow without a nonlinearity (Sandler et al., 2018)."""
+    """MobileNetV2's block: expand, depthwise 3x3, project without a nonlinearity (Sandler et al., 2018)."""
 
     def __init__(self, channels_in: int, channels: int, widen: int, norm: Norm, stride: int = 1) -> None:
         super().__init__()
@@ -111,7 +85,7 @@ class InvertedResidual(nn.Module):
 
 
 def start_convolutions(module: nn.Module) -> None:
-    """He's start over the outputs, as MobileNetV2 was published with."""
+    """He initialisation over the outputs (fan-out), as in the published MobileNetV2."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels)))
@@ -120,8 +94,8 @@ def start_convolutions(module: nn.Module) -> None:
 def each_frame(function: Callable[..., Tensor], one_by_one: bool, *features_BTChw: Tensor) -> Tensor:
     """Apply `function` to the features of every frame of every stream: `[B, C, h, w]` in and out.
 
-    In training time step after time step, as published: a batch norm then averages over the batch alone, and frames of
-    one video, nearly equal, do not stand in for different ones.
+    `one_by_one`, as published for training, runs one time step after another: batch norms then average over the batch
+    alone, because frames of one video are too correlated for batch statistics.
     """
     if one_by_one:
         steps = zip(*(x_BTChw.unbind(1) for x_BTChw in features_BTChw), strict=True)
@@ -133,9 +107,9 @@ def each_frame(function: Callable[..., Tensor], one_by_one: bool, *features_BTCh
 
 
 class MobileNetV2(nn.Module):
-    """The trunk, to the last convolution, with two taps."""
+    """The backbone up to its last convolution, with two taps (Sandler et al., 2018)."""
 
-    # Widened by, channels, blocks, stride of the first block.
+    # Expansion, channels, blocks, stride of the first block.
     TABLE = (
         (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
     )  # fmt: skip
@@ -158,12 +132,12 @@ class MobileNetV2(nn.Module):
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised frames `[B, 3, H, W]` -> 1280 channels at 1/32 of their size, 160 at 1/16, 64 at 1/8.
 
-        A tap is read before its block's stride: the block runs at stride 1, then every other row and column goes on.
-        For blocks that nobody taps that is a stride in their 3x3, at a quarter of the cost.
+        A tap is read before the next stride: its block runs at stride 1, and only every other row and column is passed on.
+        Blocks without a tap stride in their 3x3 instead, at a quarter of the cost.
         """
         taps = []
         for number, layer in enumerate(self.features):
-            x_BCHW = layer(x_BCHW, STATIC_DOMAIN)  # whichever: the trunk's norms are of all domains
+            x_BCHW = layer(x_BCHW, STATIC_DOMAIN)  # any domain: the backbone's norms are shared
             if number in self.TAPS:
                 taps.append(x_BCHW)
                 x_BCHW = x_BCHW[..., ::2, ::2]
@@ -171,7 +145,7 @@ class MobileNetV2(nn.Module):
 
 
 class ConvGRUCell(nn.Module):
-    """A gated recurrent unit on maps; its convolutions are 3x3 per channel, then pointwise."""
+    """A convolutional GRU; each convolution is a depthwise 3x3, then pointwise."""
 
     # Six paths, from input x or hidden state h to a gate or the new content: convolution, norm, gain.
     PATHS = {
@@ -207,13 +181,13 @@ class ConvGRUCell(nn.Module):
         return self.get_parameter(gain) * y_BChw
 
     def forward(self, x_BTChw: Tensor, hidden_BChw: Tensor | None, domain: str) -> tuple[Tensor, Tensor]:
-        """The input and the state before it, None at a video's start -> the state after every frame, and the last."""
+        """Input and previous state (None at a video's start) -> the state after every frame, and after the last."""
         r_x, z_x, h_x = (
             each_frame(partial(self.path, domain, name), self.training, x_BTChw).unbind(1)
             for name in ("r_x", "z_x", "h_x")
         )
         hidden = torch.zeros_like(r_x[0]) if hidden_BChw is None else hidden_BChw
-        if self.training:  # recurrent dropout: the same channels are dropped for as long as the gradient flows
+        if self.training:  # recurrent dropout: one mask for all time steps of a gradient step
             keep = torch.full_like(self.drop_mask_1, 1 - self.dropout)
             self.drop_mask_1 = torch.bernoulli(keep) / keep
         states = []
@@ -228,7 +202,7 @@ class ConvGRUCell(nn.Module):
 
 
 class ConvGRU(nn.Module):
-    """One cell, under the name it is released by."""
+    """One cell, under its released name."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -273,12 +247,12 @@ class UnisalNet(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised RGB `[B, T, 3, H, W]` -> log-densities `[B, T, H, W]` and the hidden state after the last frame.
 
-        H and W are multiples of 32. Every map is a density's logarithm: its exp sums to 1. `size`, a height and width,
-        scales the maps. `static` frames bypass the recurrence, each for itself. Otherwise they continue the video that
-        `hidden` (`[B, 256, H/32, W/32]`, None at its start) is from, be it by one frame alone.
+        H and W are multiples of 32; ValueError otherwise. Every map is a log-density: its exp sums to 1. `size` (height,
+        width) resizes the maps. `static` frames bypass the recurrence, each independent of the others. Other frames, even
+        a single one, continue the video of the state `hidden` (`[B, 256, H/32, W/32]`, None at its start).
         """
         if frames_BTCHW.shape[-2] % 32 or frames_BTCHW.shape[-1] % 32:
-            raise ValueError(f"UNISAL wants frames with sides that are multiples of 32, not {list(frames_BTCHW.shape)}")
+            raise ValueError(f"UNISAL needs frames with sides that are multiples of 32, got {list(frames_BTCHW.shape)}")
         deep, at_16, at_8 = (x.unflatten(0, frames_BTCHW.shape[:2]) for x in self.cnn(frames_BTCHW.flatten(0, 1)))
         x_BTChw = each_frame(partial(self.encode, domain), self.training, deep)
         if not static:
@@ -290,14 +264,14 @@ class UnisalNet(nn.Module):
         return maps_BTHW.flatten(2).log_softmax(2).view_as(maps_BTHW), hidden
 
     def encode(self, domain: str, deep_BChw: Tensor) -> Tensor:
-        """The trunk's end, beside it the domain's priors -> 256 channels."""
+        """The backbone's last features and the domain's centre priors -> 256 channels."""
         priors_Chw = gaussian_maps(self.get_parameter(f"coarse_gaussians_{domain.lower()}"), *deep_BChw.shape[-2:])
         with_priors = torch.cat([deep_BChw, priors_Chw.expand(len(deep_BChw), -1, -1, -1)], 1)
         encoded: Tensor = self.post_cnn(with_priors, domain)
         return encoded
 
     def decode(self, domain: str, x_BChw: Tensor, at_16: Tensor, at_8: Tensor) -> Tensor:
-        """256 channels at 1/32 and the trunk's taps -> maps `[B, 1, H, W]`, not yet normalised."""
+        """256 channels at 1/32 and the backbone's taps -> maps `[B, 1, H, W]`, not yet normalised."""
         x_BChw = self.upsampling_2(torch.cat([twice(x_BChw), self.skip_2x(at_16, domain)], 1), domain)
         x_BChw = self.post_upsampling_2(torch.cat([twice(x_BChw), self.skip_4x(at_8, domain)], 1), domain)
         x_BChw = self.get_submodule(f"adaptation_{domain.lower()}")(x_BChw)
@@ -321,7 +295,7 @@ def twice(x_BChw: Tensor) -> Tensor:
 
 
 def start_gaussians() -> Tensor:
-    """Where the 16 priors start, `[16, (y, x), (mean, log std)]`: a 3x3 grid, three bars each way, one wide."""
+    """Initial values of the 16 priors, `[16, (y, x), (mean, log std)]`: a 3x3 grid, three bars each way, one wide."""
     thirds = (0.25, 0.5, 0.75)
     narrow, wide = -1.5, 0.0
     return torch.tensor(
@@ -335,7 +309,7 @@ def start_gaussians() -> Tensor:
 
 
 def gaussian_maps(gaussians_N22: Tensor, height: int, width: int, peak: float = 6.0) -> Tensor:
-    """`[N, (y, x), (mean, log std)]`, the frame's sides being 1 -> maps `[N, height, width]`."""
+    """Parameters `[N, (y, x), (mean, log std)]`, as shares of the frame's sides -> maps `[N, height, width]`."""
     axes = []
     for axis, length in enumerate((height, width)):
         mean_N1, log_std_N1 = gaussians_N22[:, axis, :1], gaussians_N22[:, axis, 1:]
@@ -347,168 +321,25 @@ def gaussian_maps(gaussians_N22: Tensor, height: int, width: int, peak: float = 
 def blur_8x(x_B1hw: Tensor, kernel_11KK: Tensor) -> Tensor:
     """Enlarge 8 times by repetition, then convolve, the border repeated: `[B, 1, h, w]` -> `[B, 1, 8h, 8w]`.
 
-    Under a kernel of 41 pixels lie at most 7 equal cells a side, so each of the 8x8 places within a cell is a 7x7
-    convolution of the cells, with the kernel's weights summed per cell: the same numbers for 1/34 of the products.
+    A kernel of 41 pixels covers at most 7 cells of equal pixels per side, so the output at each of the 8x8 offsets within
+    a cell is a 7x7 convolution of the cells, with the kernel's weights summed per cell: 1/34 of the multiplications.
     """
     places, rows = torch.arange(8, device=x_B1hw.device), torch.arange(BLUR, device=x_B1hw.device)
     cell_PK = (places[:, None] + rows - BLUR // 2).div(8, rounding_mode="floor") + 3
-    is_in_PKR = F.one_hot(cell_PK, 7).to(kernel_11KK)  # place within a cell, row of the kernel, cell under it
+    is_in_PKR = F.one_hot(cell_PK, 7).to(kernel_11KK)  # offset within a cell, row of the kernel, cell
     kernels = torch.einsum("pjr,qks,jk->pqrs", is_in_PKR, is_in_PKR, kernel_11KK[0, 0])
     padded = F.pad(x_B1hw, (3, 3, 3, 3), mode="replicate")
     return F.pixel_shuffle(F.conv2d(padded, kernels.reshape(64, 1, 7, 7)), 8)
 
 
 def load_trunk(net: UnisalNet, path: str | os.PathLike[str]) -> None:
-    """Load ImageNet weights of MobileNetV2 (`mobilenet_v2.pth.tar`) into the trunk. ValueError for what does not fit."""
+    """Load ImageNet weights of MobileNetV2 (`mobilenet_v2.pth.tar`) into the backbone. ValueError for any other file."""
     state = read_weights(path)
-    # Older files do without the counters of the batch norms, which nothing reads.
-    counters = {key: value for key, value in net.cnn.state_dict().items() if key.endswith("num_batches_tracked")}
-    load_state_dict_exact(net.cnn, counters | state, drop=["classifier."], source=str(path))
+    load_state_dict_exact(net.cnn, with_counters(net.cnn, state), drop=["classifier."], source=str(path))
 
 
 def gmac(height: int, width: int) -> float:
-    """Billions of multiply-accumulates that one frame of a video costs at an input of `height` x `width` pixels."""
+    """Billions of multiply-accumulates per video frame at an input of `height` x `width` pixels."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         UnisalNet().eval()(torch.empty(1, 1, 3, height, width), "DHF1K", static=False)
     return counter.get_total_flops() / 2e9
-
-
-# -------------------------------------------------------------------------------------------------------- the teacher
-
-
-def input_size(domain: str, height: int, width: int) -> tuple[int, int]:
-    """Height and width that UNISAL sees a frame of `height` x `width` pixels at.
-
-    The domain's own for DHF1K's 16:9 and SALICON's 4:3, and for all videos of Hollywood and UCFSports, squeezed as
-    published; else, of the sizes n·32 x m·32 with n, m in 7..13 and n·m in 100..120, that with the nearest aspect.
-    """
-    aspect = height / width
-    native = {"DHF1K": 9 / 16, "SALICON": 3 / 4}.get(domain)
-    if native is None or math.isclose(aspect, native, rel_tol=0.01):
-        return SIZES[domain]
-    sides = [(n, m) for n, m in itertools.product(range(7, 14), repeat=2) if 100 <= n * m <= 120]
-    n, m = min(sides, key=lambda side: abs(math.log(side[0] / side[1] / aspect)))
-    return 32 * n, 32 * m
-
-
-def scale(frames: np.ndarray | Tensor, size: tuple[int, int]) -> Tensor:
-    """`uint8 [n, H, W, 3]` -> `uint8 [n, *size, 3]`, the aspect ratio not kept, by an antialiased Lanczos filter.
-
-    Published with Pillow's. torch's, on bytes, differs from it by a rounding here and there (0.01 grey levels on average,
-    2 at most, on video) and takes a tenth of the time; OpenCV's is not antialiased and differs by 1 level, up to 64.
-    """
-    if isinstance(frames, np.ndarray):
-        frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-    frames_NCHW = F.interpolate(frames.permute(0, 3, 1, 2), size=size, mode="lanczos", antialias=True)
-    return frames_NCHW.permute(0, 2, 3, 1).contiguous()
-
-
-def stream_count(fps: float) -> int:
-    """Frames of a video at `fps` frames per second from one that a stream sees to its next: so many streams."""
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"the clip's frame rate is {fps}; it must be a positive number of frames per second")
-    return max(1, round(fps / SAMPLE_FPS))
-
-
-def normalise(frames: Tensor) -> Tensor:
-    """uint8 RGB `[..., H, W, 3]` -> the network's input, float32 `[..., 3, H, W]`."""
-    mean, std = (torch.tensor(constants, device=frames.device) for constants in (MEAN, STD))
-    return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
-
-
-class Unisal:
-    """The teacher: a clip in, logits for every frame out.
-
-    Frames 0, 5, 10, ... of a 30 fps clip are one stream, frames 1, 6, 11, ... the next. The domain SALICON looks at each
-    frame for itself; so does a clip of a single frame, with SALICON's parameters, whatever the domain.
-    """
-
-    def __init__(
-        self,
-        net: UnisalNet,
-        domain: str = "DHF1K",
-        *,
-        name: str = "unisal",
-        device: torch.device | str = "cpu",
-        batch_frames: int | None = None,
-    ) -> None:
-        """`net` is moved to `device`. `batch_frames`: how many go through it at a time, about; None: as the device likes."""
-        if domain not in SIZES:
-            raise ValueError(f"UNISAL has no domain {domain!r}; its domains are {', '.join(SIZES)}")
-        device = torch.device(device)
-        if batch_frames is None:
-            batch_frames = 8 if device.type == "cpu" else 160  # a CPU is fastest while the features fit its cache
-        if batch_frames < 1:
-            raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
-        self.name = name
-        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
-        self.domain = domain
-        self.device = device
-        self.batch_frames = batch_frames
-
-    def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
-        """`uint8 [n, H, W, 3]` RGB -> `uint8 [n, h, w, 3]`, at the domain's `input_size`. ValueError for what is no frames."""
-        check_frames(frames)
-        return scale(frames, input_size(self.domain, *frames.shape[1:3]))
-
-    @torch.inference_mode()
-    def infer(self, inputs: Tensor, fps: float) -> Tensor:
-        """A clip's prepared frames `[T, h, w, 3]` -> `float32 [T, h/4, w/4]` on the CPU.
-
-        The logits' sigmoid is the density divided by its largest value in the frame.
-        """
-        T, height, width, _ = inputs.shape
-        size = (height // OUT_STRIDE, width // OUT_STRIDE)
-        streams = min(stream_count(fps), T)
-        static = T == 1 or self.domain == STATIC_DOMAIN
-        domain = STATIC_DOMAIN if static else self.domain
-        step = max(1, self.batch_frames // streams) * streams
-        logits_THW = torch.empty(T, *size)
-        hidden = None
-        was_training = self.net.training
-        self.net.eval()
-        try:
-            for start in range(0, T, step):
-                # Consecutive frames are one step of all streams. The last step may lack some: they see its last frame.
-                count = min(step, T - start)
-                wanted_TS = torch.arange(start, start + math.ceil(count / streams) * streams).view(-1, streams)
-                frames_STCHW = normalise(inputs[wanted_TS.T.clamp(max=T - 1)].to(self.device))
-                density_STHW, hidden = self.net(frames_STCHW, domain, static=static, hidden=hidden, size=size)
-                relative = density_STHW - density_STHW.amax((2, 3), keepdim=True)
-                in_order = torch.logit(relative.exp(), eps=EPS).transpose(0, 1).flatten(0, 1)
-                logits_THW[start : start + count] = in_order[:count].cpu()
-        finally:
-            self.net.train(was_training)
-        return logits_THW
-
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """`uint8 [T, H, W, 3]` RGB at `fps` frames per second -> `float32 [T, h/4, w/4]` on the CPU."""
-        return self.infer(self.prepare(frames), fps)
-
-    def fingerprint(self) -> str:
-        """SHA-256, in hex, of the domain, the conventions and all weights."""
-        conventions = [self.domain, SIZES, SAMPLE_FPS, OUT_STRIDE, EPS]
-        return fingerprint(json.dumps(conventions), self.net)
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: torch.device | str = "cpu"
-    ) -> "Unisal":
-        """The teacher of a weights file in the released layout. Raises ValueError for what is none, or does not fit."""
-        state = read_weights(path)
-        with torch.device("meta"):
-            net = UnisalNet()
-        load_state_dict_exact(net, state, source=str(path))
-        return cls(net, domain, device=device)
-
-    @classmethod
-    def random(cls, seed: int, domain: str = "DHF1K", *, device: torch.device | str = "cpu") -> "Unisal":
-        """A teacher that has learned nothing, for trials; its weights carry a signal through to the map (He et al., 2015)."""
-        net = UnisalNet()
-        generator = torch.Generator().manual_seed(seed)
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d) and module.kernel_size != (BLUR, BLUR):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        return cls(net, domain, device=device)

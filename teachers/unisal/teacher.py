@@ -1,0 +1,162 @@
+"""The UNISAL teacher: frames in, one map of logits per frame out."""
+
+import itertools
+import json
+import math
+import os
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.teachers import frames as frames_module
+from distill.teachers.frames import IMAGENET, check_frames, resize
+from distill.teachers.unisal.net import BLUR, SIZES, STATIC_DOMAIN, UnisalNet
+from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
+from distill.teachers.windows import evaluation_mode
+
+# Shape suffixes: S streams · T time · C channels · H, W pixels
+
+SAMPLE_FPS = 6.0
+"""Frames per second that the recurrence was trained at: every 5th of DHF1K's 30, every 4th of the others' 24."""
+
+OUT_STRIDE = 4
+"""Pixels of the network's input per cell of the labels: after the blur a 16th of the cells correlate by 0.999 with all."""
+
+EPS = 1e-6
+"""Label probabilities are clamped to [eps, 1 - eps], where their logits are finite."""
+
+
+def input_size(domain: str, height: int, width: int) -> tuple[int, int]:
+    """The height and width at which UNISAL sees a frame of `height` x `width` pixels.
+
+    The domain's size (`SIZES`) for DHF1K's 16:9 and SALICON's 4:3, and for all videos of Hollywood and UCFSports, whose
+    aspect is not preserved, as published. Otherwise the size n·32 x m·32, with n, m in 7..13 and n·m in 100..120, whose
+    aspect is nearest.
+    """
+    aspect = height / width
+    native = {"DHF1K": 9 / 16, "SALICON": 3 / 4}.get(domain)
+    if native is None or math.isclose(aspect, native, rel_tol=0.01):
+        return SIZES[domain]
+    sides = [(n, m) for n, m in itertools.product(range(7, 14), repeat=2) if 100 <= n * m <= 120]
+    n, m = min(sides, key=lambda side: abs(math.log(side[0] / side[1] / aspect)))
+    return 32 * n, 32 * m
+
+
+def scale(frames: np.ndarray | Tensor, size: tuple[int, int]) -> Tensor:
+    """`uint8 [n, H, W, 3]` -> `uint8 [n, *size, 3]`, the aspect ratio not preserved, by an antialiased Lanczos filter.
+
+    Published with Pillow's filter. torch's, on bytes, rounds differently (on video 0.01 grey levels on average, 2 at
+    most) and takes a tenth of the time; OpenCV's is not antialiased and differs by 1 level on average, up to 64.
+    """
+    return resize(frames, *size, mode="lanczos").permute(0, 2, 3, 1).contiguous()
+
+
+def stream_count(fps: float) -> int:
+    """The number of interleaved streams of a video at `fps` frames per second. ValueError unless `fps` is positive."""
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"the clip's frame rate is {fps}; it must be a positive number of frames per second")
+    return max(1, round(fps / SAMPLE_FPS))
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """uint8 RGB `[..., H, W, 3]` -> the network's input, float32 `[..., 3, H, W]`."""
+    return frames_module.normalise(frames.movedim(-1, -3), IMAGENET)
+
+
+class Unisal:
+    """The teacher: a clip in, logits for every frame out.
+
+    A video is sampled at 6 frames per second, so a 30 fps clip is five interleaved streams, run as one batch, each with
+    its hidden state: frames 0, 5, 10, ... are one stream, frames 1, 6, 11, ... the next. The domain SALICON treats every
+    frame as an image; so does a clip of a single frame, with SALICON's parameters, whatever the domain.
+    """
+
+    def __init__(
+        self,
+        net: UnisalNet,
+        domain: str = "DHF1K",
+        *,
+        name: str = "unisal",
+        device: torch.device | str = "cpu",
+        batch_frames: int | None = None,
+    ) -> None:
+        """`net` is moved to `device`. `batch_frames`: about how many frames per pass; None: a default for the device.
+
+        ValueError for an unknown domain.
+        """
+        if domain not in SIZES:
+            raise ValueError(f"UNISAL has no domain {domain!r}; its domains are {', '.join(SIZES)}")
+        device = torch.device(device)
+        if batch_frames is None:
+            batch_frames = 8 if device.type == "cpu" else 160  # a CPU is fastest while the features fit its cache
+        if batch_frames < 1:
+            raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
+        self.name = name
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
+        self.domain = domain
+        self.device = device
+        self.batch_frames = batch_frames
+
+    def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
+        """`uint8 [n, H, W, 3]` RGB -> `uint8 [n, h, w, 3]` at the domain's `input_size`. ValueError for anything but frames."""
+        check_frames(frames)
+        return scale(frames, input_size(self.domain, *frames.shape[1:3]))
+
+    @torch.inference_mode()
+    def infer(self, inputs: Tensor, fps: float) -> Tensor:
+        """A clip's prepared frames `[T, h, w, 3]` -> `float32 [T, h/4, w/4]` on the CPU.
+
+        The logits' sigmoid is the density divided by its largest value in the frame.
+        """
+        T, height, width, _ = inputs.shape
+        size = (height // OUT_STRIDE, width // OUT_STRIDE)
+        streams = min(stream_count(fps), T)
+        static = T == 1 or self.domain == STATIC_DOMAIN
+        domain = STATIC_DOMAIN if static else self.domain
+        step = max(1, self.batch_frames // streams) * streams
+        logits_THW = torch.empty(T, *size)
+        hidden = None
+        with evaluation_mode(self.net):
+            for start in range(0, T, step):
+                # Consecutive frames are one step of all streams. The clip's last frame fills up the last step.
+                count = min(step, T - start)
+                frames_TS = torch.arange(start, start + math.ceil(count / streams) * streams).view(-1, streams)
+                frames_STCHW = normalise(inputs[frames_TS.T.clamp(max=T - 1)].to(self.device))
+                density_STHW, hidden = self.net(frames_STCHW, domain, static=static, hidden=hidden, size=size)
+                relative = density_STHW - density_STHW.amax((2, 3), keepdim=True)
+                in_order = torch.logit(relative.exp(), eps=EPS).transpose(0, 1).flatten(0, 1)
+                logits_THW[start : start + count] = in_order[:count].cpu()
+        return logits_THW
+
+    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
+        """`uint8 [T, H, W, 3]` RGB at `fps` frames per second -> `float32 [T, h/4, w/4]` on the CPU."""
+        return self.infer(self.prepare(frames), fps)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the domain, the conventions and all weights."""
+        conventions = [self.domain, SIZES, SAMPLE_FPS, OUT_STRIDE, EPS]
+        return fingerprint(json.dumps(conventions), self.net)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: torch.device | str = "cpu"
+    ) -> "Unisal":
+        """The teacher of a weights file in the released layout. ValueError, one line, for any other file."""
+        state = read_weights(path)
+        with torch.device("meta"):
+            net = UnisalNet()
+        load_state_dict_exact(net, state, source=str(path))
+        return cls(net, domain, device=device)
+
+    @classmethod
+    def random(cls, seed: int, domain: str = "DHF1K", *, device: torch.device | str = "cpu") -> "Unisal":
+        """The teacher with random weights, for smoke tests; they carry a signal to the map (He et al., 2015)."""
+        net = UnisalNet()
+        generator = torch.Generator().manual_seed(seed)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size != (BLUR, BLUR):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        return cls(net, domain, device=device)
