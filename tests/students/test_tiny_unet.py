@@ -79,8 +79,8 @@ def test_the_state_is_trained_through_time():
 @torch.no_grad()
 def test_folded_maps_come_back_as_they_were(student):
     maps, mean = torch.randn(1, 3, 8, 16), torch.randn(1, 8, 2, 4)
-    state = student._write(mean, maps, torch.full((1, 1, 2, 4), 0.3))
-    got_mean, fresh, seen, got_maps, seen_at_4 = student._read(state)
+    state = student.write_state(mean, maps, torch.full((1, 1, 2, 4), 0.3))
+    got_mean, fresh, seen, got_maps, seen_at_4 = student.read_state(state)
     assert torch.equal(got_maps, maps) and torch.equal(got_mean, mean) and (fresh == 0.3).all()
     assert (seen == 1).all() and torch.equal(seen_at_4, torch.ones(1, 1, 8, 16))
 
@@ -92,8 +92,8 @@ def test_what_moves_is_seen_and_a_still_picture_settles(student):
     moved[..., 8:16, 16:32] += 2.0
     keep = student.keep(torch.tensor([0.04]))
     logits, state = student.step(still, student.zero_state(), keep)
-    luma = student.motion.look(moved)
-    change = (luma - student._read(state)[3][:, :2]).abs()
+    luma = student.motion.luma_of(moved)
+    change = (luma - student.read_state(state)[3][:, :2]).abs()
     assert change[..., 2:4, 4:8].min() > 0.1 and change[..., 5:, :].max() < 1e-5
     settled = [logits]
     for _ in range(80):
