@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from distill.opallowlist import ranks, wire
+from distill.opallowlist import messages, ranks
 from distill.opallowlist.report import Violation, short
 
 CONTRACTS = ("saliency-image", "saliency-step", "saliency-luma", "saliency")
@@ -27,11 +27,11 @@ _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "floa
 _FIRST_OPTIONAL_IR = 4  # below it every initializer must also be listed as an input, and none can be overridden
 
 
-def resolve(contract: str, model: wire.Model) -> str:
+def resolve(contract: str, model: messages.Model) -> str:
     """`contract` itself, or which of its three forms `saliency` means for this model."""
     if contract != "saliency":
         return contract
-    graph = model.graph or wire.Graph()
+    graph = model.graph or messages.Graph()
     names = {value.name for value in (*graph.input, *graph.output)}
     if names & {"state_in", "state_out"}:
         return "saliency-step"
@@ -40,7 +40,7 @@ def resolve(contract: str, model: wire.Model) -> str:
     return "saliency-luma" if luma else "saliency-image"
 
 
-def check_contract(model: wire.Model, contract: str) -> Iterator[Violation]:
+def check_contract(model: messages.Model, contract: str) -> Iterator[Violation]:
     """Every way in which the main graph's interface is not that of `contract`, one of CONTRACTS but the last."""
     graph = model.graph
     if graph is None:
@@ -64,7 +64,7 @@ def check_contract(model: wire.Model, contract: str) -> Iterator[Violation]:
         yield Violation("contract-rank", message, "main", node.name, node.op_type, index, way_out)
 
 
-def _check_names(model: wire.Model, graph: wire.Graph, step: bool) -> Iterator[Violation]:
+def _check_names(model: messages.Model, graph: messages.Graph, step: bool) -> Iterator[Violation]:
     backed = {tensor.name for tensor in graph.initializer}
     backed |= {sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None}
     required = [value.name for value in graph.input if value.name not in backed]
@@ -98,7 +98,7 @@ def _check_names(model: wire.Model, graph: wire.Graph, step: bool) -> Iterator[V
         yield _wrong("contract-outputs", message, "rename or reorder them; consumers read the first as the map")
 
 
-def _check_image(value: wire.Value, channels: int) -> Iterator[Violation]:
+def _check_image(value: messages.Value, channels: int) -> Iterator[Violation]:
     dims = _float_dims(value)
     if isinstance(dims, Violation):
         yield dims
@@ -115,7 +115,7 @@ def _check_image(value: wire.Value, channels: int) -> Iterator[Violation]:
         yield _wrong("contract-shape", message, "give each its own name")
 
 
-def _check_luma(given: wire.Value | None, made: wire.Value | None) -> Iterator[Violation]:
+def _check_luma(given: messages.Value | None, made: messages.Value | None) -> Iterator[Violation]:
     """Both are [1,1,H,W] of one fixed size; what is not there at all is said by _check_names."""
     sizes = set()
     for value in filter(None, (given, made)):
@@ -136,7 +136,9 @@ def _check_luma(given: wire.Value | None, made: wire.Value | None) -> Iterator[V
         yield _wrong("contract-shape", "'input' and 'saliency_map' differ in size", "give a value for every pixel")
 
 
-def _check_state(graph: wire.Graph, state_in: wire.Value, state_out: wire.Value | None) -> Iterator[Violation]:
+def _check_state(
+    graph: messages.Graph, state_in: messages.Value, state_out: messages.Value | None
+) -> Iterator[Violation]:
     dims = _float_dims(state_in)
     if isinstance(dims, Violation):
         yield dims
@@ -157,7 +159,7 @@ def _check_state(graph: wire.Graph, state_in: wire.Value, state_out: wire.Value 
     yield from _check_own_names(graph)
 
 
-def _check_state_axes(value: wire.Value, dims: Sequence[wire.Dim]) -> Iterator[Violation]:
+def _check_state_axes(value: messages.Value, dims: Sequence[messages.Dim]) -> Iterator[Violation]:
     if dims[0].value != 1 or not dims[1].value or dims[1].value < 1:
         message = f"'{value.name}' is {_shown(dims)}; the contract has [1,C,h,w] with C fixed"
         yield _wrong("contract-shape", message, "fix batch and channels of the state")
@@ -166,7 +168,7 @@ def _check_state_axes(value: wire.Value, dims: Sequence[wire.Dim]) -> Iterator[V
         yield _wrong("contract-shape", message, "leave a dynamic axis unset or name it")
 
 
-def _check_default(graph: wire.Graph, dims: Sequence[wire.Dim]) -> Iterator[Violation]:
+def _check_default(graph: messages.Graph, dims: Sequence[messages.Dim]) -> Iterator[Violation]:
     tensors = [tensor for tensor in graph.initializer if tensor.name == "state_in"]
     sparse = any(s.values is not None and s.values.name == "state_in" for s in graph.sparse_initializer)
     if len(tensors) != 1 or sparse:
@@ -189,7 +191,7 @@ def _check_default(graph: wire.Graph, dims: Sequence[wire.Dim]) -> Iterator[Viol
         yield _wrong("contract-state", message, "start from zeros; zero state means no history")
 
 
-def _all_zero(tensor: wire.Tensor) -> bool:
+def _all_zero(tensor: messages.Tensor) -> bool:
     """Whether the float32 tensor holds as many elements as its dims say, and every one has the bits of +0.0."""
     size = 4
     for dim in tensor.dims:
@@ -200,7 +202,7 @@ def _all_zero(tensor: wire.Tensor) -> bool:
     return len(data) == size and not bytes(data).strip(b"\0")
 
 
-def _check_own_names(graph: wire.Graph) -> Iterator[Violation]:
+def _check_own_names(graph: messages.Graph) -> Iterator[Violation]:
     """The state's symbolic names must occur once in the main graph's declarations."""
     places: dict[str, list[tuple[str, int]]] = {}
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -216,7 +218,7 @@ def _check_own_names(graph: wire.Graph) -> Iterator[Violation]:
             )
 
 
-def _float_dims(value: wire.Value) -> Sequence[wire.Dim] | Violation:
+def _float_dims(value: messages.Value) -> Sequence[messages.Dim] | Violation:
     """The four axes of a float32 tensor, or what else it is."""
     tensor = value.type.tensor if value.type is not None else None
     elem_type = tensor.elem_type if tensor is not None else 0
@@ -230,7 +232,7 @@ def _float_dims(value: wire.Value) -> Sequence[wire.Dim] | Violation:
     return dims
 
 
-def _dims(value: wire.Value) -> Sequence[wire.Dim] | None:
+def _dims(value: messages.Value) -> Sequence[messages.Dim] | None:
     tensor = value.type.tensor if value.type is not None else None
     return tensor.shape.dim if tensor is not None and tensor.shape is not None else None
 
@@ -245,7 +247,7 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def _shown(dims: Sequence[wire.Dim]) -> str:
+def _shown(dims: Sequence[messages.Dim]) -> str:
     return (
         "[" + ",".join("?" if d.value is None and not d.param else short(d.param or str(d.value)) for d in dims) + "]"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from distill.opallowlist import container, wire
+from distill.opallowlist import container, messages, wire
 from distill.opallowlist.allowlist import Allowlist, load_list
 from distill.opallowlist.container import MAX_BYTES, InMemoryModel
 from distill.opallowlist.contract import CONTRACTS, check_contract, resolve
@@ -87,7 +87,7 @@ def require_contract(contract: str | None) -> None:
     raise ValueError(f"unknown contract '{contract}'; {hint}")
 
 
-def _decode(data: bytes) -> wire.Model | Violation:
+def _decode(data: bytes) -> messages.Model | Violation:
     pointer = container.lfs_pointer(data)
     if pointer is not None:
         return pointer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from distill.opallowlist import wire
+from distill.opallowlist import messages
 
 # Output as the first input, whatever the attributes.
 _SAME = frozenset((
@@ -22,7 +22,7 @@ _SAME = frozenset((
 _WIDEST = frozenset(("Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"))
 
 
-def unsqueezed_beyond(graph: wire.Graph, limit: int) -> Iterator[tuple[wire.Node, int, int]]:
+def unsqueezed_beyond(graph: messages.Graph, limit: int) -> Iterator[tuple[messages.Node, int, int]]:
     """Every Unsqueeze of the main graph whose result is known to have a rank over `limit`: (node, index, rank)."""
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     sizes = {tensor.name: tensor.dims[0] for tensor in graph.initializer if len(tensor.dims) == 1}
@@ -46,11 +46,11 @@ def unsqueezed_beyond(graph: wire.Graph, limit: int) -> Iterator[tuple[wire.Node
                 yield node, index, rank
 
 
-def _constant(node: wire.Node) -> wire.Tensor | None:
+def _constant(node: messages.Node) -> messages.Tensor | None:
     return next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
 
 
-def _rank(node: wire.Node, ranks: dict[str, int], sizes: dict[str, int]) -> int | None:
+def _rank(node: messages.Node, ranks: dict[str, int], sizes: dict[str, int]) -> int | None:
     inputs = [ranks.get(name) for name in node.input if name]
     first = inputs[0] if inputs else None
     if node.op_type in _SAME:
@@ -65,7 +65,7 @@ def _rank(node: wire.Node, ranks: dict[str, int], sizes: dict[str, int]) -> int 
     return None
 
 
-def _axes(node: wire.Node, sizes: dict[str, int]) -> int | None:
+def _axes(node: messages.Node, sizes: dict[str, int]) -> int | None:
     """How many axes; from opset 13 on they are the second input."""
     if len(node.input) > 1:
         return sizes.get(node.input[1])

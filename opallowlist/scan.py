@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from distill.opallowlist import remedies, wire
+from distill.opallowlist import messages, remedies, wire
 from distill.opallowlist.allowlist import Allowlist
 from distill.opallowlist.report import Violation, short
 
@@ -93,21 +93,21 @@ class Scope:
     step: str
     """From there to here: `/If_3.then_branch`."""
     depth: int
-    nodes: Sequence[wire.Node]
-    graph: wire.Graph | None
+    nodes: Sequence[messages.Node]
+    graph: messages.Graph | None
 
     @property
     def path(self) -> str:
         return self.owner + self.step
 
 
-def default_opset(model: wire.Model) -> int | None:
+def default_opset(model: messages.Model) -> int | None:
     """The version that the model imports of the default domain; None if missing or contradictory."""
     versions = {entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS}
     return versions.pop() if len(versions) == 1 else None
 
 
-def scan(model: wire.Model, allowed: Allowlist) -> Findings:
+def scan(model: messages.Model, allowed: Allowlist) -> Findings:
     """Every content rule, on every graph and function of `model`. Iterative; each graph is visited once."""
     found = Findings()
     opset = _check_header(model, found)
@@ -149,7 +149,7 @@ def scan(model: wire.Model, allowed: Allowlist) -> Findings:
     return found
 
 
-def _check_header(model: wire.Model, found: Findings) -> int | None:
+def _check_header(model: messages.Model, found: Findings) -> int | None:
     opset = default_opset(model)
     if model.graph is None:
         found.refuse(Violation("no-graph", "the model has no graph"))
@@ -184,7 +184,7 @@ def _check_header(model: wire.Model, found: Findings) -> int | None:
     return opset
 
 
-def _roots(model: wire.Model, found: Findings) -> Iterator[Scope]:
+def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
     """Everything that holds nodes: the main graph, then training graphs and functions, themselves refused."""
     if model.graph is not None:
         yield Scope("main", "", 0, model.graph.node, model.graph)
@@ -213,7 +213,7 @@ def _roots(model: wire.Model, found: Findings) -> Iterator[Scope]:
 
 
 def _check_op(
-    node: wire.Node, index: int, scope: Scope, opset: int | None, allowed: Allowlist, found: Findings
+    node: messages.Node, index: int, scope: Scope, opset: int | None, allowed: Allowlist, found: Findings
 ) -> None:
     op = node.op_type
     if not op or len(op.encode()) > MAX_OP_NAME_BYTES:
@@ -238,7 +238,7 @@ def _check_op(
     found.refuse(_at(rule, message, scope, node, index, way_out))
 
 
-def _check_loop(node: wire.Node, index: int, scope: Scope, number: int, found: Findings) -> None:
+def _check_loop(node: messages.Node, index: int, scope: Scope, number: int, found: Findings) -> None:
     if number == MAX_LOOPS + 1:
         message = f"more than {MAX_LOOPS} Loops in the model; this is number {number}"
         found.refuse(_at("loop-count", message, scope, node, index, "unroll short Loops"))
@@ -250,7 +250,7 @@ def _check_loop(node: wire.Node, index: int, scope: Scope, number: int, found: F
         found.refuse(_at("loop-trip-count", problem, scope, node, index, way_out))
 
 
-def _trip_count_problem(loop: wire.Node, nodes: Iterable[wire.Node]) -> str:
+def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> str:
     """Why the trip count is not known to be small; empty if it is."""
     source = loop.input[0] if loop.input else ""
     if not source:
@@ -270,7 +270,7 @@ def _trip_count_problem(loop: wire.Node, nodes: Iterable[wire.Node]) -> str:
     return ""
 
 
-def _int64_scalar(tensor: wire.Tensor) -> int | None:
+def _int64_scalar(tensor: messages.Tensor) -> int | None:
     if tensor.data_type != _INT64 or any(dim != 1 for dim in tensor.dims):
         return None
     if tensor.raw_data is not None and tensor.int64_data is None:
@@ -281,7 +281,7 @@ def _int64_scalar(tensor: wire.Tensor) -> int | None:
     return None
 
 
-def _check_resize(node: wire.Node, index: int, scope: Scope, found: Findings) -> None:
+def _check_resize(node: messages.Node, index: int, scope: Scope, found: Findings) -> None:
     for attribute in node.attribute:
         if attribute.name != "mode":
             continue
@@ -293,7 +293,7 @@ def _check_resize(node: wire.Node, index: int, scope: Scope, found: Findings) ->
 
 
 def _check_tensors(
-    tensors: Iterable[wire.Tensor], scope: Scope, at: tuple[wire.Node, int] | None, found: Findings
+    tensors: Iterable[messages.Tensor], scope: Scope, at: tuple[messages.Node, int] | None, found: Findings
 ) -> None:
     for tensor in tensors:
         if tensor.data_location == _EXTERNAL or tensor.external_data:
@@ -310,7 +310,7 @@ def _check_tensors(
             found.refuse(_at(rule, message, scope, *at, way_out))
 
 
-def _data_problem(tensor: wire.Tensor) -> str:
+def _data_problem(tensor: messages.Tensor) -> str:
     """Why the tensor's raw data cannot be its elements; empty if it can, or if it has none."""
     if tensor.raw_data is None:
         return ""
@@ -323,13 +323,13 @@ def _data_problem(tensor: wire.Tensor) -> str:
     return ""
 
 
-def _graph_tensors(graph: wire.Graph) -> Iterator[wire.Tensor]:
+def _graph_tensors(graph: messages.Graph) -> Iterator[messages.Tensor]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from _sparse_tensors(sparse)
 
 
-def _attribute_tensors(attribute: wire.Attribute) -> Iterator[wire.Tensor]:
+def _attribute_tensors(attribute: messages.Attribute) -> Iterator[messages.Tensor]:
     # Whatever `type` says: readers differ in whether they look at it.
     if attribute.t is not None:
         yield attribute.t
@@ -340,14 +340,14 @@ def _attribute_tensors(attribute: wire.Attribute) -> Iterator[wire.Tensor]:
         yield from _sparse_tensors(sparse)
 
 
-def _sparse_tensors(sparse: wire.SparseTensor) -> Iterator[wire.Tensor]:
+def _sparse_tensors(sparse: messages.SparseTensor) -> Iterator[messages.Tensor]:
     if sparse.values is not None:
         yield sparse.values
     if sparse.indices is not None:
         yield sparse.indices
 
 
-def subgraphs(attribute: wire.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:
+def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:
     """The graphs in an attribute of `node` (`/If_3`) in the graph at the path `owner`, which is at `depth`."""
     if attribute.g is not None:
         yield Scope(owner, f"{node}.{short(attribute.name)}", depth + 1, attribute.g.node, attribute.g)
@@ -355,21 +355,21 @@ def subgraphs(attribute: wire.Attribute, owner: str, node: str, depth: int) -> I
         yield Scope(owner, f"{node}.{short(attribute.name)}[{number}]", depth + 1, graph.node, graph)
 
 
-def _warn_unused_domains(model: wire.Model, used: set[str], found: Findings) -> None:
+def _warn_unused_domains(model: messages.Model, used: set[str], found: Findings) -> None:
     for entry in model.opset_import:
         if entry.domain not in DEFAULT_DOMAINS and entry.domain not in used:
             message = f"imports the domain '{short(entry.domain)}' and uses nothing of it"
             found.warnings.append(Violation("unused-domain", message, remedy="drop it from opset_import"))
 
 
-def _at(rule: str, message: str, scope: Scope, node: wire.Node, index: int, way_out: str) -> Violation:
+def _at(rule: str, message: str, scope: Scope, node: messages.Node, index: int, way_out: str) -> Violation:
     return Violation(rule, message, scope.path, short(node.name), short(node.op_type), index, way_out)
 
 
-def label(node: wire.Node, index: int) -> str:
+def label(node: messages.Node, index: int) -> str:
     """A node as a graph path names it: `If_3`."""
     return f"{short(node.op_type)}_{index}"
 
 
-def _qualified(node: wire.Node) -> str:
+def _qualified(node: messages.Node) -> str:
     return short(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")

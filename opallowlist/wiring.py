@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Set
 
-from distill.opallowlist import wire
+from distill.opallowlist import messages
 from distill.opallowlist.report import Violation, short
 from distill.opallowlist.scan import MAX_DEPTH, Scope, label, subgraphs
 
 
-def check_wiring(main: wire.Graph) -> Iterator[Violation]:
+def check_wiring(main: messages.Graph) -> Iterator[Violation]:
     """Every broken name in `main` and its subgraphs, to the depth that the downstream follows. Iterative."""
-    todo: list[tuple[Scope, wire.Graph, tuple[Set[str], ...]]] = [(Scope("main", "", 0, main.node, main), main, ())]
+    todo: list[tuple[Scope, messages.Graph, tuple[Set[str], ...]]] = [(Scope("main", "", 0, main.node, main), main, ())]
     while todo:
         scope, graph, outer = todo.pop()
         path = scope.path
@@ -51,7 +51,7 @@ def check_wiring(main: wire.Graph) -> Iterator[Violation]:
                 yield _broken(f"output '{short(value.name)}' is computed nowhere in this graph", path)
 
 
-def _broken(message: str, path: str, node: wire.Node | None = None, index: int | None = None) -> Violation:
+def _broken(message: str, path: str, node: messages.Node | None = None, index: int | None = None) -> Violation:
     remedy = "connect or rename it; onnx.checker says the same"
     if node is None:
         return Violation("wiring", message, path, remedy=remedy)

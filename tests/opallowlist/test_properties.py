@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from distill.opallowlist import check, load_list, wire
+from distill.opallowlist import check, load_list, messages, wire
 
 LISTED = sorted(load_list("libvmaf").ops - {"Loop", "If", "Resize"})
 KNOWN = sorted({schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""})
@@ -144,7 +144,7 @@ def test_the_reader_agrees_with_protobuf(graph, version, text):
     assert ours.ir_version == version and ours.opset_import[0].version == version
     assert ours.opset_import[0].domain == text
 
-    def same(mine: wire.Graph, theirs: onnx.GraphProto) -> None:
+    def same(mine: messages.Graph, theirs: onnx.GraphProto) -> None:
         assert [node.op_type for node in mine.node] == [node.op_type for node in theirs.node]
         assert [node.name for node in mine.node] == [node.name for node in theirs.node]
         for a, b in zip(mine.node, theirs.node, strict=True):

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from distill.opallowlist import check, wire
+from distill.opallowlist import check, messages, wire
 
 
 def tagged(number: int, payload: bytes) -> bytes:
@@ -27,7 +27,7 @@ def varint(value: int) -> bytes:
 
 def same(ours: object, theirs: object, message: str = "Model") -> None:
     """Everything that `wire` keeps of a message equals what protobuf has there."""
-    for number, spec in wire._SCHEMA[message][1].items():
+    for number, spec in messages.SCHEMA[message][1].items():
         kind, _, rest = spec.partition(" ")
         name = rest.partition("|")[0]
         if name not in type(ours).__dataclass_fields__:
@@ -102,7 +102,7 @@ def test_the_table_is_onnx_protos():
         if message in seen:
             continue
         seen.add(message)
-        fields = wire._SCHEMA[message][1]
+        fields = messages.SCHEMA[message][1]
         assert set(fields) >= set(descriptor.fields_by_number), message
         for number, field in descriptor.fields_by_number.items():
             spec = fields[number]
@@ -120,7 +120,7 @@ def test_the_table_is_onnx_protos():
                 assert field.type == 9
             else:
                 assert kinds[field.type] == kind.rstrip("*"), (message, name)
-    assert seen <= set(wire._SCHEMA)  # an older onnx has fewer
+    assert seen <= set(messages.SCHEMA)  # an older onnx has fewer
 
 
 def test_reads_what_protobuf_reads():
