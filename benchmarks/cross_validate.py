@@ -22,7 +22,8 @@ from distill.evaluation import statistics, tables
 from distill.run.files import read_json
 
 # A run takes as many threads as it may use cores; that is no part of its configuration, so it may go on with others.
-START = "import os, runpy; os.sched_setaffinity(0, {cores}); runpy.run_module('distill', run_name='__main__', alter_sys=True)"
+# Pinned to its cores where the system can do that (not macOS, not Windows).
+START = "import os, runpy; {cores} and os.sched_setaffinity(0, {cores}); runpy.run_module('distill', run_name='__main__', alter_sys=True)"
 
 
 def main() -> int:
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    cores, jobs = sorted(os.sched_getaffinity(0)), max(1, options.jobs)
+    cores, jobs = sorted(getattr(os, "sched_getaffinity", lambda _: ())(0)), max(1, options.jobs)
     free: SimpleQueue[set[int]] = SimpleQueue()
     for job in range(jobs):
         free.put(set(cores[job::jobs]) or set(cores))

@@ -11,7 +11,6 @@ counted. The fixations of all clips are read first, since sAUC draws a frame's n
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from distill.export.blocks import centred
 from distill.export.runner import Predictor
 from distill.recipe.keys import Recipe
 from distill.run.errors import Interrupted, UsageError
+from distill.run.parallel import usable_cores
 from distill.run.progress import Narrator, cancelling_pool
 from distill.students.pooling import Pooling, State, parse
 
@@ -85,7 +85,7 @@ def evaluate(
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
         raise UsageError("no clip has fixations to score against; give a corpus with fixations")
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or usable_cores()
     metrics.reserve_memory()
     opened = {name: load_predictor(path) for name, path in models.items()}  # a file that does not load is reported now
     poolings = _poolings(opened, baselines)

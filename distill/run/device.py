@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from distill.run.errors import UsageError
-from distill.run.parallel import local_rank, local_world
+from distill.run.parallel import local_rank, local_world, usable_cores
 
 
 def choose(wanted: str) -> tuple[torch.device, str]:
@@ -46,6 +44,6 @@ def set_threads(threads: int, alone: bool = False) -> int:
     0: all cores that the process may use, of which each rank of a torchrun job takes its share, unless it works `alone`
     while the others wait: training then rounds as it does in one process.
     """
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // (1 if alone else local_world()))
+    threads = threads or max(1, usable_cores() // (1 if alone else local_world()))
     torch.set_num_threads(threads)
     return threads

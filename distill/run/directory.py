@@ -13,8 +13,6 @@ job, whose rank 0 alone writes the manifest.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import importlib.util
 import json
 import platform
@@ -24,7 +22,7 @@ import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 from distill import __version__
 from distill.recipe.files import differences, load_recipe, to_toml
@@ -32,6 +30,9 @@ from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.run.files import is_temporary, read_json, write_bytes, write_json
 from distill.run.parallel import rank
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 MANIFEST = "manifest.json"
 OURS = (
@@ -67,7 +68,7 @@ class RunDir:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
         self.manifest: dict[str, Any] = {"stages": {}}
-        self._lock: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -120,19 +121,22 @@ class RunDir:
         write_bytes(self / "recipe.toml", to_toml(self.recipe).encode())
 
     def _acquire(self) -> None:
+        from filelock import FileLock, Timeout  # not at the top: the extra `train` brings it
+
+        lock = FileLock(self / ".lock")
         try:
-            self._lock = (self / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UsageError(
+                f"another process is working in {self.path}; wait for it, or choose another --out"
+            ) from None
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES) and self._lock is not None:
-                raise UsageError(
-                    f"another process is working in {self.path}; wait for it, or choose another --out"
-                ) from None
             raise UsageError(f"--out {self.path} is not writable: {error.strerror}") from None
+        self._lock = lock
 
     def close(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> RunDir:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from distill.run.directory import MANIFEST, environment, missing_modules
 from distill.run.errors import UsageError
 from distill.run.files import read_json
+from distill.run.parallel import usable_cores
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _shape(value: Any) -> str:
 def machine() -> dict[str, Any]:
     """Versions, device, disk, and which packages of the `train` extra are missing (a comma-separated string)."""
     facts: dict[str, Any] = dict(environment())
-    facts["cores"] = len(os.sched_getaffinity(0))
+    facts["cores"] = usable_cores()
     facts["free disk here"] = f"{shutil.disk_usage('.').free / 1e9:.0f} GB"
     missing = missing_modules()
     if "torch" not in missing:
