@@ -68,7 +68,7 @@ class StepMode(nn.Module):
     def __init__(self, student: TinyUNet, fps: float) -> None:
         super().__init__()
         self.student = student
-        self.keep = student.keep(torch.tensor([1 / fps])).detach()
+        self.keep = student.decay(torch.tensor([1 / fps])).detach()
 
     def forward(self, frame: Tensor, state_in: Tensor) -> tuple[Tensor, Tensor]:
         logits, state_out = self.student.step(frame, state_in, self.keep)

@@ -54,7 +54,7 @@ class Parity:
 def torch_maps(student: TinyUNet, inputs: Iterable[np.ndarray], dt: float | None) -> list[np.ndarray]:
     """The student's own maps for normalised `[1,3,H,W]` frames; dt None is image mode, else seconds between frames."""
     maps, state = [], student.zero_state()
-    keep = student.keep(torch.tensor([dt])) if dt is not None else None
+    keep = student.decay(torch.tensor([dt])) if dt is not None else None
     for array in inputs:
         frame_BCHW = torch.from_numpy(array)
         small = fit_to_working_size(frame_BCHW, student.config.height, student.config.width)

@@ -349,7 +349,7 @@ class TinyUNet(nn.Module):
         """Image mode: normalised frames `[B,3,height,width]` -> logits `[B,1,height/4,width/4]`, no state at all."""
         return self.decode(*self.encode(frames_BCHW))
 
-    def keep(self, dt: Tensor) -> Tensor:
+    def decay(self, dt: Tensor) -> Tensor:
         """Share of every exponential average that one frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
         return torch.cat([decay_of(part.log_tau, dt) for part in self.temporal()], 1)
 
@@ -401,7 +401,7 @@ class TinyUNet(nn.Module):
         return logits, self.write_state(mean, maps, level)
 
     def step(self, frame_BCHW: Tensor, state_BCHW: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        """One normalised frame `[B,3,height,width]`, the state, `keep(dt)` -> logits `[B,1,height/4,width/4]`, state."""
+        """One normalised frame `[B,3,height,width]`, the state, `decay(dt)` -> logits `[B,1,height/4,width/4]`, state."""
         mean, level, mask, maps, mask_at_4 = self.read_state(state_BCHW)
         bottleneck, at_8, at_4 = self.encode(frame_BCHW)
         channels = self.config.state_channels

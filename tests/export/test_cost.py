@@ -103,7 +103,7 @@ def test_a_shape_that_only_a_run_tells_is_named():
 @pytest.mark.parametrize("mode", ["image", "step"])
 def test_torch_counts_the_same_for_the_student(mode):
     student = TinyUNet(SMALL).eval()
-    frame, keep = torch.zeros(1, 3, SMALL.height, SMALL.width), student.keep(torch.tensor([0.04]))
+    frame, keep = torch.zeros(1, 3, SMALL.height, SMALL.width), student.decay(torch.tensor([0.04]))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         student.image(frame) if mode == "image" else student.step(frame, student.zero_state(), keep)
     model = image_graph(student, {}) if mode == "image" else step_graph(student, 25.0, {})

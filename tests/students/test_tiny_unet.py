@@ -27,15 +27,15 @@ def test_the_default_sizes_keep_to_the_budget():
 @torch.no_grad()
 def test_a_zero_state_is_image_mode_exactly(student):
     frame = torch.randn(2, 3, 32, 64)
-    logits, _ = student.step(frame, student.zero_state(2), student.keep(torch.tensor([0.04, 0.1])))
+    logits, _ = student.step(frame, student.zero_state(2), student.decay(torch.tensor([0.04, 0.1])))
     assert torch.equal(logits, student.image(frame))
 
 
 @torch.no_grad()
 def test_history_changes_the_map_and_is_marked(student):
-    frame, keep = torch.randn(1, 3, 32, 64), student.keep(torch.tensor([0.04]))
-    _, state = student.step(torch.randn(1, 3, 32, 64), student.zero_state(), keep)
-    logits, _ = student.step(frame, state, keep)
+    frame, decay = torch.randn(1, 3, 32, 64), student.decay(torch.tensor([0.04]))
+    _, state = student.step(torch.randn(1, 3, 32, 64), student.zero_state(), decay)
+    logits, _ = student.step(frame, state, decay)
     assert not torch.allclose(logits, student.image(frame), atol=1e-4)
     assert tuple(state.shape) == SMALL.state_shape and (state[:, -1] == 1).all()
 
@@ -44,9 +44,9 @@ def test_history_changes_the_map_and_is_marked(student):
 def test_a_clip_is_its_frames_one_by_one(student):
     clip, dt = torch.randn(2, 5, 3, 32, 64), torch.tensor([0.04, 0.1])
     whole, state = student(clip, None, dt)
-    carried, keep, steps = student.zero_state(2), student.keep(dt), []
+    carried, decay, steps = student.zero_state(2), student.decay(dt), []
     for t in range(5):
-        logits, carried = student.step(clip[:, t], carried, keep)
+        logits, carried = student.step(clip[:, t], carried, decay)
         steps.append(logits)
     assert torch.allclose(whole, torch.stack(steps, 1), atol=1e-5)
     assert torch.allclose(state, carried, atol=1e-5)
@@ -62,8 +62,8 @@ def test_a_clip_in_two_windows_is_the_clip(student):
 
 
 def test_time_constants_are_seconds_whatever_the_frame_rate(student):
-    twice = student.keep(torch.tensor([1 / 60])) ** 2
-    assert torch.allclose(twice, student.keep(torch.tensor([1 / 30])), atol=1e-6)
+    twice = student.decay(torch.tensor([1 / 60])) ** 2
+    assert torch.allclose(twice, student.decay(torch.tensor([1 / 30])), atol=1e-6)
 
 
 def test_the_state_is_trained_through_time():
@@ -90,14 +90,14 @@ def test_what_moves_is_seen_and_a_still_picture_settles(student):
     still = torch.randn(1, 3, 32, 64)
     moved = still.clone()
     moved[..., 8:16, 16:32] += 2.0
-    keep = student.keep(torch.tensor([0.04]))
-    logits, state = student.step(still, student.zero_state(), keep)
+    decay = student.decay(torch.tensor([0.04]))
+    logits, state = student.step(still, student.zero_state(), decay)
     luma = student.motion.luma_of(moved)
     change = (luma - student.read_state(state)[3][:, :2]).abs()
     assert change[..., 2:4, 4:8].min() > 0.1 and change[..., 5:, :].max() < 1e-5
     settled = [logits]
     for _ in range(80):
-        logits, state = student.step(still, state, keep)
+        logits, state = student.step(still, state, decay)
         settled.append(logits)
     assert (settled[-1] - settled[-2]).abs().max() < 1e-2 * (settled[2] - settled[1]).abs().max() + 1e-6
 
@@ -108,13 +108,13 @@ def test_onset_fades_in_seconds_and_only_where_a_video_begins(student):
     state = student.history(frame, torch.tensor([True, False]), dt)
     assert (state[0] == 0).all() and (state[1, -1] == 1).all() and state[1, :-2].abs().sum() > 0
     for _ in range(5):
-        _, state = student.step(frame, state, student.keep(dt))
+        _, state = student.step(frame, state, student.decay(dt))
     seconds = 0.4 * torch.exp(student.onset.log_tau - torch.tensor(0.4).log())
     assert torch.allclose(state[0, -2], torch.exp(-4 * 0.1 / seconds)) and (state[1, -2] == 0).all()
     student.onset.where.zero_()
-    _, without = student.step(frame, state, student.keep(dt))
+    _, without = student.step(frame, state, student.decay(dt))
     student.onset.where.fill_(3.0)
-    _, with_it = student.step(frame, state, student.keep(dt))
+    _, with_it = student.step(frame, state, student.decay(dt))
     changed = (with_it - without).abs().flatten(1).amax(1)
     assert changed[0] > 0.1 and changed[1] == 0
 
