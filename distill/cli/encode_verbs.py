@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from distill.cli.options import EncoderOptions, Output
 from distill.cli.output import interruptible, print_cells, print_files, print_json
 from distill.run.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from distill.encoding.encoders import Coding
+    from distill.encoding.planner import Shaping
 
 
 def encode(
@@ -39,14 +44,14 @@ def encode(
 
     [bold]distill encode in.mp4 out.mp4 --model STUDENT_step.onnx --codec x265 --crf 26[/bold]
     """
-    from distill.encoding import encode as encoding
+    from distill.encoding.encode import check_outputs
+    from distill.encoding.encode import encode as encode_video
+    from distill.encoding.planner import open_maps
 
-    encoding.check_shaping(encoder.block, encoder.neutral)
-    roi = encoding.request(target, map_, (roi_out, format_))
-    coding = encoding.Coding(encoder.codec, crf, bitrate, encoder.preset, tuple(params or ()), threads)
-    shaping = encoding.Shaping(encoder.strength, encoder.block, encoder.neutral, prior=encoder.prior)
-    maps = encoding.open_maps(model, map_, cuts, threads or 1)
-    facts = encoding.encode(source, target, maps, coding, shaping, interruptible(output.quiet), roi, video_only)
+    coding, shaping = _settings(encoder, threads, crf, bitrate, params or [])
+    roi = check_outputs(target, map_, roi_out, format_)
+    maps = open_maps(model, map_, cuts, threads or 1)
+    facts = encode_video(source, target, maps, coding, shaping, interruptible(output.quiet), roi, video_only)
     if output.as_json:
         print_json({"schema": 1, **facts})
         return
@@ -86,10 +91,11 @@ def bd(
 
     [bold]distill bd --corpus dhf1k --root DHF1K --clips 601,602 --model STUDENT_step.onnx -o curves.png[/bold]
     """
-    from distill.encoding import bd as measure
-    from distill.encoding.encode import Coding, Shaping, check_shaping
+    from distill.encoding import bd_tables
+    from distill.encoding.compare import compare
+    from distill.encoding.excerpts import find_sources, unique_names
 
-    check_shaping(encoder.block, encoder.neutral)
+    coding, shaping = _settings(encoder, threads)
     try:
         rates = [float(text) for text in crfs.split(",")]
     except ValueError:
@@ -98,25 +104,34 @@ def bd(
         if file and (file.is_dir() or any(parent.is_file() for parent in file.absolute().parents)):
             raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
     narrator = interruptible(output.quiet)
-    takes = measure.sources(inputs or [], corpus, root, clips, frames, narrator)
-    coding = Coding(encoder.codec, preset=encoder.preset, threads=threads)
-    shaping = Shaping(encoder.strength, encoder.block, encoder.neutral, prior=encoder.prior)
-    result = measure.compare(takes, measure.named(models or []), coding, shaping, rates, narrator, proxy)
+    sources = find_sources(inputs or [], corpus, root, clips, frames, narrator)
+    result = compare(sources, unique_names(models or []), coding, shaping, rates, narrator, proxy)
     result["files"] = [str(path) for path in (out, table) if path]
     if out:
-        measure.plot(result, out)
+        bd_tables.plot(result, out)
     if table:
-        measure.write_csv(result, table)
+        bd_tables.write_csv(result, table)
     if output.as_json:
         print_json({"schema": 1, **result})
     else:
         settings = f"{encoder.codec} {encoder.preset}, CRF {crfs}, strength {encoder.strength:g}"
-        print_cells(f"{settings}, against no map", "clip, map", measure.clip_cells(result))
+        print_cells(f"{settings}, against no map", "clip, map", bd_tables.clip_cells(result))
         if (done := len(result["clips"])) > 1:
-            few = "; too narrow with so few clips" if done < measure.FEW else ""
-            print_cells(f"mean over {done} clips, and 95 % intervals{few}", "map", measure.mean_cells(result))
+            few = "; too narrow with so few clips" if done < bd_tables.FEW_CLIPS else ""
+            print_cells(f"mean over {done} clips, and 95 % intervals{few}", "map", bd_tables.mean_cells(result))
             if result["differences"]:
-                print_cells("how maps differ, on the same clips", "", measure.difference_cells(result))
-        print_files([*measure.legend(result), *result["files"]])
+                print_cells("how maps differ, on the same clips", "", bd_tables.difference_cells(result))
+        print_files([*bd_tables.legend(result), *result["files"]])
     if result["unfinished"]:
-        raise Interrupted(f"bd, after {len(result['clips'])} of {len(takes)} clips")
+        raise Interrupted(f"bd, after {len(result['clips'])} of {len(sources)} clips")
+
+
+def _settings(
+    options: EncoderOptions, threads: int, crf: float | None = None, bitrate: int | None = None, params: Sequence[str] = ()
+) -> tuple[Coding, Shaping]:  # fmt: skip
+    from distill.encoding.encoders import Coding
+    from distill.encoding.planner import Shaping, check_shaping
+
+    shaping = Shaping(options.strength, options.block, options.neutral, prior=options.prior)
+    check_shaping(shaping)
+    return Coding(options.codec, crf, bitrate, options.preset, tuple(params), threads), shaping

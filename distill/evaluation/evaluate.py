@@ -23,10 +23,10 @@ import numpy as np
 
 from distill.corpora import SIGMA, Clip, Points, blur, density_map, open_corpus
 from distill.evaluation import metrics, protocols, statistics
+from distill.evaluation.centre import centred_gaussian
 from distill.evaluation.fixations import Fixations, as_map, observer_halves, read_fixations
 from distill.evaluation.predictors import load_predictor, predict, size_multiple
 from distill.evaluation.protocols import GroundTruth, Protocol
-from distill.export.blocks import centred
 from distill.export.runner import Predictor
 from distill.recipe.keys import Recipe
 from distill.run.errors import Interrupted, UsageError
@@ -49,7 +49,7 @@ def centre_gaussian(clip: Clip, index: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _centre(height: int, width: int) -> np.ndarray:
-    return centred(height, width).astype(np.float32)
+    return centred_gaussian(height, width)
 
 
 @lru_cache(maxsize=64)

@@ -8,8 +8,12 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from distill.encoding import encode as encoding  # noqa: E402
-from distill.encoding.encode import Coding, Shaping, centre, encode  # noqa: E402
+from distill.encoding import container as containers  # noqa: E402
+from distill.encoding import encoders  # noqa: E402
+from distill.encoding import source as sources  # noqa: E402
+from distill.encoding.encode import check_outputs, encode  # noqa: E402
+from distill.encoding.encoders import Coding  # noqa: E402
+from distill.encoding.planner import Shaping, centre_map, check_shaping, open_maps  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
 from tests.helpers import lively  # noqa: E402
@@ -156,7 +160,7 @@ def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, heard):
             out.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
         out.mux(video.encode(None))
     (tmp_path / "step.onnx").write_bytes(step_graph(lively(), 25.0, {"frame_rate": "25"}).SerializeToString())
-    maps = encoding.open_maps(tmp_path / "step.onnx", None)
+    maps = open_maps(tmp_path / "step.onnx", None)
     assert isinstance(maps, Stream) and isinstance(maps.predictor, Predictor)
     facts = run(clip, tmp_path / "out.mp4", maps, heard, shaping=Shaping(12, prior=0))
     assert facts["cuts"] == 1 and facts["frames"] == 8 and facts["offsets"]["lowest"] < facts["offsets"]["highest"]
@@ -207,7 +211,7 @@ def test_a_10_bit_offset_is_as_strong_as_an_8_bit_one(tmp_path, heard):
 def test_uneven_times_are_kept(tmp_path, heard, suffix, codec):
     times = [0, 40, 90, 100, 210, 250, 400, 401]
     clip = write_clip(tmp_path / "in.mkv", 8, times=times)
-    run(clip, tmp_path / f"out{suffix}", centre, heard, Coding(codec, preset="superfast"))
+    run(clip, tmp_path / f"out{suffix}", centre_map, heard, Coding(codec, preset="superfast"))
     assert luma(tmp_path / f"out{suffix}")[1] == pytest.approx([t / 1000 for t in times], abs=1e-4)
 
 
@@ -241,14 +245,14 @@ def test_audio_and_subtitles_are_copied_byte_for_byte(tmp_path, heard):
                 if packet.dts is not None:
                     packet.stream = streams[n, packet.stream.index]
                     out.mux(packet)
-    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre, heard)
+    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre_map, heard)
     for kind in ("audio", "subtitles"):
         assert packets(tmp_path / "in.mkv", kind) == packets(tmp_path / "out.mkv", kind) != []
     with av.open(str(tmp_path / "out.mkv")) as container:
         assert container.streams.audio[0].metadata["language"] == "eng"
     with pytest.raises(UsageError, match=r"out.mp4 cannot hold the subtitle.*--video-only"):
-        run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre, heard)
-    run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre, heard, video_only=True)
+        run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre_map, heard)
+    run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre_map, heard, video_only=True)
     assert packets(tmp_path / "out.mp4", "audio") == [] and len(luma(tmp_path / "out.mp4")[0]) == 12
 
 
@@ -275,22 +279,22 @@ def test_cover_art_and_attachments_go_where_the_container_can_hold_them(tmp_path
         video = out.add_stream("ffv1", rate=25)
         video.height, video.width, video.pix_fmt = H, W, "yuv420p"
         out.add_attachment("a font.ttf", "font/ttf", b"font" * 9)
-        suffix, kind = encoding.COVERS[codec]
+        suffix, kind = containers.COVERS[codec]
         out.add_attachment(f"cover.{suffix}", kind, art)
         for pixels in pictures(3):
             out.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
         out.mux(video.encode(None))
     assert covers(tmp_path / "in.mkv") == [art]
-    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre, heard)
+    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre_map, heard)
     assert covers(tmp_path / "out.mkv") == [art] and heard.said == []
     with av.open(str(tmp_path / "out.mkv")) as container:
         fonts = [(s.name, s.mimetype, s.data) for s in container.streams if s.type == "attachment"]
         assert fonts == [("a font.ttf", "font/ttf", b"font" * 9)]
-    run(tmp_path / "out.mkv", tmp_path / "out.mp4", centre, heard)
+    run(tmp_path / "out.mkv", tmp_path / "out.mp4", centre_map, heard)
     assert covers(tmp_path / "out.mp4") == [art] and heard.said == ["left out: attachment a font.ttf (.mkv keeps it)"]
-    run(tmp_path / "out.mp4", tmp_path / "again.mkv", centre, heard)
+    run(tmp_path / "out.mp4", tmp_path / "again.mkv", centre_map, heard)
     assert covers(tmp_path / "again.mkv") == [art] and len(luma(tmp_path / "again.mkv")[0]) == 3
-    run(tmp_path / "out.mp4", tmp_path / "out.mov", centre, heard)
+    run(tmp_path / "out.mp4", tmp_path / "out.mov", centre_map, heard)
     assert covers(tmp_path / "out.mov") == [] and heard.said[1:] == ["left out: cover art (.mp4 and .mkv keep it)"]
 
 
@@ -302,8 +306,8 @@ def hdr(path):
     with av.open(str(path)) as container:
         beside = {d.type.name: bytes(d) for d in next(container.decode(video=0)).side_data}
     return (
-        encoding.mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b"")),
-        encoding.content_light(beside.get("CONTENT_LIGHT_LEVEL", b"")),
+        sources.mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b"")),
+        sources.content_light(beside.get("CONTENT_LIGHT_LEVEL", b"")),
     )
 
 
@@ -315,10 +319,10 @@ def test_hdr10_is_kept(tmp_path, heard, codec, suffix):
         tmp_path / "in.mp4", 3, format_="yuv420p10le", codec="libx265", opts={"preset": "ultrafast", "x265-params": params},
         color_primaries=9, color_trc=16, colorspace=9, color_range=1,
     )  # fmt: skip
-    run(clip, tmp_path / f"out{suffix}", centre, heard, Coding(codec, preset="ultrafast"))
+    run(clip, tmp_path / f"out{suffix}", centre_map, heard, Coding(codec, preset="ultrafast"))
     assert hdr(clip) == hdr(tmp_path / f"out{suffix}") == (DISPLAY, "1000,400") and heard.said == []
-    coding = Coding(codec, preset="ultrafast", params=(f"{encoding.HDR[codec][1]}=600,200",))
-    run(clip, tmp_path / f"out{suffix}", centre, heard, coding)
+    coding = Coding(codec, preset="ultrafast", params=(f"{encoders.HDR[codec][1]}=600,200",))
+    run(clip, tmp_path / f"out{suffix}", centre_map, heard, coding)
     assert hdr(tmp_path / f"out{suffix}") == (DISPLAY, "600,200")  # what is asked for by name counts
 
 
@@ -336,20 +340,20 @@ def test_captions_are_kept_and_what_an_encoder_drops_is_named(tmp_path, heard, m
             beside = {d.type.name: bytes(d) for d in next(container.decode(video=0)).side_data}
         return beside["A53_CC"]
 
-    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre, heard, Coding(codec))
+    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre_map, heard, Coding(codec))
     assert captions(tmp_path / "captioned.h264") == captions(tmp_path / "out.mkv") == bytes.fromhex("fc9420")
     assert not any("lost" in line for line in heard.said)
-    monkeypatch.setitem(encoding.LOST, "SEI_UNREGISTERED", "the name of the encoder before")
-    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre, heard, Coding(codec))
-    assert f"lost, for lib{codec} does not take it from here: the name of the encoder before" in heard.said
+    monkeypatch.setitem(sources.LOST, "SEI_UNREGISTERED", "the name of the encoder before")
+    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre_map, heard, Coding(codec))
+    assert f"lost, because lib{codec} cannot take it: the name of the encoder before" in heard.said
 
 
 def test_an_incomplete_mastering_display_is_none():
     known = struct.pack("=22i", *[1, 2] * 10, 1, 1)
-    assert encoding.mastering_display(known) == "G(25000,25000)B(25000,25000)R(25000,25000)WP(25000,25000)L(5000,5000)"
+    assert sources.mastering_display(known) == "G(25000,25000)B(25000,25000)R(25000,25000)WP(25000,25000)L(5000,5000)"
     for unknown in (struct.pack("=22i", *[1, 2] * 10, 1, 0), struct.pack("=22i", *[0, 0] * 10, 1, 1), known[:80], b""):
-        assert encoding.mastering_display(unknown) == ""
-    assert encoding.content_light(b"") == ""
+        assert sources.mastering_display(unknown) == ""
+    assert sources.content_light(b"") == ""
 
 
 def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path, heard):
@@ -392,7 +396,7 @@ def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path,
         (Coding(params=("aq-mode",)), "KEY=VALUE"),
         (Coding(preset="quickest"), "libx264 does not start: .*quickest"),
         (Coding("vp9"), "there are x264, x265"),
-        (Coding(crf=52), "--crf 52: 0 .* to 51"),
+        (Coding(crf=52), "--crf 52: must be from 0 .* to 51"),
         (Coding(crf=20, bitrate=100), "exclude each other"),
     ],
 )
@@ -420,14 +424,14 @@ def test_an_interlaced_clip_is_refused_only_where_there_is_a_map(tmp_path, heard
 
 
 def test_an_encoder_that_is_not_in_this_build(clip, tmp_path, heard, monkeypatch):
-    monkeypatch.setitem(encoding.CODECS, "x265", "libx266")
+    monkeypatch.setitem(encoders.CODECS, "x265", "libx266")
     with pytest.raises(UsageError, match=r"FFmpeg of this PyAV .* has no libx266"):
         run(clip, tmp_path / "out.mkv", left, heard, Coding("x265"))
 
 
 def test_an_encoder_that_knows_no_regions_is_found_out(clip, tmp_path, heard, monkeypatch):
-    monkeypatch.setitem(encoding.CODECS, "x264", "mpeg4")
-    monkeypatch.setattr(encoding, "options", lambda coding, picture: {})
+    monkeypatch.setitem(encoders.CODECS, "x264", "mpeg4")
+    monkeypatch.setattr(encoders, "encoder_options", lambda coding, picture: {})
     with pytest.raises(UsageError, match="mpeg4 ignores the map"):
         run(clip, tmp_path / "out.mkv", left, heard)
 
@@ -446,9 +450,9 @@ def test_what_cannot_be_read_or_written_is_one_line(clip, tmp_path, heard):
     ):
         with pytest.raises(UsageError, match=message):
             run(source, tmp_path / target, left, heard)
-    with pytest.raises(UsageError, match="is the file that is read"):
+    with pytest.raises(UsageError, match="is the input itself"):
         run(clip, clip, left, heard)
-    with pytest.raises(UsageError, match="frame 1: a saliency map lies in"):
+    with pytest.raises(UsageError, match="frame 1: a saliency map must lie in"):
         run(clip, tmp_path / "out.mkv", lambda f, t: left(f, t) * 2, heard)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["short.mkv", "text.mp4"]
 
@@ -471,21 +475,21 @@ def test_maps_for_other_encoders_go_with_or_without_a_video(clip, tmp_path, hear
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((None, None, (None, None)), "name the file to write"),
-        (("x", None, ("roi", None)), "go together"),
-        (("x", None, ("roi", "x265")), "kvazaar, svt-av1, addroi"),
-        (("x", "none", ("roi", "kvazaar")), "no map to write"),
+        ((None, None, None, None), "name the file to write"),
+        (("x", None, "roi", None), "go together"),
+        (("x", None, "roi", "x265"), "kvazaar, svt-av1, addroi"),
+        (("x", "none", "roi", "kvazaar"), "no map to write"),
     ],
 )
 def test_options_that_do_not_go_together(arguments, message):
     with pytest.raises(UsageError, match=message):
-        encoding.request(*arguments)
+        check_outputs(*arguments)
     for shaping, message in (((8, "bits"), "16, 32, 64"), ((16, "size"), "bits, mean, off")):
         with pytest.raises(UsageError, match=message):
-            encoding.check_shaping(*shaping)
+            check_shaping(Shaping(block=shaping[0], neutral=shaping[1]))
     for given in ((None, None), ("model.onnx", "centre"), (None, "middle")):
         with pytest.raises(UsageError, match="--map"):
-            encoding.open_maps(*given)
+            open_maps(*given)
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
@@ -558,7 +562,7 @@ def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared
 def test_on_a_real_clip_quality_moves_at_equal_bitrate(shared, tmp_path, heard, codec):
     clip = real_frames(shared / "data" / "clips" / "bird.mp4", tmp_path / "in.mkv", 16)
     before = luma(clip)[0]
-    there = centre(before[0], 0.0)
+    there = centre_map(before[0], 0.0)
 
     def measure(crf, maps):
         facts = run(clip, tmp_path / "out.mp4", maps, heard, Coding(codec, crf=crf, preset="superfast"))
@@ -566,7 +570,7 @@ def test_on_a_real_clip_quality_moves_at_equal_bitrate(shared, tmp_path, heard, 
         return np.log(facts["bytes"]), *(-10 * np.log10(error[part].mean()) for part in (there > 0.6, there < 0.15))
 
     plain = np.array([measure(crf, None) for crf in (31, 28, 25, 22)])
-    rate, near, far = measure(29, centre)
+    rate, near, far = measure(29, centre_map)
     assert plain[0, 0] < rate < plain[-1, 0]
     assert near - np.interp(rate, plain[:, 0], plain[:, 1]) > 0.5
     assert far - np.interp(rate, plain[:, 0], plain[:, 2]) < -0.5

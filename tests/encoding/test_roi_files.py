@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.encoding.roi_writers import (
+from distill.encoding.roi_files import (
     RoiFile,
     addroi,
     addroi_command,

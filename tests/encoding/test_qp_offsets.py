@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.export.blocks import HALVES, NEUTRAL, areas, block_bits, block_means, centred, grid, qp_offsets, step_for
+from distill.encoding.qp_offsets import HALVING, NEUTRAL, areas, block_bits, block_means, grid, qp_offsets, step_for
+from distill.evaluation.centre import centred_gaussian
 
 MAPS = arrays(
     np.float32,
@@ -67,7 +68,7 @@ def left_over(offsets, weights, neutral):
     return (
         (offsets * weights).sum()
         if neutral == "mean"
-        else -HALVES * np.log2((np.exp2(-offsets / HALVES) * weights).sum())
+        else -HALVING * np.log2((np.exp2(-offsets / HALVING) * weights).sum())
     )
 
 
@@ -145,7 +146,7 @@ def test_a_shy_map_is_raised_to_its_peak_and_a_faint_one_is_not():
 @quick
 @given(MAPS, BLOCK)
 def test_a_prior_mixes_a_centred_gaussian_in(saliency, block):
-    centre = centred(*saliency.shape)
+    centre = centred_gaussian(*saliency.shape)
     assert np.array_equal(qp_offsets(saliency, 6, block, prior=1), qp_offsets(centre, 6, block))
     wanted = 6 * (1 - block_means(saliency, block) - block_means(centre, block))
     assert np.abs(qp_offsets(saliency, 6, block, prior=0.5) - wanted).max() <= 0.5 + 1e-5
@@ -184,8 +185,8 @@ def test_a_step_keeps_the_levels(saliency, strength, levels, neutral):
     [
         (np.zeros((4, 4, 1)), {}, r"\[height, width\]"),
         (np.zeros((0, 4)), {}, r"\[height, width\]"),
-        (np.full((4, 4), np.nan), {}, r"lies in \[0, 1\]"),
-        (np.full((4, 4), 1.5), {}, r"lies in \[0, 1\]; got 1.5"),
+        (np.full((4, 4), np.nan), {}, r"must lie in \[0, 1\]"),
+        (np.full((4, 4), 1.5), {}, r"must lie in \[0, 1\]; got 1.5"),
         (np.zeros((4, 4)), {"strength": 13}, "strength <= limit"),
         (np.zeros((4, 4)), {"hold": -1}, "hold >= 0"),
         (np.zeros((4, 4)), {"neutral": "size"}, "bits, mean, off; got 'size'"),

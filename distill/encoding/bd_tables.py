@@ -1,0 +1,126 @@
+"""The results of `compare` as tables, CSV and curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from distill.encoding.compare import NO_MAP, QUALITIES
+from distill.evaluation.tables import Cells
+from distill.run.files import atomic, write_bytes
+
+FEW_CLIPS = 8  # with fewer, bootstrap intervals are too narrow
+LABELS = {"plain": "PSNR", "gaze": "by gaze", "judge": "by proxy", "size": "size"}
+COLUMNS = ("clip", "weights", "map", "less", "measure", "value", "low", "high", "clips", "better")
+PLOT_COLUMNS = 6
+
+
+def clip_cells(result: dict[str, Any]) -> Cells:
+    """A row per clip and map: BD-rates, and the change of size at equal CRF, in per cent; for `tables.fit_to_width`."""
+    cells: Cells = []
+    for clip, facts in result["clips"].items():
+        for title, rates in facts["bd_rate"].items():
+            values = {**rates, "size": facts["size"][title]}
+            row = {label: (_signed(values.get(key)), "") for key, label in _labels(result).items()}
+            cells.append((f"{clip}, {title}", row))
+    return cells
+
+
+def mean_cells(result: dict[str, Any]) -> Cells:
+    """Means over clips with their intervals."""
+    return [(title, _interval_cells(result, measures)) for title, measures in result["mean"].items()]
+
+
+def difference_cells(result: dict[str, Any]) -> Cells:
+    """How maps differ, with intervals."""
+    return [(f"{pair['map']} less {pair['less']}", _interval_cells(result, pair)) for pair in result["differences"]]
+
+
+def _labels(result: dict[str, Any]) -> dict[str, str]:
+    """The measures that a result has, and the headings of their columns."""
+    return {key: label for key, label in LABELS.items() if any(key in of_map for of_map in result["mean"].values())}
+
+
+def _interval_cells(result: dict[str, Any], measures: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    cells = {}
+    for key, label in _labels(result).items():
+        measure = measures.get(key, {"mean": None, "interval": None})
+        interval = f"[{', '.join(map(_signed, measure['interval']))}]" if measure["interval"] else ""
+        cells[label] = (_signed(measure["mean"]), interval)
+    return cells
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.1f}"
+
+
+def legend(result: dict[str, Any]) -> list[str]:
+    """What the columns mean, and whose gaze weights which clips."""
+    lines = ["BD-rate in per cent, negative saves rate. PSNR: over all pixels alike, by which a map can only lose"]
+    for by, where in (
+        ("gaze", "where observers looked"),
+        ("judge", f"the map of {result['judge']}, a model, not observers"),
+    ):
+        if names := [name for name, facts in result["clips"].items() if facts["weights"]["by"] == by]:
+            lines.append(
+                f"{LABELS[by]}: weighted by {where}; {len(names)} of {len(result['clips'])} clips: {', '.join(names)}"
+            )
+    return [*lines, "size: its change at equal CRF"]
+
+
+def write_csv(result: dict[str, Any], path: Path) -> None:
+    """One value per line, in per cent: of clips, then over clips (`clip` is empty) with the ends of their intervals."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(COLUMNS)
+    for clip, facts in result["clips"].items():
+        weights = facts["weights"]["judge"] or facts["weights"]["by"] or ""
+        for title, rates in facts["bd_rate"].items():
+            for measure, value in {**rates, "size": facts["size"][title]}.items():
+                lines.writerow((clip, weights, title, "", measure, value, "", "", "", ""))
+    means = [{"map": title, "less": "", **measures} for title, measures in result["mean"].items()]
+    for row in (*means, *result["differences"]):
+        for measure in LABELS:
+            if over := row.get(measure):
+                ends = over["interval"] or ("", "")
+                values = (over["mean"], *ends, over["clips"], over["better"])
+                lines.writerow(("", "", row["map"], row["less"], measure, *values))
+    write_bytes(path, text.getvalue().encode())
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Curves of all clips, quality over rate, as a PNG: whole frames above, weighted ones below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    clips = result["clips"]
+    across, rows = min(PLOT_COLUMNS, len(clips)), 1 + any(facts["weights"]["by"] for facts in clips.values())
+    down = -(-len(clips) // across) * rows
+    size = (max(3.2 * across + 0.4, 5), 2.8 * down + 0.6)
+    figure, axes = plt.subplots(down, across, squeeze=False, figsize=size, layout="constrained")
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for index, (name, facts) in enumerate(clips.items()):
+        for below, quality in enumerate(q for q in QUALITIES if q in facts["points"][NO_MAP][0]):
+            axis = axes[index // across * rows + below][index % across]
+            axis.set_visible(True)
+            for title, points in facts["points"].items():
+                rates, dbs = [p["kbps"] for p in points], [p[quality] for p in points]
+                axis.plot(rates, dbs, marker="o", markersize=3, label=title)
+            axis.set_xscale("log")
+            rates = [p["kbps"] for p in facts["points"][NO_MAP]]
+            axis.set_xticks(rates, [f"{rate:.0f}" for rate in rates])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            axis.set_title(f"{name}: {QUALITIES[quality]}", fontsize=9)
+            axis.set_xlabel("kbit/s", fontsize=8)
+            axis.set_ylabel("dB", fontsize=8)
+            axis.tick_params(labelsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)

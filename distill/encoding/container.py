@@ -1,0 +1,157 @@
+"""Writing the encoded video: time stamps, rotation, metadata and chapters are preserved; other streams are copied as they are.
+
+Audio, subtitles, attachments and cover art go where the container can hold them; what is left out is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+from distill.encoding.encoders import Coding, Picture, configure, refusals
+from distill.encoding.source import open_video, video_stream
+from distill.run.errors import UsageError
+from distill.run.files import atomic
+from distill.run.progress import Narrator
+
+COVERS = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
+
+
+class EncodedFile:
+    """The encoded file; it gets its name only when it is complete. A context manager."""
+
+    container: Any  # PyAV's types do not show which kind of stream a name gives
+
+    def __init__(
+        self, target: Path, source: Any, first: av.VideoFrame, picture: Picture, coding: Coding, video_only: bool, narrator: Narrator
+    ) -> None:  # fmt: skip
+        self.target, self.source, self.first, self.picture, self.coding = target, source, first, picture, coding
+        self.video_only, self.narrator = video_only, narrator
+        self.copied: dict[int, Any] = {}  # streams of the output by the index of the source's
+        self.bytes = self.packets = 0
+        self._covers: list[tuple[Any, av.Packet]] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> EncodedFile:
+        try:
+            temporary = self._stack.enter_context(atomic(self.target))
+            try:
+                self.container = av.open(str(temporary), "w")
+            except ValueError:
+                raise UsageError(f"{self.target}: the suffix names no container; .mp4 and .mkv do") from None
+            self._stack.push(self._close)
+            self._set_up()
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _set_up(self) -> None:
+        video = video_stream(self.source)
+        try:
+            self.stream = self.container.add_stream(self.coding.library, rate=self.picture.rate)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.target} cannot hold {self.coding.codec} video ({error}); write .mp4 or .mkv"
+            ) from None
+        configure(self.stream.codec_context, self.picture, self.coding)
+        self.stream.time_base = self.picture.time_base
+        matrix: Any = self.first.side_data.get("DISPLAYMATRIX")
+        if matrix:
+            self.stream.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
+        self.stream.metadata.update({k: v for k, v in video.metadata.items() if k != "encoder"})
+        others = [s for s in self.source.streams if s.index != video.index] if not self.video_only else []
+        if left_out := [_describe(stream) for stream in others if not self._add_stream(stream)]:
+            self.narrator.say(f"left out: {', '.join(left_out)}")
+        self.container.metadata.update(self.source.metadata)
+        self.container.set_chapters(self.source.chapters())
+        with refusals(self.coding):
+            self.container.start_encoding()
+        for copy, cover in self._covers:
+            cover.stream, cover.pts, cover.dts = copy, 0, 0
+            self.container.mux(cover)
+
+    def _add_stream(self, stream: Any) -> bool:
+        """Prepares the copy of a stream; False where the container cannot hold it."""
+        if stream.type not in ("audio", "subtitle"):
+            return self._attach(stream)
+        try:
+            copy = self.container.add_stream_from_template(stream)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.target} cannot hold the {stream.type} of the source ({error}); write .mkv, or leave it out with --video-only"
+            ) from None
+        copy.metadata.update(stream.metadata)
+        copy.disposition = stream.disposition
+        self.copied[stream.index] = copy
+        return True
+
+    def _attach(self, stream: Any) -> bool:
+        """Copies cover art or an attachment, as the container holds them; False where it cannot."""
+        holder, codec = self.container.format.name, stream.codec_context.name if stream.codec_context else ""
+        if stream.type == "attachment" and holder == "matroska" and stream.mimetype:
+            self.container.add_attachment(stream.name or "attachment", stream.mimetype, stream.data)
+            return True
+        if not stream.disposition & Disposition.attached_pic or codec not in COVERS:
+            return False
+        # The picture is a packet, needed before the output's header is written: read it from a second handle.
+        with open_video(Path(self.source.name)) as again:
+            packet = next(again.demux(again.streams[stream.index]))
+        suffix, kind = COVERS[codec]
+        if holder == "matroska":
+            self.container.add_attachment(stream.metadata.get("filename", f"cover.{suffix}"), kind, bytes(packet))
+        elif holder == "mp4":
+            copy = self.container.add_stream_from_template(stream)
+            copy.disposition = Disposition.attached_pic
+            self._covers.append((copy, packet))
+        return holder in ("matroska", "mp4")
+
+    def write(self, frame: av.VideoFrame | None) -> None:
+        """Encodes a frame; None flushes the encoder."""
+        packets = self.stream.encode(frame)
+        if frame is None and self.packets == 0:
+            _set_decoding_times(packets)
+        for packet in packets:
+            self.bytes += packet.size
+            self.packets += 1
+            self.container.mux(packet)
+
+    def copy(self, packet: av.Packet) -> None:
+        """Copies a packet of one of the streams in `copied`."""
+        packet.stream = self.copied[packet.stream.index]
+        self.container.mux(packet)
+
+    def finish(self, frames: int) -> None:
+        """Flushes the encoder. Raises UsageError where it has dropped frames."""
+        self.write(None)
+        if self.packets != frames:
+            raise UsageError(f"{self.target}: {frames} frames went in, {self.packets} came out")
+
+    def _close(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(av.FFmpegError) if kind else contextlib.nullcontext():
+            self.container.close()
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+def _set_decoding_times(packets: list[av.Packet]) -> None:
+    """Sets the decoding times of all packets of a clip anew: x265 leaves them undefined in clips of two or three frames."""
+    shown = sorted(packet.pts for packet in packets if packet.pts is not None)
+    delay = max((time - (packet.pts or 0) for packet, time in zip(packets, shown, strict=True)), default=0)
+    for packet, time in zip(packets, shown, strict=True):
+        packet.dts = time - delay
+
+
+def _describe(stream: Any) -> str:
+    if stream.disposition & Disposition.attached_pic:
+        return "cover art (.mp4 and .mkv keep it)"
+    if stream.type == "attachment":
+        return f"attachment {stream.name} (.mkv keeps it)"
+    return f"{stream.type} stream {stream.index}"

@@ -1,0 +1,200 @@
+"""From frames to QP offsets: each frame's saliency map, and the offsets that it gives, in time order.
+
+decoded frame -> small upright RGB -> saliency map -> QP offsets
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from distill.encoding.encoders import Picture
+from distill.encoding.qp_offsets import BLOCKS, FAINT, HOLD, LIMIT, NEUTRAL, areas, block_bits, qp_offsets, step_for
+from distill.encoding.roi_files import SVT_BLOCK, SVT_LEVELS, RoiFile
+from distill.evaluation.centre import centred_gaussian
+from distill.evaluation.predictors import load_predictor
+from distill.export.streaming import Stream
+from distill.run.errors import UsageError
+
+# The saliency map [h,w] in [0, 1] of a small upright RGB frame uint8 [h,w,3] at its time in seconds.
+Maps = Callable[[np.ndarray, float], np.ndarray]
+
+PRIOR = 0.5  # of a centred Gaussian in the map: a wrong model then costs less than it gains where it is right
+MODEL_WIDTH = 640  # px of the frame that a model sees: the width of the corpora that students learn from
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How a saliency map becomes offsets; see `distill.encoding.qp_offsets`."""
+
+    strength: float = 4.0
+    block: int = 16
+    neutral: str = "bits"
+    faint: float | None = FAINT
+    prior: float = PRIOR
+    hold: float = HOLD
+    limit: int = LIMIT
+    step: int = 1
+
+    def offsets(
+        self, saliency: np.ndarray, size: tuple[int, int], previous: np.ndarray | None, bits: np.ndarray | None
+    ) -> np.ndarray:
+        return qp_offsets(
+            saliency, self.strength, self.block, size, limit=self.limit, neutral=self.neutral, bits=bits, faint=self.faint,
+            prior=self.prior, step=self.step, previous=previous, hold=self.hold,
+        )  # fmt: skip
+
+
+def check_shaping(shaping: Shaping) -> None:
+    """Raises UsageError for an unknown block size or `neutral`."""
+    if shaping.block not in BLOCKS:
+        raise UsageError(f"--block {shaping.block} is unknown; there are {', '.join(map(str, BLOCKS))}")
+    if shaping.neutral not in NEUTRAL:
+        raise UsageError(f"--neutral {shaping.neutral} is unknown; there are {', '.join(NEUTRAL)}")
+
+
+def centre_map(frame: np.ndarray, seconds: float) -> np.ndarray:
+    """A centred Gaussian: the baseline that every model must beat."""
+    return centred_gaussian(*frame.shape[:2])
+
+
+def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, threads: int = 1) -> Stream | Maps | None:
+    """A student's maps, or those of a name: `centre`, `none`. Raises UsageError unless exactly one is given."""
+    if (model is None) == (name is None):
+        raise UsageError("where do people look? give a student with --model, or --map centre, or --map none")
+    if model is not None:
+        return Stream(load_predictor(model, threads), find_cuts)
+    if name not in ("centre", "none"):
+        raise UsageError(f"--map {name} is unknown; there are centre and none")
+    return centre_map if name == "centre" else None
+
+
+@dataclass
+class OffsetTrack:
+    """The offsets of consecutive frames, shaped in one way."""
+
+    shaping: Shaping
+    size: tuple[int, int]
+    offsets: np.ndarray | None = None
+    bits: np.ndarray | None = (
+        None  # of the blocks, smoothed over frames: a single frame's would make the offsets flicker
+    )
+    all_bits: np.ndarray | float = 0.0
+
+    def step(self, saliency: np.ndarray, luma: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+        """The offsets of the next frame, from its map and the luma of it and of the frame before."""
+        if self.shaping.neutral == "bits":
+            bits = block_bits(luma, before, self.shaping.block, self.size)
+            self.bits = bits if self.bits is None else (self.bits + bits) / 2
+            self.all_bits = self.all_bits + bits
+        self.offsets = self.shaping.offsets(saliency, self.size, self.offsets, self.bits)
+        return self.offsets
+
+
+class Planner:
+    """Plans the offsets of a video's frames, one after the other."""
+
+    def __init__(self, picture: Picture, maps: Stream | Maps | None, shaping: Shaping) -> None:
+        self.picture, self.shaping = picture, shaping
+        self.maps = maps.map if isinstance(maps, Stream) else maps
+        self.frames, self.changes = 0, 0
+        self.lowest, self.highest, self.total = 0, 0, 0.0
+        self._first_time = self._time = 0.0  # of the first and of the latest frame, in seconds
+        self._track = OffsetTrack(shaping, picture.size)
+        self._luma: np.ndarray | None = None  # of the previous frame
+        self._sum: np.ndarray | None = None  # of all maps, for encoders that take one for the whole video
+        self._file: tuple[RoiFile, OffsetTrack] | None = None
+
+    def add_file(self, file: RoiFile) -> None:
+        """Adds a file that also gets every frame's offsets, within the limits of the encoder that it is for."""
+        shaping = self.shaping
+        if file.format == "svt-av1":
+            limit = min(LIMIT, math.ceil(shaping.strength * (1 if shaping.neutral == "off" else 2)))
+            shaping = replace(shaping, block=SVT_BLOCK, limit=limit, step=step_for(SVT_LEVELS, limit))
+        self._file = file, OffsetTrack(shaping, self.picture.size)
+
+    def plan(self, frame: av.VideoFrame) -> np.ndarray | None:
+        """The offsets int32 `[rows, columns]` of the next frame; None where there are no maps."""
+        index, self.frames = self.frames, self.frames + 1
+        self._time = frame.time if frame.time is not None else float(index / self.picture.rate)
+        if index == 0:
+            self._first_time = self._time
+        if self.maps is None:
+            return None
+        if frame.interlaced_frame:
+            raise UsageError(
+                f"frame {index + 1} is interlaced, and FFmpeg's encoders ignore a map there; "
+                "deinterlace first: ffmpeg -i IN -vf bwdif OUT"
+            )
+        before, (luma, rgb) = self._luma, self._small(frame)
+        self._luma, previous = luma, self._track.offsets
+        try:
+            saliency = self._saliency(frame, rgb)
+            offsets = self._track.step(saliency, luma, before)
+            if self._file:
+                file, track = self._file
+                file.add(track.step(saliency, luma, before))
+        except ValueError as error:
+            raise UsageError(f"frame {self.frames}: {error}") from None
+        self.changes += previous is not None and not np.array_equal(offsets, previous)
+        self.lowest, self.highest = min(self.lowest, int(offsets.min())), max(self.highest, int(offsets.max()))
+        weights = areas(self.picture.size, self.shaping.block)
+        self.total += float((offsets * weights).sum() / weights.sum())
+        self._sum = saliency.astype(float) if self._sum is None else self._sum + saliency
+        return offsets
+
+    def saliency(self, frame: av.VideoFrame, seconds: float) -> np.ndarray:
+        """The map `[h,w]` of a frame, without planning offsets. Raises UsageError where the model gives none."""
+        self._time = seconds
+        try:
+            saliency = self._saliency(frame, self._small(frame)[1])
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if not (saliency.min() >= 0 and saliency.max() <= 1):  # false for NaN
+            raise UsageError(f"a saliency map must lie in [0, 1]; got {saliency.min():g} to {saliency.max():g}")
+        return saliency
+
+    def _small(self, frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Luma float32 `[h,w]` and RGB uint8 `[h,w,3]` of the frame at the size that models see, in its stored orientation."""
+        height, width = self.picture.size
+        scale = min(1.0, MODEL_WIDTH / (height if _quarter_turns(frame) % 2 else width))
+        # Multiples of 8: some models take no other sizes.
+        height, width = (max(16, 8 * round(side * scale / 8)) for side in (height, width))
+        rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+        return rgb @ np.array([0.299, 0.587, 0.114], np.float32), rgb
+
+    def _saliency(self, frame: av.VideoFrame, rgb: np.ndarray) -> np.ndarray:
+        """The frame's map `[h,w]`, in its stored orientation; models see it upright."""
+        assert self.maps is not None
+        turns = _quarter_turns(frame)
+        return np.rot90(self.maps(np.ascontiguousarray(np.rot90(rgb, turns)), self._time), -turns)
+
+    def static(self) -> np.ndarray:
+        """The offsets of the mean of all maps."""
+        assert self._sum is not None
+        bits = self._track.all_bits
+        mean = np.clip(self._sum / self.frames, 0, 1)
+        return self.shaping.offsets(mean, self.picture.size, None, bits if isinstance(bits, np.ndarray) else None)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the frames so far, the last one as long as the rate says."""
+        return self._time - self._first_time + float(1 / self.picture.rate)
+
+    def summary(self) -> dict[str, Any] | None:
+        """Lowest, mean (over time and area) and highest offset, and the number of frames whose offsets differ from the previous."""
+        if self.maps is None:
+            return None
+        mean = round(self.total / max(self.frames, 1), 3)
+        return {"lowest": self.lowest, "mean": mean, "highest": self.highest, "changes": self.changes}
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that show the frame upright."""
+    return round(frame.rotation / 90) % 4

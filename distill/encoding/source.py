@@ -1,0 +1,161 @@
+"""Reading the video that is encoded: its frames in order, and what the encoder must know of its pictures.
+
+Bit depth and chroma, aspect of pixels, colour tags, mastering display and light level of HDR10 are preserved; what is lost is
+reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.codec.codec import find_best_pix_fmt_of_list
+from av.stream import Disposition
+
+from distill.encoding.encoders import Coding, Picture
+from distill.run.errors import UsageError
+from distill.run.progress import Narrator
+
+# Side data of frames that the encoders or their wrappers drop, and what it holds.
+LOST = {
+    "AFD": "active format", "AMBIENT_VIEWING_ENVIRONMENT": "ambient viewing environment",
+    "DOVI_METADATA": "Dolby Vision", "DOVI_RPU_BUFFER": "Dolby Vision", "DYNAMIC_HDR_PLUS": "HDR10+",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid", "FILM_GRAIN_PARAMS": "film grain", "GOP_TIMECODE": "time codes", "ICC_PROFILE": "colour profile",
+    "PANSCAN": "pan and scan", "S12M_TIMECODE": "time codes", "SPHERICAL": "spherical projection", "STEREO3D": "stereo layout",
+}  # fmt: skip
+NO_TIMES = av.format.Flags.no_timestamps.value
+
+
+@contextlib.contextmanager
+def open_video(path: Path) -> Iterator[Any]:
+    """The container of a video file. Raises UsageError for a missing or damaged file, inside the block too."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            if video_stream(container) is None:
+                raise UsageError(f"{path} has no video stream")
+            video_stream(container).thread_type = "AUTO"
+            yield container
+    except av.FFmpegError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, "the disk is full") from None
+        raise UsageError(f"{path}: {error.strerror}; is it complete?") from None
+
+
+def video_stream(container: Any) -> Any:
+    """The first video stream that is not cover art; None where there is none."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
+def first_frame(path: Path) -> av.VideoFrame:
+    with open_video(path) as container:
+        for frame in container.decode(video_stream(container)):
+            return frame
+    raise UsageError(f"{path} opens, but not one frame decodes; is it complete?")
+
+
+def expected_frames(container: Any) -> int:
+    """The approximate number of frames, for the progress bar only."""
+    stream = video_stream(container)
+    seconds = (container.duration or 0) / av.time_base
+    return int(stream.frames or seconds * float(stream.average_rate or 25) or 1)
+
+
+def read_frames(
+    path: Path, container: Any, first: av.VideoFrame, copied: Mapping[int, Any], copy: Callable[[av.Packet], None] | None
+) -> Iterator[av.VideoFrame]:  # fmt: skip
+    """The video's frames in order. Packets of the streams in `copied`, by index, go to `copy` on the way.
+
+    Raises UsageError for frames of another size than the first, and for time stamps that do not increase.
+    """
+    video, index, before = video_stream(container), 0, None
+    rate = video.average_rate or video.guessed_rate or 25
+    # AVI stores the times of packets, which are wrong wherever there are B-frames.
+    untimed = container.format.name == "avi" or bool(container.format.flags & NO_TIMES)
+    for packet in container.demux([video, *(container.streams[i] for i in copied)]):
+        if packet.stream.index in copied:
+            if copy and packet.dts is not None:  # the last packet is empty and has none
+                copy(packet)
+            continue
+        for frame in packet.decode():
+            if (frame.width, frame.height) != (first.width, first.height):
+                raise UsageError(
+                    f"{path}: frame {index + 1} is {frame.width}x{frame.height}, the first {first.width}x{first.height}; "
+                    "scale it to one size first"
+                )
+            if untimed or frame.pts is None:
+                frame.pts, frame.time_base = round(index / rate / video.time_base), video.time_base
+            if before is not None and frame.pts <= before:
+                raise UsageError(
+                    f"{path}: frame {index + 1} is not later than the one before; remux it with ffmpeg first"
+                )
+            before, index = frame.pts, index + 1
+            yield frame
+
+
+def describe_picture(stream: Any, first: av.VideoFrame, coding: Coding | None, narrator: Narrator) -> Picture:
+    """What the encoder will get: the source's format and size where it takes them. coding: None where nothing is encoded."""
+    name, width, height = first.format.name, first.width, first.height
+    if coding:
+        name = _accepted_format(name, coding, narrator)
+        layout = av.VideoFormat(name, 16, 16)
+        width -= width % (16 // layout.chroma_width(16)) if not layout.is_rgb else 0
+        height -= height % (16 // layout.chroma_height(16)) if not layout.is_rgb else 0
+        if (height, width) != (first.height, first.width):
+            narrator.say(
+                f"{first.width}x{first.height} is odd, which {name} cannot be: cropped to {width}x{height} at the right and bottom"
+            )
+    side_data: Any = first.side_data  # typed as names, but holds the data
+    beside = {data.type.name: bytes(data) for data in side_data}
+    display = mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b""))
+    if coding:
+        lost = {content for kind, content in LOST.items() if kind in beside}
+        if "MASTERING_DISPLAY_METADATA" in beside and not display:
+            lost.add("an incomplete mastering display")
+        if lost:
+            narrator.say(f"lost, because {coding.library} cannot take it: {', '.join(sorted(lost))}")
+    return Picture(
+        width, height, name, stream.time_base, Fraction(stream.average_rate or stream.guessed_rate or 25),
+        stream.sample_aspect_ratio, int(first.color_primaries), int(first.color_trc), int(first.colorspace), int(first.color_range),
+        display, content_light(beside.get("CONTENT_LIGHT_LEVEL", b"")),
+    )  # fmt: skip
+
+
+def _accepted_format(name: str, coding: Coding, narrator: Narrator) -> str:
+    """The pixel format, or the nearest that the encoder takes."""
+    accepted = [f.name for f in av.codec.Codec(coding.library, "w").video_formats or []]
+    if name in accepted:
+        return name
+    best, _ = find_best_pix_fmt_of_list(accepted, name)
+    if best is None:
+        raise UsageError(f"{coding.library} takes no format like the source's {name}")
+    narrator.say(f"{coding.library} does not take {name}: converted to {best.name}")
+    return best.name
+
+
+def mastering_display(data: bytes) -> str:
+    """FFmpeg's AVMasteringDisplayMetadata in the encoders' words, `G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)`; empty where incomplete.
+
+    Chromaticities are in units of 1/50000, luminances of 1/10000 cd/m2, as in SMPTE ST 2086.
+    """
+    if len(data) < 88:
+        return ""
+    *pairs, chromaticities, luminances = struct.unpack_from("=22i", data)
+    if not (chromaticities and luminances) or 0 in pairs[1::2]:
+        return ""
+    values = [Fraction(top, bottom) for top, bottom in zip(pairs[::2], pairs[1::2], strict=True)]
+    red_x, red_y, green_x, green_y, blue_x, blue_y, white_x, white_y = (round(v * 50000) for v in values[:8])
+    least, most = (round(v * 10000) for v in values[8:])
+    return f"G({green_x},{green_y})B({blue_x},{blue_y})R({red_x},{red_y})WP({white_x},{white_y})L({most},{least})"
+
+
+def content_light(data: bytes) -> str:
+    """FFmpeg's AVContentLightMetadata in the encoders' words: MaxCLL and MaxFALL in cd/m2; empty where it is not there."""
+    return "{},{}".format(*struct.unpack_from("=2I", data)) if len(data) >= 8 else ""
