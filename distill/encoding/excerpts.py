@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,7 @@ def find_sources(
     videos: Sequence[Path], corpus: str | None, root: Path | None, clips: str | None, frames: int, narrator: Narrator
 ) -> list[Source]:
     """Videos, and clips of a corpus (`clips`: ids, by default all with annotation), each with a function that reads it."""
-    found: list[Source] = [
-        (name, lambda path=path: read_video(path, frames)) for name, path in unique_names(videos).items()
-    ]
+    found: list[Source] = [(name, partial(read_video, path, frames)) for name, path in unique_names(videos).items()]
     for path in videos:
         if not path.is_file():
             raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
@@ -149,7 +148,7 @@ def find_sources(
         options = keys.Corpus(name=corpus, root=(str(root),))
         opened = open_corpus(corpus, [str(root)], track=narrator.track, options=options)
         chosen = opened.select(clips.split(",")) if clips else [c for c in opened.clips if c.annotated_frames]
-        found += [(clip.id, lambda clip=clip: read_clip(clip, frames)) for clip in chosen if not clip.static]
+        found += [(clip.id, partial(read_clip, clip, frames)) for clip in chosen if not clip.static]
     if not found:
         raise UsageError("which clips? name videos, or a --corpus with its --root")
     return found
