@@ -1,3 +1,9 @@
+import copy
+import hashlib
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -7,7 +13,7 @@ import torch
 from torch import nn
 
 from distill.export import ExportRefused
-from distill.export.graph import image_graph, step_graph, trace
+from distill.export.graph import StepMode, fold_batch_norm, image_graph, step_graph, trace
 from distill.export.parity import Parity, compare
 from distill.export.runner import Predictor, normalise
 from distill.export.student import export_student
@@ -15,7 +21,7 @@ from distill.export.writer import Writer
 from distill.opallowlist import check
 from distill.run.files import write_bytes
 from distill.students import TinyUNetConfig
-from tests.helpers import SMALL, lively
+from tests.helpers import ROOT, SMALL, lively
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,59 @@ def test_normalisation_is_imagenets():
 def test_the_same_weights_give_the_same_bytes_and_name_no_place(student):
     once, again = (step_graph(student, 25.0, {"a": "b"}).SerializeToString(deterministic=True) for _ in range(2))
     assert once == again and b"/home" not in once and b"site-packages" not in once and b".py" not in once
+
+
+def test_another_process_writes_the_same_bytes(graphs):
+    code = (
+        "import hashlib\nfrom distill.export.graph import image_graph, step_graph\nfrom tests.helpers import lively\n"
+        "for model in (image_graph(lively(), {'license': 'x'}), step_graph(lively(), 25.0, {'license': 'x'})):\n"
+        "    print(hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())"
+    )
+    ours = [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in graphs]
+    env = {**os.environ, "PYTHONHASHSEED": "1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert result.stdout.split() == ours, result.stderr
+
+
+def test_the_exporter_leaves_no_mark_and_names_are_unique(graphs):
+    def graphs_of(graph):
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    yield from graphs_of(attribute.g)
+
+    for model in graphs:
+        assert model.producer_name == "saliency-distill" and not model.doc_string and len(model.metadata_props) == 1
+        parts = list(graphs_of(model.graph))
+        assert len(parts) == 7  # three nested choices of a pooling kernel
+        nodes = [node for graph in parts for node in graph.node]
+        tensors = [tensor for graph in parts for tensor in graph.initializer]
+        for part in (*parts, *nodes, *tensors, *model.graph.input, *model.graph.output):
+            assert part.name and not part.doc_string and not part.metadata_props
+        assert not any(graph.value_info for graph in parts)
+        values = [*(output for node in nodes for output in node.output), *(tensor.name for tensor in tensors)]
+        assert len(set(values)) == len(values) and len({node.name for node in nodes}) == len(nodes)
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch's own
+def test_torchs_exporter_agrees_on_the_core(student):
+    folded = copy.deepcopy(student)
+    fold_batch_norm(folded)
+    examples = torch.randn(1, 3, SMALL.height, SMALL.width), torch.rand(SMALL.state_shape)
+    writer = Writer.new("core")
+    inputs = [(x, writer.builder.input(f"x{i}", ir.DataType.FLOAT, list(x.shape))) for i, x in enumerate(examples)]
+    small, state = trace(writer, StepMode(folded, 25.0), inputs, ["small", "state_out"])
+    writer.output(small, [1, 1, SMALL.height // 4, SMALL.width // 4])
+    writer.output(state, SMALL.state_shape)
+    theirs = torch.onnx.export(StepMode(student, 25.0).eval(), examples, dynamo=True, verbose=False)
+    results = []
+    for model in (writer.model({}), theirs.model_proto):
+        session = ort.InferenceSession(model.SerializeToString(), quiet(), providers=["CPUExecutionProvider"])
+        feed = {given.name: x.numpy() for given, x in zip(session.get_inputs(), examples, strict=True)}
+        results.append(session.run(None, feed))
+    for ours, other in zip(*results, strict=True):
+        assert np.abs(ours - other).max() <= 1e-6
 
 
 def test_an_operation_that_the_writer_does_not_know_is_named():
