@@ -31,12 +31,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of one frame, in all, by operator and by node; parameters of the whole file."""
+    """Multiply-adds of one frame, in all and by operator; parameters of the whole file."""
 
     macs: int
     parameters: int
     by_op: dict[str, int]
-    by_node: dict[str, int]
 
 
 def count(model: onnx.ModelProto, height: int, width: int) -> Cost:
@@ -46,17 +45,17 @@ def count(model: onnx.ModelProto, height: int, width: int) -> Cost:
     may have dynamic axes.
     Raises ValueError, naming the node, where a shape is not known before the model runs.
     """
-    by_op, by_node = Counter[str](), dict[str, int]()
+    by_op = Counter[str]()
     for node in _folded(model, height, width):
         where = f"{node.op_type} {node.name}"
         if node.op_type == "If":
             raise ValueError(f"{where}: the frame's size does not decide which branch is taken")
+        if node.domain not in ("", "ai.onnx"):
+            raise ValueError(f"{where}: operators of {node.domain} are not counted")
         if multiply_adds := MACS.get(node.op_type):
             shapes = [_shape(value, where) for value in (*node.inputs[:2], node.outputs[0])]
-            macs = multiply_adds(node, *shapes)
-            by_op[node.op_type] += macs
-            by_node[str(node.name)] = macs
-    return Cost(sum(by_op.values()), parameters(model), dict(by_op), by_node)
+            by_op[node.op_type] += multiply_adds(node, *shapes)
+    return Cost(sum(by_op.values()), parameters(model), dict(by_op))
 
 
 def parameters(model: onnx.ModelProto) -> int:
@@ -101,8 +100,11 @@ def _folded(model: onnx.ModelProto, height: int, width: int) -> list[ir.Node]:
         node.name = node.name or node.outputs[0].name  # folding numbers the nodes that have no name
         for value in node.outputs:
             value.shape = None  # a stored shape may be symbolic
-    optimizer.inline(copied)
-    optimizer.fold_constants(copied, onnx_shape_inference=True)
+    try:
+        optimizer.inline(copied)
+        optimizer.fold_constants(copied, onnx_shape_inference=True)
+    except Exception as error:  # whatever a damaged graph meets in onnxscript
+        raise ValueError(f"the graph does not fold: {str(error).splitlines()[0]}") from None
     return list(copied.graph)
 
 
@@ -112,23 +114,11 @@ def _shape(value: ir.Value, where: str) -> list[int]:
     return list(value.shape.numpy())
 
 
-def _conv(node: ir.Node, x: list[int], weights: list[int], y: list[int]) -> int:
-    return math.prod(y) * math.prod(weights[1:])  # weights: [outputs, inputs / group, kernel...]
-
-
-def _conv_transpose(node: ir.Node, x: list[int], weights: list[int], y: list[int]) -> int:
-    return math.prod(x) * math.prod(weights[1:])  # weights: [inputs, outputs / group, kernel...]
-
-
-def _gemm(node: ir.Node, a: list[int], b: list[int], y: list[int]) -> int:
-    transposed = node.attributes.get_int("transA", 0)
-    return math.prod(y) * a[0 if transposed else 1]
-
-
-def _mat_mul(node: ir.Node, a: list[int], b: list[int], y: list[int]) -> int:
-    return math.prod(y) * a[-1]
-
-
+# By the node and the shapes of its first two inputs and its output. Weights are [outputs, inputs / group, kernel...], those of
+# ConvTranspose [inputs, outputs / group, kernel...].
 MACS: dict[str, Callable[[ir.Node, list[int], list[int], list[int]], int]] = {
-    "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _mat_mul,
-}  # fmt: skip
+    "Conv": lambda node, x, weights, y: math.prod(y) * math.prod(weights[1:]),
+    "ConvTranspose": lambda node, x, weights, y: math.prod(x) * math.prod(weights[1:]),
+    "Gemm": lambda node, a, b, y: math.prod(y) * a[0 if node.attributes.get_int("transA", 0) else 1],
+    "MatMul": lambda node, a, b, y: math.prod(y) * a[-1],
+}

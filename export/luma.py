@@ -90,7 +90,7 @@ def _enter(writer: Writer, plane: ir.Value, core: _Core, height: int, width: int
     fits = min(height // (2 * core.height), width // (2 * core.width))
     kernels = [node.attributes["kernel_shape"].as_ints()[0] for node in core.branches if node.op_type == "AveragePool"]
     if kernel := max((k for k in kernels if k <= fits), default=0):
-        pooled = writer.node("AveragePool", [pooled], "pooled", kernel_shape=[kernel] * 2, strides=[kernel] * 2)
+        pooled = writer.pool(pooled, kernel, "pooled")
     small = to_working_size(writer, pooled, 1, core.height, core.width, "small_grey")
     gains = writer.initializer((1 / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_gain")
     biases = writer.initializer((-IMAGENET_MEAN / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_bias")

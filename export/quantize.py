@@ -72,17 +72,10 @@ def quantise(
         onnx.save(model, original)
         try:
             quantize_static(
-                original,
-                path,
-                _Frames(model, clips, every),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(ROUNDED),
-                nodes_to_quantize=chosen,
-                per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
+                original, path, _Frames(model, clips, every), quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(ROUNDED), nodes_to_quantize=chosen, per_channel=True, reduce_range=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ExportRefused(f"onnxruntime's quantiser gave up: {str(error).splitlines()[0]}") from None
         int8 = onnx.load(path)
@@ -90,57 +83,50 @@ def quantise(
     int8.producer_name, int8.producer_version = model.producer_name, model.producer_version
     source = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     properties = {p.key: p.value for p in model.metadata_props}
-    onnx.helper.set_model_props(
-        int8, {**properties, "quant_mode": "static", "quant_source_sha256": source, "quant_calibration_set": note}
-    )
+    properties |= {"quant_mode": "static", "quant_source_sha256": source, "quant_calibration_set": note}
+    onnx.helper.set_model_props(int8, properties)
     verify_int8(int8, model)
     return int8
 
 
 def verify_int8(int8: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    """Verifies a quantised file, and that it runs, with maps in [0, 1], at the sizes where the original does.
+    """Verifies a quantised graph: beside the common checks, IR and opset are the original's, and it runs wherever that does.
 
     Raises ExportRefused naming every failure.
     """
     stateful = any(value.name == "state_out" for value in original.graph.output)
     contract = "saliency-step" if stateful else "saliency-image"
-    versions = [(m.ir_version, [(o.domain, o.version) for o in m.opset_import]) for m in (int8, original)]
-    changed = [f"int8: IR and opsets are {versions[0]}, the original's are {versions[1]}"] * (
-        versions[0] != versions[1]
-    )
-    verify({"int8": (int8, contract)}, lambda: _run_both(int8, original), changed)
+    new, old = [(m.ir_version, [(o.domain, o.version) for o in m.opset_import]) for m in (int8, original)]
+    changed = [f"int8: IR and opsets are {new}, the original's are {old}"] if new != old else []
+    verify({"int8": (int8, contract)}, lambda: _try_sizes(int8, original), changed)
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """Where a quantised file does not run, or gives maps outside [0, 1]."""
+class _Trials:
+    """Where a quantised graph does not run, or gives maps outside [0, 1]."""
 
     failures: list[str]
 
 
-def _run_both(int8: onnx.ModelProto, original: onnx.ModelProto) -> _Runs:
+def _try_sizes(int8: onnx.ModelProto, original: onnx.ModelProto) -> _Trials:
+    """Runs three frames of noise at each of SIZES where the original runs."""
     runner, reference = Predictor(int8.SerializeToString()), Predictor(original.SerializeToString())
     failures = list[str]()
     for height, width in SIZES:
+        reference.reset()
+        runner.reset()
         with contextlib.suppress(ValueError):  # other projects' students do not run at every size
-            reference.reset()
-            reference.run(_noise(height, width))
-            failures += _trouble(runner, height, width)
-    return _Runs(failures)
+            reference.run(_noise(height, width, 0))
+            try:
+                maps = np.stack([runner.run(_noise(height, width, seed)) for seed in range(3)])
+                if not (np.isfinite(maps).all() and maps.min() >= 0 and maps.max() <= 1):
+                    failures.append(f"at {width}x{height} the map is not within [0, 1]")
+            except ValueError as error:
+                failures.append(str(error))
+    return _Trials(failures)
 
 
-def _trouble(runner: Predictor, height: int, width: int) -> list[str]:
-    runner.reset()
-    try:
-        maps = [runner.run(_noise(height, width, seed)) for seed in range(3)]
-    except ValueError as error:
-        return [str(error)]
-    if not all(np.isfinite(m).all() and m.min() >= 0 and m.max() <= 1 for m in maps):
-        return [f"at {width}x{height} the map is not within [0, 1]"]
-    return []
-
-
-def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+def _noise(height: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((1, 3, height, width), np.float32)
 
 
@@ -173,38 +159,37 @@ def _pearson(means: np.ndarray) -> float:
 
 
 def rounded_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the body's nodes: Conv, Add and Relu after the first convolution of frame and state, before the last of map and
-    state.
+    """The names of the body's nodes: Conv, Add and Relu after the first convolution of the frame and of the state, and before
+    the last convolution of the map and of the state.
 
     A value is rounded for all that read it: if the first convolution were rounded, the luma of the frame would be too.
     """
     import onnx_ir as ir
 
     graph = ir.from_proto(model).graph
-    ends = {value.name: value for value in (*graph.inputs, *graph.outputs)}
-    in_float = _up_to_convolutions([ends[name] for name in ("input", "state_in") if name in ends], forward=True)
-    in_float |= _up_to_convolutions([ends[n] for n in ("saliency_map", "state_out") if n in ends], forward=False)
-    chosen = list[str]()
-    rounded: set[ir.Value] = set()
+    in_float = _up_to_convolutions([v for v in graph.inputs if v.name in ("input", "state_in")], forward=True)
+    in_float |= _up_to_convolutions(
+        [v for v in graph.outputs if v.name in ("saliency_map", "state_out")], forward=False
+    )
+    chosen: list[ir.Node] = []
     for node in graph:
         if node in in_float or not node.name or node.op_type not in ROUNDED:
             continue
-        if node.op_type == "Conv" and not (_is_learned(node) and _is_stored(node.inputs[1])):
+        if node.op_type == "Conv" and not (_is_learned(node) and _is_fixed(node.inputs[1])):
             continue
-        if node.op_type == "Relu" and node.inputs[0] not in rounded:
+        if node.op_type == "Relu" and node.inputs[0].producer() not in chosen:
             continue
-        chosen.append(node.name)
-        rounded.update(node.outputs)
-    return chosen
+        chosen.append(node)
+    return [node.name for node in chosen]
 
 
-def _is_stored(value: ir.Value) -> bool:
+def _is_fixed(value: ir.Value) -> bool:
     return value.is_initializer() and not value.is_graph_input()
 
 
 def _is_learned(node: ir.Node) -> bool:
-    """Whether it is a convolution with a bias. Those without are fixed kernels, which unfold the state or take the luma of the
-    frame: learned ones have a bias, since BatchNorm is folded into them."""
+    """Whether it is a learned convolution. Fixed kernels, which unfold the state or take the luma of the frame, have no bias;
+    learned ones have, since BatchNorm is folded into them."""
     return node.op_type == "Conv" and len(node.inputs) > 2
 
 
@@ -217,8 +202,8 @@ def _up_to_convolutions(values: list[ir.Value], forward: bool) -> set[ir.Node]:
         for node in value.consumers() if forward else [producer] if producer else []:
             if node not in reached:
                 reached.add(node)
-                there = node.outputs if forward else node.inputs
-                values += [] if _is_learned(node) else [value for value in there if value is not None]
+                beyond = node.outputs if forward else node.inputs
+                values += [] if _is_learned(node) else [value for value in beyond if value is not None]
     return reached
 
 
@@ -226,23 +211,22 @@ def _up_to_convolutions(values: list[ir.Value], forward: bool) -> set[ir.Node]:
 
 
 class _Frames:
-    """What the calibration feeds: chosen frames of streamed clips, with the state that the original had before each."""
+    """What the calibration feeds: every `every`-th frame of streamed clips, with the state that the original had before it."""
 
     def __init__(self, model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], every: int) -> None:
-        self.predictor = Predictor(model.SerializeToString())
-        self.feeds = self._stream(clips, every)
+        self.feeds = self._stream(Predictor(model.SerializeToString()), clips, every)
 
-    def _stream(self, clips: Iterable[Iterable[np.ndarray]], every: int) -> Iterator[dict[str, np.ndarray]]:
+    def _stream(
+        self, predictor: Predictor, clips: Iterable[Iterable[np.ndarray]], every: int
+    ) -> Iterator[dict[str, np.ndarray]]:
         for clip in clips:
-            self.predictor.reset()
             state: dict[str, np.ndarray] = {}
             for index, frame in enumerate(clip):
                 feed = {"input": normalise(frame), **state}
                 if index % every == 0:
                     yield feed
-                if self.predictor.stateful:
-                    results = self.predictor.session.run(["state_out"], feed)
-                    state = {"state_in": results[0]}
+                if predictor.stateful:
+                    state = {"state_in": predictor.session.run(["state_out"], feed)[0]}
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.feeds, None)

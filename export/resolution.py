@@ -35,17 +35,16 @@ def enter(
     return to_working_size(writer, pooled, 3, height, width, "frame"), size
 
 
+def to_working_size(writer: Writer, pooled: ir.Value, channels: int, height: int, width: int, name: str) -> ir.Value:
+    """Frames f32 `[1,channels,H,W]`, pooled already, at the working resolution, f32 `[1,channels,height,width]`."""
+    shape = writer.ints([1, channels, 2 * height, 2 * width], "twice_shape")
+    return writer.pool(writer.resize(pooled, "twice", shape=shape), 2, name)
+
+
 def leave(writer: Writer, small: ir.Value, frame_size: ir.Value) -> ir.Value:
     """A map f32 `[1,1,h,w]` at the frame's size, int64 `[2]`."""
     shape = writer.node("Concat", [writer.ints([1, 1], "one_one"), frame_size], "map_shape", axis=0)
     return writer.resize(small, "saliency_map", shape=shape)
-
-
-def to_working_size(writer: Writer, pooled: ir.Value, channels: int, height: int, width: int, name: str) -> ir.Value:
-    """Frames f32 `[1,channels,H,W]`, pooled already, at the working resolution, f32 `[1,channels,height,width]`."""
-    shape = writer.ints([1, channels, 2 * height, 2 * width], "twice_shape")
-    twice = writer.resize(pooled, "twice", shape=shape)
-    return writer.node("AveragePool", [twice], name, kernel_shape=[2, 2], strides=[2, 2])
 
 
 def _pool_by_fit(writer: Writer, frame: ir.Value, fits: ir.Value, kernels: Sequence[int], name: str) -> ir.Value:
@@ -58,9 +57,7 @@ def _pool_by_fit(writer: Writer, frame: ir.Value, fits: ir.Value, kernels: Seque
     k, smaller = kernels[0], kernels[1:]
     quotient = writer.node("Div", [fits, writer.ints([k], f"k{k}")], f"fits{k}")
     at_least_one = writer.node("Cast", [quotient], f"is{k}", to=onnx.TensorProto.BOOL)
-    pool = writer.branch(
-        f"pool{k}",
-        lambda w: w.node("AveragePool", [frame], f"by{k}", kernel_shape=[k, k], strides=[k, k]),
-    )
-    below = writer.branch(f"below{k}", lambda w: _pool_by_fit(w, frame, fits, smaller, f"less{k}"))
+    shape = [1, 3, "h", "w"]
+    pool = writer.branch(f"pool{k}", shape, lambda w: w.pool(frame, k, f"by{k}"))
+    below = writer.branch(f"below{k}", shape, lambda w: _pool_by_fit(w, frame, fits, smaller, f"less{k}"))
     return writer.node("If", [at_least_one], name, then_branch=pool, else_branch=below)

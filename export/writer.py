@@ -7,7 +7,7 @@
     model = writer.model({"license": "MIT"})   # an onnx.ModelProto
 
 The same calls give the same bytes in every process, and nothing in them tells of the machine that wrote them. This module
-needs no torch; onnxscript takes a second to import, so it is imported where a graph is written.
+needs no torch; onnxscript is slow to import and needed by nobody who only runs a file, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Writer:
-    """A graph under construction. Nodes are named `/SCOPE/VALUE` after the value that they compute."""
+    """A graph under construction. Nodes are named `SCOPE/VALUE` after the value that they compute."""
 
     builder: GraphBuilder
     scope: str = ""
@@ -42,7 +42,7 @@ class Writer:
         return cls(GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=name)))
 
     def within(self, scope: str) -> Writer:
-        """A writer of the same graph whose nodes are named `/SCOPE/...`."""
+        """A writer of the same graph in the scope `/scope`."""
         return Writer(self.builder, f"/{scope}")
 
     def node(self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
@@ -62,6 +62,10 @@ class Writer:
         """A Constant node of int64: sizes, which are no parameters of the student."""
         return self.node("Constant", [], name, value_ints=list(values))
 
+    def pool(self, value: ir.Value, kernel: int, name: str) -> ir.Value:
+        """The mean of every square of `kernel` x `kernel`."""
+        return self.node("AveragePool", [value], name, kernel_shape=[kernel] * 2, strides=[kernel] * 2)
+
     def resize(
         self, value: ir.Value, name: str, scales: ir.Value | None = None, shape: ir.Value | None = None
     ) -> ir.Value:
@@ -69,15 +73,15 @@ class Writer:
         inputs = [value, None, scales] if shape is None else [value, None, None, shape]
         return self.node("Resize", inputs, name, mode="linear", coordinate_transformation_mode="half_pixel")
 
-    def branch(self, name: str, write: Callable[[Writer], ir.Value]) -> ir.Graph:
-        """A branch of an `If`: the graph of what `write` appends; it may use the values of this graph."""
+    def branch(self, name: str, shape: Sequence[int | str], write: Callable[[Writer], ir.Value]) -> ir.Graph:
+        """A branch of an `If`: the graph of what `write` appends and returns; it may use the values of this graph."""
         import onnx_ir as ir
 
-        output = ir.Value(type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 3, "h", "w"]))
+        output = ir.Value(type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
         return self.builder.subgraph(lambda op: write(Writer(op.builder, self.scope)), [], [output], name=name)
 
     def output(self, value: ir.Value, shape: Sequence[int | str]) -> None:
-        """Makes a float value an output of the graph; `shape` is stated, since inference loses what sizes are called."""
+        """Makes a float value an output of the graph. `shape` is stated: inference does not know what sizes are called."""
         import onnx_ir as ir
 
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
@@ -88,20 +92,13 @@ class Writer:
         import onnx_ir as ir
         from onnx_ir.passes import common
 
-        model = ir.Model(
-            self.builder.graph, ir_version=IR_VERSION, producer_name=producer, metadata_props=dict(metadata)
-        )
-        common.NameFixPass()(model)  # names are unique across branches too: some runtimes join their scopes
+        graph = self.builder.graph
+        for node in graph.all_nodes():  # inferred shapes are not stored: consumers infer them for their sizes
+            for value in (value for value in node.outputs if not value.is_graph_output()):
+                value.type = value.shape = None
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name=producer, metadata_props=dict(metadata))
+        common.NameFixPass()(model)  # across branches too: some runtimes join their scopes
         common.ClearMetadataAndDocStringPass()(model)
         proto = ir.to_proto(model)
-        _drop_value_info(proto.graph)
+        del proto.graph.value_info[:]  # of the initializers, which have their shapes
         return proto
-
-
-def _drop_value_info(graph: onnx.GraphProto) -> None:
-    """Inferred shapes of inner values: every consumer infers its own, for the frame size it has."""
-    del graph.value_info[:]
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _drop_value_info(attribute.g)
