@@ -155,5 +155,5 @@ def test_the_command_writes_and_tells(student, tiny_root, tmp_path):
         "quantize", str(student), "--root", str(tiny_root), "-o", str(out), "--size", "64x48", "--keep", "--quiet"
     )
     assert result.returncode == 0, result.stderr
-    assert "times as fast, won" in result.stdout and "held-out clips" in result.stdout
+    assert "times as fast, faster in" in result.stdout and "held-out clips" in result.stdout
     assert {str(file) for file in out.iterdir()} == set(result.stdout.splitlines()[-4:])
