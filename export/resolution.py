@@ -57,7 +57,7 @@ def _pool_by_fit(writer: Writer, frame: ir.Value, fits: ir.Value, kernels: Seque
     k, smaller = kernels[0], kernels[1:]
     quotient = writer.node("Div", [fits, writer.ints([k], f"k{k}")], f"fits{k}")
     at_least_one = writer.node("Cast", [quotient], f"is{k}", to=onnx.TensorProto.BOOL)
-    shape = [1, 3, "h", "w"]
+    shape: tuple[int | str, ...] = (1, 3, "h", "w")
     pool = writer.branch(f"pool{k}", shape, lambda w: w.pool(frame, k, f"by{k}"))
     below = writer.branch(f"below{k}", shape, lambda w: _pool_by_fit(w, frame, fits, smaller, f"less{k}"))
     return writer.node("If", [at_least_one], name, then_branch=pool, else_branch=below)
