@@ -25,7 +25,7 @@ def inspect(
 
     Of a corpus: clips, frames, fixations, observers, what is missing or broken, and the blur of its maps.
     """
-    from distill.tools.inspect import corpus_in, describe
+    from distill.tools.inspect_files import corpus_in, describe
 
     if name := corpus or corpus_in(path):
         _inspect_corpus(path, name, show, out, output)
@@ -42,18 +42,20 @@ def inspect(
 
 
 def _inspect_corpus(path: Path, name: str, show: str | None, out: Path | None, output: Output) -> None:
-    from distill.tools import look
+    from distill.tools.inspect_corpus import describe_corpus, summary, table_rows
 
     if out and not show:
         raise UsageError("-o names the drawing of --show CLIP; give both")
-    found, facts = look.describe_corpus(path, name, interruptible(output.quiet).track)
+    found, facts = describe_corpus(path, name, interruptible(output.quiet).track)
     if show:
-        facts["files"] = [str(look.write_sheet(found, show, out or Path(f"{show}.png")))]
+        from distill.tools.corpus_sheet import write_sheet
+
+        facts["files"] = [str(write_sheet(found, show, out or Path(f"{show}.png")))]
     if output.as_json:
         print_json({"schema": 1, **facts})
     else:
-        print_rows(look.rows(facts), str(path))
-        print_facts(look.summary(facts))
+        print_rows(table_rows(facts), str(path))
+        print_facts(summary(facts))
         print_files(facts.get("files", []))
     if broken := facts["broken"]:
         way_out = f"restore them, or leave them out: --set corpus.skip={','.join(broken)}"
@@ -62,7 +64,7 @@ def _inspect_corpus(path: Path, name: str, show: str | None, out: Path | None, o
 
 def doctor(as_json: JsonOption = False) -> None:
     """What is this machine: versions, devices, missing packages."""
-    from distill.tools.inspect import machine
+    from distill.tools.doctor import machine
 
     facts = machine()
     if as_json:

@@ -102,7 +102,7 @@ def quantize(
     """
     if not root:
         raise UsageError("which clips? give the corpus's folder with --root")
-    from distill.tools.inspect import corpus_in
+    from distill.tools.inspect_files import corpus_in
     from distill.tools.quantize import quantise_file
 
     resolved, _ = resolve(None, corpus or corpus_in(root[0]) or "dhf1k", RunOptions(root=root))

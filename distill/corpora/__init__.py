@@ -7,11 +7,11 @@ A corpus may have several parts, `dhf1k:1,images:0.5`, with a root folder for ea
 from distill.corpora.clips import Clip, Corpus
 from distill.corpora.density import SIGMA, blur, density_map
 from distill.corpora.gaze import Points, fixation_map, fixation_points
-from distill.corpora.layouts import CORPORA
+from distill.corpora.layouts import CORPORA, detect_corpus
 from distill.corpora.opening import Part, find, fingerprints, open_corpus, parts_of
 from distill.corpora.splitting import split
 
 __all__ = [
-    "CORPORA", "SIGMA", "Clip", "Corpus", "Part", "Points", "blur", "density_map", "find", "fingerprints", "fixation_map",
+    "CORPORA", "SIGMA", "Clip", "Corpus", "Part", "Points", "blur", "density_map", "detect_corpus", "find", "fingerprints", "fixation_map",
     "fixation_points", "open_corpus", "parts_of", "split",
 ]  # fmt: skip

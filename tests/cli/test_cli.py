@@ -120,7 +120,7 @@ def test_the_command_line_surface_is_frozen():
         (["bench", "none.onnx"], "no model at none.onnx"),
         (["luma", "none.onnx", "--size", "64x48"], "no model at none.onnx"),
         (["luma", "none.onnx"], "say which with --size"),
-        (["inspect", "empty"], "is no run directory"),
+        (["inspect", "empty"], "is not a run directory"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):

@@ -1,4 +1,4 @@
-"""Layouts: how a corpus arranges its files, one module each, and the corpora by name."""
+"""Layouts: how a corpus arranges its files, one module each; the corpora by name; which of them a folder holds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from distill.corpora.entries import Entry
 from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots, videos
 from distill.recipe.keys import Corpus as Options
+from distill.run.errors import UsageError
 
 
 class Layout(NamedTuple):
@@ -26,3 +27,22 @@ CORPORA: dict[str, Layout] = {
     "dhf1k": _DHF1K, "hollywood2": _SHOTS, "ucf-sports": _SHOTS, "avimos": _MOUSE, "ntire2026": _MOUSE,
     "gaze-table": _TABLE, "images": _TABLE, "videos": Layout(videos.find), "synthetic": _DHF1K,
 }  # fmt: skip
+
+
+def detect_corpus(root: Path) -> str | None:
+    """The name of the corpus whose layout `root` has, judging by the folders in it; None if it has none of them."""
+    names = {path.name.lower() for path in root.iterdir()}
+    if "traintestsplit.json" in names or any(name.startswith(("saliencyt", "fixationst")) for name in names):
+        return "avimos"
+    sides = ("training", "testing")
+    first_shot = next((p.name for side in sides for p in root.glob(f"{side}/*") if (p / "images").is_dir()), "0")
+    if not first_shot.isdigit():
+        return "hollywood2" if first_shot.startswith("actionclip") else "ucf-sports"
+    ordered = ("dhf1k", "gaze-table") if names & {"annotation", "frames"} else ("gaze-table", "dhf1k")
+    for name in (*ordered, "videos"):
+        try:
+            CORPORA[name].find(root, Options(name=name))
+        except UsageError:
+            continue
+        return name
+    return None

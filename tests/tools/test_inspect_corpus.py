@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from distill.corpora import open_corpus
+from distill.corpora import detect_corpus, open_corpus
 from distill.run.errors import UsageError
-from distill.tools import look
+from distill.tools.corpus_sheet import write_sheet
+from distill.tools.inspect_corpus import describe_corpus, fit_sigma, table_rows
 from tests.corpora import writers
 from tests.helpers import distill
 
@@ -29,13 +30,13 @@ from tests.helpers import distill
 )
 def test_the_layout_is_seen(tmp_path, write, name):
     write(tmp_path)
-    assert look.guess(tmp_path) == name
+    assert detect_corpus(tmp_path) == name
 
 
 def test_a_gaze_table_beside_a_video_folder_is_no_dhf1k(tmp_path):
     writers.video(tmp_path / "video" / "walk.mp4", 4)
     (tmp_path / "gaze.csv").write_text("clip,frame_index,x,y\nwalk,1,2,3\n", encoding="utf-8")
-    assert look.guess(tmp_path) == "gaze-table"
+    assert detect_corpus(tmp_path) == "gaze-table"
 
 
 def test_numbers_of_a_corpus(tmp_path):
@@ -43,12 +44,12 @@ def test_numbers_of_a_corpus(tmp_path):
     writers.official(tmp_path, 2)
     writers.video(tmp_path / "video" / "003.avi", 4, 30.0)
     writers.video(tmp_path / "video" / "002.avi", 3, 30.0)  # too short for its annotation
-    _, facts = look.describe_corpus(tmp_path, "dhf1k")
+    _, facts = describe_corpus(tmp_path, "dhf1k")
     assert (facts["clips"], facts["annotated"], facts["frames"]) == (2, 1, 10)
     assert facts["unannotated"] == ["003"] and "002.avi has 3 frames" in facts["broken"]["002"]
     first = facts["per_clip"][0]
     assert (first["id"], first["frames"], first["fixations_per_frame"], first["observers"]) == ("001", 6, 1.0, None)
-    table = look.rows(facts)
+    table = table_rows(facts)
     assert [row["clip"] for row in table] == ["001", "003", "002"]
     assert table[1]["remarks"] == "no annotation" and table[2]["remarks"].startswith("BROKEN: ")
     assert json.loads(json.dumps(facts)) == facts
@@ -59,8 +60,8 @@ def test_images_are_told_set_by_set(tmp_path):
         writers.images(tmp_path / name)
     table = (tmp_path / "osie" / "fixations.csv").read_text(encoding="utf-8")
     (tmp_path / "osie" / "fixations.csv").write_text(table + "001.jpg,3,1,1.2,0.5,100\n", encoding="utf-8")
-    _, facts = look.describe_corpus(tmp_path, "gaze-table")
-    rows = look.rows(facts)
+    _, facts = describe_corpus(tmp_path, "gaze-table")
+    rows = table_rows(facts)
     assert [row["clip"] for row in rows] == ["osie, 3 images", "street, 3 images"]
     assert (rows[0]["fixations/frame"], rows[0]["observers"]) == ("4.0", "2")
     assert rows[0]["remarks"] == "1 points outside the frame"
@@ -83,7 +84,7 @@ def test_the_blur_of_the_maps_is_found(tmp_path, sigma):
     clip = tmp_path / "FixationsTrain" / "a"
     clip.mkdir(parents=True)
     (clip / "fixations.json").write_text(json.dumps(points), encoding="utf-8")
-    fitted = look.fit_sigma(open_corpus("avimos", tmp_path).clips)
+    fitted = fit_sigma(open_corpus("avimos", tmp_path).clips)
     assert fitted["sigma_px"] == pytest.approx(sigma, rel=0.03)
     assert fitted["sigma_share"] == pytest.approx(sigma / 320, rel=0.03) and fitted["sigma_correlation"] > 0.99
 
@@ -91,18 +92,18 @@ def test_the_blur_of_the_maps_is_found(tmp_path, sigma):
 def test_the_sheet_shows_heat_and_dots(tmp_path):
     writers.official(tmp_path, 1, frames=16)
     corpus = open_corpus("dhf1k", tmp_path)
-    picture = cv2.imread(str(look.write_sheet(corpus, "001", tmp_path / "sheet.png")))
+    picture = cv2.imread(str(write_sheet(corpus, "001", tmp_path / "sheet.png")))
     assert picture.shape[1] == 1800 and picture.std() > 10
     with pytest.raises(UsageError, match=r"name it sheet\.png"):
-        look.write_sheet(corpus, "001", tmp_path / "sheet.jpg")
+        write_sheet(corpus, "001", tmp_path / "sheet.jpg")
     with pytest.raises(UsageError, match=r"no usable clip '01' in .*; did you mean '001'"):
-        look.write_sheet(corpus, "01", tmp_path / "sheet.png")
+        write_sheet(corpus, "01", tmp_path / "sheet.png")
 
 
 def test_sheets_of_images_and_of_one_image(tmp_path):
     corpus = open_corpus("images", writers.images(tmp_path / "osie", 5))
     for name in ("osie", "003"):
-        assert cv2.imread(str(look.write_sheet(corpus, name, tmp_path / f"{name}.png"))).shape[1] == 1800
+        assert cv2.imread(str(write_sheet(corpus, name, tmp_path / f"{name}.png"))).shape[1] == 1800
 
 
 def test_inspect_on_the_command_line(tmp_path):

@@ -1,47 +1,48 @@
-"""What a path is, or this machine: facts for a person or a bug report."""
+"""Facts about a run directory, a soft-label store or an ONNX file. A corpus has a module of its own, `inspect_corpus`."""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from distill.run.directory import MANIFEST, environment, missing_modules
+import numpy as np
+import onnx
+
+from distill.opallowlist import check
+from distill.run.directory import MANIFEST
 from distill.run.errors import UsageError
 from distill.run.files import read_json
-from distill.run.parallel import usable_cores
+
+STORE = "store.json"
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a run directory, a soft-label store or an ONNX file. Raises UsageError for others.
-
-    A corpus is looked at more closely: see `corpus_in` and distill.tools.look.
-    """
+    """Facts about a run directory, a soft-label store or an ONNX file. Raises UsageError for anything else."""
     if not path.exists():
         raise UsageError(f"{path} does not exist")
     if path.is_file() and path.suffix == ".onnx":
-        return _model(path)
+        return _describe_model(path)
     if (path / MANIFEST).is_file():
-        return _run(path)
-    if (path / "store.json").is_file():
-        return _store(path)
-    raise UsageError(f"{path} is no run directory, soft-label store, corpus root or .onnx file{_HINT}")
-
-
-_HINT = "; a corpus whose layout is not seen can be named with --corpus"
+        return _describe_run(path)
+    if (path / STORE).is_file():
+        return _describe_store(path)
+    raise UsageError(
+        f"{path} is not a run directory, soft-label store, corpus root or .onnx file; "
+        "name a corpus whose layout is not recognised with --corpus"
+    )
 
 
 def corpus_in(path: Path) -> str | None:
-    """The corpus in whose layout a folder is; None where it is a run, a store, or in none."""
-    if not path.is_dir() or (path / MANIFEST).is_file() or (path / "store.json").is_file():
+    """The name of the corpus whose layout a folder has; None for a run, a store, and anything else."""
+    if not path.is_dir() or (path / MANIFEST).is_file() or (path / STORE).is_file():
         return None
-    from distill.tools.look import guess
+    from distill.corpora import detect_corpus  # needs OpenCV, which a gate-only install lacks
 
-    return guess(path)
+    return detect_corpus(path)
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _describe_run(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST)
     facts: dict[str, Any] = {
         "kind": "run",
@@ -56,10 +57,8 @@ def _run(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _store(path: Path) -> dict[str, Any]:
-    import numpy as np
-
-    teacher = read_json(path / "store.json")["teacher"]
+def _describe_store(path: Path) -> dict[str, Any]:
+    teacher = read_json(path / STORE)["teacher"]
     files = sorted(path.glob("*.npy"))
     shapes, broken, frames = Counter[str](), list[str](), 0
     for file in files:
@@ -79,11 +78,7 @@ def _store(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model(path: Path) -> dict[str, Any]:
-    import onnx
-
-    from distill.opallowlist import check
-
+def _describe_model(path: Path) -> dict[str, Any]:
     report = check(path)
     facts: dict[str, Any] = {
         "kind": "ONNX model",
@@ -101,17 +96,3 @@ def _model(path: Path) -> dict[str, Any]:
 
 def _shape(value: Any) -> str:
     return str([d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
-
-
-def machine() -> dict[str, Any]:
-    """Versions, device, disk, and which packages of the `train` extra are missing (a comma-separated string)."""
-    facts: dict[str, Any] = dict(environment())
-    facts["cores"] = usable_cores()
-    facts["free disk here"] = f"{shutil.disk_usage('.').free / 1e9:.0f} GB"
-    missing = missing_modules()
-    if "torch" not in missing:
-        from distill.run.device import choose
-
-        facts["device"] = choose("auto")[1]
-    facts["missing"] = ", ".join(missing)
-    return facts
