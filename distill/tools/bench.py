@@ -2,20 +2,19 @@
 
     time      the same frame of noise, the same onnxruntime, one frame of every model in turn; median and 90th percentile.
               A model with state carries it from turn to turn
-    memory    every model in a process of its own: peak resident memory over two frames, above what that process held with
-              onnxruntime imported and the frame allocated. The map counts, the frame does not. Median of three processes
+    memory    each model in a process of its own: peak resident memory over two frames, above what that process held with
+              onnxruntime imported and the frame allocated. The map counts, the frame does not. Median of three processes.
+              Unknown on systems other than Linux
     GMAC      from the graph, see distill.export.cost
-    ceiling   multiply-adds a second, as a share of the best rate that onnxruntime reached on float32 products that suit it
-              (`PRODUCTS`), on as many threads, in the same turns
+    ceiling   multiply-adds per second, as a fraction of the best rate that onnxruntime reached on float32 products that suit
+              it (`PRODUCTS`), on the same number of threads, in the same turns
 
-Numbers are of this machine while it does nothing else; what else runs lowers all of them, short runs the most.
+Measure on an idle machine: other work makes every number worse, those of short runs most.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,27 +27,29 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from distill.evaluation.predictors import load_predictor
 from distill.export.cost import count, parameters
 from distill.export.runner import Predictor
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
+from distill.tools.bench_memory import RUNS as MEMORY_RUNS
+from distill.tools.bench_memory import noise as noise
+from distill.tools.bench_memory import peak_bytes
 
-MEMORY_FRAMES = 2  # onnxruntime plans its memory on the first frame of a size, and follows the plan on the second
-MEMORY_RUNS = 3  # onnxruntime's arena grows in steps: the same model took 134 MB in one process and 182 MB in the next
-# What the ceiling is measured on: operator, shape of the input, shape of the constant weights. Such as the caches of a core
-# hold: MatMul reached 57 GMAC/s at 384, 50 at 1024 and 46 at 2048 on one thread of an AMD EPYC with AVX-512.
+# The ceiling is measured on these: operator, shape of the input, shape of the constant weights. They fit a core's caches:
+# MatMul reached 57 GMAC/s at 384, 50 at 1024 and 46 at 2048 on one thread of an AMD EPYC with AVX-512.
 PRODUCTS = (
     ("MatMul", (384, 384), (384, 384)),
     ("MatMul", (768, 768), (768, 768)),
     ("Conv", (1, 128, 28, 28), (128, 128, 3, 3)),
 )
-# Seconds between runs on several threads: onnxruntime's spin for a while after a run, and would take the next model's cores.
+# Seconds between runs on several threads: onnxruntime's threads spin for a while after a run and would slow the next model.
 SETTLE = 0.01
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The best rate of float32 multiply-adds seen on so many threads, and what reached it."""
+    """The best rate of float32 multiply-adds on a number of threads, and the product that reached it."""
 
     threads: int
     gmac_per_s: float
@@ -57,7 +58,8 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Row:
-    """One model at one size on so many threads. None: the graph's shapes are not told by the frame's."""
+    """One model at one size on a number of threads. None where a number is unknown: memory on this system, multiply-adds
+    where the frame's size does not determine the graph's shapes."""
 
     size: str
     threads: int
@@ -65,8 +67,8 @@ class Row:
     median_ms: float
     p90_ms: float
     speedup: float  # how many times faster than the base
-    peak_mib: float
-    memory_ratio: float  # peak memory over the base's
+    peak_mib: float | None
+    memory_ratio: float | None  # peak memory over the base's
     gmac: float | None
     parameters: int
     ceiling_fraction: float | None
@@ -74,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """Every row, by threads, size and model as given; the ceilings, by threads; the model that is the ratios' base."""
+    """All rows, by threads, size and model as given; the ceilings, by threads; the model that ratios refer to."""
 
     rows: list[Row]
     ceilings: list[Ceiling]
@@ -89,24 +91,20 @@ class Bench:
 
 
 def measure(
-    models: Sequence[Path],
-    sizes: Sequence[str],
-    threads: Sequence[int],
-    rounds: int,
-    against: Path | None = None,
+    models: Sequence[Path], sizes: Sequence[str], threads: Sequence[int], rounds: int, against: Path | None = None,
     narrator: Narrator | None = None,
-) -> Bench:
+) -> Bench:  # fmt: skip
     """Measures every model at every `WxH` on every number of threads, `rounds` timed frames each.
 
-    against: the base of the ratios, measured too; without it the last model is.
-    Raises UsageError for a model that is missing, is no saliency student, or does not run at one of the sizes.
+    against: the model that ratios refer to, measured too; by default the last one.
+    Raises UsageError for a model that is missing, is not a saliency student, or does not run at one of the sizes.
     """
     narrator = narrator or Narrator(quiet=True)
     models = [*models, *([against] if against is not None and against not in models else [])]
     names = _names(models)
     base = len(models) - 1 if against is None else models.index(against)
     frames = {size: noise(*parse_size(size)) for size in sizes}
-    open_all(models, 1)  # what does not load shows before the first second is spent
+    open_all(models, 1)  # a model that does not load is refused before any measurement
     works = {name: _work(path, name, frames, narrator) for name, path in zip(names, models, strict=True)}
     rows, ceilings = [], []
     for n in threads:
@@ -114,42 +112,38 @@ def measure(
         ceilings.append(ceiling)
         for size, taken in seconds.items():
             opened = narrator.track(models, f"bench: memory at {size}", len(models), "models")
-            peaks = [peak_bytes(path, size, n, min(rounds, MEMORY_RUNS)) for path in opened]
+            peaks = [peak_bytes(path, *parse_size(size), n, min(rounds, MEMORY_RUNS)) for path in opened]
             medians = [float(np.median(times)) for times in taken]
-            for i, name in enumerate(names):
+            base_peak = peaks[base]
+            for i, (name, peak) in enumerate(zip(names, peaks, strict=True)):
                 gmac, weights = works[name][size]
-                rows.append(
-                    Row(
-                        size, n, name,
-                        median_ms=1000 * medians[i],
-                        p90_ms=1000 * float(np.percentile(taken[i], 90)),
-                        speedup=medians[base] / medians[i],
-                        peak_mib=peaks[i] / 2**20,
-                        memory_ratio=peaks[i] / peaks[base],
-                        gmac=gmac,
-                        parameters=weights,
-                        ceiling_fraction=None if gmac is None else gmac / medians[i] / ceiling.gmac_per_s,
-                    )
+                row = Row(
+                    size, n, name,
+                    median_ms=1000 * medians[i],
+                    p90_ms=1000 * float(np.percentile(taken[i], 90)),
+                    speedup=medians[base] / medians[i],
+                    peak_mib=None if peak is None else peak / 2**20,
+                    memory_ratio=peak / base_peak if peak and base_peak else None,
+                    gmac=gmac,
+                    parameters=weights,
+                    ceiling_fraction=None if gmac is None else gmac / medians[i] / ceiling.gmac_per_s,
                 )  # fmt: skip
+                rows.append(row)
     return Bench(rows, ceilings, names[base])
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of a `WxH`, or UsageError."""
-    found = re.fullmatch(r"0*([1-9][0-9]*)x0*([1-9][0-9]*)", text.lower())
-    if not found:
-        raise UsageError(f"--size wants WIDTHxHEIGHT such as 1920x1080, got {text[:40]!r}")
-    if max(map(len, found.groups())) > 4 or max(map(int, found.groups())) > 8192:
-        raise UsageError(f"--size wants at most 8192 pixels a side, got {text[:40]!r}")
-    width, height = map(int, found.groups())
+    """Width and height of a `WxH` in pixels. Raises UsageError for other text and for sides above 8192."""
+    match = re.fullmatch(r"0*([1-9][0-9]*)x0*([1-9][0-9]*)", text.lower())
+    if not match:
+        raise UsageError(f"--size must be WIDTHxHEIGHT, such as 1920x1080; got {text[:40]!r}")
+    if max(map(len, match.groups())) > 4 or max(map(int, match.groups())) > 8192:
+        raise UsageError(f"--size must be at most 8192 pixels a side; got {text[:40]!r}")
+    width, height = map(int, match.groups())
     return width, height
 
 
 def open_all(models: Sequence[Path], threads: int) -> list[Predictor]:
-    from distill.evaluation.predictors import (
-        load_predictor,  # brings OpenCV, which the process that measures memory does without
-    )
-
     return [load_predictor(path, threads) for path in models]
 
 
@@ -159,24 +153,20 @@ def _names(models: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in models]
 
 
-def noise(width: int, height: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((1, 3, height, width), np.float32)
-
-
 def _work(
     path: Path, name: str, frames: Mapping[str, np.ndarray], narrator: Narrator
 ) -> dict[str, tuple[float | None, int]]:
-    """GMAC of one frame, where the graph tells it, and parameters; by size."""
+    """GMAC of one frame, None if the graph does not determine it, and number of parameters; by size."""
     model = onnx.load(path)
-    found: dict[str, tuple[float | None, int]] = {}
+    work: dict[str, tuple[float | None, int]] = {}
     for size, frame in frames.items():
         try:
             cost = count(model, *frame.shape[2:])
-            found[size] = cost.macs / 1e9, cost.parameters
+            work[size] = cost.macs / 1e9, cost.parameters
         except ValueError as error:
             narrator.say(f"bench: the multiply-adds of {name} at {size} are not counted: {error}")
-            found[size] = None, parameters(model)
-    return found
+            work[size] = None, parameters(model)
+    return work
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -185,16 +175,16 @@ def _work(
 def _time(
     models: Sequence[Path], frames: Mapping[str, np.ndarray], threads: int, rounds: int, narrator: Narrator
 ) -> tuple[dict[str, list[list[float]]], Ceiling]:
-    """Seconds of every timed frame, by size and model, and the ceiling that the same turns saw."""
+    """Seconds of every timed frame, by size and model, and the ceiling measured in the same turns."""
     predictors = open_all(models, threads)
     products = [_product(op, given, weights, threads) for op, given, weights in PRODUCTS]
     best, seconds = [0.0] * len(products), {}
     for size, frame in frames.items():
         for predictor in predictors:
-            predictor.reset()  # a state need not fit another size
+            predictor.reset()  # a state may not fit another size
         runs: list[Callable[[], object]] = [partial(predictor.run, frame) for predictor in predictors]
         runs += [run for run, _ in products]
-        # Said once, without a bar: what redraws a bar would run beside what is timed.
+        # Printed once, without a progress bar: redrawing one would disturb the measurement.
         narrator.say(f"bench: {rounds} frames of {size} on {threads} thread{'s' if threads > 1 else ''}")
         try:
             taken = take_turns(runs, rounds, threads)
@@ -206,11 +196,11 @@ def _time(
     fastest = int(np.argmax(best))
     op, given, weights = PRODUCTS[fastest]
     shapes = " by ".join("x".join(map(str, shape)) for shape in (given, weights))
-    return seconds, Ceiling(threads, best[fastest], f"float32 {op} {shapes} in onnxruntime")
+    return seconds, Ceiling(threads, best[fastest], f"float32 {op} {shapes}")
 
 
 def take_turns(runs: Sequence[Callable[[], object]], rounds: int, threads: int) -> list[list[float]]:
-    """Seconds of each run in each of `rounds` turns, after one turn that warms up."""
+    """Seconds of each run in each of `rounds` turns, after a warm-up turn."""
     seconds: list[list[float]] = [[] for _ in runs]
     for turn in range(rounds + 1):
         for run, taken in zip(runs, seconds, strict=True):
@@ -244,40 +234,3 @@ def _product(
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {"given": rng.standard_normal(given, np.float32)}
     return partial(session.run, None, feed), count(model, 1, 1).macs / 1e9
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def peak_bytes(model: Path, size: str, threads: int, runs: int = MEMORY_RUNS) -> float:
-    """Peak resident memory of a process that streams two frames through a model, above what it held before; median."""
-    # -P: a folder in which somebody calls this may hold an onnx.py of its own.
-    command = [sys.executable, "-P", "-c", "from distill.tools.bench import print_peak; print_peak()"]
-    found = []
-    for _ in range(runs):
-        result = subprocess.run([*command, str(model), size, str(threads)], capture_output=True, text=True)
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-            raise UsageError(f"the memory of {model} at {size} cannot be measured: {reason}")
-        found.append(int(result.stdout))
-    return float(np.median(found))
-
-
-def print_peak() -> None:
-    """The process that `peak_bytes` starts."""
-    model, size, threads = sys.argv[1:]
-    frame = noise(*parse_size(size))
-    Path("/proc/self/clear_refs").write_text("5")  # what the imports took for a moment is no part of the base
-    before = _high_water()
-    predictor = Predictor(model, int(threads))
-    for _ in range(MEMORY_FRAMES):
-        predictor.run(frame)
-    print(_high_water() - before)
-
-
-def _high_water() -> int:
-    """Peak resident bytes of this process. (getrusage would give the parent's, from before the exec, where that is larger.)"""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise UsageError("this machine's /proc/self/status does not tell VmHWM, the peak of resident memory")

@@ -245,7 +245,7 @@ def test_bench_and_inspect_speak_of_the_files(finished):
     model = finished / "export" / "student.onnx"
     rows = json.loads(distill("bench", model, model, "--size", "64x48", "--rounds", "2", "--json").stdout)["results"]
     assert len(rows) == 2 and all(row["median_ms"] > 0 for row in rows)
-    assert "wants WIDTHxHEIGHT" in distill("bench", model, "--size", "64").stderr
+    assert "--size must be WIDTHxHEIGHT" in distill("bench", model, "--size", "64").stderr
     for path, kind in (
         (finished, "run"),
         (finished / "labels", "soft-label store"),

@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from distill.cli import model_verbs
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
-from distill.tools import bench
-from distill.tools.bench import Bench, Ceiling, Row, measure, peak_bytes, take_turns
+from distill.tools import bench, bench_memory
+from distill.tools.bench import Bench, Ceiling, Row, measure, take_turns
+from distill.tools.bench_memory import peak_bytes
 from tests.helpers import distill, step_model
 
 
@@ -90,8 +91,18 @@ def test_a_state_is_carried_from_turn_to_turn_and_not_to_another_size(models, mo
 
 def test_memory_is_that_of_the_model_and_not_of_this_process(models):
     ballast = np.ones(2**25)  # 256 MiB here must not count there
-    thin, wide = (peak_bytes(path, "512x512", 1, runs=1) / 2**20 for path in models[:2])
+    thin, wide = (peak_bytes(path, 512, 512, 1, runs=1) / 2**20 for path in models[:2])
     assert ballast.nbytes and thin < 64 < wide < 256  # 64 channels of 1 MiB each, and onnxruntime's own
+
+
+def test_without_proc_memory_is_unknown_and_everything_else_is_measured(models, monkeypatch, tmp_path, capsys):
+    for name in ("STATUS", "CLEAR"):
+        monkeypatch.setattr(bench_memory, name, tmp_path / "proc" / "self")
+    rows = measure(models[:2], ["64x48"], [1], 1).rows
+    assert [(row.peak_mib, row.memory_ratio) for row in rows] == [(None, None)] * 2
+    assert all(row.median_ms > 0 and row.gmac > 0 for row in rows)
+    model_verbs.print_bench(rows)
+    assert re.search(r"thin( +[\d.]+){3} +- +- +0\.000", capsys.readouterr().out)
 
 
 def test_a_graph_that_cannot_be_counted_is_measured_all_the_same(models, monkeypatch, capsys):
@@ -116,8 +127,8 @@ def test_what_does_not_run_is_one_line(tmp_path, models):
     onnx.save(fixed, tmp_path / "fixed.onnx")
     with pytest.raises(UsageError, match="does not run at 64x50"):
         measure([tmp_path / "fixed.onnx"], ["64x48", "64x50"], [1], 1)
-    with pytest.raises(UsageError, match="cannot be measured: "):
-        peak_bytes(tmp_path / "fixed.onnx", "64x50", 1, runs=1)
+    with pytest.raises(UsageError, match=r"fixed\.onnx at 64x50 cannot be measured: "):
+        peak_bytes(tmp_path / "fixed.onnx", 64, 50, 1, runs=1)
 
 
 def test_two_files_of_one_name_are_told_apart(tmp_path):
