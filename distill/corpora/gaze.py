@@ -35,6 +35,12 @@ class Points(NamedTuple):
     columns: np.ndarray
     observers: np.ndarray | None = None
 
+    def as_map(self, clip: Clip) -> np.ndarray:
+        """The fixation map of these points, bool `[H,W]`."""
+        fixations = np.zeros((clip.height, clip.width), bool)
+        fixations[self.rows, self.columns] = True
+        return fixations
+
 
 def fixation_points(clip: Clip, index: int) -> Points | None:
     """Where observers looked in frame `index`: rows and columns in pixels, int32 `[N]`, and observers where known.
@@ -55,11 +61,7 @@ def fixation_points(clip: Clip, index: int) -> Points | None:
 def fixation_map(clip: Clip, index: int) -> np.ndarray | None:
     """The fixation map of frame `index`, bool `[H,W]`; None if the frame has no annotation."""
     points = fixation_points(clip, index)
-    if points is None:
-        return None
-    fixations = np.zeros((clip.height, clip.width), bool)
-    fixations[points.rows, points.columns] = True
-    return fixations
+    return None if points is None else points.as_map(clip)
 
 
 def clip_fixations(clip: Clip) -> ClipFixations:

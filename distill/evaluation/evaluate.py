@@ -24,7 +24,7 @@ import numpy as np
 from distill.corpora import SIGMA, Clip, Points, blur, density_map, open_corpus
 from distill.evaluation import metrics, protocols, statistics
 from distill.evaluation.centre import centred_gaussian
-from distill.evaluation.fixations import Fixations, as_map, observer_halves, read_fixations
+from distill.evaluation.fixations import Fixations, observer_halves, read_fixations
 from distill.evaluation.predictors import load_predictor, predict, size_multiple
 from distill.evaluation.protocols import GroundTruth, Protocol
 from distill.export.runner import Predictor
@@ -42,32 +42,23 @@ CEILING = "half of the observers"
 MIN_CLIPS_FOR_MEAN_MAP = 4
 
 
+_cached_gaussian = lru_cache(maxsize=64)(centred_gaussian)
+
+
 def centre_gaussian(clip: Clip, index: int) -> np.ndarray:
-    """A centred Gaussian, sigma 22 % of each side: the baseline that every model must beat."""
-    return _centre(clip.height, clip.width)
+    """The centred Gaussian as a reference."""
+    return _cached_gaussian(clip.height, clip.width)
 
 
 @lru_cache(maxsize=64)
-def _centre(height: int, width: int) -> np.ndarray:
-    return centred_gaussian(height, width)
-
-
-@lru_cache(maxsize=64)
-def _centre_map(height: int, width: int) -> metrics.Map:
-    return metrics.Map(_centre(height, width))
+def _gaussian_map(height: int, width: int) -> metrics.Map:
+    return metrics.Map(_cached_gaussian(height, width))
 
 
 def evaluate(
-    models: Mapping[str, Path],
-    references: Mapping[str, Reference],
-    clips: Sequence[Clip],
-    stride: int,
-    threads: int,
-    narrator: Narrator,
-    protocol: str = "clip-mean",
-    baselines: Sequence[str] = (),
-    mean_map: bool = False,
-) -> dict[str, Any]:
+    models: Mapping[str, Path], references: Mapping[str, Reference], clips: Sequence[Clip], stride: int, threads: int,
+    narrator: Narrator, protocol: str = "clip-mean", baselines: Sequence[str] = (), mean_map: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Scores models (by display name), their poolings and references on annotated clips.
 
     baselines: poolings for every model without state, as `students.pooling.parse` reads them. mean_map: score the mean map
@@ -85,7 +76,6 @@ def evaluate(
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
         raise UsageError("no clip has fixations to score against; give a corpus with fixations")
-    threads = threads or usable_cores()
     metrics.reserve_memory()
     opened = {name: load_predictor(path) for name, path in models.items()}  # a file that does not load is reported now
     poolings = _poolings(opened, baselines)
@@ -94,16 +84,14 @@ def evaluate(
     for name, multiple in multiples.items():
         if any(side % multiple for clip in annotated for side in (clip.height, clip.width)):
             narrator.say(
-                f"eval: {name} runs at multiples of {multiple} px only: other frames are extended at the right and at the bottom"
+                f"eval: {name} runs at multiples of {multiple} px only: other frames are extended, right and bottom"
             )
 
-    with cancelling_pool(threads) as pool:
+    with cancelling_pool(threads or usable_cores()) as pool:
         read = pool.map(lambda clip: read_fixations(clip, stride, narrator.stop), annotated)
         fixations = Fixations(annotated, list(narrator.track(read, "fixations", len(annotated))))
         if not fixations.points:
-            raise UsageError(
-                "none of the scored frames has fixations; check the annotation, or score more frames with eval.stride"
-            )
+            raise UsageError("none of the scored frames has fixations; check the annotation, or lower eval.stride")
         if mean_map and len(np.unique(fixations.owner)) >= MIN_CLIPS_FOR_MEAN_MAP:
             references = {**references, MEAN_MAP: fixations.mean_map}
         scorer = _Scorer(models, multiples, poolings, references, fixations, chosen, narrator.stop)
@@ -113,15 +101,11 @@ def evaluate(
     names = [*models, *poolings, *references]
     names += [CEILING] if any(CEILING in r["scores"] for r in by_clip.values()) else []
     return {
-        "schema": 2,
-        "protocol": chosen.name,
-        "about": chosen.about,
-        "stride": stride,
-        "frames_scored": sum(r["frames_scored"] for r in by_clip.values()),
-        "frames_without_fixations": sum(r["frames_without_fixations"] for r in by_clip.values()),
+        "schema": 2, "protocol": chosen.name, "about": chosen.about, "stride": stride,
+        **{key: sum(r[key] for r in by_clip.values()) for key in ("frames_scored", "frames_without_fixations")},
         **statistics.summarise_clips(by_clip, names, chosen),
         "clips": by_clip,
-    }
+    }  # fmt: skip
 
 
 def evaluate_corpora(models: Sequence[Path], recipe: Recipe, narrator: Narrator) -> dict[str, dict[str, Any]]:
@@ -245,8 +229,9 @@ class _Scorer:
                 raise UsageError(f"clip {clip.id}: {error}") from None
             if needed:
                 for name, reference in self.references.items():
-                    size = (clip.width, clip.height)
-                    maps[name] = cv2.resize(reference(clip, index), size, interpolation=cv2.INTER_LINEAR)
+                    maps[name] = cv2.resize(
+                        reference(clip, index), (clip.width, clip.height), interpolation=cv2.INTER_LINEAR
+                    )
             if index in to_score:
                 flicker = {}
                 if with_flicker and before:
@@ -262,10 +247,10 @@ class _Scorer:
         uses = self.protocol.metrics
         try:
             return protocols.ground_truth(
-                density_map(clip, index, as_map(clip, points)) if density is None else density,
+                density_map(clip, index, points.as_map(clip)) if density is None else density,
                 (points.rows, points.columns),
                 self.fixations.others(clip, index, self.protocol.own_clip) if "s_auc" in uses else None,
-                _centre_map(clip.height, clip.width) if "ig" in uses else None,
+                _gaussian_map(clip.height, clip.width) if "ig" in uses else None,
                 seed=index,
             )
         except (ValueError, IndexError) as error:
@@ -277,10 +262,10 @@ class _Scorer:
         """The scores of one half of the observers, blurred, against the other; empty where a half has no fixation here."""
         if points.observers is None:
             return []
-        members = [np.isin(points.observers, half) for half in halves]
-        one, other = (Points(points.rows[seen], points.columns[seen]) for seen in members)
+        members = (np.isin(points.observers, half) for half in halves)
+        one, other = (Points(points.rows[own], points.columns[own]) for own in members)
         if not len(one.rows) or not len(other.rows):
             return []
-        prediction, density = (blur(as_map(clip, half), SIGMA * clip.width) for half in (one, other))
+        prediction, density = (blur(half.as_map(clip), SIGMA * clip.width) for half in (one, other))
         truth = self._truth(clip, index, other, density)
         return [protocols.score_against(truth, prediction / prediction.max(), self.protocol)]

@@ -93,10 +93,3 @@ def observer_halves(clip: Clip, points: Mapping[int, Points]) -> tuple[np.ndarra
 def _seed(clip: Clip) -> int:
     """By the clip's name, not its id: the id also names the corpus where several are scored together."""
     return zlib.crc32(clip.name.encode())
-
-
-def as_map(clip: Clip, points: Points) -> np.ndarray:
-    """The fixation map, bool `[H,W]`."""
-    fixations = np.zeros((clip.height, clip.width), bool)
-    fixations[points.rows, points.columns] = True
-    return fixations

@@ -49,12 +49,9 @@ class GroundTruth:
 
 
 def ground_truth(
-    density: np.ndarray,
-    fixations: np.ndarray | Coordinates,
-    others: Coordinates | None = None,
-    baseline: Array | None = None,
+    density: np.ndarray, fixations: np.ndarray | Coordinates, others: Coordinates | None = None, baseline: Array | None = None,
     seed: int = 0,
-) -> GroundTruth:
+) -> GroundTruth:  # fmt: skip
     """The ground truth of one frame.
 
     density: `[H,W]`. fixations: bool `[H,W]`, or coordinates. others: coordinates of other frames' fixations, in this
@@ -120,19 +117,16 @@ def choose(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def _on_density(p: Map, truth: GroundTruth, *functions: Callable[[Array, Array], float]) -> dict[str, float]:
+    return {function.__name__: function(p, truth.density) for function in functions}
+
+
 def _clip_mean(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
     if prediction.ndim == 2 and prediction.shape != truth.shape:
         prediction = cv2.resize(prediction, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
     p = Map(prediction)
-    scores = {
-        "nss": metrics.nss(p, truth.unique_pixels),
-        "cc": metrics.cc(p, truth.density),
-        "sim": metrics.sim(p, truth.density),
-        "auc_judd": metrics.auc_judd(p, truth.unique_pixels),
-        "kld": metrics.kld(p, truth.density),
-        "block_iou": metrics.block_iou(p, truth.density),
-        "block_cc": metrics.block_cc(p, truth.density),
-    }
+    scores = _on_density(p, truth, metrics.cc, metrics.sim, metrics.kld, metrics.block_iou, metrics.block_cc)
+    scores |= {"nss": metrics.nss(p, truth.unique_pixels), "auc_judd": metrics.auc_judd(p, truth.unique_pixels)}
     if truth.other_pixels is not None:
         scores["s_auc"] = metrics.s_auc(prediction, truth.unique_pixels, truth.other_pixels)
     if truth.baseline is not None:
@@ -142,14 +136,9 @@ def _clip_mean(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
 
 def _mit(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
     eight_bit = metrics.imresize(metrics.as_8_bit(prediction), truth.shape)
-    p = Map(eight_bit)
-    scores = {
-        "nss": metrics.nss(p, truth.unique_pixels),
-        "cc": metrics.cc(p, truth.density),
-        "sim": metrics.sim(p, truth.density),
-        "auc_judd": metrics.auc_judd(p, truth.unique_pixels, jitter=np.random.default_rng(truth.seed)),
-        "kld": metrics.kld(p, truth.density),
-    }
+    p, jitter = Map(eight_bit), np.random.default_rng(truth.seed)
+    scores = _on_density(p, truth, metrics.cc, metrics.sim, metrics.kld)
+    scores |= {"nss": metrics.nss(p, truth.unique_pixels), "auc_judd": metrics.auc_judd(p, truth.unique_pixels, jitter)}
     if truth.other_pixels is not None:
         scores["s_auc"] = metrics.s_auc_splits(eight_bit, truth.unique_pixels, truth.other_pixels, seed=truth.seed)
     return scores
@@ -162,13 +151,9 @@ def _aim2024(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
         scaled = cv2.resize(scaled, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
     p = Map(scaled)
     # The challenge's code means to count distinct fixations but counts two columns (`np.unique` with axis=1): N pixels less 2.
-    negatives = scaled.size - 2
-    return {
-        "nss": metrics.nss(p, truth.pixels, ddof=0, floor=1e-7),
-        "cc": metrics.cc(p, truth.density),
-        "sim": metrics.sim(p, truth.density),
-        "auc_judd": metrics.auc_judd(p, truth.pixels, negatives=negatives),
-    }
+    auc = metrics.auc_judd(p, truth.pixels, negatives=scaled.size - 2)
+    scores = _on_density(p, truth, metrics.cc, metrics.sim)
+    return scores | {"nss": metrics.nss(p, truth.pixels, ddof=0, floor=1e-7), "auc_judd": auc}
 
 
 CLIP_MEAN = Protocol(

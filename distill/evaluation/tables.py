@@ -1,8 +1,4 @@
-"""Results as tables: cells for the command line, the report and the model card; one value per line as CSV.
-
-fit_to_width("predictor", score_cells(result), 80)   rows of text that fit a terminal
-write_csv(path, results)                             the same values, and those of single clips
-"""
+"""Results as tables: cells for the command line, the report and the model card; one value per line as CSV."""
 
 from __future__ import annotations
 
@@ -40,47 +36,44 @@ def format_interval(interval: Sequence[float] | None, metric: str, sign: bool = 
 
 def score_cells(result: Mapping[str, Any]) -> Cells:
     """Means and intervals of every predictor."""
-    shown = metrics_in(result)
     rows: Cells = []
     for name, means in result["predictors"].items():
         intervals = result["intervals"][name]
-        rows.append(
-            (name, {LABELS[m]: (format_value(means.get(m), m), format_interval(intervals.get(m), m)) for m in shown})
-        )
+        cells = {m: (format_value(means.get(m), m), format_interval(intervals.get(m), m)) for m in metrics_in(result)}
+        rows.append((name, {LABELS[m]: cell for m, cell in cells.items()}))
+    return rows
+
+
+def difference_cells(result: Mapping[str, Any]) -> Cells:
+    """The first predictor minus each other one."""
+    rows: Cells = []
+    for name, differences in (result["differences"] or {"from": {}})["from"].items():
+        pairs = {m: differences.get(m) or {"mean": None, "interval": None} for m in metrics_in(result)}
+        cells = {
+            m: (format_value(d["mean"], m, True), format_interval(d["interval"], m, True)) for m, d in pairs.items()
+        }
+        rows.append((f"minus {name}", {LABELS[m]: cell for m, cell in cells.items()}))
     return rows
 
 
 def score_table(result: Mapping[str, Any]) -> dict[str, Any]:
     """`score_cells` with the best value of each column marked: `{"metrics": [metric], "columns": [label],
-    "rows": [(predictor, [{"value", "interval", "best"}])]}`. No flicker is best: a constant map has none, which alone is no
+    "rows": [(predictor, [{"value", "interval", "best"}])]}`. Flicker has no best: a constant map has none, which alone is no
     merit."""
-    shown, rows = metrics_in(result), []
-    for (name, cells), scores in zip(score_cells(result), result["predictors"].values(), strict=True):
+    shown, scores = metrics_in(result), result["predictors"]
+    best = {
+        m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in scores.values() if m in s)
+        for m in shown
+        if m != "flicker"
+    }
+    rows = []
+    for name, cells in score_cells(result):
+        columns = zip(shown, cells.values(), strict=True)
         marked = [
-            {"value": value, "interval": interval, "best": m in scores and scores[m] == _best(result, m)}
-            for m, (value, interval) in zip(shown, cells.values(), strict=True)
+            {"value": v, "interval": i, "best": m in best and scores[name].get(m) == best[m]} for m, (v, i) in columns
         ]
         rows.append((name, marked))
     return {"metrics": shown, "columns": [LABELS[m] for m in shown], "rows": rows}
-
-
-def _best(result: Mapping[str, Any], metric: str) -> float | None:
-    means = [s[metric] for s in result["predictors"].values() if metric in s and metric != "flicker"]
-    return (max if HIGHER_IS_BETTER[metric] else min)(means) if means else None
-
-
-def difference_cells(result: Mapping[str, Any]) -> Cells:
-    """The first predictor minus each other one."""
-    shown = metrics_in(result)
-    rows: Cells = []
-    for name, differences in (result["differences"] or {"from": {}})["from"].items():
-        pairs = {m: differences.get(m) or {"mean": None, "interval": None} for m in shown}
-        cells = {
-            LABELS[m]: (format_value(d["mean"], m, True), format_interval(d["interval"], m, True))
-            for m, d in pairs.items()
-        }
-        rows.append((f"minus {name}", cells))
-    return rows
 
 
 def clip_cells(result: Mapping[str, Any]) -> Cells:

@@ -170,17 +170,11 @@ def _sample(clip: Clip, logits_Thw: Tensor, most: int) -> _Sample | None:
     small_Nhw = F.interpolate(logits_Nhw[:, None], small, mode="bilinear", align_corners=False, antialias=True)[:, 0]
     density = []
     for index, points in chosen:
-        full = density_map(clip, index, _binary(clip, points))
+        full = density_map(clip, index, points.as_map(clip))
         density.append(cv2.resize(full, small[::-1], interpolation=cv2.INTER_AREA))
     density_Nhw = torch.from_numpy(np.stack(density)).double()
     density_Nhw /= density_Nhw.amax((1, 2), keepdim=True).clamp_min(1e-8)
     return _Sample(clip, indices, logits_Nhw, small_Nhw.double().clamp(-BOUND, BOUND), density_Nhw)
-
-
-def _binary(clip: Clip, points: Points) -> np.ndarray:
-    fixations = np.zeros((clip.height, clip.width), bool)
-    fixations[points.rows, points.columns] = True
-    return fixations
 
 
 def _folds(clips: Sequence[Clip], most: int) -> list[int]:
@@ -264,7 +258,7 @@ def _measure(sample: _Sample, calibrations: Sequence[Calibration]) -> list[dict[
     for n, index in enumerate(sample.indices):
         points = fixation_points(clip, index)
         assert points is not None
-        truth = protocols.ground_truth(density_map(clip, index, _binary(clip, points)), (points.rows, points.columns))
+        truth = protocols.ground_truth(density_map(clip, index, points.as_map(clip)), (points.rows, points.columns))
         for values, map_Nhw in zip(scores, maps, strict=True):
             p = metrics.Map(cv2.resize(map_Nhw[n], (clip.width, clip.height), interpolation=cv2.INTER_LINEAR))
             values.append([

@@ -51,24 +51,17 @@ def write_package(
 def _write_sidecar(
     mode: str, path: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None
 ) -> Path:
-    return write_sidecar(
-        path,
+    about = (
         f"Video saliency, {'one frame at a time' if mode == 'image' else 'streaming with one recurrent state'}; "
-        f"{origin.parameters} parameters, working resolution {origin.working_size[0]}x{origin.working_size[1]}.",
-        origin.license,
-        origin.chain,
-        {
-            "frame_rate": origin.fps,
-            "gate_tau_seconds": list(origin.tau_seconds),
-            "training": {
-                "corpus": origin.corpus,
-                "teacher": origin.teacher,
-                "clip_count": len(origin.train_clips),
-                "clips": list(origin.train_clips) if len(origin.train_clips) <= CLIPS_LISTED else None,
-                "step": origin.step,
-            },
-            "parity": parity,
-            "metrics": rounded(metrics["predictors"][mode]) if metrics else None,
-            "metrics_protocol": metrics["protocol"] if metrics else None,
-        },
+        f"{origin.parameters} parameters, working resolution {origin.working_size[0]}x{origin.working_size[1]}."
     )
+    training = {
+        "corpus": origin.corpus, "teacher": origin.teacher, "clip_count": len(origin.train_clips),
+        "clips": list(origin.train_clips) if len(origin.train_clips) <= CLIPS_LISTED else None, "step": origin.step,
+    }  # fmt: skip
+    more = {
+        "frame_rate": origin.fps, "gate_tau_seconds": list(origin.tau_seconds), "training": training, "parity": parity,
+        "metrics": rounded(metrics["predictors"][mode]) if metrics else None,
+        "metrics_protocol": metrics["protocol"] if metrics else None,
+    }  # fmt: skip
+    return write_sidecar(path, about, origin.license, origin.chain, more)

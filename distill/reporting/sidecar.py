@@ -1,13 +1,13 @@
 """Sidecars and registry entries in the downstream's format (lusoris/vmaf: `model/tiny/registry.json`, its schema, its loader).
 
-What decides there, and is kept to here:
+The downstream's rules, which this module follows:
 
-    the loader, in C, takes the first textual occurrence of a key, nested or not, and knows no escapes: the keys that it
-        reads stand first, at the top, with plain values
-    `BASE.onnx` has its sidecar beside it, `BASE.json`, of at most 1 MiB
-    a quant_mode other than fp32 makes the loader open `BASE.int8.onnx` in the place of `BASE.onnx`, and fail where that is
-        missing; the registry then wants the checksum of both
-    the schema refuses unknown keys, ids and file names that are not plain, and texts that are too long
+    the loader, in C, takes the first textual occurrence of a key, nested or not, and knows no escapes: the keys that it reads
+        come first, at the top level, with plain values
+    the sidecar of `BASE.onnx` is `BASE.json` beside it, of at most 1 MiB
+    a quant_mode other than fp32 makes the loader open `BASE.int8.onnx` in place of `BASE.onnx`, and fail if it is missing; the
+        registry must then have the checksums of both
+    the schema refuses unknown keys, ids and file names with other than plain characters, and long texts
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from distill.export.limits import OPSET
 from distill.run.files import write_json
 
 ID_LENGTH, LICENSE_LENGTH, DESCRIPTION_LENGTH, NOTES_LENGTH, CALIBRATION_LENGTH = 64, 128, 256, 512, 256
-BUDGET = 0.01  # house value: by how much Pearson's correlation of float and int8 outputs may fall short of 1
+BUDGET = 0.01  # the correlation of float and int8 outputs may be this much below 1; our own value
 
 
 @dataclass(frozen=True)
 class Int8:
-    """The sibling `BASE.int8.onnx` of a file in floating point."""
+    """The int8 sibling `BASE.int8.onnx` of a float file."""
 
     sha256: str
-    calibration: str  # what its ranges were measured on
+    calibration: str  # the data that its ranges were measured on
     budget: float = BUDGET
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex, as the registry wants it."""
+    """The SHA-256 of a file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def identifier(stem: str, room: int = 0) -> str:
-    """A file's stem as the registry takes ids and base names: lower case, digits, `-` and `_`, `room` characters to spare.
+    """A file's stem as an id or base name of the registry: lower case, digits, `-` and `_`; `room` characters can be appended.
 
-    Raises ValueError where nothing is left of it, or too much.
+    Raises ValueError where nothing remains of it, or too much.
     """
     name = re.sub(r"[^a-z0-9_-]+", "_", stem.lower()).lstrip("_-")
     if not name:
@@ -55,46 +55,28 @@ def identifier(stem: str, room: int = 0) -> str:
 
 
 def write_sidecar(
-    model: Path,
-    about: str,
-    license_: str,
-    chain: Sequence[tuple[str, str]],
-    more: Mapping[str, Any],
-    quant_mode: str = "fp32",
-) -> Path:
-    """Writes `BASE.json` beside `BASE.onnx`; returns its path. chain: parts and their licences. more: what else is to be known."""
+    model: Path, about: str, license_: str, chain: Sequence[tuple[str, str]], more: Mapping[str, Any], quant_mode: str = "fp32"
+) -> Path:  # fmt: skip
+    """Writes `BASE.json` beside `BASE.onnx`; returns its path. chain: parts and their licences. more: further keys."""
     path = model.with_suffix(".json")
-    write_json(
-        path,
-        {
-            "kind": "nr",
-            "name": f"vmaf_tiny_{model.stem}",
-            "input_name": "input",
-            "output_name": "saliency_map",
-            "onnx_opset": OPSET,
-            "quant_mode": quant_mode,
-            "notes": about,
-            "license": license_,
-            "license_chain": [{"part": part, "license": its} for part, its in chain],
-            **more,
-        },
-    )
+    keys = {
+        "kind": "nr", "name": f"vmaf_tiny_{model.stem}", "input_name": "input", "output_name": "saliency_map",
+        "onnx_opset": OPSET, "quant_mode": quant_mode, "notes": about, "license": license_,
+        "license_chain": [{"part": part, "license": licence} for part, licence in chain],
+    }  # fmt: skip
+    write_json(path, {**keys, **more})
     return path
 
 
 def registry_entry(model: Path, license_: str, about: str, notes: str, int8: Int8 | None = None) -> dict[str, Any]:
-    """The registry's entry of `BASE.onnx`; with `int8`, of that and its sibling, which the loader then opens."""
+    """The registry entry of `BASE.onnx`, or with `int8` of the pair, of which the loader opens the sibling."""
     entry = {
-        "id": model.stem,
-        "kind": "nr",
-        "onnx": model.name,
-        "sha256": sha256(model),
-        "opset": OPSET,
+        "id": model.stem, "kind": "nr", "onnx": model.name, "sha256": sha256(model), "opset": OPSET,
         "quant_mode": "static" if int8 else "fp32",
         "license": _shortened(license_, LICENSE_LENGTH, " … (in full: sidecar)"),
         "description": _shortened(about, DESCRIPTION_LENGTH),
         "notes": _shortened(notes, NOTES_LENGTH),
-    }
+    }  # fmt: skip
     if int8:
         entry["int8_sha256"] = int8.sha256
         entry["quant_calibration_set"] = _shortened(int8.calibration, CALIBRATION_LENGTH)
@@ -113,9 +95,9 @@ def _shortened(text: str, most: int, ending: str = "…") -> str:
 
 
 def origin_of(properties: Mapping[str, str]) -> tuple[str, list[tuple[str, str]]]:
-    """Licence and licence chain, as the metadata of an ONNX file state them."""
+    """Licence and licence chain from the metadata properties of an ONNX file."""
     try:
-        chain = [(str(part), str(its)) for part, its in json.loads(properties.get("license_chain", "[]"))]
+        chain = [(str(part), str(licence)) for part, licence in json.loads(properties.get("license_chain", "[]"))]
     except (ValueError, TypeError):
         chain = []
     return properties.get("license") or "not stated", chain
