@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 MANIFEST = "manifest.json"
+SCHEMA = 2
+"""Of the manifest. A run of schema 1 is continued; only its unfinished trainings are not (`training.checkpoint`)."""
 OURS = (
     "recipe.toml", MANIFEST, "corpus.json", "metrics.jsonl", "metrics.json", "report.html", "crash.txt", ".lock",
     "corpus", "labels", "frames", "checkpoints", "export",
@@ -107,13 +109,15 @@ class RunDir:
             (self / MANIFEST).unlink()  # last: until then this is still known as a run
         if (self / MANIFEST).exists():
             self.manifest = read_json(self / MANIFEST)
+            if self.manifest["schema"] > SCHEMA:
+                raise UsageError(f"a newer version of saliency-distill made the run in {self.path}; use that version")
             if set(self.manifest["stages"]) <= {"preflight"}:
                 self._write_recipe()  # nothing depends on the old one yet
                 return
             if changed := differences(load_recipe(self / "recipe.toml"), self.recipe):
                 raise UsageError(another_configuration(self.path, changed))
         else:
-            self.manifest = {"schema": 1, "created": _now(), "environment": environment(), "stages": {}}
+            self.manifest = {"schema": SCHEMA, "created": _now(), "environment": environment(), "stages": {}}
             self._save()  # first: from now on this is known as a run
             self._write_recipe()
 

@@ -8,12 +8,13 @@ join the shared stages. An interrupted stage resumes by itself from what it find
 from __future__ import annotations
 
 import time
+from itertools import takewhile
 
 from distill.recipe.keys import Recipe
 from distill.run.directory import RunDir
 from distill.run.errors import Interrupted
 from distill.run.parallel import job
-from distill.run.plan import STAGES, stage_key
+from distill.run.plan import STAGES, stage_keys
 from distill.run.preflight import inputs
 from distill.run.progress import Narrator
 from distill.run.stages import WORK, Context
@@ -38,20 +39,17 @@ def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "rep
 
 
 def _carry_out_stages(context: Context, until: str) -> None:
-    run, narrator = context.run, context.narrator
-    key, up_to_date = "", True
-    for stage in STAGES:
-        key = stage_key(stage, context.recipe, key)
-        up_to_date = up_to_date and run.is_done(stage.name, key)
-        if up_to_date:
-            narrator.say(f"{stage.name}: up to date")
-        else:
-            if narrator.stop():
-                raise Interrupted(f"before {stage.name}")
-            started = time.perf_counter()
-            if stage.shared:
-                job().announce(stage.name)
-            done = WORK[stage.name](context)
-            run.finish(stage.name, key, done.outputs, time.perf_counter() - started, done.facts)
-        if stage.name == until:
-            return
+    run, narrator, keys = context.run, context.narrator, stage_keys(context.recipe)
+    wanted = STAGES[: 1 + [stage.name for stage in STAGES].index(until)]
+    done = list(takewhile(lambda stage: run.is_done(stage.name, keys[stage.name]), wanted))
+    pending = wanted[len(done) :]
+    for stage in done:
+        narrator.say(f"{stage.name}: up to date")
+    for stage in pending:
+        if narrator.stop():
+            raise Interrupted(f"before {stage.name}")
+        started = time.perf_counter()
+        if stage.shared:
+            job().announce(stage.name)
+        result = WORK[stage.name](context)
+        run.finish(stage.name, keys[stage.name], result.outputs, time.perf_counter() - started, result.facts)

@@ -44,10 +44,13 @@ STAGES = (
 )
 
 
-def stage_key(stage: Stage, recipe: Recipe, upstream: str) -> str:
-    """A stage's fingerprint; `upstream` is that of the stage before it, empty for the first."""
-    values = to_dict(recipe)
-    return fingerprint(stage.name, {section: values[section] for section in stage.sections}, upstream)
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """The fingerprint of every stage."""
+    values, keys, key = to_dict(recipe), {}, ""
+    for stage in STAGES:
+        key = fingerprint(stage.name, {section: values[section] for section in stage.sections}, key)
+        keys[stage.name] = key
+    return keys
 
 
 def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
@@ -63,10 +66,9 @@ def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, s
         changed = differences(load_recipe(path / "recipe.toml"), recipe)
         if changed and not set(manifest["stages"]) <= {"preflight"}:
             raise UsageError(another_configuration(path, changed))
-    details, rows, upstream = _details(recipe), [], ""
+    details, keys, rows = _details(recipe), stage_keys(recipe), []
     for stage in STAGES:
-        upstream = stage_key(stage, recipe, upstream)
-        done = manifest["stages"].get(stage.name, {}).get("fingerprint") == upstream
+        done = manifest["stages"].get(stage.name, {}).get("fingerprint") == keys[stage.name]
         row = {"stage": stage.name, "state": "done" if done else "to do", "about": stage.about}
         rows.append(row | {"detail": details.get(stage.name, "")})
     return rows
