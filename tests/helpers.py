@@ -142,17 +142,17 @@ def gaze_corpus(root, size=(48, 64), images=6, observers=8, spread=2.0):
 
 def made_up_scores(protocol="clip-mean", **values):
     """A result of 12 clips with NSS and CC; values: what each predictor has above the others, by name."""
-    rng = np.random.default_rng(0)
-    base = rng.normal(1.5, 0.5, 12)
+    base = np.random.default_rng(0).normal(1.5, 0.5, 12)
     clips = {
-        f"c{n}": {name: {"nss": base[n] + offset, "cc": 0.2 + offset} for name, offset in values.items()}
+        f"c{n}": {
+            "frames_scored": 5, "frames_without_fixations": 0,
+            "scores": {name: {"nss": base[n] + offset, "cc": 0.2 + offset} for name, offset in values.items()},
+        }
         for n in range(12)
-    }
-    summary = statistics.summarise(clips, dict.fromkeys(clips, 5), list(values), PROTOCOLS[protocol])
+    }  # fmt: skip
     return {
-        "schema": 2, "protocol": protocol, "about": "made up", "stride": 1, "frames_scored": 60,
-        "frames_without_fixations": 0, **summary,
-        "clips": {i: {"frames_scored": 5, "frames_without_fixations": 0, "scores": s} for i, s in clips.items()},
+        "schema": 2, "protocol": protocol, "about": "made up", "stride": 1, "frames_scored": 60, "frames_without_fixations": 0,
+        **statistics.summarise(clips, list(values), PROTOCOLS[protocol]), "clips": clips,
     }  # fmt: skip
 
 

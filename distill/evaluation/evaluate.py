@@ -103,7 +103,7 @@ def evaluate(
     return {
         "schema": 2, "protocol": chosen.name, "about": chosen.about, "stride": stride,
         **{key: sum(r[key] for r in by_clip.values()) for key in ("frames_scored", "frames_without_fixations")},
-        **statistics.summarise_clips(by_clip, names, chosen),
+        **statistics.summarise(by_clip, names, chosen),
         "clips": by_clip,
     }  # fmt: skip
 

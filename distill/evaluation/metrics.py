@@ -98,11 +98,8 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def reserve_memory() -> None:
-    """Makes glibc keep freed arrays of a map's size; call it once before scoring many frames.
-
-    By default, glibc returns such arrays to the kernel and gets new pages each time, which may cost several times the
-    arithmetic. It raises that threshold once a larger array has been freed.
-    """
+    """Makes glibc keep freed arrays of a map's size; call it once before scoring many frames. Otherwise it returns them to the
+    kernel and gets new pages each time, at several times the cost of the arithmetic, until a larger array has been freed."""
     np.empty(31 << 20, np.uint8)
 
 
@@ -249,8 +246,8 @@ def block_iou(prediction: Array, density: Array) -> float:
     """Intersection over union of the salient blocks, those whose mean is at least 0.5, as the downstream scores masks
     (lusoris/vmaf, `eval_saliency_per_mb`). 1 where no block is salient, NaN where the frame has no whole block.
 
-    It depends on absolute values: a prediction is expected in [0, 1]. One that exceeds 1 is divided by its maximum, and the
-    density always is.
+    It depends on absolute values: a prediction is expected in [0, 1]; one that exceeds 1 is divided by its maximum, like the
+    density.
     """
     p, d = Map.of(prediction), Map.of(density)
     if not d.blocks.size:

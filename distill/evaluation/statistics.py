@@ -1,7 +1,7 @@
 """From the scores of single clips to means, bootstrap intervals and paired differences.
 
-    summarise(clips, frames, names, protocol)   predictors, intervals, differences: what metrics.json and --json hold
-    merge(results)                              one result of several corpora; `by_corpus` takes it apart again
+    summarise(clips, names, protocol)   predictors, intervals, differences: what metrics.json and --json hold
+    merge(results)                      one result of several corpora; `by_corpus` takes it apart again
 
 An interval is a 95 % bootstrap percentile interval over clips (Efron and Tibshirani 1993): frames of one clip are not
 independent, clips nearly are. Two predictors are compared by their differences on the same clips, which is far more
@@ -11,8 +11,8 @@ sensitive than two intervals side by side. The draws are seeded: the same scores
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,6 @@ import numpy as np
 from distill.evaluation.protocols import PROTOCOLS, Protocol
 
 DRAWS = 2000
-
-# Scores of one clip: predictor -> metric -> value; a metric that does not apply to the clip is absent.
-ClipScores = Mapping[str, Mapping[str, float]]
 
 
 def mean_and_interval(
@@ -65,56 +62,37 @@ def interval_over_frames(values: Sequence[float]) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def summarise(
-    clips: Mapping[str, ClipScores], frames: Mapping[str, int], names: Sequence[str], protocol: Protocol
-) -> dict[str, Any]:
+def summarise(clips: Mapping[str, Any], names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
     """Means and intervals of all predictors, and the differences between the first predictor and each other one.
 
-    clips: scores by clip id. frames: scored frames by clip id. Returns
-    `{"predictors": {name: {metric: mean}}, "intervals": {name: {metric: [low, high]}},
+    clips: by id, `{"frames_scored": n, "scores": {predictor: {metric: value}}}`; a metric that does not apply to a clip is
+    absent. Returns `{"predictors": {name: {metric: mean}}, "intervals": {name: {metric: [low, high]}},
     "differences": {"of": name, "from": {name: {metric: {"mean", "interval"}}}}}`. A difference is the first predictor's score
     minus the other's, over the clips that have both. A metric that no clip has is absent, and so is an interval over one
     clip.
     """
-
-    def over_clips(value: Callable[[ClipScores], float | None]) -> tuple[float, list[float] | None] | None:
-        values = {clip: v for clip, scores in clips.items() if (v := value(scores)) is not None}
-        weights = [frames[clip] for clip in values] if protocol.average == "frames" else None
-        return mean_and_interval(list(values.values()), weights) if values else None
-
+    scored = {i: clip["scores"] for i, clip in clips.items() if clip["frames_scored"]}
     predictors: dict[str, dict[str, float]] = {name: {} for name in names}
     intervals: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     differences: dict[str, dict[str, Any]] = {name: {} for name in names[1:]}
+
+    def over_clips(values: Mapping[str, float]) -> tuple[float, list[float] | None]:
+        weights = [clips[i]["frames_scored"] for i in values] if protocol.average == "frames" else None
+        return mean_and_interval(list(values.values()), weights)
+
     for metric in protocol.metrics:
-        for name in names:
-            if result := over_clips(partial(_value, name, metric)):
-                predictors[name][metric], interval = result
+        by_name = {name: {i: s[name][metric] for i, s in scored.items() if metric in s.get(name, {})} for name in names}
+        first = by_name[names[0]]
+        for name, values in by_name.items():
+            if values:
+                predictors[name][metric], interval = over_clips(values)
                 if interval:
                     intervals[name][metric] = interval
-        for name in names[1:]:
-            if result := over_clips(partial(_difference, names[0], name, metric)):
-                differences[name][metric] = {"mean": result[0], "interval": result[1]}
-    return {
-        "predictors": predictors,
-        "intervals": intervals,
-        "differences": {"of": names[0], "from": differences} if len(names) > 1 else None,
-    }
-
-
-def _value(name: str, metric: str, scores: ClipScores) -> float | None:
-    return scores.get(name, {}).get(metric)
-
-
-def _difference(one: str, other: str, metric: str, scores: ClipScores) -> float | None:
-    a, b = _value(one, metric, scores), _value(other, metric, scores)
-    return None if a is None or b is None else a - b
-
-
-def summarise_clips(clips: Mapping[str, Any], names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
-    """`summarise` for the entries of a result's `clips`; clips without a scored frame are left out."""
-    scored = {i: clip for i, clip in clips.items() if clip["frames_scored"]}
-    scores, frames = ({i: clip[key] for i, clip in scored.items()} for key in ("scores", "frames_scored"))
-    return summarise(scores, frames, names, protocol)
+            if name != names[0] and (of_both := {i: first[i] - value for i, value in values.items() if i in first}):
+                mean, interval = over_clips(of_both)
+                differences[name][metric] = {"mean": mean, "interval": interval}
+    paired = {"of": names[0], "from": differences} if len(names) > 1 else None
+    return {"predictors": predictors, "intervals": intervals, "differences": paired}
 
 
 def merge(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +106,7 @@ def merge(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         **first,
         **{key: sum(r[key] for r in results.values()) for key in ("frames_scored", "frames_without_fixations")},
-        **summarise_clips(clips, names, PROTOCOLS[first["protocol"]]),
+        **summarise(clips, names, PROTOCOLS[first["protocol"]]),
         "clips": clips,
         "parts": {part: {**result, "clips": list(result["clips"])} for part, result in results.items()},
     }

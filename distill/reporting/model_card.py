@@ -17,7 +17,7 @@ from distill.reporting.rendering import render
 from distill.reporting.sidecar import sha256
 
 CLIPS_SHOWN = 12  # names of clips in the card
-ENOUGH_CLIPS = 12  # with fewer, the card warns of a ranking
+ENOUGH_CLIPS = 12  # with fewer, the card warns against ranking predictors
 
 
 def model_card(

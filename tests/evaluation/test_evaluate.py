@@ -274,13 +274,14 @@ def test_a_paired_difference_is_sharper_than_two_intervals():
 
 def test_clips_that_lack_a_metric_are_left_out_of_its_mean():
     clips = {
-        "a": {"x": {"nss": 1.0, "flicker": 0.1}, "y": {"nss": 2.0}},
-        "b": {"x": {"nss": 3.0}, "y": {"nss": 2.0, "flicker": 0.3}},
+        "a": {"frames_scored": 1, "scores": {"x": {"nss": 1.0, "flicker": 0.1}, "y": {"nss": 2.0}}},
+        "b": {"frames_scored": 1, "scores": {"x": {"nss": 3.0}, "y": {"nss": 2.0, "flicker": 0.3}}},
+        "c": {"frames_scored": 0, "scores": {}},
     }
-    found = statistics.summarise(clips, {"a": 1, "b": 1}, ["x", "y"], PROTOCOLS["clip-mean"])
-    assert found["predictors"]["x"] == {"nss": 2.0, "flicker": 0.1} and found["predictors"]["y"]["flicker"] == 0.3
-    assert "flicker" not in found["differences"]["from"]["y"]  # no clip has both
-    assert "flicker" not in found["intervals"]["x"] and "sim" not in found["predictors"]["x"]
+    result = statistics.summarise(clips, ["x", "y"], PROTOCOLS["clip-mean"])
+    assert result["predictors"]["x"] == {"nss": 2.0, "flicker": 0.1} and result["predictors"]["y"]["flicker"] == 0.3
+    assert "flicker" not in result["differences"]["from"]["y"]  # no clip has both
+    assert "flicker" not in result["intervals"]["x"] and "sim" not in result["predictors"]["x"]
 
 
 def test_several_corpora_stay_apart_and_are_also_one():
