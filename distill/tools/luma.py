@@ -1,7 +1,7 @@
-"""A student's image file for one frame size and luma alone, with its sidecar and registry entry: `distill luma`.
+"""A student's image file for one frame size and luma input, with its sidecar and registry entry: `distill luma`.
 
-NAME.onnx -> NAME_luma_1920x1080.onnx, .json and .registry.json: a package of its own beside the run's, of which nothing is
-changed. Scores are of colour frames and do not go with it.
+NAME.onnx -> NAME_luma_1920x1080.onnx, .json and .registry.json: a package of its own beside the run's package, which stays
+unchanged. The run's scores were measured on colour frames, so the new package states none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from distill.evaluation.predictors import load_predictor
+from distill.evaluation.evaluate import load_predictor
 from distill.export import ExportRefused
 from distill.export.luma import luma_graph, verify_luma
 from distill.reporting.sidecar import identifier, origin_of, registry_entry, sha256, write_registry, write_sidecar
@@ -26,24 +26,23 @@ INPUT = "Y plane as stored (limited range, 16 to 235), over 255; [1,1,H,W] of th
 
 
 def write_luma(model: Path, sizes: Sequence[str], out: Path | None, narrator: Narrator) -> list[dict[str, Any]]:
-    """Writes a luma file for each of `sizes` (`WxH`) into the folder `out`, or beside the model; what passes nothing of it,
-    leaves no file.
+    """Writes a luma file for each of `sizes` (`WxH`) into the folder `out`, or beside the model.
 
     Returns for each, ready for JSON: size, file, sha256, bytes, parity, files.
-    Raises UsageError for a wrong size or a model that is no image file of ours, GateFailed where a graph may not ship.
+    Raises UsageError for a wrong size or a model that is no image file of ours, GateFailed where a graph may not ship; then
+    that graph leaves no file.
     """
-    wanted = [_size(text) for text in dict.fromkeys(sizes)]
-    if not wanted:
-        raise UsageError("a luma file has one frame size; say which with --size, as 1920x1080")
+    parsed = [_size(text) for text in dict.fromkeys(sizes)]
+    if not parsed:
+        raise UsageError("a luma file has one frame size; give it with --size, as 1920x1080")
     load_predictor(model)
     image, source = onnx.load(model), sha256(model)
     try:
         base = identifier(model.stem, room=len(f"_luma_{LARGEST}x{LARGEST}"))
     except ValueError as error:
         raise UsageError(f"{model}: {error}") from None
-    return [
-        _write(image, model, source, base, width, height, out or model.parent, narrator) for width, height in wanted
-    ]
+    folder = out or model.parent
+    return [_write(image, model, source, base, width, height, folder, narrator) for width, height in parsed]
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -63,24 +62,24 @@ def _write(
         luma = luma_graph(image, height, width)
     except ExportRefused as error:
         raise UsageError(f"{model}: {error}") from None
-    said = {prop.key: prop.value for prop in image.metadata_props}
-    said |= {"name": path.stem, "input": INPUT, "luma_size": size, "luma_source_sha256": source}
-    said |= {"metrics": "not evaluated on luma"}
-    said.pop("metrics_protocol", None)
-    onnx.helper.set_model_props(luma, said)
+    properties = {prop.key: prop.value for prop in image.metadata_props}
+    properties |= {"name": path.stem, "input": INPUT, "luma_size": size, "luma_source_sha256": source}
+    properties |= {"metrics": "not evaluated on luma"}
+    properties.pop("metrics_protocol", None)
+    onnx.helper.set_model_props(luma, properties)
     try:
-        parity = verify_luma(luma, image)
+        parity = verify_luma(luma, image).to_dict()
     except ExportRefused as error:
         raise GateFailed(f"luma {size}: {error}; no file was written") from None
     write_bytes(path, luma.SerializeToString(deterministic=True))
-    license_, chain = origin_of(said)
+    license_, chain = origin_of(properties)
     about = f"Tiny video saliency student for {size} luma: where people look, as a map in [0,1] per pixel."
     made_from = {"file": model.name, "sha256": source}
-    more = {"frame_size": size, "input": INPUT, "made_from": made_from, "parity": parity.to_dict(), "metrics": None}
+    more = {"frame_size": size, "input": INPUT, "made_from": made_from, "parity": parity, "metrics": None}
     sidecar = write_sidecar(path, about, license_, chain, more)
     entry = registry_entry(path, license_, about, f"{INPUT}. Made from {model.name}, sha256 {source}.")
     registry = write_registry(path.with_suffix(".registry.json"), [entry])
     return {
-        "size": size, "file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parity": parity.to_dict(),
+        "size": size, "file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parity": parity,
         "files": [str(path), str(sidecar), str(registry)],
     }  # fmt: skip

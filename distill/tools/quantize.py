@@ -1,13 +1,14 @@
-"""An ONNX student in int8 beside the one in floating point: made on clips, compared on others, named only where it is faster.
+"""An int8 version of an ONNX student, written only where it is faster and its maps stay close: `distill quantize`.
 
-The clips that calibrate and those that compare are never the same: held out are the clips that the model's metadata names
-as its validation clips, or every fourth where none of them is at hand. Time is measured as in distill.tools.bench, both files
-taking turns on one thread; int8 has to win two turns out of three at every size, which chance rarely does.
+Some clips of the corpus calibrate, that is, their activations give the ranges; held-out clips compare the two files. Held out
+are the clips that the model's metadata names as its validation clips, or every fourth clip where the corpus has none of them.
+Time is measured as in distill.tools.bench, both files taking turns on one thread. int8 must win two turns out of three at
+every size, which chance rarely does.
 
-What is written is a package of its own, in a folder of its own, since the downstream's loader opens `BASE.int8.onnx` in the
-place of `BASE.onnx` where the sidecar says so, and fails where it is missing: the model, its sibling in int8, and the sidecar
-and registry entry of both. The package that the model came from stays as it was. To go over to int8 is to copy the folder's
-files over that one's; the registry entry takes the place of the one of the same id.
+The result is a package in its own folder, because the downstream's loader opens `BASE.int8.onnx` in place of `BASE.onnx`
+where the sidecar says so, and fails where it is missing: the model, its int8 sibling, and the sidecar and registry entry of
+both. The package of the original stays as it was. To switch to int8, copy the folder's files over that package; the new
+registry entry replaces the one of the same id.
 """
 
 from __future__ import annotations
@@ -29,50 +30,41 @@ from distill.evaluation.evaluate import evaluate
 from distill.export import ExportRefused
 from distill.export.quantize import drift, quantise
 from distill.recipe.keys import Recipe
-from distill.reporting.sidecar import (
-    BUDGET,
-    Int8,
-    identifier,
-    origin_of,
-    registry_entry,
-    sha256,
-    write_registry,
-    write_sidecar,
-)
+from distill.reporting import sidecar
 from distill.run.errors import GateFailed, UsageError
 from distill.run.files import write_bytes
 from distill.run.progress import Narrator
 from distill.tools.bench import noise, open_all, parse_size, take_turns
 
-CALIBRATION_CLIPS, HELD_OUT_CLIPS = 16, 8
-FRAMES, EVERY = 24, 4  # of each clip are streamed; of those, one in so many gives ranges
+CALIBRATION_CLIPS, HELD_OUT_CLIPS = 16, 8  # at most
+FRAMES, EVERY = 24, 4  # frames streamed of each clip; of the calibration clips' frames, every 4th gives ranges
 TURNS, WINS = 31, 2 / 3
 
 
 def quantise_file(
     model: Path, folder: Path, recipe: Recipe, sizes: Sequence[str], keep: bool, narrator: Narrator
 ) -> dict[str, Any]:
-    """Writes the package of `model` in int8 to `folder`, calibrated on the recipe's corpus; returns what was measured.
+    """Writes the int8 package of `model` to `folder`, calibrated on the recipe's corpus; returns what was measured.
 
     The package: BASE.onnx (the model as it is), BASE.int8.onnx, BASE.json and BASE.int8.registry.json.
 
-    Returns, ready for JSON: file (the one in int8), sha256, bytes, files, calibration and held_out (clips, frames), drift
-    (largest and mean absolute difference of the maps, in [0, 1], and their correlation), scores (what `evaluate` returns for
-    both files on the held-out clips; None where nobody's gaze is known), times (by size: milliseconds of both, speedup, share
-    of turns won).
+    Returns, ready for JSON: file (the int8 one), sha256, bytes, files, calibration and held_out (ids of clips), drift (largest
+    and mean absolute difference of the maps, in [0, 1], and their correlation), scores (what `evaluate` returns for both
+    files on the held-out clips; None where these have no fixations), times (by size: milliseconds of both, speedup, share of
+    turns won).
 
     keep: write it even where it is not faster, or its maps correlate less than the budget allows. Raises GateFailed, and
     leaves no file, where the gate refuses it, or for one of those two reasons; UsageError where the model or the corpus is not
     usable.
     """
     if folder.exists() and (not folder.is_dir() or folder.samefile(model.parent)):
-        raise UsageError(f"--out {folder}: name a folder, and another than that of the file that is read")
+        raise UsageError(f"--out {folder}: name a folder, and another one than the model's")
     [predictor] = open_all([model], 1)
     original = onnx.load(model)
     if any(node.op_type == "DequantizeLinear" for node in original.graph.node):
-        raise UsageError(f"{model} is quantised already; give the file in floating point")
+        raise UsageError(f"{model} is quantised already; give the floating-point file")
     try:
-        base = identifier(model.stem)
+        base = sidecar.identifier(model.stem)
     except ValueError as error:
         raise UsageError(f"{model}: {error}") from None
     corpus = open_corpus(recipe.corpus.name, recipe.corpus.root, track=narrator.track, options=recipe.corpus)
@@ -94,8 +86,10 @@ def quantise_file(
         times = {size: race(model, trial, size, narrator) for size in sizes}
         slow = [f"{t['speedup']:.2f} times as fast at {size}" for size, t in times.items() if not t["faster"]]
         doubts = [f"not faster in int8 ({', '.join(slow)})"] if slow else []
-        if 1 - gap.plcc > BUDGET:
-            doubts.append(f"not the same in int8 (the maps correlate by {gap.plcc:.4f}, {1 - BUDGET:g} is wanted)")
+        if 1 - gap.plcc > sidecar.BUDGET:
+            doubts.append(
+                f"not the same in int8 (the maps correlate by {gap.plcc:.4f}, at least {1 - sidecar.BUDGET:g} is required)"
+            )
         if doubts and not keep:
             raise GateFailed(f"{model} is {', and '.join(doubts)}; nothing was written, --keep writes it all the same")
         scores = _scores(model, trial, held_out, recipe, narrator)
@@ -104,45 +98,46 @@ def quantise_file(
         "drift": gap.to_dict(), "scores": scores, "times": times,
     }  # fmt: skip
     path, files = _write(model, folder / f"{base}.onnx", content, note, predictor.metadata, facts)
-    return {"file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "files": files, **facts}
+    return {"file": str(path), "sha256": sidecar.sha256(path), "bytes": path.stat().st_size, "files": files, **facts}
 
 
 def _write(
-    model: Path, copy: Path, content: bytes, note: str, said: dict[str, str], facts: dict[str, Any]
+    model: Path, copy: Path, content: bytes, note: str, properties: dict[str, str], facts: dict[str, Any]
 ) -> tuple[Path, list[str]]:
-    """The four files of the package. The sidecar that sends the loader to the file in int8 comes after that file."""
+    """Writes the package's four files; the sidecar, which sends the loader to the int8 file, after that file."""
     path = copy.with_suffix(".int8.onnx")
-    for target, data in ((copy, model.read_bytes()), (path, content)):
-        write_bytes(target, data)
-    license_, chain = origin_of(said)
+    write_bytes(copy, model.read_bytes())
+    write_bytes(path, content)
+    license_, chain = sidecar.origin_of(properties)
     about = (
         "Tiny video saliency student, in floating point and in int8: where people look, as a map in [0,1] per pixel."
     )
     measured = {**facts, "scores": facts["scores"] and facts["scores"]["predictors"], "calibration_set": note}
-    more = _carried(model) | {"int8": {"file": path.name, **measured}}
-    sidecar = write_sidecar(copy, about, license_, chain, more, "static")
-    short = 1 - facts["drift"]["plcc"]
-    budget = BUDGET if short <= BUDGET else math.ceil(100 * short) / 100
-    notes = f"{path.name}: static QDQ, made from {copy.name}; its maps correlate by {1 - short:.5f} on held-out clips."
-    entry = registry_entry(copy, license_, about, notes, Int8(sha256(path), note, budget))
-    registry = write_registry(copy.with_suffix(".int8.registry.json"), [entry])
-    return path, [str(file) for file in (copy, path, sidecar, registry)]
+    more = _carried_over(model) | {"int8": {"file": path.name, **measured}}
+    described = sidecar.write_sidecar(copy, about, license_, chain, more, "static")
+    loss = 1 - facts["drift"]["plcc"]
+    budget = sidecar.BUDGET if loss <= sidecar.BUDGET else math.ceil(100 * loss) / 100
+    notes = f"{path.name}: static QDQ, made from {copy.name}; its maps correlate by {1 - loss:.5f} on held-out clips."
+    sibling = sidecar.Int8(sidecar.sha256(path), note, budget)
+    entry = sidecar.registry_entry(copy, license_, about, notes, sibling)
+    registry = sidecar.write_registry(copy.with_suffix(".int8.registry.json"), [entry])
+    return path, [str(file) for file in (copy, path, described, registry)]
 
 
-def _carried(model: Path) -> dict[str, Any]:
-    """What the model's own sidecar says that holds in int8 too, if it has one: not its scores."""
+def _carried_over(model: Path) -> dict[str, Any]:
+    """What the model's own sidecar, if it has one, says that holds for int8 too; its scores do not."""
     try:
-        said = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
+        own = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    kept = ("frame_rate", "gate_tau_seconds", "training")
-    return {key: said[key] for key in kept if key in said} if isinstance(said, dict) else {}
+    keys = ("frame_rate", "gate_tau_seconds", "training")
+    return {key: own[key] for key in keys if key in own} if isinstance(own, dict) else {}
 
 
 def split(clips: Sequence[Clip], validated: str) -> tuple[list[Clip], list[Clip]]:
-    """Clips that calibrate, and clips held out for the comparison; spread over the corpus, never the same.
+    """Calibration clips and held-out clips, spread over the corpus, none in both.
 
-    validated: ids of the model's validation clips, by comma. Raises UsageError where there are not two clips.
+    validated: ids of the model's validation clips, separated by commas. Raises UsageError where there are not two clips.
     """
     named = set(filter(None, validated.split(",")))
     # A run on several corpora calls a clip by its part as well.
@@ -151,7 +146,7 @@ def split(clips: Sequence[Clip], validated: str) -> tuple[list[Clip], list[Clip]
         held_out = list(clips[3::4]) or list(clips[1:])
     rest = [clip for clip in clips if clip not in held_out]
     if not rest or not held_out:
-        raise UsageError("int8 wants at least two clips: some give the ranges, others show what is lost")
+        raise UsageError("int8 needs at least two clips: some to calibrate on, others to compare on")
     return _spread(rest, CALIBRATION_CLIPS), _spread(held_out, HELD_OUT_CLIPS)
 
 
@@ -161,6 +156,7 @@ def _spread(clips: list[Clip], most: int) -> list[Clip]:
 
 
 def streamed(clips: Sequence[Clip], narrator: Narrator, title: str) -> Iterator[Iterator[np.ndarray]]:
+    """The first frames of every clip, with a progress bar over the clips."""
     for clip in narrator.track(clips, title, len(clips)):
         yield islice(clip.read(), FRAMES)
 
@@ -185,5 +181,6 @@ def _scores(model: Path, int8: Path, clips: list[Clip], recipe: Recipe, narrator
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
         return None
-    its = recipe.eval
-    return evaluate({"int8": int8, "float": model}, {}, annotated, its.stride, its.threads, narrator, its.protocol)
+    options = recipe.eval
+    files = {"int8": int8, "float": model}
+    return evaluate(files, {}, annotated, options.stride, options.threads, narrator, options.protocol)

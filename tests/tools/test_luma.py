@@ -136,7 +136,7 @@ def test_wrong_models_are_one_line_and_leave_nothing(model, tmp_path, narrator, 
     ):
         with pytest.raises(UsageError, match=message):
             write_luma(path, ["64x64"], tmp_path / "out", narrator)
-    with pytest.raises(UsageError, match="say which with --size"):
+    with pytest.raises(UsageError, match="give it with --size"):
         write_luma(long, [], None, narrator)
     assert not (tmp_path / "out").exists()
 

@@ -102,7 +102,9 @@ def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(
 def test_maps_that_differ_too_much_leave_no_file_unless_they_are_kept(student, recipe, tmp_path, narrator, monkeypatch):
     monkeypatch.setattr(quantize, "race", lambda *_: result_of(1.2, 1.0))
     monkeypatch.setattr(quantize, "drift", lambda *_: Drift(24, 0.5, 0.1, 0.9712))
-    with pytest.raises(GateFailed, match=r"not the same in int8 \(the maps correlate by 0.9712, 0.99 is wanted\)"):
+    with pytest.raises(
+        GateFailed, match=r"not the same in int8 \(the maps correlate by 0.9712, at least 0.99 is required\)"
+    ):
         quantise_file(student, tmp_path / "p", recipe, ["64x48"], False, narrator)
     assert not list(tmp_path.iterdir())
     quantise_file(student, tmp_path / "p", recipe, ["64x48"], True, narrator)
@@ -139,7 +141,7 @@ def test_the_race_is_between_the_two_files(student):
 
 def test_wrong_input_is_one_line(student, recipe, tiny_root, golden, tmp_path, narrator):
     for folder in (student, student.parent):
-        with pytest.raises(UsageError, match="name a folder, and another than that of the file that is read"):
+        with pytest.raises(UsageError, match="name a folder, and another one than the model"):
             quantise_file(student, folder, recipe, [], False, narrator)
     with pytest.raises(UsageError, match="quantised already"):
         quantise_file(golden / "scanner" / "ok_qdq.onnx", tmp_path / "o", recipe, [], False, narrator)
