@@ -85,15 +85,13 @@ def _model(student: TinyUNet, fps: float | None, metadata: dict[str, str]) -> on
     builder = writer.builder
     frame = builder.input("input", ir.DataType.FLOAT, [1, 3, "height", "width"])
     working, frame_size = enter(writer.within("entry"), frame, config.height, config.width, ENTRY_KERNELS)
-    example = torch.zeros(1, 3, config.height, config.width)
     if fps is None:
-        [small] = trace(writer, ImageMode(student), [(example, working)], ["small"])
+        [small] = trace(writer, ImageMode(student), [working], ["small"])
     else:
         # A zero initializer of the same name makes the input optional: without it, there is no history.
-        zero = student.zero_state()
-        state_in = builder.input("state_in", const_value=ir.tensor(zero.numpy(), name="state_in"))
-        inputs = [(example, working), (zero, state_in)]
-        small, state_out = trace(writer, StepMode(student, fps), inputs, ["small", "state_out"])
+        zero = ir.tensor(student.zero_state().numpy(), name="state_in")
+        state_in = builder.input("state_in", const_value=zero)
+        small, state_out = trace(writer, StepMode(student, fps), [working, state_in], ["small", "state_out"])
     writer.output(leave(writer.within("exit"), small, frame_size), [1, 1, "height", "width"])
     if fps is not None:
         writer.output(state_out, config.state_shape)
@@ -114,16 +112,8 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A value of the trace: what it is for the example input, and its value in the graph, None for a constant."""
-
-    example: Any
-    value: ir.Value | None = None
-
-
-@dataclass(frozen=True)
 class Call:
-    """An operation of the trace, to be written as one node; its arguments are Traced, or plain Python values."""
+    """An operation of the trace, to be written as one node. Its arguments are values of the graph; constants are tensors."""
 
     writer: Writer
     name: str
@@ -139,30 +129,27 @@ class Call:
         return self.writer.initializer(array, f"{self.name}.{what}")
 
     def operands(self, arguments: Sequence[Any]) -> list[ir.Value]:
-        """The arguments' values in the graph; numbers and constants are stored."""
-        traced = [a if isinstance(a, Traced) else Traced(torch.tensor(float(a))) for a in arguments]
-        return [self.store(t.example, f"operand{i}") if t.value is None else t.value for i, t in enumerate(traced)]
+        """The arguments as values of the graph; numbers and constants are stored."""
+        tensors = [torch.tensor(float(a)) if isinstance(a, int | float) else a for a in arguments]
+        return [self.store(a, f"operand{i}") if isinstance(a, Tensor) else a for i, a in enumerate(tensors)]
 
     def refusal(self, problem: str, known: str) -> ExportRefused:
         return ExportRefused(f"the student {problem} at {self.name}; the ONNX writer knows {known}")
 
 
-def trace(
-    writer: Writer, module: nn.Module, inputs: Sequence[tuple[Tensor, ir.Value]], outputs: Sequence[str]
-) -> list[ir.Value]:
-    """Writes `module` as ONNX nodes; returns its results under the names `outputs`.
+def trace(writer: Writer, module: nn.Module, inputs: Sequence[ir.Value], outputs: Sequence[str]) -> list[ir.Value]:
+    """Writes `module`, applied to values of known shapes, as ONNX nodes; returns its results under the names `outputs`.
 
-    inputs: an example of each argument, and the value in the graph that stands for it.
     Raises ExportRefused where the module uses an operation that is not in `EMIT`.
     """
-    returned = _Trace(writer, module).run(*(Traced(*pair) for pair in inputs))
+    returned = _Trace(writer, module).run(*inputs)
     results = returned if isinstance(returned, tuple) else (returned,)
-    calls = [(Call(writer, name, None, (result,), {}), result) for name, result in zip(outputs, results, strict=True)]
-    return [call.node("Identity", call.operands([result])) for call, result in calls]
+    calls = [Call(writer, name, None, (result,), {}) for name, result in zip(outputs, results, strict=True)]
+    return [call.node("Identity", call.operands(call.args)) for call in calls]
 
 
 class _Trace(fx.Interpreter):
-    """Runs the module's trace on examples, and writes every operation that depends on the input."""
+    """Runs the module's trace: computes what is constant, and writes every operation that depends on the input."""
 
     def __init__(self, writer: Writer, module: nn.Module) -> None:
         super().__init__(fx.symbolic_trace(module))
@@ -175,31 +162,20 @@ class _Trace(fx.Interpreter):
         self.names.add(self.name)
         return super().run_node(n)
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Traced:
-        return Traced(super().get_attr(target, args, kwargs))
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Traced:
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.call_function(self.fetch_attr(target), args, kwargs)
 
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Traced:
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.call_function(getattr(Tensor, target), args, kwargs)
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Traced:
-        used: list[Traced] = []
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        import onnx_ir as ir
 
-        def example_of(argument: Any) -> Any:
-            if not isinstance(argument, Traced):
-                return argument
-            used.append(argument)
-            return argument.example
-
-        with torch.no_grad():
-            example = target(*fx.node.map_aggregate(args, example_of), **fx.node.map_aggregate(kwargs, example_of))
-        # A constant: nothing that it is made of depends on the input, or only the input's shape matters.
-        if all(argument.value is None for argument in used) or target in (torch.ones_like, torch.zeros_like):
-            return Traced(example)
-        if isinstance(target, nn.Identity):
-            return used[0]
+        values: list[ir.Value] = []
+        fx.node.map_aggregate((args, kwargs), lambda a: values.append(a) if isinstance(a, ir.Value) else None)
+        if not values:
+            with torch.no_grad():
+                return target(*args, **kwargs)
         emit = EMIT.get(type(target)) if isinstance(target, nn.Module) else EMIT.get(target)
         if emit is None:
             known = ", ".join(sorted(getattr(op, "__name__", str(op)) for op in EMIT))
@@ -207,7 +183,7 @@ class _Trace(fx.Interpreter):
                 f"the student uses {getattr(target, '__name__', target)} at {self.name}, which the ONNX writer does not "
                 f"know; use one of: {known}, or add it to EMIT in export/graph.py"
             )
-        return Traced(example, emit(Call(self.writer, self.name, target, args, kwargs)))
+        return emit(Call(self.writer, self.name, target, args, kwargs))
 
 
 # --- the operations that a student may use ---------------------------------------------------------------------------
@@ -217,7 +193,7 @@ def _conv(call: Call) -> ir.Value:
     conv = call.target
     if isinstance(conv.padding, str) or conv.dilation != (1, 1):
         raise call.refusal("uses a convolution that is dilated or padded by name", "numbers of pixels, no dilation")
-    inputs = [call.args[0].value, call.store(conv.weight, "weight")]
+    inputs = [call.args[0], call.store(conv.weight, "weight")]
     if conv.bias is not None:
         inputs.append(call.store(conv.bias, "bias"))
     kernel, stride, pads = list(conv.kernel_size), list(conv.stride), list(conv.padding) * 2
@@ -226,11 +202,11 @@ def _conv(call: Call) -> ir.Value:
 
 def _fixed_conv(op_type: str, call: Call) -> ir.Value:
     """A convolution whose kernels are constants of the student, without bias or padding."""
-    traced, kernels = call.args
-    if kernels.value is not None or not call.kwargs.keys() <= {"stride", "groups"}:
+    value, kernels = call.args
+    if not isinstance(kernels, Tensor) or not call.kwargs.keys() <= {"stride", "groups"}:
         raise call.refusal(f"convolves with {sorted(call.kwargs)}", "fixed kernels, stride, groups")
-    inputs = [traced.value, call.store(kernels.example, "weight")]
-    kernel, stride = list(kernels.example.shape[2:]), [call.kwargs.get("stride", 1)] * 2
+    inputs = [value, call.store(kernels, "weight")]
+    kernel, stride = list(kernels.shape[2:]), [call.kwargs.get("stride", 1)] * 2
     return call.node(op_type, inputs, kernel_shape=kernel, strides=stride, group=call.kwargs.get("groups", 1))
 
 
@@ -243,16 +219,14 @@ def _concat(call: Call) -> ir.Value:
 
 
 def _slice(call: Call) -> ir.Value:
-    traced, index = call.args
+    value, index = call.args
     if not all(isinstance(i, slice) and i.step is None for i in index):
         raise call.refusal(f"indexes with {index}", "plain slices")
     axes = [axis for axis, i in enumerate(index) if i != slice(None)]
-    sizes = traced.example.shape
     starts = [index[axis].start or 0 for axis in axes]
-    stops = [sizes[axis] if index[axis].stop is None else index[axis].stop for axis in axes]
+    stops = [value.shape[axis] if index[axis].stop is None else index[axis].stop for axis in axes]
     bounds = {"starts": starts, "stops": stops, "axes": axes}
-    stored = [call.store(np.array(values, np.int64), what) for what, values in bounds.items()]
-    return call.node("Slice", [traced.value, *stored])
+    return call.node("Slice", [value, *(call.store(np.array(bound, np.int64), what) for what, bound in bounds.items())])
 
 
 def _interpolate(call: Call) -> ir.Value:
@@ -260,16 +234,19 @@ def _interpolate(call: Call) -> ir.Value:
         raise call.refusal(f"interpolates with {call.kwargs}", "bilinear, half-pixel")
     scale = float(call.kwargs["scale_factor"])
     scales = call.store(np.array([1, 1, scale, scale], np.float32), "scales")
-    return call.writer.resize(call.args[0].value, call.name, scales=scales)
+    return call.writer.resize(call.args[0], call.name, scales=scales)
 
 
 def _global_pool(call: Call) -> ir.Value:
     if call.args[1] != 1:
         raise call.refusal(f"pools to {call.args[1]}", "pooling to 1")
-    return call.node("GlobalAveragePool", [call.args[0].value])
+    return call.node("GlobalAveragePool", [call.args[0]])
 
 
 EMIT: dict[Any, Callable[[Call], Any]] = {
+    nn.Identity: lambda call: call.args[0],
+    torch.ones_like: lambda call: torch.ones(tuple(call.args[0].shape)),  # constants, since shapes are fixed
+    torch.zeros_like: lambda call: torch.zeros(tuple(call.args[0].shape)),
     nn.Conv2d: _conv,
     F.conv2d: partial(_fixed_conv, "Conv"),
     F.conv_transpose2d: partial(_fixed_conv, "ConvTranspose"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from distill.evaluation.evaluate import load_predictor
+from distill.evaluation.predictors import load_predictor
 from distill.export import ExportRefused
 from distill.export.luma import luma_graph, verify_luma
 from distill.reporting.sidecar import identifier, origin_of, registry_entry, sha256, write_registry, write_sidecar

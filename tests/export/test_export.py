@@ -141,7 +141,7 @@ def test_torchs_exporter_agrees_on_the_core(student):
     fold_batch_norm(folded)
     examples = torch.randn(1, 3, SMALL.height, SMALL.width), torch.rand(SMALL.state_shape)
     writer = Writer.new("core")
-    inputs = [(x, writer.builder.input(f"x{i}", ir.DataType.FLOAT, list(x.shape))) for i, x in enumerate(examples)]
+    inputs = [writer.builder.input(f"x{i}", ir.DataType.FLOAT, list(x.shape)) for i, x in enumerate(examples)]
     small, state = trace(writer, StepMode(folded, 25.0), inputs, ["small", "state_out"])
     writer.output(small, [1, 1, SMALL.height // 4, SMALL.width // 4])
     writer.output(state, SMALL.state_shape)
@@ -165,7 +165,7 @@ def test_an_operation_that_the_writer_does_not_know_is_named():
     with pytest.raises(
         ExportRefused, match=r"^the student uses cumsum at cumsum, .*add it to EMIT in export/graph.py$"
     ):
-        trace(writer, Odd(), [(torch.zeros(1, 2), x)], ["y"])
+        trace(writer, Odd(), [x], ["y"])
 
 
 def test_what_passes_comes_under_its_names(student, tmp_path):
