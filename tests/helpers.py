@@ -1,6 +1,9 @@
 """What tests of several rooms share: a tiny recipe, the command in a process of its own, clips, students, ONNX models."""
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from distill.cli.exits import run_command
 from distill.corpora.video import Writer
 from distill.evaluation import statistics
 from distill.evaluation.protocols import PROTOCOLS
@@ -37,6 +41,20 @@ def distill(*arguments, cwd=None, module="distill", **options):
         [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=240,
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}, **options,
     )  # fmt: skip
+
+
+def invoke(*arguments, cwd="."):
+    """`distill ARGUMENTS` in this process, with the result of `distill`: for usage errors, which need no imports of their own.
+
+    Imports, signals, pipes and a full disk are tested in a process of their own.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_command([str(argument) for argument in arguments])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def make_clip(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import distill, make_clip
+from tests.helpers import distill, invoke, make_clip
 
 
 def test_help_teaches_and_costs_no_torch():
@@ -138,7 +138,7 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):
                 for s in ("synthetic.clips=2", "synthetic.frames=4", "synthetic.height=32", "synthetic.width=64")
             ),
         ]
-    result = distill(*arguments, cwd=tmp_path)
+    result = invoke(*arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr and "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("distill: ") and not result.stdout
@@ -151,7 +151,7 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):
 def test_a_broken_corpus_stops_before_training_and_in_json(tmp_path):
     make_clip(tmp_path / "c")
     (tmp_path / "c" / "annotation/0001/fixation/0002.png").unlink()
-    result = distill("run", "--corpus", "dhf1k", "--root", tmp_path / "c", "--json", "--out", tmp_path / "o", "--quiet")
+    result = invoke("run", "--corpus", "dhf1k", "--root", tmp_path / "c", "--json", "--out", tmp_path / "o", "--quiet")
     answer = json.loads(result.stdout)
     assert result.returncode == answer["exit_code"] == 2 and "0003.png where 0002.png should be" in answer["error"]
     assert not (tmp_path / "o" / "corpus.json").exists()
@@ -159,16 +159,16 @@ def test_a_broken_corpus_stops_before_training_and_in_json(tmp_path):
 
 def test_an_unshippable_design_fails_in_seconds_with_exit_1(tmp_path):
     wide = ["--set", "student.widths=[64,96,160,256]", "--set", "student.state_channels=256"]
-    result = distill("run", "--out", tmp_path / "o", *wide)
+    result = invoke("run", "--out", tmp_path / "o", *wide)
     assert result.returncode == 1 and "more than the 2,000,000 of the contract" in result.stderr
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [".lock", "manifest.json", "recipe.toml"]
 
 
 def test_init_writes_a_recipe_once(tmp_path):
-    first, again = distill("init", tmp_path), distill("init", tmp_path)
+    first, again = invoke("init", tmp_path), invoke("init", tmp_path)
     assert first.returncode == 0 and (tmp_path / "recipe.toml").read_text(encoding="utf-8").count("#") > 40
     assert again.returncode == 2 and "exists" in again.stderr
-    plan = distill("run", tmp_path / "recipe.toml", "--dry-run", "--json", cwd=tmp_path)
+    plan = invoke("run", tmp_path / "recipe.toml", "--dry-run", "--json", cwd=tmp_path)
     assert [row["state"] for row in json.loads(plan.stdout)["plan"]] == ["to do"] * 9
     assert not (tmp_path / "runs").exists()
 
@@ -238,9 +238,9 @@ def test_teachers_are_listed_on_80_columns_and_in_json():
     assert max(map(len, table.splitlines()[:-1])) <= 80
     for name in ("visage tiny", "visage 6B", "unisal", "tased", "salfom", "onnx", "maps"):
         assert name in table
-    listed = {(t["name"], t["size"]): t for t in json.loads(distill("teachers", "--json").stdout)["teachers"]}
+    listed = {(t["name"], t["size"]): t for t in json.loads(invoke("teachers", "--json").stdout)["teachers"]}
     assert listed["unisal", ""]["weights"] == "Apache-2.0" and listed["unisal", ""]["parameters"] == 3_714_872
-    assert "https://github.com/rdroste/unisal" in distill("teachers", "unisal").stdout
+    assert "https://github.com/rdroste/unisal" in invoke("teachers", "unisal").stdout
 
 
 def test_the_help_of_teach_shows_the_stage_and_the_other_verbs():

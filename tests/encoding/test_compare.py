@@ -19,14 +19,16 @@ from distill.encoding.excerpts import (
     with_proxy_weights,
 )
 from distill.encoding.planner import Shaping, open_maps
+from distill.evaluation import tables
+from distill.export.graph import image_graph, step_graph
 from distill.export.streaming import Stream
-from distill.run.errors import UsageError
+from distill.run.errors import Interrupted, UsageError
+from distill.run.progress import Narrator
+from tests.helpers import invoke, lively
 
 
 @pytest.fixture(scope="module")
 def result(tiny_root):
-    from distill.run.progress import Narrator
-
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = [(clip.id, lambda clip=clip: read_clip(clip, 6)) for clip in corpus.clips[:2]]
     coding = Coding(preset="ultrafast", threads=1)
@@ -117,8 +119,6 @@ def test_gaze_and_proxy_weights_are_never_averaged(tmp_path):
 
 
 def test_tables_fit_80_columns():
-    from distill.evaluation import tables
-
     clips = {f"{n:03d}": clip_facts(-100.0 - n, -90.0 - n * n) for n in range(9)}
     result = {"clips": clips, "judge": None, **summary(clips)}
     for cells in (bd_tables.mean_cells(result), bd_tables.difference_cells(result), bd_tables.clip_cells(result)):
@@ -130,9 +130,6 @@ def test_tables_fit_80_columns():
 @pytest.fixture(scope="module")
 def students(tmp_path_factory):
     """Two students and, of the first, both files of an export."""
-    from distill.export.graph import image_graph, step_graph
-    from tests.helpers import lively
-
     folder = tmp_path_factory.mktemp("students")
     (folder / "one.onnx").write_bytes(image_graph(lively(), {}).SerializeToString())
     (folder / "one_step.onnx").write_bytes(step_graph(lively(), 25.0, {"frame_rate": "25"}).SerializeToString())
@@ -140,9 +137,6 @@ def students(tmp_path_factory):
 
 
 def test_no_model_weights_its_own_measurement(students):
-    from distill.export.graph import image_graph
-    from tests.helpers import lively
-
     (students / "copy.onnx").write_bytes((students / "one.onnx").read_bytes())
     models = {"one.onnx": students / "one.onnx"}
     with pytest.raises(UsageError, match=r"the same file as one\.onnx"):
@@ -158,8 +152,6 @@ def test_no_model_weights_its_own_measurement(students):
 
 
 def test_clips_without_gaze_get_proxy_weights_and_those_with_gaze_do_not(students, tiny_root):
-    from distill.run.progress import Narrator
-
     class Heard(Narrator):
         def say(self, text):
             said.append(text)
@@ -214,8 +206,6 @@ def test_a_proxy_without_a_map_is_one_line(students, monkeypatch, answer, messag
 
 
 def test_one_clip_whose_curves_do_not_meet_costs_no_other(tiny_root, monkeypatch):
-    from distill.run.progress import Narrator
-
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = [(clip.id, lambda clip=clip: read_clip(clip, 2)) for clip in corpus.clips[:2]]
     arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(6), [20, 32]
@@ -238,9 +228,6 @@ def test_one_clip_whose_curves_do_not_meet_costs_no_other(tiny_root, monkeypatch
 
 
 def test_an_interrupt_keeps_the_clips_that_are_done(tiny_root):
-    from distill.run.errors import Interrupted
-    from distill.run.progress import Narrator
-
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = [(clip.id, lambda clip=clip: read_clip(clip, 2)) for clip in corpus.clips[:2]]
     arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(6), [20, 32]
@@ -277,14 +264,13 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_encoded(tmp_path):
-    from tests.helpers import distill
 
     (tmp_path / "file").write_text("")
     for option, wrong, reason in (
         ("--out", tmp_path, "a folder"),
         ("--csv", tmp_path / "file" / "x.csv", "below a file"),
     ):
-        told = distill("bd", "clip.mp4", option, wrong)
+        told = invoke("bd", "clip.mp4", option, wrong)
         assert told.returncode == 2 and told.stderr.strip().endswith(f"cannot be written: it is {reason}")
-    told = distill("bd", "clip.mp4", "--out", tmp_path / "new" / "x.png")  # a folder is made when it is needed
+    told = invoke("bd", "clip.mp4", "--out", tmp_path / "new" / "x.png")  # a folder is made when it is needed
     assert told.returncode == 2 and told.stderr.strip().endswith("clip.mp4: no such video")

@@ -18,6 +18,7 @@ from distill.recipe.keys import Teacher
 from distill.run.errors import UsageError
 from distill.teachers import PLAIN, umt
 from distill.teachers.unisal import Unisal, UnisalNet
+from tests.helpers import invoke
 
 
 @pytest.mark.parametrize("name", ["visage", "unisal", "tased"])
@@ -75,23 +76,14 @@ TWO_CLIPS = [
 ]  # fmt: skip
 
 
-def distill(*arguments, capsys):
-    """The command line in this process: exit code, and what it said on standard error."""
-    import signal
-
-    from distill.cli.exits import run_command
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = run_command([str(a) for a in arguments])
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return code, capsys.readouterr().err
+def distill(*arguments):
+    """Exit code, and what is on standard error."""
+    result = invoke(*arguments)
+    return result.returncode, result.stderr
 
 
-def label_with(out, *sets, capsys):
-    return distill("label", "--out", out, *(f"--set={s}" for s in (*TWO_CLIPS, *sets)), capsys=capsys)
+def label_with(out, *sets):
+    return distill("label", "--out", out, *(f"--set={s}" for s in (*TWO_CLIPS, *sets)))
 
 
 def smaller_windows(monkeypatch):
@@ -116,10 +108,10 @@ def smaller_windows(monkeypatch):
     ],
     ids=lambda sets: sets[0].partition("=")[2],
 )
-def test_each_labels_a_corpus_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch, students, sets):
+def test_each_labels_a_corpus_and_goes_on_where_it_stopped(tmp_path, monkeypatch, students, sets):
     smaller_windows(monkeypatch)
     sets = [s.replace("{step}", str(students["step"])).replace("{image}", str(students["image"])) for s in sets]
-    code, said = label_with(tmp_path / "run", *sets, capsys=capsys)
+    code, said = label_with(tmp_path / "run", *sets)
     assert code == 0, said
     files = sorted((tmp_path / "run" / "labels").glob("*.npy"))
     before = [file.read_bytes() for file in files]
@@ -131,12 +123,12 @@ def test_each_labels_a_corpus_and_goes_on_where_it_stopped(tmp_path, capsys, mon
         random
     )
     files[1].unlink()
-    code, said = label_with(tmp_path / "run", *sets, capsys=capsys)
+    code, said = label_with(tmp_path / "run", *sets)
     assert code == 0 and "1 of 2 clips are in the store" in said, said
     assert [file.read_bytes() for file in files] == before
 
 
-def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, capsys, with_metadata):
+def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, with_metadata):
     more = (
         "train.steps=2", "train.batch=1", "train.window=2", "train.windows=1", "train.validate_every=2", "report.clips=0",
     )  # fmt: skip
@@ -144,7 +136,7 @@ def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, capsys, wi
     chain = '[["corpus far", "CC BY 4.0"]]'
     assistant = with_metadata(tmp_path / "ta.onnx", license="MIT", license_chain=chain)
     weights = f'teacher.weights=["visage=random","onnx={assistant}"]'
-    code, said = distill("export", "--out", tmp_path / "r", *(f"--set={s}" for s in (*sets, weights)), capsys=capsys)
+    code, said = distill("export", "--out", tmp_path / "r", *(f"--set={s}" for s in (*sets, weights)))
     assert code == 0, said
     card = (tmp_path / "r" / "export" / "student.md").read_text()
     assert "the teacher had random weights (visage)" in card
@@ -161,10 +153,10 @@ def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, capsys, wi
     )  # a link of the next chain
 
 
-def test_labels_are_taken_over_and_calibrated(tmp_path, capsys, students):
+def test_labels_are_taken_over_and_calibrated(tmp_path, students):
     sets = ("teacher.name=onnx", f"teacher.weights={students['step']}", "teacher.accept_licence=onnx")
-    assert label_with(tmp_path / "a", *sets, capsys=capsys)[0] == 0
-    code, said = distill("teach", "calibrate", tmp_path / "a", "-o", tmp_path / "c.json", capsys=capsys)
+    assert label_with(tmp_path / "a", *sets)[0] == 0
+    code, said = distill("teach", "calibrate", tmp_path / "a", "-o", tmp_path / "c.json")
     assert code == 0 and json.loads((tmp_path / "c.json").read_text())["teacher"]["name"] == "onnx", said
     values = json.loads((tmp_path / "c.json").read_text())
     values["calibration"] = {"temperature": 2.0, "bias": 1.0, "blur": 0.0}
@@ -174,16 +166,16 @@ def test_labels_are_taken_over_and_calibrated(tmp_path, capsys, students):
         f"teacher.maps={tmp_path / 'a' / 'labels'}",
         f"teacher.calibration={tmp_path / 'c.json'}",
     )
-    assert label_with(tmp_path / "b", *again, capsys=capsys)[0] == 0
+    assert label_with(tmp_path / "b", *again)[0] == 0
     a, b = (np.load(tmp_path / run / "labels" / "001.npy").astype(np.float32) for run in "ab")
     assert np.allclose(b, np.clip(a, -BOUND, BOUND) / 2 + 1, atol=1e-2)
     told = [json.loads((tmp_path / run / "labels" / "store.json").read_text())["teacher"] for run in "ab"]
     assert told[1]["calibration"]["bias"] == 1 and told[0]["fingerprint"] != told[1]["fingerprint"]
     assert told[1]["chain"] == told[0]["chain"] and told[1]["source"] == "onnx, step.onnx; labels of another run"
-    _, said = distill("teach", "calibrate", tmp_path / "b", "-o", tmp_path / "d.json", capsys=capsys)
+    _, said = distill("teach", "calibrate", tmp_path / "b", "-o", tmp_path / "d.json")
     assert "are calibrated already" in said
     other = ("teacher.name=unisal", "teacher.weights=random", again[2])
-    code, said = label_with(tmp_path / "x", *other, capsys=capsys)
+    code, said = label_with(tmp_path / "x", *other)
     assert code == 2 and "was fitted to teacher onnx" in said and not (tmp_path / "x" / "corpus.json").exists()
 
 
@@ -210,10 +202,10 @@ def broken(path, kind):
         ("width", "'post_rnn.0.weight': [255, 256, 1, 1], expected [256, 256, 1, 1]"),
     ],
 )
-def test_bad_weights_stop_before_anything_long(tmp_path, capsys, kind, message):
+def test_bad_weights_stop_before_anything_long(tmp_path, kind, message):
     broken(tmp_path / "w.pth", kind)
     sets = ("teacher.name=unisal", f"teacher.weights={tmp_path / 'w.pth'}")
-    code, said = label_with(tmp_path / "run", *sets, capsys=capsys)
+    code, said = label_with(tmp_path / "run", *sets)
     last = said.strip().splitlines()[-1]
     assert code == 2 and last.startswith("distill: ") and message in last and "w.pth" in last
     assert not (tmp_path / "run" / "corpus.json").exists()

@@ -15,7 +15,7 @@ import pytest
 
 from distill.opallowlist import check
 from distill.recipe.files import load_recipe
-from tests.helpers import TINY, distill
+from tests.helpers import TINY, distill, invoke
 
 SETS = [part for override in TINY for part in ("--set", override)]
 # Labelling and training long enough to be killed in the middle.
@@ -207,7 +207,7 @@ def test_predict_writes_pictures_and_maps(finished, tmp_path, out):
     from distill.corpora.video import probe
 
     video = finished / "corpus" / "video" / "001.avi"
-    result = distill("predict", video, "--model", finished / "export" / "student_step.onnx", "--out", tmp_path / out)
+    result = invoke("predict", video, "--model", finished / "export" / "student_step.onnx", "--out", tmp_path / out)
     assert result.returncode == 0, result.stderr
     if out.endswith("npy"):
         maps = np.load(tmp_path / out)
@@ -224,20 +224,20 @@ def test_predict_does_not_overwrite_what_it_reads_or_somebody_elses_folder(finis
     video, model = tmp_path / "v.avi", finished / "export" / "student_step.onnx"
     shutil.copy(finished / "corpus" / "video" / "001.avi", video)
     before = video.read_bytes()
-    assert "is the file that is read" in distill("predict", video, "--model", model, "--out", video).stderr
-    assert "holds other files" in distill("predict", video, "--model", model, "--out", finished).stderr
+    assert "is the file that is read" in invoke("predict", video, "--model", model, "--out", video).stderr
+    assert "holds other files" in invoke("predict", video, "--model", model, "--out", finished).stderr
     assert video.read_bytes() == before and not list(finished.glob("*.png"))
 
 
 def test_a_runs_own_recipe_is_that_run(finished):
     result = distill("run", finished / "recipe.toml")
     assert result.returncode == 0 and result.stderr.count("up to date") == 9
-    result = distill("run", finished / "labels")
+    result = invoke("run", finished / "labels")
     assert result.returncode == 2 and "is a folder and no run" in result.stderr
 
 
 def test_inspect_of_a_refused_model_fails(golden):
-    result = distill("inspect", golden / "scanner" / "bad_op_Celu.onnx")
+    result = invoke("inspect", golden / "scanner" / "bad_op_Celu.onnx")
     assert result.returncode == 1 and "refused" in result.stdout
 
 
@@ -245,14 +245,14 @@ def test_bench_and_inspect_speak_of_the_files(finished):
     model = finished / "export" / "student.onnx"
     rows = json.loads(distill("bench", model, model, "--size", "64x48", "--rounds", "2", "--json").stdout)["results"]
     assert len(rows) == 2 and all(row["median_ms"] > 0 for row in rows)
-    assert "--size must be WIDTHxHEIGHT" in distill("bench", model, "--size", "64").stderr
+    assert "--size must be WIDTHxHEIGHT" in invoke("bench", model, "--size", "64").stderr
     for path, kind in (
         (finished, "run"),
         (finished / "labels", "soft-label store"),
         (finished / "corpus", "corpus, DHF1K's layout"),
         (model, "ONNX model"),
     ):
-        assert json.loads(distill("inspect", path, "--json").stdout)["kind"] == kind
+        assert json.loads(invoke("inspect", path, "--json").stdout)["kind"] == kind
 
 
 # --- killed, and continued -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from distill.run.errors import UsageError
 from distill.tools.corpus_sheet import write_sheet
 from distill.tools.inspect_corpus import describe_corpus, fit_sigma, table_rows
 from tests.corpora import writers
-from tests.helpers import distill
+from tests.helpers import invoke
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_sheets_of_images_and_of_one_image(tmp_path):
 def test_inspect_on_the_command_line(tmp_path):
     for number in (1, 2):
         writers.official(tmp_path / "root", number)
-    result = distill("inspect", tmp_path / "root", "--show", "002", "-o", "sheet.png", "-q", cwd=tmp_path)
+    result = invoke("inspect", tmp_path / "root", "--show", "002", "-o", "sheet.png", "-q", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "fixations/frame" in result.stdout and "of the width" in result.stdout
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
     writers.video(tmp_path / "root" / "video" / "002.avi", 3, 30.0)
-    result = distill("inspect", tmp_path / "root", "--json", cwd=tmp_path)
+    result = invoke("inspect", tmp_path / "root", "--json", cwd=tmp_path)
     assert result.returncode == 1 and list(json.loads(result.stdout)["broken"]) == ["002"]

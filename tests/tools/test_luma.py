@@ -14,7 +14,7 @@ from distill.opallowlist import check
 from distill.run.errors import GateFailed, UsageError
 from distill.tools.luma import write_luma
 from tests.downstream import c_opens, c_reads, session_of, validate
-from tests.helpers import distill, lively
+from tests.helpers import distill, invoke, lively
 
 SAID = {
     "license": "MIT",
@@ -163,5 +163,5 @@ def test_the_command_writes_and_tells(model, tmp_path):
     assert files[0] == str(tmp_path / "out" / "student_luma_96x64.onnx") and len(files) == 3
     answer = json.loads(distill("luma", model, "--size", "96x64", "--json", "--quiet").stdout)
     assert answer["made"][0]["parity"]["max_abs"] <= 1e-5
-    refused = distill("luma", model, "--size", "0x64", "--json")
+    refused = invoke("luma", model, "--size", "0x64", "--json")
     assert refused.returncode == json.loads(refused.stdout)["exit_code"] == 2

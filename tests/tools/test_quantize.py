@@ -17,7 +17,7 @@ from distill.run.progress import Narrator
 from distill.tools import quantize
 from distill.tools.quantize import quantise_file, race, split
 from tests.downstream import c_opens, tuner, validate
-from tests.helpers import distill, lively
+from tests.helpers import distill, invoke, lively
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,9 @@ def test_wrong_input_is_one_line(student, recipe, tiny_root, golden, tmp_path, n
             quantise_file(student, folder, recipe, [], False, narrator)
     with pytest.raises(UsageError, match="quantised already"):
         quantise_file(golden / "scanner" / "ok_qdq.onnx", tmp_path / "o", recipe, [], False, narrator)
-    result = distill("quantize", str(student))
+    result = invoke("quantize", str(student))
     assert result.returncode == 2 and "which clips? give the corpus's folder with --root" in result.stderr
-    result = distill("quantize", "none.onnx", "--root", str(tiny_root))
+    result = invoke("quantize", "none.onnx", "--root", str(tiny_root))
     assert result.returncode == 2 and "no model at none.onnx" in result.stderr
 
 
