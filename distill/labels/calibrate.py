@@ -81,7 +81,7 @@ class _Sample:
     """A few annotated frames of one clip, at full size for the metrics and small for the fit."""
 
     clip: Clip
-    indices: list[int]
+    points: dict[int, Points]  # fixations, by frame
     logits_Nhw: Tensor
     small_Nhw: Tensor
     density_Nhw: Tensor  # small too; maximum 1
@@ -142,7 +142,7 @@ def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, fr
     measured: dict[str, dict[str, Any]] = {}
     for sample, fold in zip(samples, fold_of, strict=True):
         before, after = _measure(sample, (IDENTITY, without[fold] if without else overall))
-        measured[sample.clip.id] = {"frames": len(sample.indices), "before": before, "after": after}
+        measured[sample.clip.id] = {"frames": len(sample.points), "before": before, "after": after}
         if narrator.stop():
             raise Interrupted(f"calibrate, measuring clip {sample.clip.id}")
     before, after = (
@@ -155,26 +155,21 @@ def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, fr
 
 def _sample(clip: Clip, logits_Thw: Tensor, most: int) -> _Sample | None:
     """At most `most` frames of a clip, spread evenly; None where none has a fixation."""
-    chosen: list[tuple[int, Points]] = []
     count = min(clip.frames, clip.annotated_frames)
-    for index in dict.fromkeys(np.linspace(0, count - 1, most + 2)[1:-1].round().astype(int).tolist()):
-        points = fixation_points(clip, index)
-        if points is not None and len(points.rows):
-            chosen.append((index, points))
-    if not chosen:
+    spread = np.linspace(0, count - 1, most + 2)[1:-1].round().astype(int).tolist()
+    annotated = ((index, fixation_points(clip, index)) for index in dict.fromkeys(spread))
+    points = {index: p for index, p in annotated if p is not None and len(p.rows)}
+    if not points:
         return None
-    indices = [index for index, _ in chosen]
-    logits_Nhw = logits_Thw[indices].float()
+    logits_Nhw = logits_Thw[list(points)].float()
     height, width = logits_Nhw.shape[1:]
     small = (max(1, round(height * min(1.0, MAX_WIDTH / width))), min(width, MAX_WIDTH))
     small_Nhw = F.interpolate(logits_Nhw[:, None], small, mode="bilinear", align_corners=False, antialias=True)[:, 0]
-    density = []
-    for index, points in chosen:
-        full = density_map(clip, index, points.as_map(clip))
-        density.append(cv2.resize(full, small[::-1], interpolation=cv2.INTER_AREA))
+    density = [density_map(clip, index, p.as_map(clip)) for index, p in points.items()]
+    density = [cv2.resize(full, small[::-1], interpolation=cv2.INTER_AREA) for full in density]
     density_Nhw = torch.from_numpy(np.stack(density)).double()
     density_Nhw /= density_Nhw.amax((1, 2), keepdim=True).clamp_min(1e-8)
-    return _Sample(clip, indices, logits_Nhw, small_Nhw.double().clamp(-BOUND, BOUND), density_Nhw)
+    return _Sample(clip, points, logits_Nhw, small_Nhw.double().clamp(-BOUND, BOUND), density_Nhw)
 
 
 def _folds(clips: Sequence[Clip], most: int) -> list[int]:
@@ -202,10 +197,10 @@ def _fit(samples: Sequence[_Sample], parts: Sequence[Sequence[bool]]) -> list[Ca
     grids: dict[tuple[int, ...], list[int]] = {}
     for number, sample in enumerate(samples):
         grids.setdefault(tuple(sample.small_Nhw.shape[1:]), []).append(number)
-    owners = [torch.tensor([n for n in grid for _ in samples[n].indices]) for grid in grids.values()]
+    owners = [torch.tensor([n for n in grid for _ in samples[n].points]) for grid in grids.values()]
     logits = [torch.cat([samples[n].small_Nhw for n in grid]) for grid in grids.values()]
     density = [torch.cat([samples[n].density_Nhw for n in grid]) for grid in grids.values()]
-    frames = torch.tensor([len(sample.indices) for sample in samples], dtype=torch.float64)
+    frames = torch.tensor([len(sample.points) for sample in samples], dtype=torch.float64)
 
     def losses(maps: Sequence[Tensor], log_temperature: Tensor, bias: Tensor) -> Tensor:
         """The mean loss over each sample's frames."""
@@ -255,9 +250,7 @@ def _measure(sample: _Sample, calibrations: Sequence[Calibration]) -> list[dict[
     clip = sample.clip
     maps = [c.apply(sample.logits_Nhw).sigmoid().numpy() for c in calibrations]
     scores: list[list[list[float]]] = [[] for _ in calibrations]
-    for n, index in enumerate(sample.indices):
-        points = fixation_points(clip, index)
-        assert points is not None
+    for n, (index, points) in enumerate(sample.points.items()):
         truth = protocols.ground_truth(density_map(clip, index, points.as_map(clip)), (points.rows, points.columns))
         for values, map_Nhw in zip(scores, maps, strict=True):
             p = metrics.Map(cv2.resize(map_Nhw[n], (clip.width, clip.height), interpolation=cv2.INTER_LINEAR))

@@ -38,7 +38,7 @@ def chain(member: Member) -> list[tuple[str, str]]:
         return [("teacher maps", entry.weights)]
     if entry.code == entry.weights == OURS:
         return [(f"teacher {entry.title}", OURS)]
-    weights, files = entry.weights, {file for file in member.files.values() if file}
+    weights, files = entry.weights, set(member.given.values())
     if not files:
         weights = f"{OURS} (trained here)"
     elif files == {RANDOM}:

@@ -41,17 +41,18 @@ class Member:
         return self.entry.name
 
     @property
+    def given(self) -> dict[str, str]:
+        """The files that are given, by their names in teacher.weights."""
+        return {part_name(self.name, part): file for part, file in self.files.items() if file}
+
+    @property
     def random(self) -> list[str]:
-        """Parts with random weights, by their names in teacher.weights."""
-        return [part_name(self.name, part) for part, file in self.files.items() if file == RANDOM]
+        """The names in teacher.weights of parts with random weights."""
+        return [name for name, file in self.given.items() if file == RANDOM]
 
     def path(self, part: str = "") -> Path | None:
         """A part's weights file; None for random weights or where none is given."""
         return None if self.files[part] in ("", RANDOM) else Path(self.files[part])
-
-    def missing(self) -> list[str]:
-        """Required parts without a file, by their names in teacher.weights."""
-        return [part_name(self.name, part) for part in self.entry.files if not self.files[part]]
 
 
 def members(options: Teacher) -> tuple[Member, ...]:
@@ -149,19 +150,17 @@ def check(recipe: Recipe) -> None:
     options = recipe.teacher
     team = members(options)
     for member in team:
-        lacking = member.missing()
+        lacking = [part_name(member.name, part) for part in member.entry.files if not member.files[part]]
         if trained_here(recipe, member):  # a trunk is required, weights to start from are not
-            lacking = [part for part in lacking if part == "visage.base"]
+            lacking = [name for name in lacking if name == "visage.base"]
         if lacking:
             raise UsageError(_missing_weights_message(member, lacking))
         if member.name == "onnx" and member.random:
             raise UsageError("teacher onnx has no random weights; name an ONNX file in teacher.weights")
-        for part, file in member.files.items():
-            if (path := member.path(part)) and not path.is_file():
-                problem = "is a folder" if path.is_dir() else "does not exist"
-                raise UsageError(
-                    f"teacher.weights {part_name(member.name, part)}={file} {problem}; name a weights file"
-                )
+        for name, file in member.given.items():
+            if file != RANDOM and not Path(file).is_file():
+                problem = "is a folder" if Path(file).is_dir() else "does not exist"
+                raise UsageError(f"teacher.weights {name}={file} {problem}; name a weights file")
     if options.calibration and not Path(options.calibration).is_file():
         raise UsageError(
             f"teacher.calibration {options.calibration} does not exist; `distill teach calibrate` writes one"
@@ -182,28 +181,22 @@ def _missing_weights_message(member: Member, lacking: Sequence[str]) -> str:
 
 def file_names(options: Teacher) -> list[str]:
     """teacher.weights without folders: NAME=FILE."""
-    return [
-        f"{part_name(member.name, part)}={Path(file).name}"
-        for member in members(options)
-        for part, file in member.files.items()
-        if file
-    ]
+    given = [item for member in members(options) for item in member.given.items()]
+    return [f"{name}={Path(file).name}" for name, file in given]
 
 
 def weights_fingerprints(options: Teacher) -> dict[str, str]:
     """A hash of each weights file's size, start and end. The end of a zip archive, as torch writes, holds all checksums."""
     fingerprints = {}
-    for member in members(options):
-        for part in member.files:
-            if path := member.path(part):
-                with path.open("rb") as content:
-                    size = content.seek(0, 2)
-                    digest = hashlib.sha256(str(size).encode())
-                    for start in (0, max(0, size - END_BYTES)):
-                        content.seek(start)
-                        digest.update(content.read(END_BYTES))
-                name = f"the weights {part_name(member.name, part)}={member.files[part]}"
-                fingerprints[name] = digest.hexdigest()[:16]
+    for name, file in [item for member in members(options) for item in member.given.items()]:
+        if file != RANDOM:
+            with Path(file).open("rb") as content:
+                size = content.seek(0, 2)
+                digest = hashlib.sha256(str(size).encode())
+                for start in (0, max(0, size - END_BYTES)):
+                    content.seek(start)
+                    digest.update(content.read(END_BYTES))
+            fingerprints[f"the weights {name}={file}"] = digest.hexdigest()[:16]
     return fingerprints
 
 
@@ -233,7 +226,7 @@ def member_source(recipe: Recipe, member: Member) -> str:
     """The same of one teacher: `unisal, weights_best.pth`."""
     if member.name == "maps":
         return f"maps, {'+'.join(folder.name for folder in map_folders(recipe.teacher))}"
-    names = ["RANDOM WEIGHTS" if file == RANDOM else Path(file).name for file in member.files.values() if file]
+    names = ["RANDOM WEIGHTS" if file == RANDOM else Path(file).name for file in member.given.values()]
     files = ", ".join(dict.fromkeys(names))
     if trained_here(recipe, member):
         files = "trained in this run" + (f" from {files}" if files else "")
