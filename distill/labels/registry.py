@@ -27,6 +27,7 @@ from distill.teachers.unisal import Unisal
 from distill.teachers.visage import Visage, VisageConfig, expert_kind, load_released, random_net
 from distill.teachers.weights import read_weights
 from distill.training import fine_tune, frames
+from distill.training.loop import TrainingContext
 from distill.training.unisal import UnisalRecipe, train_unisal
 from distill.training.visage import train_visage
 
@@ -63,8 +64,8 @@ def _train_tiny(
     recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
 ) -> tuple[list[str], dict[str, Any]]:
     clips = [frames.load(run / "frames", clip, recipe.train.sample_fps) for clip in corpus.select(corpus.train)]
-    config, seed = _tiny_config(recipe), recipe.run.seed
-    train_visage(clips, recipe.teacher, config, run / "checkpoints", device, seed, narrator)
+    context = TrainingContext(run / "checkpoints", device, recipe.run.seed, narrator)
+    train_visage(clips, recipe.teacher, _tiny_config(recipe), context)
     return ["checkpoints/visage.pt"], {"steps": recipe.teacher.steps}
 
 
@@ -95,10 +96,11 @@ def _train_released(
     recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
 ) -> tuple[list[str], dict[str, Any]]:
     files = {part: member.path(part) for part in member.files}
+    context = TrainingContext(run / "checkpoints", device, recipe.run.seed, narrator)
     with process_group(device):
         facts = fine_tune.teach(
-            corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files,
-            run / "checkpoints", run / "frames" / "visage", device, recipe.run.seed, narrator,
+            corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files, context,
+            run / "frames" / "visage",
         )  # fmt: skip
     return [f"checkpoints/{name}" for name in fine_tune.outputs(random=files["base"] is None)], facts
 
@@ -128,9 +130,10 @@ def _train_unisal(
     settings = dict(vars(recipe.unisal))
     settings["window"] = settings.pop("frames")
     domains = dict(text.partition("=")[::2] for text in settings.pop("domains"))
+    context = TrainingContext(run / "checkpoints", device, recipe.run.seed, narrator)
     train_unisal(
-        corpus.select(corpus.train), UnisalRecipe(**settings), run / "checkpoints", run / "frames" / "unisal", device,
-        recipe.run.seed, narrator, domains=domains, start=member.path(), trunk=member.path("trunk"),
+        corpus.select(corpus.train), UnisalRecipe(**settings), context, run / "frames" / "unisal", domains=domains,
+        start=member.path(), trunk=member.path("trunk"),
     )  # fmt: skip
     return ["checkpoints/unisal.pt"], {"epochs": recipe.unisal.epochs}
 

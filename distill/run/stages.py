@@ -51,6 +51,8 @@ from distill.run.progress import Narrator
 from distill.run.provenance import caveats, provenance
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.training import frames, student
+from distill.training.batches import Sample
+from distill.training.loop import TrainingContext
 
 PARAMETERS = (150_000, 250_000)
 """What a student should have (DESIGN: the student); others are made, and said to be unusual."""
@@ -227,14 +229,14 @@ def _train(context: Context) -> Done:
     samples = _samples(context, corpus)
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
     with process_group(chosen):
+        training = TrainingContext(context.run / "checkpoints", chosen, recipe.run.seed, context.narrator)
         facts = student.train(
-            samples, validation, recipe.train, recipe.student, context.run / "checkpoints", context.run / "metrics.jsonl",
-            chosen, recipe.run.seed, context.narrator,
-        )  # fmt: skip
+            samples, validation, recipe.train, recipe.student, training, context.run / "metrics.jsonl"
+        )
     return Done(["checkpoints/best.pt", "metrics.jsonl"], facts)
 
 
-def _samples(context: Context, corpus: Corpus) -> list[student.Sample]:
+def _samples(context: Context, corpus: Corpus) -> list[Sample]:
     """The training clips with their soft labels, each checked to be readable and of the clip's length."""
     store, cached = context.labels, context.cached(corpus.train)
     for c in context.narrator.track(cached, "check labels", len(cached)):
@@ -245,7 +247,7 @@ def _samples(context: Context, corpus: Corpus) -> list[student.Sample]:
     for c in cached:
         labels = ArrayFile(context.run / "labels" / f"{c.clip.id}.npy")
         weight = corpus.weights.get(c.clip.corpus, 1.0) / counts[c.clip.corpus, c.clip.static]
-        samples.append(student.Sample(c, labels, weight))
+        samples.append(Sample(c, labels, weight))
     if context.recipe.train.soft_weight == 0:
         samples = [s for s in samples if s.cached.truth is not None]
         if not samples:

@@ -1,4 +1,8 @@
-"""Checkpoints: tensors, numbers and strings in one file, whole or not at all; no code in it is ever run."""
+"""Checkpoints: tensors, numbers and strings in one file, whole or not at all; loading one never runs code.
+
+A resume file, from which training continues, has the key `format`: FORMAT for this version, none before there was one. Files
+that later stages read (best.pt, visage.pt, unisal.pt) have no such key and are the same in all versions.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +16,64 @@ import torch
 from distill.run.errors import UsageError
 from distill.run.files import write_bytes
 
+FORMAT = 2
+
 
 def save(path: Path, values: dict[str, Any]) -> None:
-    buffer = io.BytesIO()  # torch does not say that a disk is full, a plain write does
+    buffer = io.BytesIO()  # torch does not report a full disk, a plain write does
     torch.save(values, buffer)
     write_bytes(path, buffer.getbuffer())
 
 
-def kept(path: Path) -> str:
-    """What a run that must stop still has, for its last words."""
+def load(path: Path, device: torch.device | str = "cpu", mapped: bool = False) -> dict[str, Any]:
+    """The saved values; `mapped` reads tensors only when they are used. Raises UsageError where missing or damaged."""
+    try:
+        values = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; run the command again to make it") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{path} is not a checkpoint ({reason}); remove it and run the command again") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is not one of our checkpoints; remove it and run the command again")
+    return values
+
+
+def save_for_resume(path: Path, values: dict[str, Any]) -> None:
+    save(path, {"format": FORMAT} | values)
+
+
+def load_for_resume(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What training continues from. Raises UsageError for a file of another version."""
+    check_resumable(path)
+    return load(path, device)
+
+
+def resumable(path: Path) -> bool:
+    """Whether this version can continue from an existing resume file. Raises UsageError where it is damaged."""
+    return load(path, mapped=True).get("format") == FORMAT
+
+
+def check_resumable(path: Path) -> None:
+    """Raises UsageError where another version wrote the resume file."""
+    if not resumable(path):
+        raise UsageError(
+            f"{path} was written by another version of saliency-distill, and training cannot continue from it; "
+            "choose another --out, or start over with --force"
+        )
+
+
+def last_good(path: Path) -> str:
+    """What a run that must stop still has, for its error message."""
     return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
 
 
 def restore(module: torch.nn.Module, values: dict[str, torch.Tensor], path: Path) -> None:
-    """Loads weights. Raises UsageError where they are of another shape: an earlier version's, or another student's."""
+    """Loads weights. Raises UsageError where their shapes differ: another version wrote them, or another configuration."""
     try:
         module.load_state_dict(values)
     except RuntimeError as error:
         reason = " ".join(str(error).split()[:24])
         raise UsageError(
-            f"{path} does not fit this version's student ({reason} ...); choose another --out, or start over with --force"
+            f"{path} does not fit this version's network ({reason} ...); choose another --out, or start over with --force"
         ) from None
-
-
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The saved values. Raises UsageError for a file that is missing or damaged."""
-    try:
-        values = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing; run the command again to make it") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path} is no checkpoint ({reason}); remove it and run the command again") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} is no checkpoint of ours; remove it and run the command again")
-    return values

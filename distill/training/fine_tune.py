@@ -1,12 +1,12 @@
 """Fine-tunes ViSAGE on a corpus: from clips and published files to a teacher that labels.
 
 teach         decodes the annotated clips, builds the trunk, trains both experts in two stages (two_stages.py)
-open_tuned    the teacher that it left
+open_tuned    opens the fine-tuned teacher
 
-checkpoints/visage.json            shape of the teacher, its base, its experts
-checkpoints/visage/expert1.safetensors, expert2.safetensors    what was learned, under the released files' names
+checkpoints/visage.json                                        shape of the teacher, its base, its experts
+checkpoints/visage/expert1.safetensors, expert2.safetensors    the trained weights, under the released files' names
 checkpoints/visage/trunk.safetensors                           the trunk, only where its weights are random
-frames/visage/                                                 what training reads (teacher_frames.py)
+frames/visage/                                                 the decoded clips (visage_windows.py)
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from distill.recipe.keys import Teach
 from distill.run.collectives import rank_and_world, wait_for_ranks
 from distill.run.errors import UsageError
 from distill.run.files import read_json, write_json
-from distill.run.progress import Narrator
 from distill.teachers import PLAIN, Inference
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config, load_trunk, trunk_state
 from distill.teachers.visage import Visage, VisageConfig, load_released
 from distill.teachers.weights import read_weights
-from distill.training import teacher_frames
-from distill.training.two_stages import numbers, two_stages, write_tensors
+from distill.training import visage_windows
+from distill.training.loop import TrainingContext, fit
+from distill.training.two_stages import TwoStages, write_tensors
 
 
 def layout(size: str, config: Teach) -> VisageConfig:
@@ -57,38 +57,34 @@ def teach(
     config: Teach,
     size: str,
     files: Mapping[str, Path | None],
-    folder: Path,
+    context: TrainingContext,
     cache: Path,
-    device: torch.device,
-    seed: int,
-    narrator: Narrator,
 ) -> dict[str, Any]:
-    """The whole of it, from clips and files (`base`, `expert1`, `expert2`) to `folder/visage.json` and what it names.
+    """From clips and files (`base`, `expert1`, `expert2`) to `visage.json` in the context's folder and the files it names.
 
-    Without a base the trunk's weights are random, and written beside the experts. Every process of a torchrun job calls
-    this. Raises UsageError where files do not fit or no clip is annotated.
+    Without a base the trunk's weights are random, and written beside the experts. All ranks of a torchrun job call this.
+    Raises UsageError where files do not fit or no clip is annotated.
     """
+    folder, narrator = context.folder, context.narrator
     visage = layout(size, config)
     base, starts = files.get("base"), [files.get("expert1"), files.get("expert2")]
     if any(starts) and (not all(starts) or config.stage1_steps):
         raise UsageError(
-            "teach: experts to go on from are two, expert1 and expert2, and have their LoRA: set teach.stage1_steps=0"
+            "teach: experts to start from are two, expert1 and expert2, and have their LoRA: set teach.stage1_steps=0"
         )
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
         raise UsageError("teach: fine-tuning learns from fixations, but no training clip is annotated")
     rank, ranks = rank_and_world()
-    wanted = [*annotated, *(clip for clip in validation if clip.annotated_frames)]
-    mine = wanted[rank::ranks]
-    for clip in narrator.track(mine, "teach: decode", len(mine)):
-        teacher_frames.cache(cache, clip, visage)
+    held_out = [clip for clip in validation if clip.annotated_frames]
+    share = [*annotated, *held_out][rank::ranks]
+    for clip in narrator.track(share, "teach: decode", len(share)):
+        visage_windows.cache(cache, clip, visage)
     wait_for_ranks()
-    train, val = (
-        [teacher_frames.load(cache, clip, visage) for clip in some] for some in (annotated, wanted[len(annotated) :])
-    )
-    precision = precision_for(config, device)
-    trunk = _trunk(visage, base, config.base_frames, seed)
-    trunk = trunk.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    train, val = ([visage_windows.load(cache, clip, visage) for clip in some] for some in (annotated, held_out))
+    precision = precision_for(config, context.device)
+    trunk = _trunk(visage, base, config.base_frames, context.seed)
+    trunk = trunk.to(context.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     written = folder / "visage" / "trunk.safetensors"
     if base is None and rank == 0:
         write_tensors(written, trunk.state_dict())
@@ -97,29 +93,35 @@ def teach(
         f"{config.stage1_steps} + {config.stage2_steps} steps of {config.batch} x {config.frames} frames, {precision}, "
         f"{ranks} {'process' if ranks == 1 else 'processes'}"
     )
-    facts = two_stages(train, val, config, visage, trunk, starts, precision, folder, device, seed, narrator)
+    task = TwoStages(train, val, config, visage, trunk, starts, precision, context)
+    progress = fit(task, context, folder / "visage.jsonl")
     if rank == 0:
         description = {
             "base": str(base) if base else str(written.relative_to(folder)),
             "base_frames": config.base_frames if base else config.frames,
-            "experts": [f"visage/expert{n}.safetensors" for n in numbers(visage)],
+            "experts": task.files,
             "config": visage.to_dict(),
         }
         write_json(folder / "visage.json", description)
-        (folder / "visage_last.pt").unlink(missing_ok=True)
+        (folder / task.resume_file).unlink(missing_ok=True)
     wait_for_ranks()
-    return facts
+    return {"steps": progress.step, "val_cc": [progress.kept[file] for file in task.files]}
 
 
 def open_tuned(folder: Path, device: torch.device, how: Inference = PLAIN) -> Visage:
-    """The teacher that `teach` left in `folder`. Raises UsageError where its files are missing or do not fit."""
-    told = read_json(folder / "visage.json")
+    """The teacher that `teach` wrote to `folder`. Raises UsageError where files are missing or do not fit."""
+    description = read_json(folder / "visage.json")
     try:
-        config = VisageConfig.from_dict(told["config"])
-        files = [folder / name for name in told["experts"]]
+        config = VisageConfig.from_dict(description["config"])
+        files = [folder / name for name in description["experts"]]
         dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
         net = load_released(
-            config, folder / told["base"], files, orig_t_size=told["base_frames"], dtype=dtype, device=device
+            config,
+            folder / description["base"],
+            files,
+            orig_t_size=description["base_frames"],
+            dtype=dtype,
+            device=device,
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -127,7 +129,7 @@ def open_tuned(folder: Path, device: torch.device, how: Inference = PLAIN) -> Vi
 
 
 def outputs(random: bool) -> list[str]:
-    """What `teach` leaves, relative to its folder."""
+    """The files that `teach` writes, relative to its folder; `random`: without a published base."""
     return [
         "visage.json", "visage.jsonl", *(f"visage/expert{n}.safetensors" for n in (1, 2)),
         *(["visage/trunk.safetensors"] if random else []),
@@ -135,7 +137,7 @@ def outputs(random: bool) -> list[str]:
 
 
 def _trunk(visage: VisageConfig, base: Path | None, base_frames: int, seed: int) -> InternVideo2:
-    """The trunk with its published weights, in their own type; without a file, random ones that follow from the seed."""
+    """The trunk with its published weights, in the file's type; without a file, random weights that follow from the seed."""
     if base is None:
         torch.manual_seed(seed)
         return InternVideo2(visage.trunk)

@@ -1,12 +1,12 @@
-"""What training reads: every clip once decoded, at twice the student's working resolution and the training frame rate.
+"""What the student and the tiny ViSAGE read: clips at twice the student's working resolution and the training frame rate.
 
     frames/CLIP.frames.npy    uint8 [T,2h,2w,3]; scaled by the student's own entry up to its last pooling, so that training
                               sees what the graph sees, and a crop of it stays sharp
-    frames/CLIP.truth.npy     float32 [T,2,h/2,w/2]: density (largest value 1) and fixation counts, on twice the logits' grid;
+    frames/CLIP.truth.npy     float32 [T,2,h/2,w/2]: density (maximum 1) and fixation counts, on twice the logits' grid;
                               annotated clips only
 
-Frame j here is frame j * stride of the video; a still image has the one. A frame without fixations, or without
-annotation, has a truth of zeros.
+Frame j here is frame j * stride of the video; a still image has one. A frame without fixations or without annotation has a
+truth of zeros.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import torch
 
-from distill.corpora import SIGMA, Clip, blur, density_map, fixation_map, fixation_points
-from distill.run.files import ArrayFile as ArrayFile  # exported too: callers import it from here
-from distill.run.files import write_array
+from distill.corpora import Clip, fixation_points
+from distill.run.files import ArrayFile
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import fit_to_twice
+from distill.training.cache import array_files, fill, small_density
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,14 @@ class CachedClip:
         n, height, width, _ = twice.shape
         return np.rint(twice.reshape(n, height // 2, 2, width // 2, 2, 3).mean((2, 4), np.float32)).astype(np.uint8)
 
+    def numbers(self, index: np.ndarray) -> list[int]:
+        """The numbers, from 1, that cached frames have in the video."""
+        return [int(i) * self.stride + 1 for i in index]
+
 
 def names(clip: Clip) -> list[str]:
     """The files of a clip in the cache."""
-    return [f"{clip.id}.frames.npy", *([f"{clip.id}.truth.npy"] if clip.annotated_frames else [])]
+    return [file.path.name for file in _files(Path(), clip)]
 
 
 def stride_for(clip: Clip, sample_fps: float) -> int:
@@ -57,28 +61,26 @@ def stride_for(clip: Clip, sample_fps: float) -> int:
 
 def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) -> None:
     """Decodes a clip into the cache, unless it is there."""
-    frames_path, truth_path = _paths(folder, clip)
-    if frames_path.exists() and (truth_path.exists() or not clip.annotated_frames):
-        return
     stride = stride_for(clip, sample_fps)
-    frames, truths = [], []
-    for j, frame in enumerate(clip.read(stride)):
-        frames.append(to_twice(frame, student))
-        if clip.annotated_frames:
-            truths.append(_truth(clip, j * stride, student))
-    if truths:
-        write_array(truth_path, np.stack(truths))
-    write_array(frames_path, np.stack(frames))  # last: where it stands, both are complete
+
+    def decode() -> list[np.ndarray]:
+        frames, truths = [], []
+        for j, frame in enumerate(clip.read(stride)):
+            frames.append(to_twice(frame, student))
+            if clip.annotated_frames:
+                truths.append(_truth(clip, j * stride, student))
+        return [np.stack(arrays) for arrays in (truths, frames) if arrays]
+
+    fill(_files(folder, clip)[::-1], decode)
 
 
 def load(folder: Path, clip: Clip, sample_fps: float) -> CachedClip:
-    frames_path, truth_path = _paths(folder, clip)
-    truth = ArrayFile(truth_path) if clip.annotated_frames else None
-    return CachedClip(clip, stride_for(clip, sample_fps), ArrayFile(frames_path), truth)
+    frames, *truth = _files(folder, clip)
+    return CachedClip(clip, stride_for(clip, sample_fps), frames, truth[0] if truth else None)
 
 
-def _paths(folder: Path, clip: Clip) -> tuple[Path, Path]:
-    return folder / f"{clip.id}.frames.npy", folder / f"{clip.id}.truth.npy"
+def _files(folder: Path, clip: Clip) -> list[ArrayFile]:
+    return array_files(folder, clip, ("frames", "truth") if clip.annotated_frames else ("frames",))
 
 
 def to_twice(frame: np.ndarray, student: TinyUNetConfig) -> np.ndarray:
@@ -88,9 +90,9 @@ def to_twice(frame: np.ndarray, student: TinyUNetConfig) -> np.ndarray:
     return twice[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 
-def on_the_grid(truth: np.ndarray) -> np.ndarray:
-    """Truth of some frames on the logits' own grid: `[n,2,h/2,w/2]` -> `[n,2,h/4,w/4]`; its largest density is 1 again, and
-    counts stay counts."""
+def on_logit_grid(truth: np.ndarray) -> np.ndarray:
+    """Truth of some frames on the logits' own grid: `[n,2,h/2,w/2]` -> `[n,2,h/4,w/4]`. The maximum density is 1 again, and
+    the sum of the counts does not change."""
     n, _, rows, columns = truth.shape
     cells = truth.reshape(n, 2, rows // 2, 2, columns // 2, 2)
     density, counts = cells[:, 0].mean((2, 4)), cells[:, 1].sum((2, 4))
@@ -103,19 +105,11 @@ def _truth(clip: Clip, index: int, student: TinyUNetConfig) -> np.ndarray:
     points = fixation_points(clip, index)
     if points is None or not len(points.rows):
         return truth
-    y, x = points.rows, points.columns
-    scale_y, scale_x = student.height / clip.height, student.width / clip.width
-    np.add.at(
-        truth[1],
-        (np.minimum((y * scale_y / 2).astype(int), rows - 1), np.minimum((x * scale_x / 2).astype(int), columns - 1)),
-        1,
-    )
-    if clip.maps and (fixations := fixation_map(clip, index)) is not None:
-        density = density_map(clip, index, fixations)
-    else:  # the blur at the working resolution: the same density, many times cheaper
-        small = np.zeros((student.height, student.width), np.float32)
-        np.add.at(small, ((y * scale_y).astype(int), (x * scale_x).astype(int)), 1)
-        density = blur(small, SIGMA * student.width)
-    density = cv2.resize(density, (columns, rows), interpolation=cv2.INTER_AREA)
+    y, x = points.rows * (student.height / clip.height), points.columns * (student.width / clip.width)
+    cells = np.minimum((y / 2).astype(int), rows - 1), np.minimum((x / 2).astype(int), columns - 1)
+    np.add.at(truth[1], cells, 1)
+    small = np.zeros((student.height, student.width), np.float32)
+    np.add.at(small, (y.astype(int), x.astype(int)), 1)
+    density = cv2.resize(small_density(clip, index, small), (columns, rows), interpolation=cv2.INTER_AREA)
     truth[0] = density / max(float(density.max()), 1e-8)
     return truth

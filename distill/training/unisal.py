@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from distill.corpora import Clip, density_map, fixation_map
-from distill.run.errors import Interrupted, UsageError
-from distill.run.files import write_array
-from distill.run.progress import Narrator
+from distill.run.errors import UsageError
+from distill.run.files import ArrayFile
 from distill.teachers.unisal import (
     SIZES,
     STATIC_DOMAIN,
@@ -40,7 +39,8 @@ from distill.teachers.unisal import (
 )
 from distill.teachers.weights import load_state_dict_exact, read_weights
 from distill.training import checkpoint
-from distill.training.frames import ArrayFile
+from distill.training.cache import array_files, fill
+from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
 
 EPS = 1e-8
 VIDEO_DOMAINS = tuple(domain for domain in SIZES if domain != STATIC_DOMAIN)
@@ -90,8 +90,8 @@ class UnisalRecipe:
 
 
 @dataclass(frozen=True)
-class Material:
-    """A clip to train on, cached."""
+class DomainClip:
+    """A clip to train on, in the cache, and the domain that it trains."""
 
     clip: Clip
     domain: str
@@ -108,37 +108,29 @@ class Material:
 def train_unisal(
     clips: Sequence[Clip],
     recipe: UnisalRecipe,
-    folder: Path,
+    context: TrainingContext,
     frames: Path,
-    device: torch.device,
-    seed: int,
-    narrator: Narrator,
     *,
     domains: Mapping[str, str] | None = None,
     domain: str = "DHF1K",
     start: Path | None = None,
     trunk: Path | None = None,
-    checkpoint_every: int = 50,
 ) -> Unisal:
-    """Trains, or goes on training, and leaves `folder/unisal.pt`, a state dict in the released layout.
+    """Trains, or continues training, and leaves `unisal.pt` in the context's folder, a state dict in the released layout.
 
-    `frames` is the folder where clips are cached, decoded: 430 KB of disk for a frame at 224x384, 6 per second.
-    `domains`: the domain of each part's videos, by `clip.corpus`; DHF1K for parts it does not name. Images are SALICON's.
-    `domain` is the returned teacher's. Training starts from `start`, a file in the released layout, or at random with the
-    trunk from `trunk`, MobileNetV2's ImageNet weights (`mobilenet_v2.pth.tar`), or wholly at random. Raises Interrupted
-    after saving, UsageError for clips or files that cannot be used, and where a gradient is not finite.
+    `frames` is the folder where decoded clips are cached: 430 KB of disk for a frame at 224x384, 6 per second. Images train
+    SALICON's domain, videos the one that `domains` names for their part of the corpus, else DHF1K's. The training starts
+    from the weights `start`, in the released layout, or from a MobileNetV2 trunk, or from nothing. `domain` is that of the
+    teacher which is returned. Raises Interrupted after saving, UsageError where a gradient is not finite.
     """
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
-        raise UsageError(
-            "teacher unisal trains on fixations, but no training clip is annotated; give it weights instead"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    materials = [
+        raise UsageError("UNISAL trains on fixations, but no training clip is annotated; train on an annotated corpus")
+    cached = [
         cache(frames, clip, domain_of(clip, domains or {}))
-        for clip in narrator.track(annotated, "frames for unisal", len(annotated))
+        for clip in context.narrator.track(annotated, "frames for unisal", len(annotated))
     ]
-    torch.manual_seed(seed)
+    torch.manual_seed(context.seed)
     net = UnisalNet()
     try:
         if start:
@@ -147,71 +139,69 @@ def train_unisal(
             load_trunk(net, trunk)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trained_trunk = bool(start or trunk)
-    trunk_share = recipe.trunk_lr if trained_trunk else 1.0
-    others = [parameter for name, parameter in net.named_parameters() if not name.startswith("cnn.")]
-    optimizer = torch.optim.SGD(
-        [
-            {"params": others, "weight_decay": recipe.weight_decay, "share": 1.0},
-            {"params": net.cnn.parameters(), "weight_decay": recipe.trunk_weight_decay, "share": trunk_share},
-        ],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-    )
-    per_epoch = len(plan(materials, recipe, seed, 0))
-    steps = recipe.epochs * per_epoch
-    last, first = folder / "unisal_last.pt", 0
-    if last.exists():
-        saved = checkpoint.load(last, device)
-        net.load_state_dict(saved["net"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-        narrator.say(f"teach: going on at step {first} of {steps}")
+    net = net.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = UnisalTask(cached, recipe, net, trained_trunk=bool(start or trunk), context=context)
+    fit(task, context)
+    weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+    checkpoint.save(context.folder / "unisal.pt", weights)
+    (context.folder / task.resume_file).unlink(missing_ok=True)
+    return Unisal(net.eval(), domain, device=context.device)
 
-    def save(step: int) -> None:
-        checkpoint.save(last, {"step": step, "net": net.state_dict(), "optimizer": optimizer.state_dict()})
 
-    with narrator.bar("teach", steps, first) as bar:
-        for step in range(first, steps):
-            epoch, number = divmod(step, per_epoch)
-            batch = [materials[i] for i in plan(materials, recipe, seed, epoch)[number]]
-            rng = np.random.default_rng([seed, 3, step])
-            torch.manual_seed(int(rng.integers(2**62)))  # of the dropouts
-            frames_BTCHW, truth_BT2HW = (x.to(device) for x in windows(batch, recipe.window, rng))
-            net.train()
-            net.cnn.train(not trained_trunk)  # a trained trunk's norms keep what they know of many more images
-            net.cnn.requires_grad_(not trained_trunk or epoch >= recipe.frozen_epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * recipe.lr_decay**epoch * group["share"]
+class UnisalTask(Task):
+    """UNISAL's training, for `fit`."""
 
-            static = batch[0].clip.static
-            density_BTHW, _ = net(normalise(frames_BTCHW), batch[0].domain, static=static)
-            truth_N2HW = truth_BT2HW.flatten(0, 1).float()
-            seen = truth_N2HW.amax((2, 3)).amin(1) > 0
-            losses_N = density_losses(
-                density_BTHW.flatten(0, 1)[seen], truth_N2HW[seen, 0], truth_N2HW[seen, 1], recipe
-            )
-            loss = (recipe.image_weight if static else 1.0) * losses_N.sum() / seen.sum().clamp(min=1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-            if not torch.isfinite(norm):  # before the weights are touched; NaN in the loss arrives here too
-                raise UsageError(
-                    f"teach: the gradient is not finite at step {step + 1}: clips {', '.join(m.clip.id for m in batch)}; "
-                    f"{checkpoint.kept(last)}; try a smaller learning rate"
-                )
-            optimizer.step()
-            bar.advance(note=f"epoch {epoch + 1} {batch[0].domain} loss {loss.item():.3f}")
-            done = step + 1
-            if done % checkpoint_every == 0 and done < steps:
-                save(done)
-            if narrator.stop() and done < steps:
-                save(done)
-                raise Interrupted(f"teaching, after step {done} of {steps}")
-    checkpoint.save(folder / "unisal.pt", {key: value.cpu().contiguous() for key, value in net.state_dict().items()})
-    last.unlink(missing_ok=True)
-    return Unisal(net.eval(), domain, device=device)
+    lr_key, resume_file, checkpoint_every = "unisal.lr", "unisal_last.pt", 50
+
+    def __init__(
+        self,
+        clips: Sequence[DomainClip],
+        recipe: UnisalRecipe,
+        net: UnisalNet,
+        trained_trunk: bool,
+        context: TrainingContext,
+    ) -> None:
+        self.clips, self.recipe, self.net, self.trained_trunk, self.context = clips, recipe, net, trained_trunk, context
+        self.modules = {"unisal": net}
+        self.epoch_steps = len(plan(clips, recipe, context.seed, 0))
+        self.phase_steps = (recipe.epochs * self.epoch_steps,)
+        self.max_norm = recipe.clip
+
+    def enter(self, phase: int) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        self.net.train()
+        self.net.cnn.train(not self.trained_trunk)  # a trained trunk's norms have statistics of many more images
+        others = [parameter for name, parameter in self.net.named_parameters() if not name.startswith("cnn.")]
+        groups = [
+            {"params": others, "weight_decay": recipe.weight_decay},
+            {"params": self.net.cnn.parameters(), "weight_decay": recipe.trunk_weight_decay},
+        ]
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+
+    def learning_rates(self, at: Moment) -> list[float]:
+        rate = self.recipe.lr * self.recipe.lr_decay ** (at.step // self.epoch_steps)
+        return [rate, rate * (self.recipe.trunk_lr if self.trained_trunk else 1.0)]
+
+    def batch(self, at: Moment) -> Batch:
+        epoch, number = divmod(at.step, self.epoch_steps)
+        rng = np.random.default_rng([self.context.seed, 3, at.step])
+        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        indices = plan(self.clips, self.recipe, self.context.seed, epoch)[number]
+        return windows([self.clips[i] for i in indices], self.recipe.window, rng)
+
+    def backward(self, batch: Batch, at: Moment) -> Losses:
+        frozen = self.trained_trunk and at.step < self.recipe.frozen_epochs * self.epoch_steps
+        self.net.cnn.requires_grad_(not frozen)
+        frames_BTHWC, truth_BT2HW = (x.to(self.context.device) for x in (batch.frames_BTHWC, batch.truth_BT2HW))
+        density_BTHW, _ = self.net(normalise(frames_BTHWC), batch.domain, static=batch.static)
+        truth_N2HW = truth_BT2HW.flatten(0, 1).float()
+        seen = truth_N2HW.amax((2, 3)).amin(1) > 0
+        losses_N = density_losses(
+            density_BTHW.flatten(0, 1)[seen], truth_N2HW[seen, 0], truth_N2HW[seen, 1], self.recipe
+        )
+        loss = (self.recipe.image_weight if batch.static else 1.0) * losses_N.sum() / seen.sum().clamp(min=1)
+        loss.backward()
+        return Losses({"loss": loss}, batch.places)
 
 
 def density_losses(log_density_NHW: Tensor, truth_NHW: Tensor, fixations_NHW: Tensor, recipe: UnisalRecipe) -> Tensor:
@@ -233,19 +223,19 @@ def density_losses(log_density_NHW: Tensor, truth_NHW: Tensor, fixations_NHW: Te
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def plan(materials: Sequence[Material], recipe: UnisalRecipe, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch, each a list of places in `materials` of one kind. As many in every epoch.
+def plan(clips: Sequence[DomainClip], recipe: UnisalRecipe, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of an epoch, each a list of places in `clips` of one kind. As many in every epoch.
 
     Every video comes `recipe.windows` times, every image once. The last batch of a kind is filled up with its first
     clips. The kinds' batches are mixed.
     """
     rng = np.random.default_rng([seed, 2, epoch])
     kinds: dict[tuple[str, int, int], list[int]] = {}
-    for i, material in enumerate(materials):
-        kinds.setdefault(material.kind, []).append(i)
+    for i, cached in enumerate(clips):
+        kinds.setdefault(cached.kind, []).append(i)
     batches = []
     for members in kinds.values():
-        static = materials[members[0]].clip.static
+        static = clips[members[0]].clip.static
         size = min(recipe.images if static else recipe.batch, len(members))
         order = np.concatenate([rng.permutation(members) for _ in range(1 if static else recipe.windows)])
         count = -(-len(order) // size)
@@ -253,19 +243,28 @@ def plan(materials: Sequence[Material], recipe: UnisalRecipe, seed: int, epoch: 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def windows(batch: Sequence[Material], length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A window of each clip: frames uint8 `[B,T,H,W,3]` and truth uint8 `[B,T,2,H,W]`. An image is one frame.
+@dataclass
+class Batch:
+    """A window of each of some clips of one domain. An image is one frame."""
 
-    A video shorter than the window is filled up by its last frame.
-    """
-    frames, truths = [], []
-    for material in batch:
-        total = len(material.frames)
-        begin = int(rng.integers(max(1, total - length + 1)))
-        index = np.minimum(begin + np.arange(1 if material.clip.static else length), total - 1)
-        frames.append(torch.from_numpy(material.frames[index]))
-        truths.append(torch.from_numpy(material.truth[index]))
-    return torch.stack(frames), torch.stack(truths)
+    frames_BTHWC: Tensor  # uint8
+    truth_BT2HW: Tensor  # uint8: density and fixations
+    places: list[tuple[str, list[int]]]  # clip and frame numbers (from 1)
+    domain: str
+    static: bool
+
+
+def windows(clips: Sequence[DomainClip], length: int, rng: np.random.Generator) -> Batch:
+    """A window of each clip, at a random start. A video that is shorter repeats its last frame."""
+    frames, truths, places = [], [], []
+    for cached in clips:
+        total = len(cached.frames)
+        start = int(rng.integers(max(1, total - length + 1)))
+        index = np.minimum(start + np.arange(1 if cached.clip.static else length), total - 1)
+        frames.append(torch.from_numpy(cached.frames[index]))
+        truths.append(torch.from_numpy(cached.truth[index]))
+        places.append((cached.clip.id, [int(i) * stride_for(cached.clip) + 1 for i in index]))
+    return Batch(torch.stack(frames), torch.stack(truths), places, clips[0].domain, clips[0].clip.static)
 
 
 def domain_of(clip: Clip, domains: Mapping[str, str]) -> str:
@@ -281,19 +280,25 @@ def domain_of(clip: Clip, domains: Mapping[str, str]) -> str:
     return domain
 
 
-def cache(folder: Path, clip: Clip, domain: str) -> Material:
-    """Decodes a clip into the cache, unless it is there: of its annotated frames every n-th, for about 6 per second."""
-    frames_path, truth_path = folder / f"{clip.id}.frames.npy", folder / f"{clip.id}.truth.npy"
-    if not frames_path.exists():
-        size = input_size(domain, clip.height, clip.width)
-        stride = 1 if clip.static else stream_count(clip.fps)
+def stride_for(clip: Clip) -> int:
+    """Frames of the video from one cached frame to the next: about 6 per second."""
+    return 1 if clip.static else stream_count(clip.fps)
+
+
+def cache(folder: Path, clip: Clip, domain: str) -> DomainClip:
+    """Decodes the annotated frames of a clip into the cache, unless they are there."""
+
+    def decode() -> list[np.ndarray]:
+        size, stride = input_size(domain, clip.height, clip.width), stride_for(clip)
         frames, truth = [], []
         for index, frame in zip(range(0, clip.annotated_frames, stride), clip.read(stride), strict=False):
             frames.append(scale(frame[None], size)[0].numpy())
             truth.append(_truth(clip, index, size))
-        write_array(truth_path, np.stack(truth))
-        write_array(frames_path, np.stack(frames))  # last: where it stands, both are complete
-    return Material(clip, domain, ArrayFile(frames_path), ArrayFile(truth_path))
+        return [np.stack(truth), np.stack(frames)]
+
+    truth, frames = files = array_files(folder, clip, ("truth", "frames"))
+    fill(files, decode)
+    return DomainClip(clip, domain, frames, truth)
 
 
 def _truth(clip: Clip, index: int, size: tuple[int, int]) -> np.ndarray:

@@ -300,7 +300,7 @@ def test_kill_9_in_labelling_and_in_training_changes_no_number(tmp_path):
     process = start(killed)
     _, narration = process.communicate(timeout=240)
     assert process.returncode == 0, narration
-    assert re.search(r"going on at step \d+ of 24", narration)
+    assert re.search(r"continuing at step \d+ of 24", narration)
     for name in ("metrics.json", "metrics.jsonl", "export/student_step.onnx", "export/student.onnx", "labels/006.npy"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert not list(killed.rglob(".*.tmp*"))

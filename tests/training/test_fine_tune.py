@@ -15,6 +15,7 @@ from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.visage import VisageConfig
 from distill.teachers.weights import read_weights
 from distill.training.fine_tune import layout, open_tuned, outputs, teach
+from distill.training.loop import TrainingContext
 from tests.helpers import TINY, distill
 
 CONFIG = Teach(
@@ -43,9 +44,8 @@ def base(tmp_path_factory):
 
 def run(clips, folder, config=CONFIG, **files):
     files = {"base": None, "expert1": None, "expert2": None} | files
-    return teach(
-        clips[1:3], clips[:1], config, "tiny", files, folder, folder / "frames", CPU, 0, Narrator(quiet=True)
-    )  # fmt: skip
+    context = TrainingContext(folder, CPU, 0, Narrator(quiet=True))
+    return teach(clips[1:3], clips[:1], config, "tiny", files, context, folder / "frames")
 
 
 @pytest.fixture(scope="module")

@@ -14,20 +14,18 @@ from distill.recipe.keys import Train
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig
-from distill.training import frames
-from distill.training.student import (
-    PACE,
+from distill.training import frames, student
+from distill.training.batches import (
     Sample,
-    _colour,
-    _crop_and_flip,
-    _there_and_back,
+    crop_and_flip,
     draw_frames,
     draw_windows,
-    learning_rates,
-    parameter_groups,
-    train,
+    reflect,
+    vary_colour,
     warp,
 )
+from distill.training.loop import TrainingContext
+from distill.training.student import CLIPS, FRAMES, LR_FACTORS, learning_rates, mixed_loss, parameter_groups, train
 
 STUDENT = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
 CONFIG = Train(steps=6, frames=6, batch=2, window=3, windows=2, validate_every=3, checkpoint_every=2, sample_fps=12.0)
@@ -53,21 +51,13 @@ def samples(tiny_root, tmp_path_factory):
 def run(samples, folder, config=CONFIG, narrator=None, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     clips = [s.cached for s in samples]
-    return train(
-        samples[1:],
-        clips[:1],
-        config,
-        STUDENT,
-        folder,
-        folder / "metrics.jsonl",
-        CPU,
-        seed,
-        narrator or Narrator(quiet=True),
-    )
+    context = TrainingContext(folder, CPU, seed, narrator or Narrator(quiet=True))
+    return train(samples[1:], clips[:1], config, STUDENT, context, folder / "metrics.jsonl")
 
 
 def weights(folder, name="last.pt"):
-    return torch.load(folder / name, weights_only=True)["student"]
+    saved = torch.load(folder / name, weights_only=True)
+    return saved["live"]["student"] if name == "last.pt" else saved["student"]
 
 
 def log(folder):
@@ -76,7 +66,7 @@ def log(folder):
 
 def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
     from distill.corpora import fixation_map
-    from distill.training.frames import on_the_grid, to_twice
+    from distill.training.frames import on_logit_grid, to_twice
 
     cached = samples[0].cached
     assert cached.stride == 2 and cached.frames.shape == (12, 64, 128, 3) and cached.truth.shape == (12, 2, 16, 32)
@@ -86,8 +76,8 @@ def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
         seen = fixation_map(cached.clip, 2 * j)
         assert cached.truth[j, 1].sum() == seen.sum()
         assert cached.truth[j, 0].max() == (1 if seen.any() else 0)
-        assert on_the_grid(cached.truth[j : j + 1]).shape == (1, 2, 8, 16)
-        assert on_the_grid(cached.truth[j : j + 1])[0, 1].sum() == seen.sum()
+        assert on_logit_grid(cached.truth[j : j + 1]).shape == (1, 2, 8, 16)
+        assert on_logit_grid(cached.truth[j : j + 1])[0, 1].sum() == seen.sum()
 
 
 def test_training_lowers_the_loss(samples, tmp_path):
@@ -141,27 +131,25 @@ def test_streams_enter_clips_anywhere_and_often_at_their_beginning(samples):
     short = replace(CONFIG, window=2)  # of clips of 12 frames
     batches = [draw_windows(samples, short, STUDENT, (0, 0), 2 * n, CPU) for n in range(60)]
     firsts = [numbers[0] for batch in batches for _, numbers in batch.places]
-    begins = [bool(b) for batch in batches for b in batch.begins_B]
+    begins = [bool(b) for batch in batches for b in batch.starts_B]
     assert begins == [first == 1 for first in firsts] and len(set(firsts)) > 4
     assert 0.25 < np.mean(begins) < 0.65  # a third, and those that fell there by chance
 
 
 def test_crops_come_first_and_whole_frames_after_them(samples, tmp_path, monkeypatch):
-    import distill.training.student
-
-    sides = [_crop_and_flip(np.random.default_rng(n), CONFIG, 0.6).abs()[[0, 1], [0, 1]] for n in range(200)]
+    sides = [crop_and_flip(np.random.default_rng(n), CONFIG, 0.6).abs()[[0, 1], [0, 1]] for n in range(200)]
     assert (
         min(float(s.min()) for s in sides) >= 0.6 * np.exp(-0.2) - 1e-6
         and np.mean([float(s.min()) < 1 for s in sides]) > 0.9
     )
-    assert torch.equal(_crop_and_flip(np.random.default_rng(0), CONFIG, 1.0).abs()[:, :2], torch.eye(2))
+    assert torch.equal(crop_and_flip(np.random.default_rng(0), CONFIG, 1.0).abs()[:, :2], torch.eye(2))
     seen = []
 
     def remembering(*given):
         seen.append(given[-1])
         return draw_frames(*given)
 
-    monkeypatch.setattr(distill.training.student, "draw_frames", remembering)
+    monkeypatch.setattr(student, "draw_frames", remembering)
     run(samples, tmp_path, replace(CONFIG, steps=8, frames_first=0.75, cropped=0.5, crop=0.7))
     assert seen == [0.7, 0.7, 0.7, 1.0, 1.0, 1.0]
 
@@ -177,38 +165,38 @@ def test_flip_and_crop_move_frames_and_targets_together():
 
 def test_colour_changes_keep_grey_grey():
     for seed in range(5):
-        matrix, _ = _colour(np.random.default_rng(seed), CONFIG)
+        matrix, _ = vary_colour(np.random.default_rng(seed), CONFIG)
         grey = matrix @ torch.full((3,), 0.5)
         assert torch.allclose(grey, grey.mean().expand(3), atol=1e-5)
 
 
-def test_short_clips_are_walked_there_and_back():
-    assert _there_and_back(np.arange(8), 4).tolist() == [0, 1, 2, 3, 2, 1, 0, 1]
-    assert _there_and_back(np.arange(3), 1).tolist() == [0, 0, 0]
+def test_short_clips_are_walkedreflect():
+    assert reflect(np.arange(8), 4).tolist() == [0, 1, 2, 3, 2, 1, 0, 1]
+    assert reflect(np.arange(3), 1).tolist() == [0, 0, 0]
 
 
 def test_the_learning_rates_rise_and_fall_in_each_phase():
     config = replace(CONFIG, steps=200, lr=1.0, clips_lr=0.5, image_lr=0.1, warmup=0.1)
-    rates = [learning_rates(s, 100, config) for s in range(200)]
+    rates = [learning_rates(phase, step, 100, config) for phase in (FRAMES, CLIPS) for step in range(100)]
     image, temporal = [r["image"] for r in rates], [r["memory"] for r in rates]
     assert image[0] == pytest.approx(0.1) and max(image) == pytest.approx(1.0) and image[99] < 0.02
     assert np.argmax(image) in (9, 10) and max(image[100:]) == pytest.approx(0.1)
     assert not any(temporal[:100]) and max(temporal) == pytest.approx(0.5) and temporal[-1] < 0.01
     assert all(r["motion"] == 5 * r["memory"] and r["onset"] == 20 * r["memory"] for r in rates)
-    some = learning_rates(150, 100, replace(config, parts=("onset",)))
+    some = learning_rates(CLIPS, 50, 100, replace(config, parts=("onset",)))
     assert some["onset"] > 0 and some["memory"] == some["motion"] == 0
 
 
 def test_every_parameter_learns_in_its_part():
     from distill.students.tiny_unet import TinyUNet, parameter_count
 
-    student = TinyUNet(STUDENT)
-    groups = parameter_groups(student, CONFIG)
-    sizes = {part: sum(p.numel() for g in groups if g["part"] == part for p in g["params"]) for part in PACE}
-    assert sizes == {part: parameter_count(getattr(student, part)) for part in PACE}
-    assert sum(p.numel() for g in groups for p in g["params"]) == parameter_count(student)
+    net = TinyUNet(STUDENT)
+    groups = parameter_groups(net, CONFIG.weight_decay)
+    sizes = {part: sum(p.numel() for g in groups if g["part"] == part for p in g["params"]) for part in LR_FACTORS}
+    assert sizes == {part: parameter_count(getattr(net, part)) for part in LR_FACTORS}
+    assert sum(p.numel() for g in groups for p in g["params"]) == parameter_count(net)
     still = {id(p) for g in groups if not g["weight_decay"] for p in g["params"]}
-    assert {id(student.place), id(student.prior), id(student.onset.where)} <= still
+    assert {id(net.place), id(net.prior), id(net.onset.where)} <= still
 
 
 def test_clips_train_the_temporal_part_and_hold_the_rest(samples, tmp_path):
@@ -295,25 +283,24 @@ def test_nan_stops_before_the_weights_and_names_the_frame(samples, tmp_path):
 def test_weights_of_another_version_are_one_line(samples, tmp_path):
     run(samples, tmp_path, replace(CONFIG, steps=2))
     saved = torch.load(tmp_path / "last.pt", weights_only=True)
-    del saved["student"]["onset.where"]
+    del saved["live"]["student"]["onset.where"]
     torch.save(saved, tmp_path / "last.pt")
-    with pytest.raises(UsageError, match=r"last\.pt does not fit this version's student .*onset\.where.*--force"):
+    with pytest.raises(UsageError, match=r"last\.pt does not fit this version's network .*onset\.where.*--force"):
         run(samples, tmp_path, replace(CONFIG, steps=4))
 
 
 def test_frames_without_truth_learn_from_soft_labels_alone(samples):
     from distill.students.tiny_unet import TinyUNet
-    from distill.training.student import mixed_loss
 
     batch = draw_windows(samples, CONFIG, STUDENT, (0, 0), 0, CPU)
     batch.density_BThw[:] = 0
     batch.fixations_BThw[:] = 0
-    student = TinyUNet(STUDENT)
-    logits = student(batch.frames_BTChw, None, batch.dt_B)[0][:, :, 0]
-    weights_ = {"kl": 1.0, "cc": 1.0, "sim": 0.0, "nss": 1.0, "bce": 0.0}
-    mixed, _ = mixed_loss(logits, batch, replace(CONFIG, soft_weight=0.3), weights_)
-    soft, _ = mixed_loss(logits, batch, replace(CONFIG, soft_weight=1.0), weights_)
+    logits = TinyUNet(STUDENT)(batch.frames_BTChw, None, batch.dt_B)[0][:, :, 0]
+    config = replace(CONFIG, kl=1.0, cc=1.0, sim=0.0, nss=1.0, bce=0.0)
+    mixed, parts = mixed_loss(logits, batch, replace(config, soft_weight=0.3))
+    soft, _ = mixed_loss(logits, batch, replace(config, soft_weight=1.0))
     assert torch.isfinite(mixed).all() and torch.allclose(mixed, soft)
+    assert all(torch.isnan(value) == name.startswith("truth.") for name, value in parts.items())  # not logged
 
 
 RANK = """
@@ -348,5 +335,5 @@ def test_two_processes_train_one_student(samples, tiny_root, tmp_path):
     run(samples, tmp_path / "alone", replace(CONFIG, keep="last"))
     together, alone = weights(tmp_path / "run"), weights(tmp_path / "alone")
     assert not torch.equal(together["stem.0.weight"], alone["stem.0.weight"])  # it saw twice as much
-    with pytest.raises(UsageError, match="is of 2 processes, these are 1"):
+    with pytest.raises(UsageError, match="was written by 2 processes, this job has 1"):
         run(samples, tmp_path / "run", replace(CONFIG, steps=8, keep="last"))

@@ -19,8 +19,10 @@ from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.visage import VisageConfig, load_released
 from distill.teachers.weights import read_weights
-from distill.training import teacher_frames
 from distill.training import two_stages as ts
+from distill.training import visage_windows
+from distill.training.loop import Moment, TrainingContext, fit, update_average
+from distill.training.schedules import visage_rate
 
 TRUNK = InternVideo2Config(width=16, depth=4, heads=2, mlp_width=32, frames=4, px=16, patch=8, layer_scale_init=0.5)
 SHAPE = VisageConfig(
@@ -33,6 +35,7 @@ CONFIG = Teach(
     validate_every=2, checkpoint_every=1, val_windows=2,
 )  # fmt: skip
 CPU = torch.device("cpu")
+EXPERTS = ("expert 1", "expert 2")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,8 @@ def cached(tiny_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     clips = open_corpus("synthetic", tiny_root).clips[:3]
     for clip in clips:
-        teacher_frames.cache(folder, clip, SHAPE)
-    return [teacher_frames.load(folder, clip, SHAPE) for clip in clips]
+        visage_windows.cache(folder, clip, SHAPE)
+    return [visage_windows.load(folder, clip, SHAPE) for clip in clips]
 
 
 def trunk(seed=0):
@@ -49,22 +52,16 @@ def trunk(seed=0):
     return InternVideo2(TRUNK)
 
 
-def train(cached, folder, config=CONFIG, narrator=None, trunk_=None, starts=(None, None), validation=True):
-    folder.mkdir(exist_ok=True)
+def task(cached, folder, config=CONFIG, narrator=None, trunk_=None, starts=(None, None), validation=True):
+    context = TrainingContext(folder, CPU, 0, narrator or Narrator(quiet=True))
     val = cached[:1] if validation else []
-    return ts.two_stages(
-        cached[1:],
-        val,
-        config,
-        SHAPE,
-        trunk_ or trunk(),
-        starts,
-        config.precision,
-        folder,
-        CPU,
-        0,
-        narrator or Narrator(quiet=True),
-    )
+    return ts.TwoStages(cached[1:], val, config, SHAPE, trunk_ or trunk(), starts, config.precision, context)
+
+
+def train(cached, folder, *given, **more):
+    folder.mkdir(exist_ok=True)
+    made = task(cached, folder, *given, **more)
+    return fit(made, made.context, folder / "visage.jsonl")
 
 
 def after(steps):
@@ -74,7 +71,7 @@ def after(steps):
 
 
 def stopped(cached, folder, steps, config=CONFIG, **more):
-    """The checkpoint of a run that is interrupted after so many further steps."""
+    """The resume file of a run that is interrupted after so many further steps."""
     with pytest.raises(Interrupted, match="teaching, after step"):
         train(cached, folder, config, after(steps), **more)
     return torch.load(folder / "visage_last.pt", weights_only=True)
@@ -120,23 +117,23 @@ def test_the_loss_falls_in_both_stages(cached, tmp_path):
 def test_stage_1_trains_the_experts_alone(cached, tmp_path):
     still = trunk()
     before = copy.deepcopy(still.state_dict())
-    start, later = (stopped(cached, tmp_path, 1, trunk_=still)["experts"] for _ in range(2))
+    start, later = (stopped(cached, tmp_path, 1, trunk_=still)["live"] for _ in range(2))
     assert same(still.state_dict(), before)
-    for n in (0, 1):
-        moved = changed(start[n]["live"], later[n]["live"])
+    for n in EXPERTS:
+        moved = changed(start[n], later[n])
         assert all(key.startswith("expert.") for key in moved)
-        parameters = {key for key in start[n]["live"] if not re.search(r"center_bias\.(xx|yy)|num_batches|^lora", key)}
-        assert parameters <= moved, f"these of expert {n + 1} never learn: {sorted(parameters - moved)[:3]}"
+        parameters = {key for key in start[n] if not re.search(r"center_bias\.(xx|yy)|num_batches|^lora", key)}
+        assert parameters <= moved, f"these of {n} never learn: {sorted(parameters - moved)[:3]}"
 
 
 def test_stage_2_trains_lora_and_decoders_while_norms_and_auxiliary_heads_rest(cached, tmp_path):
     still = trunk()
     before = copy.deepcopy(still.state_dict())
-    start, later = (stopped(cached, tmp_path, n, trunk_=still)["experts"] for n in (4, 1))
+    start, later = (stopped(cached, tmp_path, n, trunk_=still)["live"] for n in (4, 1))
     assert same(still.state_dict(), before)
-    for n in (0, 1):
-        moved = changed(start[n]["live"], later[n]["live"])
-        rest = {key for key in start[n]["live"] if key not in moved}
+    for n in EXPERTS:
+        moved = changed(start[n], later[n])
+        rest = {key for key in start[n] if key not in moved}
         assert all(re.search(r"aux_heads|running_|num_batches|center_bias\.(xx|yy)", key) for key in rest), rest
         assert not any(re.search(r"aux_heads|running_", key) for key in moved)
         assert len([key for key in moved if key.startswith("lora.")]) == 2 * (1 + 4 * TRUNK.depth)
@@ -144,43 +141,41 @@ def test_stage_2_trains_lora_and_decoders_while_norms_and_auxiliary_heads_rest(c
 
 def test_lora_learns_at_a_rate_of_its_own(cached, tmp_path):
     config = replace(CONFIG, stage1_steps=0, stage2_steps=4, lr_decoder=0.0, warmup=0.0)
-    start, later = (stopped(cached, tmp_path, 1, config)["experts"] for _ in range(2))
-    for n in (0, 1):
-        assert all(key.startswith("lora.") for key in changed(start[n]["live"], later[n]["live"]))
+    start, later = (stopped(cached, tmp_path, 1, config)["live"] for _ in range(2))
+    for n in EXPERTS:
+        assert all(key.startswith("lora.") for key in changed(start[n], later[n]))
 
 
-def test_gradient_checkpointing_changes_no_gradient(cached):
-    windows = teacher_frames.read([(cached[0], 0), (cached[1], 2)], TRUNK.frames)
+def gradients(made):
+    return [p.grad for trainer in made.trainers for p in trainer.parameters() if p.grad is not None]
+
+
+def test_gradient_checkpointing_changes_no_gradient(cached, tmp_path):
+    windows = visage_windows.read([(cached[0], 0), (cached[1], 2)], TRUNK.frames)
     found = []
     for recompute in (False, True):
-        network = trunk().requires_grad_(False)
-        network.checkpointing = recompute
-        torch.manual_seed(1)
-        pair = [ts.Apprentice(kind(SHAPE), ts.Lora(TRUNK, 2, 4.0, 0.5)) for kind in (ts.Expert1, ts.Expert2)]
-        for apprentice in pair:
-            apprentice.enter(2)
-            for pair_ in apprentice.lora.modules():
-                if hasattr(pair_, "lora_B"):
-                    torch.nn.init.normal_(pair_.lora_B, std=0.1)
+        made = task(cached, tmp_path, replace(CONFIG, recompute=recompute, dropout=0.5))
+        made.enter(phase=1)
+        for trainer in made.trainers:
+            for pair in trainer.lora.modules():
+                if hasattr(pair, "lora_B"):
+                    torch.nn.init.normal_(pair.lora_B, std=0.1)
         torch.manual_seed(2)  # of dropout, which the second pass must repeat
-        ts.backward(pair, network, windows, SHAPE.taps, 2, CONFIG, "fp32", CPU)
-        found.append([p.grad for apprentice in pair for p in apprentice.parameters() if p.grad is not None])
+        made.backward(windows, Moment(0, 1, 0))
+        found.append(gradients(made))
     assert len(found[0]) == len(found[1]) > 100
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_fewer_windows_at_once_give_the_same_gradients(cached):
-    windows = teacher_frames.read([(cached[0], 0), (cached[1], 10)], TRUNK.frames)  # the second has repeated frames
+def test_fewer_windows_at_once_give_the_same_gradients(cached, tmp_path):
+    windows = visage_windows.read([(cached[0], 0), (cached[1], 10)], TRUNK.frames)  # the second has repeated frames
     found = []
     for at_once in (0, 1):
-        network = trunk().requires_grad_(False)
-        torch.manual_seed(1)
-        pair = [ts.Apprentice(kind(SHAPE), ts.Lora(TRUNK, 2, 4.0)) for kind in (ts.Expert1, ts.Expert2)]
-        for apprentice in pair:
-            apprentice.enter(2)
-        losses = ts.backward(pair, network, windows, SHAPE.taps, 2, replace(CONFIG, at_once=at_once), "fp32", CPU)
-        found.append((losses, [p.grad for a in pair for p in a.parameters() if p.grad is not None]))
+        made = task(cached, tmp_path, replace(CONFIG, at_once=at_once, dropout=0.0))
+        made.enter(phase=1)
+        losses = made.backward(windows, Moment(0, 1, 0)).values
+        found.append(({name: value.item() for name, value in losses.items()}, gradients(made)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for a, b in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -201,9 +196,9 @@ def test_bfloat16_trains_float32_weights_on_a_bfloat16_trunk(cached, tmp_path):
 
 def test_what_is_kept_is_the_average(cached, tmp_path):
     config = replace(CONFIG, stage1_steps=2, validate_every=1)
-    saved = stopped(cached, tmp_path, 1, config, validation=False)["experts"]
-    for n, state in enumerate(kept(tmp_path)):
-        average, live = saved[n]["average"], saved[n]["live"]
+    saved = stopped(cached, tmp_path, 1, config, validation=False)
+    for n, state in zip(EXPERTS, kept(tmp_path), strict=True):
+        average, live = saved["averages"][n], saved["live"][n]
         assert all(
             torch.equal(state[key.removeprefix("expert.")], average[key])
             for key in average
@@ -215,7 +210,7 @@ def test_what_is_kept_is_the_average(cached, tmp_path):
 def test_the_average_moves_by_its_decay():
     a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     expected = 0.9 * a.weight + 0.1 * b.weight
-    ts.update_average(a, b, 0.9)
+    update_average(a, b, 0.9)
     torch.testing.assert_close(a.weight, expected)
 
 
@@ -223,13 +218,13 @@ def test_each_expert_keeps_its_best(cached, tmp_path, monkeypatch):
     scores = iter([{"cc1": 0.1, "cc2": 0.1}, {"cc1": 0.3, "cc2": 0.2}, {"cc1": 0.2, "cc2": 0.4}])
     states = []
 
-    def judged(averaged, *_):
-        states.append([copy.deepcopy(a.expert.state_dict()) for a in averaged])
+    def validate(self, averages, phase):
+        states.append([copy.deepcopy(a.expert.state_dict()) for a in averages.values()])
         return next(scores)
 
-    monkeypatch.setattr(ts, "validate", judged)
-    facts = train(cached, tmp_path, replace(CONFIG, stage1_steps=2, stage2_steps=0, validate_every=1))
-    assert facts == {"steps": 2, "val_cc": [0.3, 0.4]}
+    monkeypatch.setattr(ts.TwoStages, "validate", validate)
+    progress = train(cached, tmp_path, replace(CONFIG, stage1_steps=2, stage2_steps=0, validate_every=1))
+    assert progress.step == 2 and list(progress.kept.values()) == [0.3, 0.4]
     first, second = kept(tmp_path)
     assert all(torch.equal(first[key], value) for key, value in states[1][0].items())
     assert all(torch.equal(second[key], value) for key, value in states[2][1].items())
@@ -240,12 +235,12 @@ def test_stage_2_goes_on_from_the_best_of_stage_1(cached, tmp_path, monkeypatch)
     scores = iter([0.0, 0.5, 0.4, 0.3])
     states = []
 
-    def judged(averaged, *_):
-        states.append([copy.deepcopy(a.state_dict()) for a in averaged])
+    def validate(self, averages, phase):
+        states.append([copy.deepcopy(a.state_dict()) for a in averages.values()])
         score = next(scores)
         return {"cc1": score, "cc2": score}
 
-    monkeypatch.setattr(ts, "validate", judged)
+    monkeypatch.setattr(ts.TwoStages, "validate", validate)
     config = replace(
         CONFIG, stage1_steps=2, stage2_steps=1, validate_every=1, lr_decoder=0.0, lr_lora=0.0, weight_decay=0.0
     )
@@ -256,7 +251,7 @@ def test_stage_2_goes_on_from_the_best_of_stage_1(cached, tmp_path, monkeypatch)
 
 def test_a_kept_expert_loads_in_the_released_layout(cached, tmp_path):
     base = trunk()
-    facts = train(cached, tmp_path, trunk_=base)
+    progress = train(cached, tmp_path, trunk_=base)
     files = [tmp_path / "visage" / f"expert{n}.safetensors" for n in (1, 2)]
     weights = tmp_path / "base.pt"
     torch.save({"module": {f"vision_encoder.{key}": value for key, value in base.state_dict().items()}}, weights)
@@ -266,7 +261,7 @@ def test_a_kept_expert_loads_in_the_released_layout(cached, tmp_path):
     assert f"{prefix}patch_embed.proj.lora_A.default.weight" in lora
     assert f"{prefix}blocks.3.block.mlp.fc2.lora_B.default.weight" in lora and len(lora) == 2 * (1 + 4 * TRUNK.depth)
 
-    class AsApprentices(torch.nn.Module):
+    class AsTrainer(torch.nn.Module):
         def __init__(self, number):
             super().__init__()
             self.number = number
@@ -274,8 +269,8 @@ def test_a_kept_expert_loads_in_the_released_layout(cached, tmp_path):
         def forward(self, trunk_, clip, streams):
             return net(clip).experts[self.number], {}
 
-    scores = ts.validate([AsApprentices(0), AsApprentices(1)], base, cached[:1], CONFIG, SHAPE, 2, "fp32", CPU)
-    assert [scores["cc1"], scores["cc2"]] == pytest.approx(facts["val_cc"], abs=1e-5)
+    scores = task(cached, tmp_path, trunk_=base).validate({n: AsTrainer(i) for i, n in enumerate(EXPERTS)}, phase=1)
+    assert [scores["cc1"], scores["cc2"]] == pytest.approx(list(progress.kept.values()), abs=1e-5)
 
 
 def test_an_expert_goes_on_from_its_file(cached, tmp_path):
@@ -324,11 +319,11 @@ def test_a_killed_run_goes_on_at_its_last_checkpoint(cached, tmp_path, whole, mo
             raise KeyboardInterrupt
         return backward(*given)
 
-    backward = ts.backward
-    monkeypatch.setattr(ts, "backward", killed)
+    backward = ts.TwoStages.backward
+    monkeypatch.setattr(ts.TwoStages, "backward", killed)
     with pytest.raises(KeyboardInterrupt):
         train(cached, tmp_path, SPARSE)
-    monkeypatch.setattr(ts, "backward", backward)
+    monkeypatch.setattr(ts.TwoStages, "backward", backward)
     with (tmp_path / "visage.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     train(cached, tmp_path, SPARSE)
@@ -348,10 +343,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(cached, tmp_path
 
 
 def test_the_learning_rate_rises_from_a_hundredth_and_falls_to_a_millionth():
-    rates = [ts.learning_rate(step, 100, 1e-4, 0.1) for step in range(100)]
+    rates = [visage_rate(step, 100, 1e-4, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(1e-6) and rates[10] == max(rates) == pytest.approx(1e-4)
     assert 1e-6 < rates[-1] < 1.2e-6
-    assert ts.learning_rate(0, 1, 1e-4, 0.1) == pytest.approx(1e-4)  # one step: no time to rise
+    assert visage_rate(0, 1, 1e-4, 0.1) == pytest.approx(1e-4)  # one step: no time to rise
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -361,8 +356,11 @@ import hashlib, sys
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from distill.training import teacher_frames, two_stages as ts
+from distill.training import visage_windows, two_stages as ts
+from distill.training.loop import TrainingContext, fit
 from distill.corpora import open_corpus
+from distill.recipe.keys import Teach
+from distill.run.errors import Interrupted
 from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2
 from distill.teachers.visage import VisageConfig
@@ -371,20 +369,19 @@ root, cache, out, rank, shape, teach, stop = sys.argv[1:]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", f"file://{out}/store", timedelta(seconds=120), 2, int(rank))
 shape, teach = VisageConfig.from_dict(eval(shape)), Teach(**eval(teach))
-clips = [teacher_frames.load(Path(cache), clip, shape) for clip in open_corpus("synthetic", Path(root)).clips[:3]]
-made, init = [], ts.Apprentice.__init__
-ts.Apprentice.__init__ = lambda self, *given: (init(self, *given), made.append(self))[0]
+clips = [visage_windows.load(Path(cache), clip, shape) for clip in open_corpus("synthetic", Path(root)).clips[:3]]
 torch.manual_seed(0)
 steps = []
 narrator = Narrator(quiet=True, stop=lambda: steps.append(1) is None and rank == "1" and len(steps) == int(stop))
+context = TrainingContext(Path(out), torch.device("cpu"), 0, narrator)
+task = ts.TwoStages(clips[1:], clips[:1], teach, shape, InternVideo2(shape.trunk), [None, None], "fp32", context)
 try:
-    given = clips[1:], clips[:1], teach, shape, InternVideo2(shape.trunk), [None, None], "fp32", Path(out)
-    ts.two_stages(*given, torch.device("cpu"), 0, narrator)
-except ts.Interrupted as told:
-    print(told)
+    fit(task, context, Path(out) / "visage.jsonl")
+except Interrupted as interrupted:
+    print(interrupted)
 digest = hashlib.sha256()
-for apprentice in made:
-    for key, value in apprentice.named_parameters():
+for trainer in task.trainers:
+    for key, value in trainer.named_parameters():
         digest.update(value.detach().numpy().tobytes())
 print(digest.hexdigest())
 dist.destroy_process_group()  # joins gloo's threads: an interpreter that ends with them running is aborted
@@ -424,6 +421,6 @@ def test_two_processes_agree_stop_together_and_train_what_one_does(cached, tmp_p
 
 
 def test_a_batch_that_does_not_divide_is_refused(cached, tmp_path, monkeypatch):
-    monkeypatch.setattr(ts, "place", lambda: (0, 3))
+    monkeypatch.setattr(ts, "rank_and_world", lambda: (0, 3))
     with pytest.raises(UsageError, match=r"teach\.batch 2 does not divide over 3 processes"):
         train(cached, tmp_path)

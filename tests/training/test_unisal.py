@@ -12,6 +12,7 @@ from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.teachers.unisal import Unisal, UnisalNet, scale
 from distill.training import unisal as module
+from distill.training.loop import TrainingContext
 from distill.training.unisal import UnisalRecipe, cache, density_losses, domain_of, plan, train_unisal, windows
 
 RECIPE = UnisalRecipe(epochs=2, batch=2, window=3, images=2, frozen_epochs=1)
@@ -55,7 +56,8 @@ def small(monkeypatch):
 
 
 def train(clips, folder, recipe=RECIPE, stop=lambda: False, **options):
-    return train_unisal(clips, recipe, folder, folder / "frames", CPU, 0, Narrator(quiet=True, stop=stop), **options)
+    context = TrainingContext(folder, CPU, 0, Narrator(quiet=True, stop=stop))
+    return train_unisal(clips, recipe, context, folder / "frames", **options)
 
 
 def changed(before, after):
@@ -153,11 +155,13 @@ def test_plan(clips, tmp_path):
 
 def test_windows_of_short_clips_and_images(clips, tmp_path):
     film, picture = (cache(tmp_path, clip, domain_of(clip, {})) for clip in (clips[0], clips[2]))
-    frames, truth = windows([film, film], 5, np.random.default_rng(0))
-    assert frames.shape == (2, 5, 64, 96, 3) and truth.shape == (2, 5, 2, 64, 96)
+    batch = windows([film, film], 5, np.random.default_rng(0))
+    frames = batch.frames_BTHWC
+    assert frames.shape == (2, 5, 64, 96, 3) and batch.truth_BT2HW.shape == (2, 5, 2, 64, 96)
     assert torch.equal(frames[0, 2], frames[0, 4]) and not torch.equal(frames[0, 1], frames[0, 2])
-    frames, _ = windows([picture], 5, np.random.default_rng(0))
-    assert frames.shape == (1, 1, 64, 96, 3)
+    assert batch.places == [("a", [1, 3, 5, 5, 5])] * 2
+    batch = windows([picture], 5, np.random.default_rng(0))
+    assert batch.frames_BTHWC.shape == (1, 1, 64, 96, 3) and batch.places == [("x", [1])]
 
 
 def test_losses_against_their_definitions():
@@ -192,5 +196,7 @@ def test_what_cannot_be_trained_is_refused(clips, tmp_path):
         train(clips[:1], tmp_path, trunk=tmp_path / "none.pth.tar")
     with pytest.raises(UsageError, match="at least 1"):
         UnisalRecipe(window=0)
-    with pytest.raises(UsageError, match=r"not finite at step \d+: clips [abxyz], "):
+    with pytest.raises(
+        UsageError, match=r"not finite at step \d+: clip [abxyz] frames? \d.*; try a smaller unisal\.lr"
+    ):
         train(clips, tmp_path / "diverged", replace(RECIPE, epochs=8, lr=1e20, clip=1e20))

@@ -5,7 +5,7 @@ import torch
 from distill.corpora import density_map, fixation_map, open_corpus
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage import VisageConfig, resize
-from distill.training import teacher_frames
+from distill.training import visage_windows
 
 SHAPE = VisageConfig(
     trunk=InternVideo2Config(width=16, depth=4, heads=2, mlp_width=16, frames=4, px=16, patch=8),
@@ -19,8 +19,8 @@ def cached(tiny_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     clips = open_corpus("synthetic", tiny_root).clips
     for clip in clips:
-        teacher_frames.cache(folder, clip, SHAPE)
-    return [teacher_frames.load(folder, clip, SHAPE) for clip in clips]
+        visage_windows.cache(folder, clip, SHAPE)
+    return [visage_windows.load(folder, clip, SHAPE) for clip in clips]
 
 
 def centre(density):
@@ -50,38 +50,38 @@ def test_the_cache_holds_what_the_teacher_sees_and_where_people_looked(cached):
 
 
 def test_a_window_shows_frames_density_and_fixations_of_the_same_moments(cached):
-    windows = teacher_frames.read([(cached[0], 3), (cached[1], 0)], 4)
+    windows = visage_windows.read([(cached[0], 3), (cached[1], 0)], 4)
     assert windows.frames_BTCHW.shape == (2, 4, 3, 16, 16) and windows.frames_BTCHW.dtype == torch.uint8
     assert torch.equal(windows.frames_BTCHW[0, 2], torch.from_numpy(cached[0].frames[5]))
     assert windows.density_BTHW.max() == 1
     for t in range(4):
         assert windows.fixations_BTHW[0, t].sum() == fixation_map(cached[0].clip, 2 * (3 + t)).sum()
-    assert windows.places == ["clip 001 frames 7 to 13", "clip 002 frames 1 to 7"]
+    assert windows.places == [("001", [7, 9, 11, 13]), ("002", [1, 3, 5, 7])]
 
 
 def test_repeated_frames_and_frames_without_fixations_do_not_count(cached):
-    windows = teacher_frames.read([(cached[0], 10)], 4)
+    windows = visage_windows.read([(cached[0], 10)], 4)
     assert torch.equal(windows.frames_BTCHW[0, 3], windows.frames_BTCHW[0, 1])
     seen = cached[0].density[[10, 11]].any((1, 2))
     assert windows.counts_BT[0].tolist() == [*seen.tolist(), False, False]
 
 
 def test_every_clip_comes_once_an_epoch_in_a_new_order_at_a_new_place(cached):
-    epochs = [teacher_frames.drawn(cached, 4, len(cached), 0, epoch) for epoch in range(6)]
+    epochs = [visage_windows.draw(cached, 4, len(cached), 0, epoch) for epoch in range(6)]
     for epoch in epochs:
         assert sorted(c.clip.id for c, _ in epoch) == sorted(c.clip.id for c in cached)
         assert all(0 <= start <= 12 - 4 for _, start in epoch)
     assert len({tuple(c.clip.id for c, _ in epoch) for epoch in epochs}) > 1
     assert len({start for epoch in epochs for _, start in epoch}) > 4
-    assert teacher_frames.drawn(cached, 4, 3, 7, 5) == teacher_frames.drawn(cached, 4, 3, 7, 5)
+    assert visage_windows.draw(cached, 4, 3, 7, 5) == visage_windows.draw(cached, 4, 3, 7, 5)
     # How many are drawn at once changes nothing: two processes see what one would.
-    assert [p for s in range(6) for p in teacher_frames.drawn(cached, 4, 2, 0, s)] == [
-        p for s in range(4) for p in teacher_frames.drawn(cached, 4, 3, 0, s)
+    assert [p for s in range(6) for p in visage_windows.draw(cached, 4, 2, 0, s)] == [
+        p for s in range(4) for p in visage_windows.draw(cached, 4, 3, 0, s)
     ]
 
 
 def test_validation_windows_are_spread_from_end_to_end(cached):
-    starts = [start for clip, start in teacher_frames.spread(cached[:1], 4, 4)]
+    starts = [start for clip, start in visage_windows.spread(cached[:1], 4, 4)]
     assert starts == [0, 2, 5, 8]
-    assert teacher_frames.spread(cached[:1], 12, 4) == [(cached[0], 0)]
-    assert teacher_frames.spread(cached[:1], 30, 4) == [(cached[0], 0)]
+    assert visage_windows.spread(cached[:1], 12, 4) == [(cached[0], 0)]
+    assert visage_windows.spread(cached[:1], 30, 4) == [(cached[0], 0)]

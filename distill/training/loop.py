@@ -1,0 +1,346 @@
+"""The training loop, the only one: steps, checkpoints and resume, averaged weights, the guard against non-finite values, the log.
+
+A `Task` states what is trained: its batches, the forward pass and loss, parameter groups with their learning rates, and the
+files it keeps. `fit` does the rest. A training has phases, one after the other (the student: frames, then clips); each starts
+from what validated best in the one before.
+
+What a step sees must follow from (seed, step) alone: then a resumed run ends with the same numbers. Under torchrun all ranks
+call `fit`; rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.run.collectives import any_rank, gather_from_ranks, rank_and_world, wait_for_ranks
+from distill.run.errors import Interrupted, UsageError
+from distill.run.files import write_bytes
+from distill.run.progress import Narrator
+from distill.training import checkpoint
+from distill.training.schedules import ema_decay
+
+Place = tuple[str, Sequence[int]]
+"""A clip, and the numbers (from 1) of its frames that a batch shows."""
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """Where and how something is trained."""
+
+    folder: Path
+    """Of the checkpoints."""
+    device: torch.device
+    seed: int
+    narrator: Narrator
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a training; all numbers from 0."""
+
+    step: int
+    phase: int
+    phase_step: int
+
+
+@dataclass
+class Losses:
+    """What a step's forward and backward pass report."""
+
+    values: dict[str, Tensor]
+    """Scalars for the log. Those called `loss...` must be finite; a NaN among the others averages over nothing and is left out."""
+    places: Sequence[Place]
+    each_BT: Tensor | None = None
+    """The loss of every frame in `places`, where it is known: the guard then names the frame."""
+
+
+@dataclass
+class Progress:
+    """How far a training is. Times are of this process, which continued at step `first`."""
+
+    step: int = 0
+    first: int = 0
+    kept: dict[str, float | None] = field(default_factory=dict)
+    """Files kept so far, and the validation score of each; None without validation."""
+    seconds: float = 0.0
+    seconds_in_model: float = 0.0
+
+
+class Task(ABC):
+    """What is trained, and how. Attributes without a value here are set by the task's constructor."""
+
+    verb = "teach"  # "train" or "teach": names the progress bar, and with "ing" what was interrupted
+    lr_key: str  # the recipe key that an error message advises to lower
+    resume_file: str  # in the context's folder
+    modules: dict[str, nn.Module]  # what is trained, by the names that error messages use
+    phase_steps: tuple[int, ...]
+    checkpoint_every: int
+    validate_every = 0  # 0: only at the end of a phase
+    phase_intervals = False  # whether the two intervals count the steps of the phase instead of all steps
+    validate_start = False  # whether the weights that training starts from are validated and kept
+    max_norm = 1.0  # of each module's gradient
+    ema: float | None = None  # largest decay of the averaged weights, which are validated and kept; None: no average
+    average_buffers = False  # whether BatchNorm's statistics, running averages themselves, are averaged as well
+    phase_average = False  # whether averaging starts anew with a phase
+    rank_batches = False  # whether every rank draws its own batches; then a job continues with as many ranks only
+    state: Tensor | None = None  # what a rank carries from step to step beside the weights
+
+    @abstractmethod
+    def enter(self, phase: int) -> torch.optim.Optimizer:
+        """Prepares the modules for a phase (what learns, which mode), and returns the optimizer for it."""
+
+    @abstractmethod
+    def learning_rates(self, at: Moment) -> list[float]:
+        """One for each of the optimizer's parameter groups."""
+
+    @abstractmethod
+    def batch(self, at: Moment) -> Any:
+        """A step's data, a pure function of seed, rank and step. Seeds torch where the forward pass draws (dropout)."""
+
+    @abstractmethod
+    def backward(self, batch: Any, at: Moment) -> Losses:
+        """Forward pass, loss, and gradients that are the mean over ranks."""
+
+    def labels(self, phase: int) -> dict[str, Any]:
+        """Keys for the phase's lines in the log."""
+        return {}
+
+    def validate(self, modules: dict[str, nn.Module], phase: int) -> dict[str, float]:
+        """Scores, alike on all ranks; higher is better. Empty where no clip is held out."""
+        return {}
+
+    def kept_files(self, phase: int) -> dict[str, str | None]:
+        """The files that validation keeps, and the score that each is the best by; None: the latest is kept."""
+        return {}
+
+    def keep(self, name: str, modules: dict[str, nn.Module], scores: dict[str, float], step: int) -> None:
+        """Writes one of `kept_files`; on rank 0."""
+        raise NotImplementedError
+
+    def load_kept(self, phase: int) -> None:
+        """Loads into the modules what a phase kept."""
+        raise NotImplementedError
+
+
+def fit(task: Task, context: TrainingContext, log: Path | None = None) -> Progress:
+    """Trains, or continues training, to the last step.
+
+    Raises Interrupted after saving when the narrator says stop, on all ranks after the same step; UsageError where a loss or
+    gradient is not finite, before it touches the weights, and where the resume file does not fit.
+    """
+    rank, _ = rank_and_world()
+    narrator = context.narrator if rank == 0 else Narrator(quiet=True, stop=context.narrator.stop)
+    total, ends = sum(task.phase_steps), set(accumulate(task.phase_steps))
+    averages = task.modules
+    if task.ema is not None:
+        averages = {name: copy.deepcopy(module).eval().requires_grad_(False) for name, module in task.modules.items()}
+    resume_path = context.folder / task.resume_file
+    progress, optimizer = _resume(task, averages, resume_path, log, context.device)
+    started, first = time.perf_counter(), progress.first
+    if optimizer:
+        narrator.say(f"{task.verb}: continuing at step {first} of {total}")
+    elif task.validate_start:
+        _validate(task, averages, moment(task.phase_steps, 0).phase, progress, context.folder, log)
+    with narrator.bar(task.verb, total, first) as bar:
+        for step in range(first, total):
+            at = moment(task.phase_steps, step)
+            if optimizer is None or at.phase_step == 0:
+                if step > 0:
+                    task.load_kept(at.phase - 1)  # a phase starts from what validated best in the one before
+                    for name, module in task.modules.items():
+                        averages[name].load_state_dict(module.state_dict())
+                optimizer = task.enter(at.phase)
+            rates = task.learning_rates(at)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            batch = task.batch(at)
+
+            tick = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            losses = task.backward(batch, at)
+            values = _finite_values(task, losses, step, resume_path)
+            optimizer.step()
+            progress.seconds_in_model += time.perf_counter() - tick
+
+            if task.ema is not None:
+                decay = ema_decay(task.ema, at.phase_step if task.phase_average else step)
+                for name, module in task.modules.items():
+                    update_average(averages[name], module, decay, task.average_buffers)
+            done = progress.step = step + 1
+            labels = task.labels(at.phase)
+            append(log, step=done, **labels, lr=max(rates), **values)
+            count = at.phase_step + 1 if task.phase_intervals else done
+            if done in ends or (task.validate_every and count % task.validate_every == 0):
+                _validate(task, averages, at.phase, progress, context.folder, log)
+            bar.advance(note=_note(labels, values, progress, task.kept_files(at.phase)))
+            stop = done < total and any_rank(narrator.stop(), context.device)
+            if stop or done in ends or count % task.checkpoint_every == 0:
+                _save(task, averages, optimizer, progress, resume_path)
+            if stop:
+                raise Interrupted(f"{task.verb}ing, after step {done} of {total}")
+    progress.seconds = time.perf_counter() - started
+    return progress
+
+
+def moment(phase_steps: Sequence[int], step: int) -> Moment:
+    """Where a step lies. Phases may be empty; with no steps at all it is the last phase."""
+    first = 0
+    for phase, steps in enumerate(phase_steps):
+        if step < first + steps or phase == len(phase_steps) - 1:
+            return Moment(step, phase, step - first)
+        first += steps
+    raise ValueError("no phases")
+
+
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+
+def _finite_values(task: Task, losses: Losses, step: int, resume_path: Path) -> dict[str, float]:
+    """Clips the gradients, and brings all numbers of the step over from the device at once."""
+    norms = {
+        name: nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], task.max_norm)
+        for name, module in task.modules.items()
+    }
+    numbers = torch.stack([value.detach().float() for value in (*losses.values.values(), *norms.values())]).tolist()
+    values = dict(zip(losses.values, numbers, strict=False))
+    wrong = [
+        f"the gradient of {name}"
+        for name, norm in zip(norms, numbers[len(values) :], strict=True)
+        if not math.isfinite(norm)
+    ]
+    if any(name.startswith("loss") and not math.isfinite(value) for name, value in values.items()):
+        wrong = wrong or ["the loss"]
+    if not wrong:
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+    where = ", ".join(_named(place) for place in losses.places)
+    if losses.each_BT is not None and not (finite_BT := torch.isfinite(losses.each_BT)).all():
+        b, t = (~finite_BT).nonzero()[0].tolist()
+        clip, frames = losses.places[b]
+        wrong, where = ["the loss"], f"clip {clip}, frame {frames[t]}"
+    raise UsageError(
+        f"{task.verb}: {wrong[0]} is not finite at step {step + 1}: {where}; {checkpoint.last_good(resume_path)}; "
+        f"try a smaller {task.lr_key}"
+    )
+
+
+def _named(place: Place) -> str:
+    clip, frames = place
+    return f"clip {clip} " + (f"frames {frames[0]} to {frames[-1]}" if len(frames) > 1 else f"frame {frames[0]}")
+
+
+# --- averaged weights, validation, checkpoints ----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, live: nn.Module, decay: float, buffers: bool = False) -> None:
+    """Moves the averaged weights towards the live ones. Buffers (BatchNorm's statistics) are copied, or averaged as well."""
+    for weight, new in zip(average.parameters(), live.parameters(), strict=True):
+        weight.lerp_(new, 1 - decay)
+    for buffer, value in zip(average.buffers(), live.buffers(), strict=True):
+        if buffers and buffer.is_floating_point():
+            buffer.lerp_(value, 1 - decay)
+        else:
+            buffer.copy_(value)
+
+
+def _validate(
+    task: Task, averages: dict[str, nn.Module], phase: int, progress: Progress, folder: Path, log: Path | None
+) -> None:
+    files = task.kept_files(phase)
+    if not files:
+        return
+    rank, _ = rank_and_world()
+    scores = task.validate(averages, phase)
+    append(log, step=progress.step, split="val", **scores)
+    for name, by in files.items():
+        score, best = scores.get(by) if by else None, progress.kept.get(name)
+        if score is None or best is None or score > best:
+            progress.kept[name] = score
+            if rank == 0:
+                task.keep(name, averages, scores, progress.step)
+    wait_for_ranks()
+
+
+def _save(
+    task: Task, averages: dict[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Progress, path: Path
+) -> None:
+    states = gather_from_ranks(task.state)
+    if rank_and_world()[0] == 0:
+        live, mean = ({name: m.state_dict() for name, m in some.items()} for some in (task.modules, averages))
+        values = {
+            "step": progress.step, "kept": progress.kept, "live": live, "averages": mean if task.ema is not None else {},
+            "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "states": states,
+        }  # fmt: skip
+        checkpoint.save_for_resume(path, values)
+    wait_for_ranks()
+
+
+def _resume(
+    task: Task, averages: dict[str, nn.Module], path: Path, log: Path | None, device: torch.device
+) -> tuple[Progress, torch.optim.Optimizer | None]:
+    """Restores the training that `path` holds and repairs its log; a new one, without optimizer, where there is none."""
+    rank, ranks = rank_and_world()
+    progress, optimizer = Progress(), None
+    saved = checkpoint.load_for_resume(path, device) if path.exists() and (log is None or log.exists()) else None
+    if saved and all((path.parent / name).exists() for name in saved["kept"]):  # else start again
+        if task.rank_batches and len(saved["states"]) != ranks:
+            raise UsageError(
+                f"{path} was written by {len(saved['states'])} processes, this job has {ranks}; continue with as many, "
+                "or start over with --force"
+            )
+        for name, module in task.modules.items():
+            checkpoint.restore(module, saved["live"][name], path)
+            if task.ema is not None:
+                checkpoint.restore(averages[name], saved["averages"][name], path)
+        progress = Progress(saved["step"], saved["step"], saved["kept"])
+        optimizer = task.enter(moment(task.phase_steps, progress.step - 1).phase)
+        optimizer.load_state_dict(saved["optimizer"])
+        if task.rank_batches and (state := saved["states"][rank]) is not None:
+            task.state = state.to(device)
+        torch.set_rng_state(saved["rng"].cpu())
+    wait_for_ranks()  # all have read what rank 0 is about to write
+    if log and rank == 0:
+        repair(log, progress.step if optimizer else -1)
+    return progress, optimizer
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def append(log: Path | None, **line: Any) -> None:
+    """Adds a JSON line; on rank 0."""
+    if log and rank_and_world()[0] == 0:
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+
+
+def repair(log: Path, step: int) -> None:
+    """Drops the lines of steps after `step`, which will be repeated, and a line that a kill cut short."""
+    lines = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(f"{line}\n")
+        except json.JSONDecodeError:
+            continue
+    write_bytes(log, "".join(lines).encode())
+
+
+def _note(labels: dict[str, Any], values: dict[str, float], progress: Progress, files: dict[str, str | None]) -> str:
+    """What the progress bar shows: the phase, the losses and the best validation scores."""
+    losses = " ".join(f"{value:.3f}" for name, value in values.items() if name.startswith("loss"))
+    best = " ".join(f"{score:.3f}" for name in files if (score := progress.kept.get(name)) is not None)
+    parts = [*(f"{name} {value}" for name, value in labels.items()), f"loss {losses}", f"val CC {best}" * bool(best)]
+    return " · ".join(part for part in parts if part)
