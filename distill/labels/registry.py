@@ -28,7 +28,7 @@ from distill.teachers.visage import Visage, VisageConfig, expert_kind, load_rele
 from distill.teachers.weights import read_weights
 from distill.training import fine_tune, frames
 from distill.training.loop import TrainingContext
-from distill.training.unisal import UnisalRecipe, train_unisal
+from distill.training.unisal import train_unisal
 from distill.training.visage import train_visage
 
 SEED = 0  # of random weights
@@ -127,13 +127,10 @@ def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoi
 def _train_unisal(
     recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
 ) -> tuple[list[str], dict[str, Any]]:
-    settings = dict(vars(recipe.unisal))
-    settings["window"] = settings.pop("frames")
-    domains = dict(text.partition("=")[::2] for text in settings.pop("domains"))
     context = TrainingContext(run / "checkpoints", device, recipe.run.seed, narrator)
     train_unisal(
-        corpus.select(corpus.train), UnisalRecipe(**settings), context, run / "frames" / "unisal", domains=domains,
-        start=member.path(), trunk=member.path("trunk"),
+        corpus.select(corpus.train), recipe.unisal, context, run / "frames" / "unisal", start=member.path(),
+        trunk=member.path("trunk"),
     )  # fmt: skip
     return ["checkpoints/unisal.pt"], {"epochs": recipe.unisal.epochs}
 

@@ -21,6 +21,7 @@ from distill.recipe.keys import Train
 from distill.run.files import ArrayFile
 from distill.students import TinyUNetConfig
 from distill.training.frames import CachedClip
+from distill.training.loop import Place
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
@@ -51,7 +52,7 @@ class Batch:
     fixations_BThw: Tensor
     dt_B: Tensor  # seconds between frames
     starts_B: Tensor  # bool: whether the stream starts where its clip does
-    places: list[tuple[str, list[int]]]  # clip and frame numbers (from 1) of each stream
+    places: list[Place]
 
 
 @dataclass

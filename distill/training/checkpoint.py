@@ -49,14 +49,9 @@ def load_for_resume(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return load(path, device)
 
 
-def resumable(path: Path) -> bool:
-    """Whether this version can continue from an existing resume file. Raises UsageError where it is damaged."""
-    return load(path, mapped=True).get("format") == FORMAT
-
-
 def check_resumable(path: Path) -> None:
-    """Raises UsageError where another version wrote the resume file."""
-    if not resumable(path):
+    """Raises UsageError where another version wrote the resume file, or it is damaged; it is not read as a whole."""
+    if load(path, mapped=True).get("format") != FORMAT:
         raise UsageError(
             f"{path} was written by another version of saliency-distill, and training cannot continue from it; "
             "choose another --out, or start over with --force"

@@ -35,31 +35,19 @@ def layout(size: str, config: Teach) -> VisageConfig:
     """The released layout on a trunk of this size, with the recipe's window and widths."""
     try:
         return VisageConfig.released(
-            size,
-            trunk=InternVideo2Config.of(size, frames=config.frames, px=config.px),
-            reduced_width=config.reduced_width,
-            embed_width=config.embed_width,
-            head_width_1=config.head_width,
-            head_width_2=config.head_width,
-            norm_groups=config.norm_groups,
-            out_px=config.out_px,
-            sample_fps=config.fps,
-            lora_rank=config.rank,
+            size, trunk=InternVideo2Config.of(size, frames=config.frames, px=config.px), reduced_width=config.reduced_width,
+            embed_width=config.embed_width, head_width_1=config.head_width, head_width_2=config.head_width,
+            norm_groups=config.norm_groups, out_px=config.out_px, sample_fps=config.fps, lora_rank=config.rank,
             lora_alpha=config.alpha,
-        )
+        )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"[teach]: {error}") from None
 
 
 def teach(
-    clips: Sequence[Clip],
-    validation: Sequence[Clip],
-    config: Teach,
-    size: str,
-    files: Mapping[str, Path | None],
-    context: TrainingContext,
-    cache: Path,
-) -> dict[str, Any]:
+    clips: Sequence[Clip], validation: Sequence[Clip], config: Teach, size: str, files: Mapping[str, Path | None],
+    context: TrainingContext, cache: Path,
+) -> dict[str, Any]:  # fmt: skip
     """From clips and files (`base`, `expert1`, `expert2`) to `visage.json` in the context's folder and the files it names.
 
     Without a base the trunk's weights are random, and written beside the experts. All ranks of a torchrun job call this.

@@ -60,15 +60,15 @@ class Losses:
     """What a step's forward and backward pass report."""
 
     values: dict[str, Tensor]
-    """Scalars for the log. Those called `loss...` must be finite; a NaN among the others averages over nothing and is left out."""
+    """Scalars for the log. Those called `loss...` must be finite; a NaN among the others is a mean of nothing: left out."""
     places: Sequence[Place]
     each_BT: Tensor | None = None
-    """The loss of every frame in `places`, where it is known: the guard then names the frame."""
+    """The loss of every frame of `places`, if known: an error then names the frame."""
 
 
 @dataclass
 class Progress:
-    """How far a training is. Times are of this process, which continued at step `first`."""
+    """How far a training is. Times are of this process, which started at step `first`."""
 
     step: int = 0
     first: int = 0
@@ -79,16 +79,16 @@ class Progress:
 
 
 class Task(ABC):
-    """What is trained, and how. Attributes without a value here are set by the task's constructor."""
+    """What is trained, and how. A task sets the attributes that have no value here."""
 
-    verb = "teach"  # "train" or "teach": names the progress bar, and with "ing" what was interrupted
+    verb = "teach"  # or "train": names the progress bar, and with "ing" what was interrupted
     lr_key: str  # the recipe key that an error message advises to lower
-    resume_file: str  # in the context's folder
+    resume_file: str
     modules: dict[str, nn.Module]  # what is trained, by the names that error messages use
     phase_steps: tuple[int, ...]
     checkpoint_every: int
-    validate_every = 0  # 0: only at the end of a phase
-    phase_intervals = False  # whether the two intervals count the steps of the phase instead of all steps
+    validate_every = 0  # 0: at the end of a phase only
+    phase_intervals = False  # whether these two count the steps of the phase instead of all
     validate_start = False  # whether the weights that training starts from are validated and kept
     max_norm = 1.0  # of each module's gradient
     ema: float | None = None  # largest decay of the averaged weights, which are validated and kept; None: no average
@@ -208,35 +208,31 @@ def moment(phase_steps: Sequence[int], step: int) -> Moment:
 
 
 def _finite_values(task: Task, losses: Losses, step: int, resume_path: Path) -> dict[str, float]:
-    """Clips the gradients, and brings all numbers of the step over from the device at once."""
+    """Clips the gradients; all numbers of the step leave the device at once. Raises UsageError if one is not finite."""
     norms = {
-        name: nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], task.max_norm)
-        for name, module in task.modules.items()
+        f"the gradient of {name}": nn.utils.clip_grad_norm_(
+            [p for p in m.parameters() if p.requires_grad], task.max_norm
+        )
+        for name, m in task.modules.items()
     }
-    numbers = torch.stack([value.detach().float() for value in (*losses.values.values(), *norms.values())]).tolist()
-    values = dict(zip(losses.values, numbers, strict=False))
-    wrong = [
-        f"the gradient of {name}"
-        for name, norm in zip(norms, numbers[len(values) :], strict=True)
-        if not math.isfinite(norm)
-    ]
-    if any(name.startswith("loss") and not math.isfinite(value) for name, value in values.items()):
-        wrong = wrong or ["the loss"]
+    scalars = losses.values | norms
+    values = dict(zip(scalars, torch.stack([x.detach().float() for x in scalars.values()]).tolist(), strict=True))
+    wrong = [name for name, x in values.items() if not math.isfinite(x) and (name in norms or name.startswith("loss"))]
     if not wrong:
-        return {name: value for name, value in values.items() if not math.isnan(value)}
-    where = ", ".join(_named(place) for place in losses.places)
-    if losses.each_BT is not None and not (finite_BT := torch.isfinite(losses.each_BT)).all():
-        b, t = (~finite_BT).nonzero()[0].tolist()
+        return {name: values[name] for name in losses.values if not math.isnan(values[name])}
+    what = next((name for name in wrong if name in norms), "the loss")
+    where = ", ".join(_named(*place) for place in losses.places)
+    if losses.each_BT is not None and not torch.isfinite(losses.each_BT).all():
+        b, t = (~torch.isfinite(losses.each_BT)).nonzero()[0].tolist()
         clip, frames = losses.places[b]
-        wrong, where = ["the loss"], f"clip {clip}, frame {frames[t]}"
+        what, where = "the loss", f"clip {clip}, frame {frames[t]}"
     raise UsageError(
-        f"{task.verb}: {wrong[0]} is not finite at step {step + 1}: {where}; {checkpoint.last_good(resume_path)}; "
+        f"{task.verb}: {what} is not finite at step {step + 1}: {where}; {checkpoint.last_good(resume_path)}; "
         f"try a smaller {task.lr_key}"
     )
 
 
-def _named(place: Place) -> str:
-    clip, frames = place
+def _named(clip: str, frames: Sequence[int]) -> str:
     return f"clip {clip} " + (f"frames {frames[0]} to {frames[-1]}" if len(frames) > 1 else f"frame {frames[0]}")
 
 

@@ -117,12 +117,11 @@ class TwoStages(Task):
         trunk.checkpointing = config.recompute
         torch.manual_seed(context.seed)
         self.trainers = [
-            ExpertTrainer(KINDS[kind](visage), Lora(visage.trunk, config.rank, config.alpha, config.dropout)).to(
-                context.device
-            )
+            ExpertTrainer(KINDS[kind](visage), Lora(visage.trunk, config.rank, config.alpha, config.dropout))
             for kind in visage.experts
         ]
         for trainer, start in zip(self.trainers, starts, strict=True):
+            trainer.to(context.device)
             if start:
                 trainer.load_released(start)
         self.learners: list[nn.Module] = [*self.trainers]

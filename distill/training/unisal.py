@@ -1,14 +1,14 @@
-"""Trains UNISAL on images and videos at once, by its published recipe, on a corpus's ground truth.
+"""Trains UNISAL on images and videos together, by its published recipe, on a corpus's ground truth.
 
-Every batch is of one domain: images, or windows of videos of one kind. The convolutions learn from all of them; norms,
-priors and blur of a domain learn from it alone, for the others are not in the batch's graph, get no gradient, and the
-optimiser leaves alone what has none. Likewise images, which bypass the recurrence, do not touch it.
+Every batch is of one domain: images, or windows of videos. The convolutions learn from all domains; a domain's norms, priors
+and blur learn from it alone: those of the others are not in the batch's graph, get no gradient, and the optimizer skips what
+has none. Images bypass the recurrence and do not train it.
 
-    frames/unisal/CLIP.frames.npy   uint8 [T,h,w,3], as the network sees them, 6 per second
-    frames/unisal/CLIP.truth.npy    uint8 [T,2,h,w]: density (largest value 255) and fixations (0 or 1)
+    frames/unisal/CLIP.frames.npy   uint8 [T,h,w,3], as the network sees them, 6 per second: 430 KB for a frame of 224x384
+    frames/unisal/CLIP.truth.npy    uint8 [T,2,h,w]: density (maximum 255) and fixations (0 or 1)
 
-An epoch is one pass over the clips. What a step sees follows from (seed, step) alone, so a resumed run goes on exactly
-where it was. The recipe, from Droste, Jiao and Noble (2020) and its code: `UnisalRecipe`.
+An epoch is one pass over the clips. The recipe is that of Droste, Jiao and Noble (2020) and its code: the defaults of the
+recipe's section [unisal], and the constants below.
 
 Legend: B clips · T frames · C channels · H, W pixels · N frames of a batch that have fixations.
 """
@@ -24,69 +24,26 @@ import torch
 from torch import Tensor
 
 from distill.corpora import Clip, density_map, fixation_map
+from distill.recipe.keys import Unisal as UnisalConfig
 from distill.run.errors import UsageError
 from distill.run.files import ArrayFile
-from distill.teachers.unisal import (
-    SIZES,
-    STATIC_DOMAIN,
-    Unisal,
-    UnisalNet,
-    input_size,
-    load_trunk,
-    normalise,
-    scale,
-    stream_count,
-)
+from distill.teachers import unisal
+from distill.teachers.unisal import SIZES, STATIC_DOMAIN, Unisal, UnisalNet, normalise, scale
 from distill.teachers.weights import load_state_dict_exact, read_weights
 from distill.training import checkpoint
 from distill.training.cache import array_files, fill
-from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
+from distill.training.loop import Losses, Moment, Place, Task, TrainingContext, fit
 
 EPS = 1e-8
 VIDEO_DOMAINS = tuple(domain for domain in SIZES if domain != STATIC_DOMAIN)
-
-
-@dataclass(frozen=True)
-class UnisalRecipe:
-    """How UNISAL is trained. The defaults are as published."""
-
-    epochs: int = 16
-    """Passes over the clips."""
-    lr: float = 0.04
-    """Learning rate of the first epoch (SGD)."""
-    lr_decay: float = 0.8
-    """What it is multiplied by from epoch to epoch."""
-    momentum: float = 0.9
-    """Of SGD."""
-    weight_decay: float = 1e-4
-    """Of everything but the trunk."""
-    trunk_weight_decay: float = 1e-5
-    """Of the trunk."""
-    trunk_lr: float = 0.1
-    """The trunk's learning rate, as a share of the others'. A trunk that starts at random learns like the rest."""
-    frozen_epochs: int = 2
-    """Epochs before the trunk learns at all."""
-    clip: float = 2.0
-    """Largest norm of the gradient."""
-    batch: int = 4
-    """Videos per batch."""
-    window: int = 12
-    """Frames of each, 6 per second."""
-    images: int = 32
-    """Images per batch."""
-    image_weight: float = 0.5
-    """Weight of an image batch's loss. As published; the released code keeps it in its settings and never applies it."""
-    windows: int = 1
-    """Windows that an epoch draws from each video."""
-    cc: float = 0.1
-    """Weight of -CC, beside KL's 1."""
-    nss: float = 0.1
-    """Weight of -NSS."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "window", "images", "windows"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"UnisalRecipe.{name} is {getattr(self, name)}; it must be at least 1")
+MOMENTUM, WEIGHT_DECAY, TRUNK_WEIGHT_DECAY = 0.9, 1e-4, 1e-5  # of SGD
+TRUNK_LR = 0.1  # the trunk's learning rate, as a share of the others'; a trunk with random weights learns like the rest
+FROZEN_EPOCHS = 2  # before a trained trunk learns at all
+MAX_NORM = 2.0  # of the gradient
+IMAGE_WEIGHT = (
+    0.5  # of an image batch's loss. As published; the released code keeps it in its settings and never applies it
+)
+CC_WEIGHT, NSS_WEIGHT = 0.1, 0.1  # beside KL's 1
 
 
 @dataclass(frozen=True)
@@ -106,28 +63,21 @@ class DomainClip:
 
 
 def train_unisal(
-    clips: Sequence[Clip],
-    recipe: UnisalRecipe,
-    context: TrainingContext,
-    frames: Path,
-    *,
-    domains: Mapping[str, str] | None = None,
-    domain: str = "DHF1K",
-    start: Path | None = None,
-    trunk: Path | None = None,
-) -> Unisal:
+    clips: Sequence[Clip], config: UnisalConfig, context: TrainingContext, frames: Path, domain: str = "DHF1K",
+    start: Path | None = None, trunk: Path | None = None,
+) -> Unisal:  # fmt: skip
     """Trains, or continues training, and leaves `unisal.pt` in the context's folder, a state dict in the released layout.
 
-    `frames` is the folder where decoded clips are cached: 430 KB of disk for a frame at 224x384, 6 per second. Images train
-    SALICON's domain, videos the one that `domains` names for their part of the corpus, else DHF1K's. The training starts
-    from the weights `start`, in the released layout, or from a MobileNetV2 trunk, or from nothing. `domain` is that of the
-    teacher which is returned. Raises Interrupted after saving, UsageError where a gradient is not finite.
+    `frames` is the folder for decoded clips. The training starts from the weights `start`, in the released layout; or from
+    the trunk `trunk`, MobileNetV2's ImageNet weights; or from random weights. `domain` is that of the returned teacher.
+    Raises Interrupted after saving, UsageError where a gradient is not finite or no clip is annotated.
     """
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
         raise UsageError("UNISAL trains on fixations, but no training clip is annotated; train on an annotated corpus")
+    domains = dict(text.partition("=")[::2] for text in config.domains)
     cached = [
-        cache(frames, clip, domain_of(clip, domains or {}))
+        cache(frames, clip, domain_of(clip, domains))
         for clip in context.narrator.track(annotated, "frames for unisal", len(annotated))
     ]
     torch.manual_seed(context.seed)
@@ -136,11 +86,11 @@ def train_unisal(
         if start:
             load_state_dict_exact(net, read_weights(start), source=str(start))
         elif trunk:
-            load_trunk(net, trunk)
+            unisal.load_trunk(net, trunk)
     except ValueError as error:
         raise UsageError(str(error)) from None
     net = net.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = UnisalTask(cached, recipe, net, trained_trunk=bool(start or trunk), context=context)
+    task = UnisalTask(cached, config, net, bool(start or trunk), context)
     fit(task, context)
     weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
     checkpoint.save(context.folder / "unisal.pt", weights)
@@ -148,64 +98,69 @@ def train_unisal(
     return Unisal(net.eval(), domain, device=context.device)
 
 
+@dataclass
+class Batch:
+    """A window of each of some clips of one kind; of an image one frame."""
+
+    frames_BTHWC: Tensor  # uint8
+    truth_BT2HW: Tensor  # uint8, density and fixations
+    places: list[Place]
+    domain: str
+    static: bool
+
+
+@dataclass
 class UnisalTask(Task):
     """UNISAL's training, for `fit`."""
 
-    lr_key, resume_file, checkpoint_every = "unisal.lr", "unisal_last.pt", 50
+    clips: Sequence[DomainClip]
+    config: UnisalConfig
+    net: UnisalNet
+    trained_trunk: bool
+    context: TrainingContext
 
-    def __init__(
-        self,
-        clips: Sequence[DomainClip],
-        recipe: UnisalRecipe,
-        net: UnisalNet,
-        trained_trunk: bool,
-        context: TrainingContext,
-    ) -> None:
-        self.clips, self.recipe, self.net, self.trained_trunk, self.context = clips, recipe, net, trained_trunk, context
-        self.modules = {"unisal": net}
-        self.epoch_steps = len(plan(clips, recipe, context.seed, 0))
-        self.phase_steps = (recipe.epochs * self.epoch_steps,)
-        self.max_norm = recipe.clip
+    lr_key, resume_file, checkpoint_every, max_norm = "unisal.lr", "unisal_last.pt", 50, MAX_NORM
+
+    def __post_init__(self) -> None:
+        self.modules = {"unisal": self.net}
+        self.epoch_steps = len(plan(self.clips, self.config, self.context.seed, 0))
+        self.phase_steps = (self.config.epochs * self.epoch_steps,)
 
     def enter(self, phase: int) -> torch.optim.Optimizer:
-        recipe = self.recipe
         self.net.train()
-        self.net.cnn.train(not self.trained_trunk)  # a trained trunk's norms have statistics of many more images
+        self.net.cnn.train(not self.trained_trunk)  # a trained trunk's norms have the statistics of many more images
         others = [parameter for name, parameter in self.net.named_parameters() if not name.startswith("cnn.")]
         groups = [
-            {"params": others, "weight_decay": recipe.weight_decay},
-            {"params": self.net.cnn.parameters(), "weight_decay": recipe.trunk_weight_decay},
+            {"params": others, "weight_decay": WEIGHT_DECAY},
+            {"params": self.net.cnn.parameters(), "weight_decay": TRUNK_WEIGHT_DECAY},
         ]
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+        return torch.optim.SGD(groups, lr=self.config.lr, momentum=MOMENTUM)
 
     def learning_rates(self, at: Moment) -> list[float]:
-        rate = self.recipe.lr * self.recipe.lr_decay ** (at.step // self.epoch_steps)
-        return [rate, rate * (self.recipe.trunk_lr if self.trained_trunk else 1.0)]
+        rate = self.config.lr * self.config.lr_decay ** (at.step // self.epoch_steps)
+        return [rate, rate * (TRUNK_LR if self.trained_trunk else 1.0)]
 
     def batch(self, at: Moment) -> Batch:
         epoch, number = divmod(at.step, self.epoch_steps)
         rng = np.random.default_rng([self.context.seed, 3, at.step])
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
-        indices = plan(self.clips, self.recipe, self.context.seed, epoch)[number]
-        return windows([self.clips[i] for i in indices], self.recipe.window, rng)
+        indices = plan(self.clips, self.config, self.context.seed, epoch)[number]
+        return windows([self.clips[i] for i in indices], self.config.frames, rng)
 
     def backward(self, batch: Batch, at: Moment) -> Losses:
-        frozen = self.trained_trunk and at.step < self.recipe.frozen_epochs * self.epoch_steps
-        self.net.cnn.requires_grad_(not frozen)
+        self.net.cnn.requires_grad_(not self.trained_trunk or at.step >= FROZEN_EPOCHS * self.epoch_steps)
         frames_BTHWC, truth_BT2HW = (x.to(self.context.device) for x in (batch.frames_BTHWC, batch.truth_BT2HW))
         density_BTHW, _ = self.net(normalise(frames_BTHWC), batch.domain, static=batch.static)
         truth_N2HW = truth_BT2HW.flatten(0, 1).float()
         seen = truth_N2HW.amax((2, 3)).amin(1) > 0
-        losses_N = density_losses(
-            density_BTHW.flatten(0, 1)[seen], truth_N2HW[seen, 0], truth_N2HW[seen, 1], self.recipe
-        )
-        loss = (self.recipe.image_weight if batch.static else 1.0) * losses_N.sum() / seen.sum().clamp(min=1)
+        losses_N = density_losses(density_BTHW.flatten(0, 1)[seen], truth_N2HW[seen, 0], truth_N2HW[seen, 1])
+        loss = (IMAGE_WEIGHT if batch.static else 1.0) * losses_N.sum() / seen.sum().clamp(min=1)
         loss.backward()
         return Losses({"loss": loss}, batch.places)
 
 
-def density_losses(log_density_NHW: Tensor, truth_NHW: Tensor, fixations_NHW: Tensor, recipe: UnisalRecipe) -> Tensor:
-    """KL(truth || prediction) - nss·NSS - cc·CC of each frame `[N]`; definitions as in Bylinskii et al., 2019.
+def density_losses(log_density_NHW: Tensor, truth_NHW: Tensor, fixations_NHW: Tensor) -> Tensor:
+    """KL(truth || prediction) - 0.1 NSS - 0.1 CC of each frame `[N]`; definitions as in Bylinskii et al., 2019.
 
     log_density: its exp sums to 1 over a frame. truth: non-negative, any scale. fixations: 1 where fixated, else 0.
     """
@@ -217,17 +172,14 @@ def density_losses(log_density_NHW: Tensor, truth_NHW: Tensor, fixations_NHW: Te
     p, q = p - p.mean(1, keepdim=True), q - q.mean(1, keepdim=True)
     cc = (p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1) + EPS)
     nss = (p / (p.std(1, keepdim=True) + EPS) * fixations).sum(1) / fixations.sum(1)
-    return kl - recipe.nss * nss - recipe.cc * cc
+    return kl - NSS_WEIGHT * nss - CC_WEIGHT * cc
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+def plan(clips: Sequence[DomainClip], config: UnisalConfig, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of an epoch, each a list of indices of `clips` of one kind; every epoch has as many.
 
-
-def plan(clips: Sequence[DomainClip], recipe: UnisalRecipe, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch, each a list of places in `clips` of one kind. As many in every epoch.
-
-    Every video comes `recipe.windows` times, every image once. The last batch of a kind is filled up with its first
-    clips. The kinds' batches are mixed.
+    Every video comes `config.windows` times, every image once. The last batch of a kind is filled up with the kind's first
+    clips. Batches of all kinds are shuffled.
     """
     rng = np.random.default_rng([seed, 2, epoch])
     kinds: dict[tuple[str, int, int], list[int]] = {}
@@ -236,22 +188,11 @@ def plan(clips: Sequence[DomainClip], recipe: UnisalRecipe, seed: int, epoch: in
     batches = []
     for members in kinds.values():
         static = clips[members[0]].clip.static
-        size = min(recipe.images if static else recipe.batch, len(members))
-        order = np.concatenate([rng.permutation(members) for _ in range(1 if static else recipe.windows)])
+        size = min(config.images if static else config.batch, len(members))
+        order = np.concatenate([rng.permutation(members) for _ in range(1 if static else config.windows)])
         count = -(-len(order) // size)
         batches += np.resize(order, (count, size)).tolist()
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-@dataclass
-class Batch:
-    """A window of each of some clips of one domain. An image is one frame."""
-
-    frames_BTHWC: Tensor  # uint8
-    truth_BT2HW: Tensor  # uint8: density and fixations
-    places: list[tuple[str, list[int]]]  # clip and frame numbers (from 1)
-    domain: str
-    static: bool
 
 
 def windows(clips: Sequence[DomainClip], length: int, rng: np.random.Generator) -> Batch:
@@ -268,13 +209,13 @@ def windows(clips: Sequence[DomainClip], length: int, rng: np.random.Generator) 
 
 
 def domain_of(clip: Clip, domains: Mapping[str, str]) -> str:
-    """Images are SALICON's; videos of the domain that `domains` has for their part of the corpus, or DHF1K's."""
+    """The domain that a clip trains: SALICON for images; for videos what `domains` has for their part of the corpus, else DHF1K."""
     if clip.static:
         return STATIC_DOMAIN
     domain = domains.get(clip.corpus, VIDEO_DOMAINS[0])
     if domain not in VIDEO_DOMAINS:
         raise UsageError(
-            f"the videos of '{clip.corpus}' are to train domain {domain!r}; UNISAL's domains of video are "
+            f"unisal.domains: the videos of '{clip.corpus}' cannot train {domain!r}; UNISAL's domains of video are "
             f"{', '.join(VIDEO_DOMAINS)}"
         )
     return domain
@@ -282,14 +223,14 @@ def domain_of(clip: Clip, domains: Mapping[str, str]) -> str:
 
 def stride_for(clip: Clip) -> int:
     """Frames of the video from one cached frame to the next: about 6 per second."""
-    return 1 if clip.static else stream_count(clip.fps)
+    return 1 if clip.static else unisal.stream_count(clip.fps)
 
 
 def cache(folder: Path, clip: Clip, domain: str) -> DomainClip:
     """Decodes the annotated frames of a clip into the cache, unless they are there."""
 
     def decode() -> list[np.ndarray]:
-        size, stride = input_size(domain, clip.height, clip.width), stride_for(clip)
+        size, stride = unisal.input_size(domain, clip.height, clip.width), stride_for(clip)
         frames, truth = [], []
         for index, frame in zip(range(0, clip.annotated_frames, stride), clip.read(stride), strict=False):
             frames.append(scale(frame[None], size)[0].numpy())

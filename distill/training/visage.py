@@ -21,7 +21,7 @@ from distill.run.errors import UsageError
 from distill.teachers.visage import Visage, VisageConfig, VisageNet, preprocess
 from distill.training import checkpoint
 from distill.training.frames import CachedClip, on_logit_grid
-from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
+from distill.training.loop import Losses, Moment, Place, Task, TrainingContext, fit
 from distill.training.losses import VISAGE_AUX_WEIGHTS, VISAGE_WEIGHTS, frame_losses
 from distill.training.schedules import tiny_visage_share
 
@@ -49,22 +49,24 @@ class Batch:
 
     clip_BCTHW: Tensor  # normalised
     density_BTHW: Tensor
-    places: list[tuple[str, list[int]]]
+    places: list[Place]
 
 
+@dataclass
 class TinyVisage(Task):
     """The training of the tiny ensemble, for `fit`."""
 
+    clips: Sequence[CachedClip]
+    config: TeacherConfig
+    visage: VisageConfig
+    context: TrainingContext
+
     lr_key, resume_file, checkpoint_every = "teacher.lr", "visage_last.pt", 50
 
-    def __init__(
-        self, clips: Sequence[CachedClip], config: TeacherConfig, visage: VisageConfig, context: TrainingContext
-    ) -> None:
-        self.clips, self.config, self.visage, self.context = clips, config, visage, context
-        torch.manual_seed(context.seed)
-        self.net = VisageNet(visage).to(context.device)
-        self.modules = {"visage": self.net}
-        self.phase_steps = (config.steps,)
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.context.seed)
+        self.net = VisageNet(self.visage).to(self.context.device)
+        self.modules, self.phase_steps = {"visage": self.net}, (self.config.steps,)
 
     def enter(self, phase: int) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.net.train().parameters(), lr=self.config.lr, weight_decay=1e-2)

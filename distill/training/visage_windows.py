@@ -25,6 +25,7 @@ from distill.corpora import Clip, fixation_points
 from distill.run.files import ArrayFile
 from distill.teachers.visage import VisageConfig, resize
 from distill.training.cache import array_files, fill, small_density
+from distill.training.loop import Place
 
 BLUR_WIDTH = 640  # pixels, at most: more than any trunk's input
 KINDS = ("density", "points", "frames")
@@ -49,7 +50,7 @@ class Windows:
     density_BTHW: Tensor  # float32, maximum 1
     fixations_BTHW: Tensor  # float32, how often each cell was fixated
     counts_BT: Tensor  # bool: the frame is the clip's, not a repeated last one, and has fixations
-    places: list[tuple[str, list[int]]]  # clip and frame numbers (from 1) of each window
+    places: list[Place]
 
 
 def cache(folder: Path, clip: Clip, config: VisageConfig) -> None:

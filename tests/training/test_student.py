@@ -14,7 +14,7 @@ from distill.recipe.keys import Train
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig
-from distill.training import frames, student
+from distill.training import checkpoint, frames, student
 from distill.training.batches import (
     Sample,
     crop_and_flip,
@@ -278,6 +278,18 @@ def test_nan_stops_before_the_weights_and_names_the_frame(samples, tmp_path):
         run([samples[0], replace(samples[1], labels=spoiled)], tmp_path, replace(CONFIG, steps=6))
     after = weights(tmp_path)
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("number", [None, 1, 3])  # None: before resume files had a format
+def test_a_resume_file_of_another_version_is_refused(samples, tmp_path, number):
+    run(samples, tmp_path, replace(CONFIG, steps=2))
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    checkpoint.check_resumable(tmp_path / "last.pt")
+    torch.save(saved | {"format": number} if number else {"step": 2, "student": {}}, tmp_path / "last.pt")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"last\.pt was written by another version .*another --out.*--force"):
+        run(samples, tmp_path, replace(CONFIG, steps=4))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_weights_of_another_version_are_one_line(samples, tmp_path):

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from distill.corpora import Clip
+from distill.recipe.keys import Unisal as UnisalConfig
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.teachers.unisal import Unisal, UnisalNet, scale
 from distill.training import unisal as module
 from distill.training.loop import TrainingContext
-from distill.training.unisal import UnisalRecipe, cache, density_losses, domain_of, plan, train_unisal, windows
+from distill.training.unisal import cache, density_losses, domain_of, plan, train_unisal, windows
 
-RECIPE = UnisalRecipe(epochs=2, batch=2, window=3, images=2, frozen_epochs=1)
+RECIPE = UnisalConfig(epochs=2, batch=2, frames=3, images=2)
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 48, 80
 
@@ -52,7 +53,8 @@ def clips(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A smaller input: the same network in a fraction of the time."""
-    monkeypatch.setattr(module, "input_size", lambda domain, height, width: (64, 96))
+    monkeypatch.setattr(module.unisal, "input_size", lambda domain, height, width: (64, 96))
+    monkeypatch.setattr(module, "FROZEN_EPOCHS", 1)
 
 
 def train(clips, folder, recipe=RECIPE, stop=lambda: False, **options):
@@ -96,7 +98,7 @@ def test_training_lowers_the_loss(clips, tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(module, "density_losses", spy)
-    train(clips, tmp_path, replace(RECIPE, epochs=8, lr=0.1, lr_decay=0.9, window=2))
+    train(clips, tmp_path, replace(RECIPE, epochs=8, lr=0.1, lr_decay=0.9, frames=2))
     assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
 
 
@@ -113,10 +115,11 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(clips, tmp_path
     assert not changed(parts, loaded)
 
 
-def test_videos_train_their_own_domain_alone(clips, tmp_path, released):
+def test_videos_train_their_own_domain_alone(clips, tmp_path, released, monkeypatch):
+    monkeypatch.setattr(module, "FROZEN_EPOCHS", 0)
     start = torch.load(released)
-    recipe = replace(RECIPE, epochs=1, frozen_epochs=0)
-    after = train(clips[:2], tmp_path, recipe, start=released, domains={"films": "Hollywood"}).net.state_dict()
+    recipe = replace(RECIPE, epochs=1, domains=("films=Hollywood",))
+    after = train(clips[:2], tmp_path, recipe, start=released).net.state_dict()
     moved = changed(start, after)
     assert not [key for key in moved if any(other in key.lower() for other in ("dhf1k", "ucfsports", "salicon"))]
     for part in ("bn_Hollywood", "gaussians_hollywood", "adaptation_hollywood", "smoothing_hollywood", "cnn.", "rnn."):
@@ -164,15 +167,14 @@ def test_windows_of_short_clips_and_images(clips, tmp_path):
     assert batch.frames_BTHWC.shape == (1, 1, 64, 96, 3) and batch.places == [("x", [1])]
 
 
-def test_losses_against_their_definitions():
+def test_losses_against_their_definitions(monkeypatch):
+    monkeypatch.setattr(module, "NSS_WEIGHT", 0.3)
+    monkeypatch.setattr(module, "CC_WEIGHT", 0.2)
     rng = np.random.default_rng(3)
     p, q = rng.random((2, 2, 6, 7))
     p, q = (x / x.sum((1, 2), keepdims=True) for x in (p, q))
     fixations = (rng.random((2, 6, 7)) < 0.2).astype(float)
-    found = density_losses(
-        *(torch.tensor(x, dtype=torch.float32) for x in (np.log(p), 40 * q, fixations)),
-        replace(RECIPE, nss=0.3, cc=0.2),
-    )
+    found = density_losses(*(torch.tensor(x, dtype=torch.float32) for x in (np.log(p), 40 * q, fixations)))
     for n in range(2):
         kl = (q[n] * np.log(q[n] / p[n])).sum()
         cc = np.corrcoef(p[n].ravel(), q[n].ravel())[0, 1]
@@ -187,16 +189,15 @@ def test_domains(clips):
         domain_of(clips[0], {"films": "SALICON"})
 
 
-def test_what_cannot_be_trained_is_refused(clips, tmp_path):
+def test_what_cannot_be_trained_is_refused(clips, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="annotated"):
         train([replace(clips[0], annotated_frames=0)], tmp_path)
     with pytest.raises(UsageError, match="does not exist"):
         train(clips[:1], tmp_path, start=tmp_path / "none.pth")
     with pytest.raises(UsageError, match="does not exist"):
         train(clips[:1], tmp_path, trunk=tmp_path / "none.pth.tar")
-    with pytest.raises(UsageError, match="at least 1"):
-        UnisalRecipe(window=0)
     with pytest.raises(
         UsageError, match=r"not finite at step \d+: clip [abxyz] frames? \d.*; try a smaller unisal\.lr"
     ):
-        train(clips, tmp_path / "diverged", replace(RECIPE, epochs=8, lr=1e20, clip=1e20))
+        monkeypatch.setattr(module.UnisalTask, "max_norm", 1e20)
+        train(clips, tmp_path / "diverged", replace(RECIPE, epochs=8, lr=1e20))
