@@ -31,7 +31,7 @@ from distill.run.progress import Narrator
 from distill.training import checkpoint
 from distill.training.schedules import ema_decay
 
-Place = tuple[str, Sequence[int]]
+Place = tuple[str, list[int]]
 """A clip, and the numbers (from 1) of its frames that a batch shows."""
 
 
@@ -61,7 +61,7 @@ class Losses:
 
     values: dict[str, Tensor]
     """Scalars for the log. Those called `loss...` must be finite; a NaN among the others is a mean of nothing: left out."""
-    places: Sequence[Place]
+    places: list[Place]
     each_BT: Tensor | None = None
     """The loss of every frame of `places`, if known: an error then names the frame."""
 
