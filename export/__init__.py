@@ -1,7 +1,15 @@
-"""From a trained student to the two ONNX files that ship, with the proof that they are what they claim.
+"""From a trained student to the ONNX files that ship, verified, and the runtime for these files.
 
-`graph` writes the operators, `parity` compares them with PyTorch, `ship` lets a file get its name only after the gate and
-parity passed, `runner` streams frames through a file. This module is torch-free; the runner needs only onnxruntime.
+    student       both graphs of a student, verified: image mode and step mode
+    graph         the student's operations as ONNX nodes; `resolution`, the way into and out of its working resolution; `writer`,
+                  nodes through onnxscript
+    luma, quantize    variants of an image or step file: luma input at one size, int8
+    verification  the one check of every file: onnx.checker, the gate with a contract, size, comparison; `parity`, with PyTorch
+    runner        frames through a file, the state carried; `streaming`, at a video's own frame rate, with cuts
+    cost          multiply-adds and parameters of a graph
+
+Nothing here writes a file under its final name: callers do. Only `student`, `graph` and `parity` need torch; the runner needs
+onnxruntime alone.
 """
 
 from distill.export.errors import ExportRefused

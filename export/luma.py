@@ -22,7 +22,7 @@ import onnx
 from distill.export.errors import ExportRefused
 from distill.export.limits import TOLERANCE
 from distill.export.resolution import to_working_size
-from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, largest_gap
 from distill.export.verification import verify
 from distill.export.writer import Writer
 
@@ -62,71 +62,71 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
 
     model = ir.from_proto(image)
     graph = model.graph
-    core = _core(graph)
+    frame, small, working_size, pooling = _core(graph)
     graph.inputs.clear()
     graph.outputs.clear()
     graph.name = "saliency_student_luma"
     writer = Writer(GraphBuilder(graph))
+    entry, leave = writer.within("entry"), writer.within("exit")
     plane = writer.builder.input("input", ir.DataType.FLOAT, [1, 1, height, width])
-    core.frame.replace_all_uses_with(_enter(writer.within("entry"), plane, core, height, width))
-    shape = writer.within("exit").ints([1, 1, height, width], "map_shape")
-    writer.output(writer.within("exit").resize(core.small, "saliency_map", shape=shape), [1, 1, height, width])
-    for node in core.branches:
+    kernels = [node.attributes["kernel_shape"].as_ints()[0] for node in pooling if node.op_type == "AveragePool"]
+    frame.replace_all_uses_with(_enter(entry, plane, height, width, *working_size, kernels))
+    shape = leave.ints([1, 1, height, width], "map_shape")
+    writer.output(leave.resize(small, "saliency_map", shape=shape), [1, 1, height, width])
+    for node in pooling:
         for place in range(len(node.inputs)):
-            node.replace_input_with(place, None)  # or the old entry stays, which they read
+            node.replace_input_with(
+                place, None
+            )  # the pass below keeps what a branch reads, even of a node that it removes
     common.RemoveUnusedNodesPass()(model)
     graph.sort()
     return writer.model(model.metadata_props, image.producer_name)
 
 
-def _enter(writer: Writer, plane: ir.Value, core: _Core, height: int, width: int) -> ir.Value:
-    """The plane as a normalised RGB frame at the working resolution, f32 `[1,3,h,w]`."""
+def _enter(
+    writer: Writer, plane: ir.Value, height: int, width: int, working_height: int, working_width: int, kernels: list[int]
+) -> ir.Value:  # fmt: skip
+    """The plane as a normalised RGB frame at the working resolution, f32 `[1,3,working_height,working_width]`."""
     gain = writer.node("Constant", [], "luma_gain", value_float=255 / (WHITE - BLACK))
     bias = writer.node("Constant", [], "luma_bias", value_float=-BLACK / (WHITE - BLACK))
     black = writer.node("Constant", [], "black", value_float=0.0)
     white = writer.node("Constant", [], "white", value_float=1.0)
     unlimited = writer.node("Add", [writer.node("Mul", [plane, gain], "stretched"), bias], "unlimited")
     pooled = writer.node("Clip", [unlimited, black, white], "grey")
-    fits = min(height // (2 * core.height), width // (2 * core.width))
-    kernels = [node.attributes["kernel_shape"].as_ints()[0] for node in core.branches if node.op_type == "AveragePool"]
+    fits = min(height // (2 * working_height), width // (2 * working_width))
     if kernel := max((k for k in kernels if k <= fits), default=0):
         pooled = writer.pool(pooled, kernel, "pooled")
-    small = to_working_size(writer, pooled, 1, core.height, core.width, "small_grey")
+    small = to_working_size(writer, pooled, 1, working_height, working_width, "small_grey")
     gains = writer.initializer((1 / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_gain")
     biases = writer.initializer((-IMAGENET_MEAN / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_bias")
     return writer.node("Add", [writer.node("Mul", [small, gains], "scaled"), biases], "frame")
 
 
-@dataclass(frozen=True)
-class _Core:
-    """The student between entry and exit: what it reads, what it returns, its resolution, the entry's choice of a pooling."""
+def _core(graph: ir.Graph) -> tuple[ir.Value, ir.Value, tuple[int, int], list[ir.Node]]:
+    """Finds the student between entry and exit by its neighbours: the frame that its first convolution reads comes from the
+    entry's choice of a pooling, a scaling to twice the working resolution and a pooling; a scaling reads its map.
 
-    frame: ir.Value
-    small: ir.Value
-    height: int
-    width: int
-    branches: list[ir.Node]
-
-
-def _core(graph: ir.Graph) -> _Core:
-    """Finds the core between its neighbours: the entry ends in the first convolution's frame, the exit is a scaling."""
+    Returns the frame, the map, the working height and width, and the nodes of the pooling's branches.
+    """
     import onnx_ir as ir
 
     first = next((node for node in graph if node.op_type == "Conv"), None)
-    entry = _chain(first and first.inputs[0], "AveragePool", "Resize", "If")
+    entry = _chain(first.inputs[0], "AveragePool", "Resize", "If") if first else []
     leave = _chain(graph.outputs[0], "Resize") if len(graph.inputs) == len(graph.outputs) == 1 else []
-    if not (first and entry and leave):
+    shape = entry[1].inputs[3] if entry and len(entry[1].inputs) == 4 else None
+    sizes = ir.convenience.get_const_tensor(shape) if shape is not None else None
+    if not leave or sizes is None or sizes.size != 4:
         raise ExportRefused(
             "it is no image file of this exporter: a luma file is made from NAME.onnx of a run's export"
         )
-    _, _, height, width = ir.convenience.get_const_tensor(entry[1].inputs[3]).numpy()
+    height, width = (int(size) // 2 for size in sizes.numpy()[2:])
     graphs = (attribute.as_graph() for attribute in entry[2].attributes.values())
     branches = [node for branch in graphs for node in ir.traversal.RecursiveGraphIterator(branch)]
-    return _Core(first.inputs[0], leave[0].inputs[0], int(height) // 2, int(width) // 2, branches)
+    return entry[0].outputs[0], leave[0].inputs[0], (height, width), branches
 
 
 def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
-    """The nodes that made the value, last first, each from the first input of the one before; empty where they are others."""
+    """The nodes that computed the value, last first, along first inputs; empty where they are of other types."""
     nodes: list[ir.Node] = []
     for op_type in op_types:
         node = value.producer() if value is not None else None
@@ -165,12 +165,9 @@ def compare_luma(luma: onnx.ModelProto, image: onnx.ModelProto) -> LumaParity:
     """Runs both on frames of every luma value from 0 to 255: noise, a ramp, black, white, one bright spot."""
     one, other = Predictor(luma.SerializeToString()), Predictor(image.SerializeToString())
     height, width = (dim.dim_value for dim in luma.graph.input[0].type.tensor_type.shape.dim[2:])
-    frames, largest = 0, 0.0
-    for frame in _test_frames(height, width):
-        gap = np.abs(one.run(frame[None, None] / np.float32(255)) - other.run(grey(frame)))
-        # A NaN must not hide behind max(): it is an infinite gap.
-        frames, largest = frames + 1, max(largest, float(np.nan_to_num(gap.max(), nan=np.inf)))
-    return LumaParity(frames, largest)
+    frames = list(_test_frames(height, width))
+    ours = [one.run(frame[None, None] / np.float32(255)) for frame in frames]
+    return LumaParity(len(frames), largest_gap(ours, [other.run(grey(frame)) for frame in frames]))
 
 
 def grey(frame: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
-"""Streams frames through a shipped ONNX file with onnxruntime, the state carried; needs no torch.
+"""Streams frames through a shipped ONNX file with onnxruntime, and carries the state; needs no torch.
 
     predictor = Predictor("student_step.onnx")
     for saliency in predictor.stream(frames):   # uint8 [H,W,3] RGB -> float32 [H,W] in [0, 1]
         ...
     predictor.reset()                           # at a scene cut, or before another video
 
-Image files and step files are told apart by their outputs; an image file simply has no state to carry.
+A file with the output `state_out` is a step file; an image file has no state to carry.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,13 @@ def normalise(frame: np.ndarray) -> np.ndarray:
     return out
 
 
+def largest_gap(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """The largest absolute difference of maps, pair by pair; infinite where one is NaN, which max() alone would hide."""
+    return max(float(np.nan_to_num(np.abs(a - b).max(), nan=np.inf)) for a, b in zip(ours, theirs, strict=True))
+
+
 class Predictor:
-    """A saliency student behind onnxruntime on the CPU; it owns the state of one stream.
+    """A saliency student in onnxruntime on the CPU, with the state of one stream in `state`; None before the first frame.
 
     model: path of an ONNX file, or its bytes. threads: intra-op threads, 0 for onnxruntime's default.
     Raises ValueError where the file does not load or is no saliency student.
@@ -40,7 +45,7 @@ class Predictor:
     def __init__(self, model: str | Path | bytes, threads: int = 1) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3  # an optional input makes onnxruntime warn; that is by design
+        options.log_severity_level = 3  # onnxruntime warns of the optional input, which is intended
         name = "the model" if isinstance(model, bytes) else str(model)
         try:
             source = model if isinstance(model, bytes) else str(model)
@@ -51,17 +56,17 @@ class Predictor:
         outputs = [o.name for o in self.session.get_outputs()]
         if inputs[:1] != ["input"] or outputs[:1] != ["saliency_map"]:
             raise ValueError(
-                f"{name} is no saliency student: its inputs are {inputs} and outputs {outputs}, "
-                "where `input` and `saliency_map` come first"
+                f"{name} is no saliency student: its inputs are {inputs} and its outputs {outputs}; "
+                "`input` and `saliency_map` must come first"
             )
         self.name, self.stateful = name, "state_out" in outputs
         self.outputs = ["saliency_map", "state_out"] if self.stateful else ["saliency_map"]
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        self._state: np.ndarray | None = None
+        self.state: np.ndarray | None = None
 
     def reset(self) -> None:
-        """Forgets the history: the next frame is a first frame."""
-        self._state = None
+        """Drops the state: the next frame is treated as the first of a video."""
+        self.state = None
 
     def predict(self, frame: np.ndarray) -> np.ndarray:
         """The saliency map of the next frame: uint8 RGB `[H,W,3]` -> float32 `[H,W]` in [0, 1]."""
@@ -73,8 +78,8 @@ class Predictor:
         Raises ValueError where the model does not take a frame of this size.
         """
         feed = {"input": input_1CHW}
-        if self._state is not None:
-            feed["state_in"] = self._state
+        if self.state is not None:
+            feed["state_in"] = self.state
         try:
             results = self.session.run(self.outputs, feed)
         except Exception as error:  # as above
@@ -86,7 +91,7 @@ class Predictor:
                 f"{self.name} gives a map of shape {list(results[0].shape)} for a frame of {list(input_1CHW.shape)}"
             )
         if self.stateful:
-            self._state = results[1]
+            self.state = results[1]
         return results[0]
 
     def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -1,13 +1,13 @@
-"""A student over a video as it comes: when it runs, when its memory ends, whatever the video's frame rate.
+"""A student over a video as it comes: which frames it sees, whatever the video's frame rate, and where its state is reset.
 
     stream = Stream(Predictor("student_step.onnx"))
-    for frame, seconds in frames:                 # uint8 RGB [H,W,3], its time
+    for frame, seconds in frames:                 # uint8 RGB [H,W,3], its time stamp
         saliency = stream.map(frame, seconds)     # float32 [H,W] in [0, 1]
     stream.reset()                                # before another video
 
-A student with state counts its memory in frames, of the rate in its metadata. Of a faster video it therefore sees every
-other frame or so, whatever comes closest to its rate, and its map stands until the next; of a slower one it sees every
-frame and remembers for longer (`slower` says by how much). A model without state sees every frame.
+A step file's time constants hold at the frame rate in its metadata. Of a faster video it therefore sees only the frames
+closest to its own rate, and each map is repeated until the next one. Of a slower video it sees every frame, and its state
+decays more slowly than it should (`slowdown` says by how much). An image file sees every frame.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ import numpy as np
 
 from distill.export.runner import Predictor
 
-ROWS, COLUMNS = 18, 32  # of the small picture that cuts are looked for in
+ROWS, COLUMNS = 18, 32  # of the thumbnail that cuts are detected on
 CHANGE = 18.0  # grey levels of 255
-SURPRISE = 3.0  # times what was usual in this shot
+FACTOR = 3.0  # times the typical change of this shot
 
 
 @dataclass(frozen=True)
 class Shot:
-    """What is remembered of a shot so far: its last small picture, and how much its pictures usually change."""
+    """The shot so far: its last thumbnail, and how much thumbnails typically change from frame to frame."""
 
-    picture: np.ndarray  # float32 [18,32], grey levels
-    usual: float
+    thumbnail: np.ndarray  # float32 [18,32], grey levels
+    typical: float
 
 
-def look(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]:
-    """Whether a uint8 RGB frame `[H,W,3]` opens a new shot, and what to remember of it.
+def detect_cut(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]:
+    """Whether a uint8 RGB frame `[H,W,3]` opens a new shot; and the shot with this frame, to pass in with the next.
 
-    A cut is a mean change of grey level, on a picture of 18x32, that is large (18 of 255) and three times what was usual
-    in the shot. A dissolve is none: it changes little from frame to frame, and the state forgets by itself.
+    A cut is a mean change of grey level, on a thumbnail of 18x32, that is large (18 of 255) and three times what is typical of
+    the shot. A dissolve is none: it changes little from frame to frame, and the state adapts by itself.
     """
-    picture = _small(frame)
+    thumbnail = _thumbnail(frame)
     if shot is None:
-        return False, Shot(picture, 0.0)
-    change = float(np.abs(picture - shot.picture).mean())
-    if change > CHANGE and change > SURPRISE * shot.usual:
-        return True, Shot(picture, change / SURPRISE)  # what follows a cut is one only where it is larger, for a while
-    return False, Shot(picture, 0.8 * shot.usual + 0.2 * change)
+        return False, Shot(thumbnail, 0.0)
+    change = float(np.abs(thumbnail - shot.thumbnail).mean())
+    if change > CHANGE and change > FACTOR * shot.typical:
+        return True, Shot(thumbnail, change / FACTOR)  # for a while, only a larger change is another cut
+    return False, Shot(thumbnail, 0.8 * shot.typical + 0.2 * change)
 
 
-def _small(frame: np.ndarray) -> np.ndarray:
-    """Mean grey levels of 18x32 cells; of frames that are smaller than that, of their pixels."""
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    """Mean grey levels of 18x32 cells; of the pixels where a frame has fewer."""
     height, width = frame.shape[:2]
     rows, columns = min(ROWS, height), min(COLUMNS, width)
     inside = frame[: height // rows * rows, : width // columns * columns]
@@ -66,24 +66,24 @@ class Stream:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the history: the next frame is a first frame."""
+        """Drops state, shot and map: the next frame is treated as the first of a video."""
         self.predictor.reset()
         self._shot: Shot | None = None
         self._due = self._last = -np.inf
         self._map: np.ndarray | None = None
 
-    def slower(self, fps: float) -> float:
-        """How many times longer than meant the model remembers in a video of this rate; 1 where the rate is reached."""
+    def slowdown(self, fps: float) -> float:
+        """How many times more slowly than meant the state decays in a video of this rate; 1 where the rate is high enough."""
         return max(1.0, 1 / (self.period * fps)) if self.period else 1.0
 
     def map(self, frame: np.ndarray, seconds: float) -> np.ndarray:
-        """The saliency map of the next frame, uint8 RGB `[H,W,3]` at its time -> float32 `[H,W]` in [0, 1].
+        """The saliency map for the next frame, uint8 RGB `[H,W,3]` at its time stamp -> float32 `[H,W]` in [0, 1].
 
-        Times that go back reset. Raises ValueError where the model does not take a frame of this size.
+        A time stamp before the last one resets. Raises ValueError where the model does not take a frame of this size.
         """
         cut = False
         if self.find_cuts:
-            cut, self._shot = look(frame, self._shot)
+            cut, self._shot = detect_cut(frame, self._shot)
             self.cuts += cut
         if cut or seconds < self._last:
             self.predictor.reset()
@@ -91,7 +91,7 @@ class Stream:
         gap, self._last = seconds - self._last, seconds
         first = self._map is None or self._map.shape != frame.shape[:2]
         if first or seconds + min(gap, self.period) / 2 >= self._due:  # the next frame would not be closer
-            late = seconds + self.period / 2  # a rate that is nearly the model's must not run ever further behind
+            late = seconds + self.period / 2  # a rate close to the model's must not fall behind further and further
             self._due = seconds + self.period if first else max(self._due + self.period, late)
             self._map = self.predictor.predict(frame)
         assert self._map is not None

@@ -75,7 +75,7 @@ def encode(
     first = first_frame(source)
     with open_video(source) as container, ExitStack() as stack:
         picture = describe_picture(video_stream(container), first, coding if target else None, narrator)
-        if isinstance(maps, Stream) and (slower := maps.slower(float(picture.rate))) > 1.05:
+        if isinstance(maps, Stream) and (slower := maps.slowdown(float(picture.rate))) > 1.05:
             narrator.say(
                 f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for {1 / maps.period:.4g}: "
                 f"it will remember {slower:.2g}x as long"

@@ -100,7 +100,7 @@ def test_a_long_average_does_not_stand_still(graphs, int8):
         predictor = Predictor(model.SerializeToString())
         for frame in [frames[0]] * 5 + [frames[-1]] * 120:
             predictor.predict(frame)
-        states.append(predictor._state)
+        states.append(predictor.state)
     assert np.abs(states[0] - states[1]).mean() < 0.02 * np.abs(states[0]).mean()
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distill.export.streaming import Stream, look
+from distill.export.streaming import Stream, detect_cut
 
 
 class Counter:
@@ -47,7 +47,7 @@ def test_motion_and_fades_are_no_cuts():
     for frames in (pan, fade):
         shot = None
         for frame in frames:
-            cut, shot = look(frame, shot)
+            cut, shot = detect_cut(frame, shot)
             assert not cut
 
 
@@ -95,5 +95,5 @@ def test_another_video_starts_anew():
 
 
 def test_how_much_longer_a_slow_video_is_remembered():
-    assert Stream(Counter("30")).slower(15) == pytest.approx(2)
-    assert Stream(Counter("30")).slower(60) == Stream(Counter("30", stateful=False)).slower(5) == 1
+    assert Stream(Counter("30")).slowdown(15) == pytest.approx(2)
+    assert Stream(Counter("30")).slowdown(60) == Stream(Counter("30", stateful=False)).slowdown(5) == 1

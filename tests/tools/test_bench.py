@@ -84,9 +84,9 @@ def test_a_state_is_carried_from_turn_to_turn_and_not_to_another_size(models, mo
     monkeypatch.setattr(bench, "open_all", lambda *a: opened.append(original(*a)) or opened[-1])
     measure(models[2:], ["64x48"], [1], 3)
     noise = bench.noise(64, 48).mean(1)  # the model's state is the frame's mean plus half of the last state
-    assert np.allclose(opened[-1][0]._state[0, 0], noise * (1 + 1 / 2 + 1 / 4 + 1 / 8), atol=1e-5)
+    assert np.allclose(opened[-1][0].state[0, 0], noise * (1 + 1 / 2 + 1 / 4 + 1 / 8), atol=1e-5)
     measure(models[2:], ["64x48", "80x50"], [1], 1)
-    assert opened[-1][0]._state.shape[2:] == (50, 80)
+    assert opened[-1][0].state.shape[2:] == (50, 80)
 
 
 def test_memory_is_that_of_the_model_and_not_of_this_process(models):
