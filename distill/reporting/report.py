@@ -42,11 +42,11 @@ def write(
     parity = read_json(run / "export" / f"{origin.name}.parity.json")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     shown = [clip for clip in corpus.select(corpus.val) if clip.id in metrics["clips"]][: recipe.report.clips]
-    models = [run / "export" / f"{origin.name}{suffix}.onnx" for suffix in ("_step", "")]
-    clips = []
-    for clip in narrator.track(shown, "report", len(shown)):
-        step, image = map(load_predictor, models)
-        clips.append(_clip(clip, metrics["clips"][clip.id], labels, step, image))
+    step, image = (load_predictor(run / "export" / f"{origin.name}{suffix}.onnx") for suffix in ("_step", ""))
+    clips = [
+        _clip(clip, metrics["clips"][clip.id], labels, step, image)
+        for clip in narrator.track(shown, "report", len(shown))
+    ]
     page = render(
         "report.html", origin=origin, steps=recipe.train.steps, caveats=metrics["caveats"], parts=score_parts(metrics),
         curves=drawings.training_curves(log), clips=clips, clip_scores=tables.clip_cells(metrics) if metrics["predictors"] else [],
@@ -65,10 +65,8 @@ def score_parts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         heads = zip(table["columns"], ("↑" if HIGHER_IS_BETTER[m] else "↓" for m in table["metrics"]), strict=True)
         rows = [(NAMES.get(name, name), cells) for name, cells in table["rows"]]
         of_state = {n: d for n, d in result["differences"]["from"].items() if n.startswith("image") and "nss" in d}
-        still = all(
-            clip["frames_scored"] <= 1 for clip in result["clips"].values()
-        )  # of still images, both files agree
-        drawing = None if still else drawings.differences(of_state)
+        videos = any(clip["frames_scored"] > 1 for clip in result["clips"].values())  # on still images both files agree
+        drawing = drawings.differences(of_state) if videos else None
         parts.append({"title": title, "result": result, "heads": list(heads), "rows": rows, "drawing": drawing})
     return parts
 
@@ -81,18 +79,18 @@ def _clip(
     logits = labels.read(clip.id, clip.frames)[shown].astype(np.float32)
     teacher = dict(zip(shown.tolist(), 1 / (1 + np.exp(-logits)), strict=True))
     rows: dict[str, list[Picture]] = {}
+    step.reset()
     for index, frame in enumerate(clip.read()):
         from_step = step.predict(frame)  # every frame, for its state
         if index in teacher:
             for name, picture in _pictures(clip, index, frame, teacher[index], from_step, image.predict(frame)).items():
                 rows.setdefault(name, []).append(picture)
-    over_time, gain = None, 0.0
-    if result["frames_scored"] and not clip.static:
-        over_time = drawings.nss_over_time(np.array(result["frames"]) / clip.fps, result["nss_over_time"])
-        gain = result["scores"]["step"]["nss"] - result["scores"]["image"]["nss"]
-    scored = bool(result["frames_scored"])
-    seconds = [f"{index / clip.fps:.1f} s" for index in shown]
-    return {"id": clip.id, "seconds": seconds, "rows": rows, "scored": scored, "over_time": over_time, "gain": gain}
+    page: dict[str, Any] = {"id": clip.id, "seconds": [f"{index / clip.fps:.1f} s" for index in shown], "rows": rows}
+    page |= {"scored": bool(result["frames_scored"]), "over_time": None}
+    if page["scored"] and not clip.static:
+        page["over_time"] = drawings.nss_over_time(np.array(result["frames"]) / clip.fps, result["nss_over_time"])
+        page["gain"] = result["scores"]["step"]["nss"] - result["scores"]["image"]["nss"]
+    return page
 
 
 def _pictures(

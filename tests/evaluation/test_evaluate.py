@@ -1,4 +1,4 @@
-"""Evaluation end to end on tiny corpora, with ONNX files of a few nodes whose maps can be told by hand."""
+"""Evaluation end to end on tiny corpora, with ONNX files of a few nodes whose maps are easy to compute by hand."""
 
 import csv
 import json
@@ -100,14 +100,14 @@ def test_scores_are_those_of_the_files_run_frame_by_frame(models, clips, narrato
     json.dumps(result, allow_nan=False)
 
 
-def test_threads_and_a_second_time_change_nothing(models, clips, narrator):
+def test_the_number_of_threads_does_not_change_the_result(models, clips, narrator):
     once, again = (
         evaluate(models, {}, clips, 6, threads, narrator, baselines=["max"], mean_map=True) for threads in (1, 3)
     )
     assert once == again
 
 
-def test_flicker_needs_the_frame_before_and_finds_what_moves_in_still_pictures(models, clips, narrator):
+def test_flicker_compares_with_the_previous_frame_in_still_blocks(models, clips, narrator):
     rng = np.random.default_rng(0)
     noise = {(c.id, i): rng.random((8, 12)).astype(np.float32) for c in clips[:1] for i in range(c.frames)}
     references = {"noise": lambda clip, index: noise[clip.id, index], "still": centre_gaussian}
@@ -162,7 +162,7 @@ def test_one_half_of_the_observers_predicts_the_other(models, images_root, narra
     assert result["differences"]["from"][CEILING]["nss"]["mean"] < -3
 
 
-def test_observers_that_are_not_known_give_no_ceiling(models, clips, narrator):
+def test_without_known_observers_there_is_no_ceiling(models, clips, narrator):
     result = evaluate({"image": models["image"]}, {}, clips[:2], 8, 1, narrator)
     assert CEILING not in result["predictors"]
 
@@ -174,7 +174,7 @@ def test_the_mean_map_is_that_of_the_other_clips(models, images_root, narrator):
     gaze = Fixations(clips, found)
     own, other = gaze.mean_map(clips[0], 0), gaze.mean_map(clips[1], 0)
     assert own.max() == other.max() == 1
-    assert own[60, 120] > 0.9 and own[6, 8] < 1e-6  # its own place is not in it
+    assert own[60, 120] > 0.9 and own[6, 8] < 1e-6  # without the clip's own fixations
     assert other[6, 8] > 0.1 and other[60, 120] > 0.9
     few = evaluate({"image": models["image"]}, {}, clips[:3], 1, 1, narrator, mean_map=True)
     enough = evaluate({"image": models["image"]}, {}, clips[:4], 1, 1, narrator, mean_map=True)
@@ -212,7 +212,7 @@ def test_a_single_clip_has_no_shuffled_auc_and_no_interval(models, clips, narrat
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_every_protocol_reports_its_own_metrics_and_says_its_name(models, clips, narrator, name):
+def test_every_protocol_reports_its_name_and_its_metrics(models, clips, narrator, name):
     result = evaluate({"image": models["image"]}, {}, clips, 6, 2, narrator, protocol=name)
     assert result["protocol"] == name and result["about"] == PROTOCOLS[name].about
     assert set(result["predictors"]["image"]) == set(PROTOCOLS[name].metrics)
@@ -238,7 +238,7 @@ def test_intervals_are_those_of_the_mean():
     assert statistics.mean_and_interval([3.0]) == (3.0, None)
 
 
-def test_the_interval_of_one_clip_knows_that_frames_are_alike():
+def test_the_interval_of_one_clip_allows_for_correlated_frames():
     rng = np.random.default_rng(0)
     covered = {0.0: 0, 0.8: 0}
     for alike in covered:
@@ -248,7 +248,9 @@ def test_the_interval_of_one_clip_knows_that_frames_are_alike():
                 x.append(alike * x[-1] + value)
             low, high = statistics.interval_over_frames(x[1:])
             covered[alike] += low < 0 < high
-    assert 0.85 < covered[0.0] / 150 < 0.99 and 0.75 < covered[0.8] / 150 < 0.99  # drawn singly, the second covers 0.5
+    assert (
+        0.85 < covered[0.0] / 150 < 0.99 and 0.75 < covered[0.8] / 150 < 0.99
+    )  # with single frames drawn, the second covers 0.5
     assert (
         statistics.interval_over_frames([2.0] * 8) == [2.0, 2.0] and statistics.interval_over_frames([2.0] * 7) is None
     )
@@ -258,7 +260,7 @@ def test_the_interval_of_one_clip_knows_that_frames_are_alike():
     assert cells["c3"]["step"][1].startswith("[1.") and cells["c3"]["image"][1] == cells["c4"]["step"][1] == ""
 
 
-def test_frames_weigh_where_frames_are_averaged():
+def test_clips_are_weighted_by_their_frames_if_the_protocol_averages_frames():
     mean, (low, high) = statistics.mean_and_interval([1.0, 3.0], [1, 3])
     assert mean == 2.5 and low == 1 and high == 3
 
@@ -266,7 +268,7 @@ def test_frames_weigh_where_frames_are_averaged():
 def test_a_paired_difference_is_sharper_than_two_intervals():
     result = made_up_scores(step=0.03, image=0.0)
     step, image = (result["intervals"][name]["nss"] for name in ("step", "image"))
-    assert step[0] < image[1] and image[0] < step[1]  # side by side they tell nothing
+    assert step[0] < image[1] and image[0] < step[1]  # the intervals overlap
     found = result["differences"]["from"]["image"]["nss"]
     assert result["differences"]["of"] == "step" and found["mean"] == pytest.approx(0.03)
     assert found["interval"] == pytest.approx([0.03, 0.03])
@@ -284,7 +286,7 @@ def test_clips_that_lack_a_metric_are_left_out_of_its_mean():
     assert "flicker" not in result["intervals"]["x"] and "sim" not in result["predictors"]["x"]
 
 
-def test_several_corpora_stay_apart_and_are_also_one():
+def test_the_results_of_several_corpora_are_merged_and_kept():
     a, b = made_up_scores(step=0.1, image=0.0), made_up_scores(step=0.4, image=0.0)
     b["clips"] = {f"b.{i}": clip for i, clip in b["clips"].items()}
     whole = statistics.merge({"a": a, "b": b})
@@ -392,7 +394,7 @@ def test_a_recipe_with_an_unknown_protocol_or_baseline_fails_before_the_run(key,
 # --- several models on several corpora -------------------------------------------------------------------------------
 
 
-def test_models_of_the_same_name_are_told_apart(models, tmp_path, tiny_root, narrator):
+def test_models_with_the_same_file_name_are_named_by_path(models, tmp_path, tiny_root, narrator):
     other = tmp_path / "tiny.onnx"
     other.write_bytes(models["image"].read_bytes())
     recipe = load_recipe(
@@ -436,7 +438,7 @@ def test_the_command_line_scores_models_on_several_corpora(models, tiny_root, im
     assert all(r["protocol"] == "aim2024" for r in answer["corpora"].values())
 
 
-def test_the_command_line_keeps_one_corpus_plain(models, tiny_root):
+def test_the_json_of_one_corpus_has_no_level_for_corpora(models, tiny_root):
     result = distill("eval", models["image"], "--root", tiny_root, "--json", "--quiet", "--set", "eval.stride=12")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)

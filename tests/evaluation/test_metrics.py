@@ -57,7 +57,7 @@ def test_dhf1ks_shuffled_auc_agrees_within_its_noise(golden):
         assert abs(np.mean(seeds) - float(row["sAUC_mean100"])) < 4 * spread, row["case"]
 
 
-def test_the_aim_2024_benchs_code_gives_the_same(golden):
+def test_the_aim_2024_benchmarks_code_gives_the_same(golden):
     for row, prediction, density, fixations in cases(golden, "aim2024.csv"):
         rows, columns = np.nonzero(fixations)
         twice = np.r_[rows, rows[:3]], np.r_[columns, columns[:3]]
@@ -76,7 +76,7 @@ def test_multiplicity_counts_in_aim_2024_and_nowhere_else(golden):
         assert (a["nss"] != b["nss"]) == (name == "aim2024"), name
 
 
-def test_imresize_keeps_what_a_cubic_filter_keeps_and_widens_where_it_shrinks():
+def test_imresize_preserves_ramps_and_constants_and_is_anti_aliased():
     ramp = np.add.outer(np.arange(40.0), 3 * np.arange(60.0))
     for shape in ((80, 120), (20, 30), (13, 17)):
         resized = metrics.imresize(ramp, shape)
@@ -89,7 +89,7 @@ def test_imresize_keeps_what_a_cubic_filter_keeps_and_widens_where_it_shrinks():
     assert np.ptp(metrics.imresize(stripes, (64, 40))[:, 4:-4]) < 0.2 < np.ptp(cv2.resize(stripes, (40, 64)))
 
 
-def test_imresize_is_pillows_bicubic_but_for_the_border():
+def test_imresize_is_pillows_bicubic_except_at_the_border():
     image_of = pytest.importorskip("PIL.Image")
     noise = np.random.default_rng(0).random((60, 90)).astype(np.float32)
     for height, width in ((25, 41), (120, 170), (60, 31)):
@@ -106,7 +106,7 @@ def test_imresize_of_8_bits_rounds_and_clips():
     assert metrics.imresize(step, (8, 8)) is step
 
 
-def test_protocols_are_named_alike_everywhere():
+def test_recipes_and_evaluation_name_the_same_protocols():
     assert tuple(PROTOCOLS) == keys.PROTOCOLS and all(p.name == name for name, p in PROTOCOLS.items())
     assert all(set(p.metrics) <= set(metrics.LABELS) and p.average in ("clips", "frames") for p in PROTOCOLS.values())
 
@@ -123,7 +123,7 @@ def random_frame(seed, height=24, width=40):
 
 @given(st.integers(0, 10_000), st.floats(0.1, 50), st.floats(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_scale_and_offset_do_not_matter_where_they_must_not(seed, gain, offset):
+def test_metrics_that_are_invariant_to_scale_and_offset(seed, gain, offset):
     prediction, density, fixations = random_frame(seed)
     changed = protocols.score(prediction * gain + offset, density, fixations)
     for name in ("nss", "cc", "sim", "auc_judd", "block_cc"):
@@ -132,7 +132,7 @@ def test_scale_and_offset_do_not_matter_where_they_must_not(seed, gain, offset):
 
 @given(st.integers(0, 10_000), st.sampled_from(list(PROTOCOLS)))
 @settings(max_examples=40, deadline=None)
-def test_every_score_lies_where_it_can(seed, name):
+def test_every_score_is_in_its_range(seed, name):
     prediction, density, fixations = random_frame(seed)
     rng = np.random.default_rng(seed)
     others = rng.integers(0, 24, 50), rng.integers(0, 40, 50)
@@ -157,7 +157,7 @@ def test_the_truth_itself_scores_best(seed):
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_a_blur_of_the_fixations_beats_its_own_pixels_shuffled(seed):
+def test_blurred_fixations_beat_the_same_pixels_shuffled(seed):
     _, _, fixations = random_frame(seed)
     density = cv2.GaussianBlur(fixations.astype(float), (0, 0), 2)
     shuffled = np.random.default_rng(seed).permutation(density.ravel()).reshape(density.shape)
@@ -167,7 +167,7 @@ def test_a_blur_of_the_fixations_beats_its_own_pixels_shuffled(seed):
 
 @given(st.integers(0, 10_000), st.sampled_from([np.float32, np.float64, np.uint8]), st.integers(1, 959))
 @settings(max_examples=60, deadline=None)
-def test_auc_judd_is_the_plain_loop(seed, kind, count):
+def test_auc_judd_equals_the_plain_loop(seed, kind, count):
     """Bins and a partial sort must give what comparing every pixel with every threshold gives, ties included."""
     rng = np.random.default_rng(seed)
     prediction = (rng.random((24, 40)) ** 4 * 255).astype(kind)
@@ -192,7 +192,7 @@ def test_jitter_breaks_the_ties_of_8_bit_maps_and_changes_nothing_else():
     assert metrics.auc_judd(coarse, fixations) < ranked
 
 
-def test_auc_of_a_perfect_and_of_a_blind_ranking():
+def test_auc_of_a_perfect_and_of_a_constant_map():
     fixations = np.zeros((10, 10), bool)
     fixations[3, 3:6] = True
     assert metrics.auc_judd(fixations + 0.5 * np.random.default_rng(0).random((10, 10)), fixations) == pytest.approx(1)
@@ -232,7 +232,7 @@ def test_information_gain_is_in_bits_over_the_baseline():
     assert metrics.information_gain(doubled, np.ones_like(doubled), fixations) == pytest.approx(expected)
 
 
-def test_block_iou_is_the_downstreams():
+def test_block_iou_is_computed_like_the_downstreams():
     density = np.zeros((50, 70))
     density[:32, :32] = 3.0  # four blocks of a 3 x 4 grid; the rest of the frame, 2 rows and 6 columns, is dropped
     prediction = np.zeros((50, 70))
@@ -249,7 +249,7 @@ def test_block_iou_is_the_downstreams():
     assert np.isnan(metrics.block_iou(np.ones((15, 90)), np.ones((15, 90))))
 
 
-def test_flicker_is_measured_where_the_picture_holds_still():
+def test_flicker_is_measured_in_still_blocks():
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 250, (48, 64, 3), np.uint8)
     moved = frame.copy()
@@ -265,7 +265,7 @@ def test_flicker_is_measured_where_the_picture_holds_still():
     assert np.isnan(metrics.flicker(now, before, np.zeros_like(still)))
 
 
-def test_noise_is_no_motion_and_a_small_shift_is():
+def test_still_blocks_ignore_noise_and_detect_a_small_shift():
     rng = np.random.default_rng(0)
     frame = cv2.GaussianBlur(rng.integers(0, 256, (64, 64, 3)).astype(np.float32), (0, 0), 2) * 3 - 250
     frame = np.clip(frame, 8, 247)
@@ -278,7 +278,7 @@ def test_noise_is_no_motion_and_a_small_shift_is():
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_map_without_contrast_knows_nothing(name):
+def test_a_constant_map_scores_at_chance(name):
     _, density, fixations = random_frame(0)
     truth = protocols.ground_truth(density, fixations, (np.arange(9), np.arange(9)), np.ones_like(density))
     for value in (0.0, 0.3, 1.0):
@@ -307,7 +307,7 @@ def test_a_density_without_mass_is_uniform():
     assert scores["cc"] == 0 and np.isfinite(list(scores.values())).all()
 
 
-def test_negative_values_are_lifted_before_they_count_as_mass():
+def test_negative_values_are_shifted_to_zero_before_they_count_as_mass():
     prediction, density, fixations = random_frame(0)
     lifted = protocols.score(prediction - prediction.min(), density, fixations)
     assert protocols.score(prediction - 3, density, fixations)["kld"] == pytest.approx(lifted["kld"])
@@ -326,7 +326,7 @@ def test_a_prediction_of_another_size_is_resized_as_the_protocol_does_it():
         )
 
 
-def test_8_bit_protocols_take_floats_at_their_own_peak():
+def test_8_bit_protocols_scale_floats_to_their_peak():
     prediction, density, fixations = random_frame(0)
     assert metrics.as_8_bit(prediction * 0.2).max() == 255 and metrics.as_8_bit(np.zeros((4, 4))).max() == 0
     a, b = (protocols.score(prediction * gain, density, fixations, PROTOCOLS["mit"]) for gain in (1.0, 0.125))
@@ -359,7 +359,7 @@ def test_a_baseline_of_another_size_is_refused():
         protocols.ground_truth(density, fixations, baseline=density[:-1])
 
 
-def test_what_is_drawn_is_drawn_alike():
+def test_the_same_seed_draws_the_same():
     prediction, density, fixations = random_frame(2)
     truth = protocols.ground_truth(density, fixations, (np.arange(20), np.arange(20)), seed=5)
     once, again = (protocols.score_against(truth, prediction, PROTOCOLS["mit"]) for _ in range(2))

@@ -91,7 +91,7 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=700)
 
 
 @given(name=NAMES, license_=TEXTS, about=TEXTS, notes=TEXTS, part=TEXTS, int8=st.booleans())
-def test_whatever_is_said_of_a_model_its_entry_is_accepted(tmp_path_factory, name, license_, about, notes, part, int8):
+def test_any_text_about_a_model_gives_an_accepted_entry(tmp_path_factory, name, license_, about, notes, part, int8):
     folder = tmp_path_factory.mktemp("p")
     model, sibling = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
     for path in (model, sibling) if int8 else (model,):
@@ -112,7 +112,7 @@ GRAPH = onnx.parser.parse_graph(
 
 
 @given(NAMES)
-def test_names_that_a_run_takes_make_ids_that_the_schema_takes(name):
+def test_every_valid_run_name_is_a_valid_id(name):
     assert load_recipe(None, [f'run.name="{name}"']).run.name == name
     for its in (name, f"{name}_step", f"{name}_luma_4096x4096"):
         assert ENTRY["id"](its) and ENTRY["onnx"](f"{its}.onnx")
@@ -120,7 +120,7 @@ def test_names_that_a_run_takes_make_ids_that_the_schema_takes(name):
 
 
 @given(st.text(max_size=70))
-def test_other_names_are_refused_at_once(name):
+def test_other_run_names_are_refused(name):
     try:
         taken = from_dict(to_dict(Recipe()) | {"run": {**vars(Run()), "name": name}}).run.name
     except UsageError as error:
@@ -166,7 +166,7 @@ def test_the_step_file_is_for_tuner_and_scorer_and_not_for_the_extractor(package
         c_extractor(folder / "mini_step.onnx", x)
 
 
-def test_the_image_files_declaration_is_the_one_that_is_bound(package):
+def test_the_image_file_declares_its_input_and_output_as_bound(package):
     model = onnx.load(package() / "mini.onnx")
     [given_], [made] = model.graph.input, model.graph.output
     assert (given_.name, made.name) == ("input", "saliency_map")
@@ -203,7 +203,7 @@ def test_the_card_says_what_is_not_known(package):
     assert "flatters" not in page and "Scored on" not in page
 
 
-def test_the_card_says_how_the_scores_came_about(package):
+def test_the_card_explains_the_scores(package):
     page = card(package(caveats=["the teacher had random weights (visage): the student has learned nothing"]))
     assert "| step | **1.250** | **1.000** |" in page and "but for KL" in page
     limits = section(page, "Limits")
@@ -246,7 +246,7 @@ def test_a_mixture_names_the_licence_of_each_part(tmp_path):
     assert stated_license(stated, chain, teacher) == "MIT"
 
 
-def test_odd_texts_break_neither_table_nor_front_matter(package):
+def test_unusual_text_breaks_neither_table_nor_front_matter(package):
     page = card(package(license='a "b" | c\nd: [e', teacher="x | y\n## z", corpus="a|b"))
     assert re.findall(r"^## (.*)$", page, re.M) == POINTS
     assert json.loads(re.search(r"^license: (.*)$", page, re.M)[1]) == 'a "b" | c\nd: [e'
@@ -256,7 +256,7 @@ def test_odd_texts_break_neither_table_nor_front_matter(package):
 @pytest.mark.parametrize(
     "text", ["<script>x</script>", "[x](javascript:y)", "![x](y)", "*x*", "_x_", "`x`", "&lt;", "~~x~~", "a\x1b[31m"]
 )
-def test_text_that_comes_from_elsewhere_is_no_markup_in_the_card(package, text):
+def test_text_from_files_and_names_is_not_markup_in_the_card(package, text):
     folder = package(
         corpus=text, teacher=text, license=text, val_clips=(text,), corpus_chain=((text, text),), restricted=(text,)
     )

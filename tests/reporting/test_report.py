@@ -1,4 +1,4 @@
-"""The report: what it shows of a result, and text from files and names, which is never markup."""
+"""The report: what it shows of a result, and text from files and names is never markup."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_every_corpus_has_its_table_with_intervals_and_the_gain_of_the_state():
     assert "nothing was scored" in page({"predictors": {}})
 
 
-def test_text_that_comes_from_elsewhere_is_no_markup():
+def test_text_from_files_and_names_is_not_markup():
     evil = "<script>alert('x')</script>\" onload=\"x\x1b[31m"
     metrics = made_up_scores(**{"step": 0.05, "image": 0.0, evil: 0.1})
     metrics["clips"] = {evil + clip: scores for clip, scores in metrics["clips"].items()}
