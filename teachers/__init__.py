@@ -1,16 +1,16 @@
 """Teachers: from a clip to saliency logits, one map per frame.
 
-Two kinds, both torch-free to name here:
+There are two interfaces; importing them needs no torch:
 
     Teacher   computes:  uint8 RGB frames [T,H,W,3] and their rate -> float32 logits [T,h,w]
     Lookup    looks up:  a clip's id and frame count               -> float32 logits [T,h,w]
 
-A teacher works in two steps, so that decoding runs ahead of the network and no clip is ever held at full size:
+A teacher works in two steps, so that decoding runs ahead of the network and no clip is held in memory at full size:
 
-    frames, a few at a time -> prepare -> what the network sees, small   (worker threads, CPU)
-    a whole clip of that    -> infer   -> logits                         (the accelerator)
+    a few frames at a time         -> prepare -> the network's input, small   (worker threads, CPU)
+    a whole clip of prepared input -> infer   -> logits                       (the accelerator)
 
-It owns its preprocessing, its sampling rate and its windows; `Inference` tells it how to run them.
+It owns its preprocessing, its sampling rate and its windows; `Inference` holds the options for running them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 __all__ = ["PLAIN", "Inference", "Lookup", "Prepared", "Teacher"]
 
 Prepared: TypeAlias = "Tensor | tuple[Prepared, ...]"
-"""Frames as a network sees them: `[n,...]`, or a tuple of such, one for each of several networks."""
+"""A network's input frames: `[n,...]`, or a tuple of those for several networks."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How a teacher runs its network. A teacher leaves alone what does not apply to it."""
+    """How a teacher runs its network. A teacher ignores options that do not apply to it."""
 
     overlap: float = 0.0
-    """Share of a window that the next window sees again, in [0, 1); see `teachers/windows.py`."""
+    """Share of a window that the next window repeats, in [0, 1); see `windows.py`."""
     precision: str = "fp32"
-    """`fp32`, or `bf16`: weights, and what flows between layers, in bfloat16."""
+    """`fp32`, or `bf16`: weights and activations in bfloat16."""
     compile: bool = False
     """Run the network through torch.compile."""
     batch: int = 0
-    """Windows at once; 0: what the memory of a CUDA device takes; on the CPU two for each of torch's threads."""
+    """Windows per pass; 0: as many as fit into a CUDA device's memory, on the CPU two for each of torch's threads."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -59,17 +59,17 @@ class Teacher(Protocol):
     name: str
 
     def prepare(self, frames: np.ndarray | Tensor) -> Prepared:
-        """Consecutive frames, uint8 RGB `[n,H,W,3]` -> what the network sees of them, `[n,...]` on the CPU.
+        """Consecutive frames, uint8 RGB `[n,H,W,3]` -> the network's input `[n,...]` on the CPU, uint8 where possible.
 
-        Small, uint8 where it can be. Frame by frame: a clip may come in pieces of any length. Called from several
-        threads at once. Raises ValueError for anything but frames.
+        Frames are independent of each other: a clip may come in pieces of any length. Called from several threads at
+        once. Raises ValueError for anything but frames.
         """
         ...
 
     def infer(self, inputs: Any, fps: float) -> Tensor:
         """A whole clip's prepared frames `[T,...]` at `fps` frames per second -> float32 logits `[T,h,w]` on the CPU.
 
-        One map per frame, before the sigmoid, whose value is mask-like: 1 = as salient as this frame gets.
+        One map per frame, before the sigmoid. Saliency is mask-like: 1 = as salient as this frame gets.
         """
         ...
 
@@ -78,12 +78,12 @@ class Teacher(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Changes whenever the labels would."""
+        """SHA-256, in hex, of everything that decides the labels: another value means other labels."""
         ...
 
 
 class Lookup(Protocol):
-    """Soft labels that were computed elsewhere."""
+    """Soft labels that were computed elsewhere, by clip."""
 
     name: str
 

@@ -1,20 +1,18 @@
 """The InternVideo2 video encoder: a plain vision transformer over all patches of all frames of a window at once.
 
-Everything ViSAGE looks at comes from here: the residual stream, read ("tapped") after a few chosen blocks. There is no
-final norm and no head. The layout and the key names are those of the published files (Wang et al., *InternVideo2*,
-2024), so that they load by name; the arithmetic is plain PyTorch and needs no fused kernels.
+ViSAGE reads its residual stream after a few chosen blocks (the "taps"); there is no final norm and no head. The layout and
+the key names are those of the published files (Wang et al., *InternVideo2*, 2024), so that they load by name; the
+arithmetic is plain PyTorch without fused kernels.
 
-Three details decide whether the published weights work, and no key name tells them:
-the norms of queries and keys run over the full width, all heads together; the MLP's GELU is the tanh form, for the
-weights were trained with a fused MLP that has only that one; LayerScale multiplies in float32.
+The published weights work only with three details that no key name shows: the norms of queries and keys run over the full
+width, all heads together; the MLP's GELU is the tanh approximation, because the weights were trained with a fused MLP that
+has no other; LayerScale multiplies in float32.
 
-Attention is torch's own `scaled_dot_product_attention`. In bfloat16 the norms and LayerScale compute in float32 inside
-one kernel each, and round once. An expert's LoRA rides along as side branches (`teachers/lora.py`), handed in per call:
-the trunk's own weights never change, so one trunk serves every expert.
-
-This file knows torch alone.
+In bfloat16 the norms and LayerScale compute in float32 inside one kernel each and round once. An expert's LoRA runs as side
+branches (`lora.py`) passed to each call: the trunk's weights never change, so one trunk serves every expert.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,19 +28,11 @@ from distill.teachers.weights import LoadAccount, load_state_dict_exact
 
 # Shape suffixes: B batch · T time · C channels · H, W pixels · N tokens · D width · A heads · K width of one head
 
-# What published files hold beside the trunk: heads of pre-training and classification, which no tap depends on.
 EXTRAS = (
-    "clip_pos_embed",
-    "img_pos_embed",
-    "clip_img_pos_embed",
-    "mae_pos_embed",
-    "clip_projector.",
-    "clip_decoder.",
-    "final_clip_decoder.",
-    "mae_decoder.",
-    "fc_norm.",
-    "head.",
-)
+    "clip_pos_embed", "img_pos_embed", "clip_img_pos_embed", "mae_pos_embed",
+    "clip_projector.", "clip_decoder.", "final_clip_decoder.", "mae_decoder.", "fc_norm.", "head.",
+)  # fmt: skip
+"""Keys (or prefixes, with a dot) of published files that no tap depends on: heads of pre-training and classification."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +54,12 @@ class InternVideo2Config:
     patch: int = 14
     """Side of one patch, pixels."""
     layer_scale_init: float = 1e-5
-    """Start of the LayerScale. The published 1e-5 is for deep trunks trained long; a small one wants about 0.1."""
+    """Initial LayerScale. The published 1e-5 is for deep trunks trained long; a small one needs about 0.1."""
     pos_embed_init: float = 1.0
-    """Size of the position embedding's start, 1 as published. It is a constant that every token carries beside what it
-    sees; a trunk trained for minutes sees sooner with less of it."""
+    """Scale of the initial position embedding, 1 as published. The embedding hides the content of a token at first; a trunk
+    trained for minutes learns faster with less of it."""
     dct_init: bool = False
-    """Start the patch embedding as a cosine basis (see `dct_patches`) instead of at random. For training from scratch."""
+    """Initialise the patch embedding with a cosine basis (see `dct_patches`) instead of randomly, to train from scratch."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "mlp_width", "frames", "px", "patch"):
@@ -99,18 +89,8 @@ class InternVideo2Config:
         """The named size (`tiny`, `S`, `B`, `L`, `1B`, `6B`), for windows of `frames` frames of `px` x `px` pixels."""
         if size not in SIZES:
             raise ValueError(f"unknown InternVideo2 size {size!r}; known are {', '.join(SIZES)}")
-        width, depth, heads, mlp_width = SIZES[size]
-        return cls(
-            **{
-                "width": width,
-                "depth": depth,
-                "heads": heads,
-                "mlp_width": mlp_width,
-                "frames": frames,
-                "px": px,
-                **fields,
-            }
-        )
+        shape = dict(zip(("width", "depth", "heads", "mlp_width"), SIZES[size], strict=True))
+        return cls(**(shape | {"frames": frames, "px": px} | fields))
 
 
 # size: (width, depth, heads, MLP width); all but `tiny` as published.
@@ -132,14 +112,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch computes a half-precision rms_norm in float32; it only wants both types alike.
+        # torch computes a half-precision rms_norm in float32, but requires equal types.
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
 
 
 class LayerScale(nn.Module):
-    """A learned gain per channel on what a branch adds to the stream: stream + branch · gamma.
+    """A learned gain per channel on a residual branch: stream + branch · gamma.
 
-    One fused step in float32, rounded once: at gamma 1e-5 a half-precision product would lose the branch.
+    One fused operation in float32, rounded once: at gamma 1e-5 a half-precision product would lose the branch.
     """
 
     def __init__(self, width: int, init: float) -> None:
@@ -184,7 +164,7 @@ class Mlp(nn.Module):
 
 
 def linear(layer: nn.Module, x: Tensor, lora: nn.Module | None, name: str) -> Tensor:
-    """`layer` at `x`, with the side branch that `lora` has for it under `name`."""
+    """`layer(x)`, plus the side branch that `lora` has for the layer under `name`."""
     y: Tensor = layer(x)
     return y if lora is None else getattr(lora, name)(y, x)
 
@@ -226,15 +206,14 @@ class PatchEmbed(nn.Module):
 class InternVideo2(nn.Module):
     """The trunk: a window of frames in, token streams after the tapped blocks out.
 
-    Built under `with torch.device("meta")` it takes no memory, whatever the size; `load_state_dict_exact` then puts
-    the file's own tensors in place.
+    Built under `with torch.device("meta")` it takes no memory; `load_state_dict_exact` then assigns a file's tensors.
     """
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False
-        """Keep no activations inside blocks for the backward pass; it computes them again."""
+        """Recompute the activations inside blocks in the backward pass instead of storing them."""
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         pos_embed = sincos_pos_embed(config.width, config.frames, config.grid)
@@ -247,18 +226,18 @@ class InternVideo2(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, clip_BCTHW: Tensor, taps: Sequence[int], lora: Lora | None = None) -> list[Tensor]:
-        """The residual stream after each block in `taps` (counted from 0), in the order asked.
+        """The residual stream after each block in `taps` (counted from 0), in the given order.
 
         `clip_BCTHW`: normalised RGB `[B, 3, frames, px, px]`. `lora`: the side branches to run with. Each result is
-        `[B, 1 + frames·grid·grid, width]`: the CLS token, then the patches, time slowest, rows before columns. Blocks
-        after the last tap do not run.
+        `[B, 1 + frames·grid·grid, width]`: the CLS token, then the patches by time, row and column. Blocks after the last
+        tap do not run. ValueError for a clip of another shape, or a tap that is not a block.
         """
         config = self.config
         expected = (3, config.frames, config.px, config.px)
         if clip_BCTHW.ndim != 5 or tuple(clip_BCTHW.shape[1:]) != expected:
             raise ValueError(
                 f"the video trunk got a clip of shape {list(clip_BCTHW.shape)}; "
-                f"its configuration wants [B, {', '.join(map(str, expected))}]"
+                f"its configuration needs [B, {', '.join(map(str, expected))}]"
             )
         if not taps or min(taps) < 0 or max(taps) >= config.depth:
             raise ValueError(f"taps {list(taps)} are not blocks of a trunk with {config.depth} of them, counted from 0")
@@ -278,9 +257,9 @@ class InternVideo2(nn.Module):
 
 
 def sincos_pos_embed(width: int, frames: int, grid: int) -> Tensor:
-    """The position embedding's start `[1, 1 + frames·grid·grid, width]`: sines and cosines, zero for the CLS token.
+    """The initial position embedding `[1, 1 + frames·grid·grid, width]`: sines and cosines, zero for the CLS token.
 
-    The first quarter of the channels tells the time, the rest the place (half of it column, half row), as published.
+    The first quarter of the channels encodes time, the rest position (half of it column, half row), as published.
     """
 
     def waves(positions_N: Tensor, channels: int) -> Tensor:
@@ -295,26 +274,22 @@ def sincos_pos_embed(width: int, frames: int, grid: int) -> Tensor:
 
 
 def dct_patches(width: int, patch: int) -> Tensor:
-    """The coarsest `width` patterns of a two-dimensional cosine transform in colour, `[<= width, 3, patch, patch]`.
+    """The `width` lowest-frequency patterns of a 2-D cosine transform in colour, `[<= width, 3, patch, patch]`.
 
-    Each is a filter whose output varies by about as much as any other's on natural images, whose amplitudes fall as 1/f
-    (Field, 1987). A random start sees little but brightness, and spends its first hundreds of steps finding edges. The
-    colours are lightness and two opponent axes; colour is taken up to half the frequency of lightness.
+    They are whitened for natural images, whose amplitudes fall as 1/f (Field, 1987), so that all filters respond with about
+    equal variance. Random filters respond mostly to brightness, and training would spend its first hundreds of steps
+    learning edges. The colour axes are lightness and two opponent axes, these up to half of lightness's frequency.
     """
     wave = torch.arange(patch, dtype=torch.float64)
     basis = torch.cos(math.pi / patch * torch.outer(wave, wave + 0.5)) * math.sqrt(2 / patch)
     basis[0] /= math.sqrt(2)  # orthonormal rows
     colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
     colours = colours / colours.norm(dim=1, keepdim=True)
-    patterns = sorted(
-        (math.hypot(v, u) * (2 if colour else 1), colour, v, u)
-        for colour in range(3)
-        for v in range(patch)
-        for u in range(patch)
-    )
+    places = itertools.product(range(3), range(patch), range(patch))
+    patterns = sorted((math.hypot(v, u) * (2 if colour else 1), colour, v, u) for colour, v, u in places)
     filters = []
     for _, colour, v, u in patterns[:width]:
-        # 1/f whitening; a patch's mean stands for all that is below one cycle. Opponent contrast is about a third.
+        # 1/f whitening; a patch's mean contains all frequencies below one cycle. Opponent contrast is about a third.
         gain = max(0.5, math.hypot(v, u)) * 2 / patch * (3 if colour else 1)
         filters.append(gain * colours[colour].view(3, 1, 1) * torch.outer(basis[v], basis[u]))
     return torch.stack(filters).float()
@@ -323,17 +298,17 @@ def dct_patches(width: int, patch: int) -> Tensor:
 def resize_pos_embed(
     pos_embed: Tensor, config: InternVideo2Config, *, orig_t_size: int, orig_grid: int | None = None
 ) -> Tensor:
-    """A position embedding `[1, 1 + T·h·w, D]` fitted to `config`: linear over time, then bicubic over space.
+    """A position embedding `[1, 1 + T·h·w, D]` resized for `config`: linearly over time, then bicubically over space.
 
-    `orig_t_size` is the number of frames the file was trained with, 4 for stage 2 and 8 for stage 1 and the distilled
-    ones; it cannot be read off the tensor, so it must be said. `orig_grid` is the file's patches per side where they
-    differ from `config.grid`.
+    `orig_t_size` is the number of frames the file was trained with, 4 for stage 2, 8 for stage 1 and the distilled models;
+    the tensor does not show it. `orig_grid` is the file's patches per side where they differ from `config.grid`. ValueError
+    if the tensor has another size.
     """
     grid = config.grid if orig_grid is None else orig_grid
     count, width = pos_embed.shape[1] - 1, pos_embed.shape[2]
     if count != orig_t_size * grid * grid:
         frames, rest = divmod(count, grid * grid)
-        way_out = f"set orig_t_size={frames}" if not rest else "set orig_t_size and orig_grid to the file's own"
+        way_out = f"set orig_t_size={frames}" if not rest else "set orig_t_size and orig_grid to the file's values"
         raise ValueError(
             f"pos_embed holds {count} patch positions, which is not orig_t_size={orig_t_size} frames of {grid}x{grid}"
             + (f" but {frames} frames; {way_out}" if not rest else f" nor any other number of frames; {way_out}")
@@ -351,10 +326,9 @@ def resize_pos_embed(
 
 
 def trunk_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The video encoder's tensors out of a published file's (see `read_weights`), under the names this module uses.
+    """The video encoder's tensors of a published file (see `read_weights`), under the names this module uses.
 
-    Takes what is under `vision_encoder.` where a multi-modal file has that, and leaves the text and audio encoders and
-    the projections behind.
+    Of a multi-modal file these are the keys under `vision_encoder.`, without text and audio encoders and projections.
     """
     prefix = "vision_encoder."
     if any(key.startswith(prefix) for key in state):
@@ -367,19 +341,17 @@ def fit_to_window(
     config: InternVideo2Config,
     *,
     orig_t_size: int | None = None,
-    orig_grid: int | None = None,
     source: str = "the state dict",
 ) -> dict[str, Tensor]:
     """`state` with its position embedding, if it has one, fitted to `config` by `resize_pos_embed`.
 
-    Without `orig_t_size` the file must have been trained with as many frames as the window has. A ValueError names
-    `source`.
+    Without `orig_t_size` the file must have been trained with the window's number of frames. Errors name `source`.
     """
     pos_embed = state.get("pos_embed")
-    if pos_embed is None or pos_embed.ndim != 3:  # loading tells
+    if pos_embed is None or pos_embed.ndim != 3:  # loading reports it
         return dict(state)
     try:
-        fitted = resize_pos_embed(pos_embed, config, orig_t_size=orig_t_size or config.frames, orig_grid=orig_grid)
+        fitted = resize_pos_embed(pos_embed, config, orig_t_size=orig_t_size or config.frames)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     return {**state, "pos_embed": fitted}
@@ -390,9 +362,8 @@ def load_trunk(
     state: Mapping[str, Tensor],
     *,
     orig_t_size: int | None = None,
-    orig_grid: int | None = None,
     source: str = "the state dict",
 ) -> LoadAccount:
-    """Load `state` (names as published, see `trunk_state`) into `trunk`, every key accounted for; see `fit_to_window`."""
-    state = fit_to_window(state, trunk.config, orig_t_size=orig_t_size, orig_grid=orig_grid, source=source)
+    """Load `state` (published names, see `trunk_state`) into `trunk`, every key accounted for; see `fit_to_window`."""
+    state = fit_to_window(state, trunk.config, orig_t_size=orig_t_size, source=source)
     return load_state_dict_exact(trunk, state, drop=EXTRAS, source=source)

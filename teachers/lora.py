@@ -1,18 +1,17 @@
-"""LoRA (Hu et al., 2022): what an expert learned about the trunk, as low-rank pairs beside the frozen weights.
+"""LoRA (Hu et al., 2022): an expert's fine-tuning of the trunk, as low-rank pairs beside the frozen weights.
 
 A wrapped layer W of the released files is three tensors, `base_layer.weight`, `lora_A.default.weight` and
-`lora_B.default.weight`, and computes W x + (alpha / r) · B (A x). Two ways to run that:
+`lora_B.default.weight`, and computes W x + (alpha / r) · B (A x). There are two ways to run it:
 
-    Lora         the pairs by themselves, handed to the trunk's forward; the base is held once and serves every expert
-    merge_lora   the products added into a copy of the base; plain layers, less work, but a trunk per expert
+    Lora         side branches, passed to the trunk's forward; one trunk in memory serves every expert
+    merge_lora   the products added to a copy of the trunk's weights; plain layers and less work, but a trunk per expert
 
-`Lora` is how one trunk serves several experts, rather than merging each into the one base before its pass and taking it
-out again. In bfloat16 a merged sum is rounded to the weight's own precision, so a change below 1/512 of a weight is
-lost, and taking it out again does not bring the base back. The side branches keep A and B in their own type, are what
-the authors' code computes, can be trained, and cost r·(in + out) products beside in·out: 2.7 % more at 6B with the
-released r = 64.
+Merging into a shared trunk and un-merging after each pass is not an option: in bfloat16 a merged sum is rounded, so a
+change below 1/512 of a weight is lost and un-merging does not restore the base. The side branches are what the authors'
+code computes, can be trained, and cost r·(in + out) multiplications beside in·out: 2.7 % more at 6B with the released r = 64.
 
-This file knows torch alone.
+Written here, not taken from the library peft: peft depends on transformers, and these pairs must run on a trunk that is
+shared between experts and may be on the meta device.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ if TYPE_CHECKING:
     from distill.teachers.internvideo2 import InternVideo2Config
 
 TRUNK_PREFIX = "encoder.vision_encoder.base_model.model."
-"""What the released experts put before every key of their trunk."""
+"""Prefix of the trunk's keys in the released experts' files."""
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-"""Where a block keeps the layers that have side branches."""
+"""The layers of a block that have side branches, and their names in the trunk."""
 
 UNUSED = "clip_projector.cross_attn.proj"
-"""A wrapped layer of the released files that no tap depends on; their wrapper matched names by suffix."""
+"""A wrapped layer of the released files that no tap depends on; their wrapper selected layers by the name's suffix."""
 
 
 class LoraPair(nn.Module):
@@ -51,9 +50,9 @@ class LoraPair(nn.Module):
         nn.init.zeros_(self.lora_B)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """`x`: what the layer saw, `[..., in]`; `y`: what it made of it, `[..., out]`, which is added to in place.
+        """The layer's input `x` `[..., in]` and output `y` `[..., out]` -> the output with LoRA; `y` changes in place.
 
-        For the patch embedding: `x` is a clip `[B, 3, T, H, W]`, `y` its features `[B, D, T, h, w]`.
+        For the patch embedding `x` is a clip `[B, 3, T, H, W]`, `y` its features `[B, D, T, h, w]`.
         """
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
         a, b = self.lora_A.to(y.dtype), self.lora_B.to(y.dtype)
@@ -61,12 +60,12 @@ class LoraPair(nn.Module):
             stride = a.shape[2:]
             return y + self.scale * F.conv3d(F.conv3d(x, a, stride=stride), b)
         down_NR = F.linear(x, a).flatten(0, -2)
-        # One product that adds to y where it lies: at r = 64 the memory's speed decides, not the arithmetic's.
+        # One product that accumulates into y: at r = 64 memory bandwidth is the limit, not arithmetic.
         return y.flatten(0, -2).addmm_(down_NR, b.T, alpha=self.scale).view_as(y)
 
 
 class BlockLora(nn.Module):
-    """The side branches of one block, by the layers they belong to."""
+    """The side branches of one block, one per layer."""
 
     def __init__(self, config: InternVideo2Config, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ class BlockLora(nn.Module):
 
 
 class Lora(nn.Module):
-    """One expert's side branches for a whole trunk: `trunk(clip, taps, lora)`. They start without effect (B = 0)."""
+    """One expert's side branches for a whole trunk: `trunk(clip, taps, lora)`. Initially without effect (B = 0)."""
 
     def __init__(self, config: InternVideo2Config, rank: int = 64, alpha: float = 128.0, dropout: float = 0.0) -> None:
         super().__init__()
@@ -93,19 +92,18 @@ class Lora(nn.Module):
         self.blocks = nn.ModuleList(BlockLora(config, rank, alpha, dropout) for _ in range(config.depth))
 
     def released_state(self) -> dict[str, Tensor]:
-        """The pairs under the names of the released files; `load_released` takes them back."""
+        """The pairs under the names of the released files; `load_released` reads them."""
         names = self._names()
         return {names[key]: value for key, value in self.state_dict().items()}
 
     def load_released(self, state: Mapping[str, Tensor], *, source: str = "the state dict") -> LoadAccount:
-        """Load the pairs out of a released expert's tensors, every LoRA key accounted for; other keys are no matter."""
+        """Load the pairs of a released expert's tensors, every LoRA key accounted for; other keys are ignored."""
         pairs = {key: value for key, value in state.items() if ".lora_" in key}
-        return load_state_dict_exact(
-            self, pairs, drop=(f"{TRUNK_PREFIX}{UNUSED}.",), source=source, names=self._names()
-        )
+        unused = (f"{TRUNK_PREFIX}{UNUSED}.",)
+        return load_state_dict_exact(self, pairs, drop=unused, source=source, names=self._names())
 
     def _names(self) -> dict[str, str]:
-        """Own key -> released key."""
+        """This module's key -> released key."""
         names = {}
         for key in self.state_dict():
             *layer, half = key.split(".")
@@ -115,7 +113,7 @@ class Lora(nn.Module):
 
 
 def plain_name(key: str) -> str:
-    """The trunk's own name for a released key: without the wrappers of the encoder, of checkpointing and of LoRA."""
+    """The trunk's name for a released key: without the wrappers of the encoder, of checkpointing and of LoRA."""
     name = key.removeprefix(TRUNK_PREFIX)
     if name.startswith("blocks."):
         name = name.replace(".block.", ".", 1)
@@ -123,15 +121,14 @@ def plain_name(key: str) -> str:
 
 
 def merge_lora(state: Mapping[str, Tensor], *, alpha: float = 128.0) -> dict[str, Tensor]:
-    """`state` with plain trunk names and every LoRA pair added into the weight it belongs to. A pure function.
+    """`state` with plain trunk names (`plain_name`), and every LoRA pair added to its weight. A pure function.
 
-    Strips `encoder.vision_encoder.base_model.model.`, the checkpointing wrapper's `.block.` and LoRA's `.base_layer.`
-    from the names; keys outside the trunk stay as they are. Linear and convolution weights are merged alike: A maps
-    the inputs of one output position to r numbers, B is pointwise. The rank r is A's first dimension; `alpha` is 128 as
-    released (with r 64, a factor of 2). The product is formed in float32 and cast back to the weight's type.
+    Keys outside the trunk are unchanged. Linear and convolution weights are merged alike: A maps the inputs of one output
+    position to r numbers, B is pointwise. The rank r is A's first dimension; `alpha` is 128 as released (with r = 64, a
+    factor of 2). The product is computed in float32 and cast to the weight's type.
 
-    The released files leave the frozen trunk out: put the base's tensors, under their published names, into the same
-    dict first. The pair on the pooling head may then be without its weight and is left out.
+    The released files omit the frozen trunk: add the base's tensors, under their published names, to `state` first. The
+    pooling head's pair is ignored if its weight is missing. ValueError names the layer that is incomplete or does not fit.
     """
     merged: dict[str, Tensor] = {}
     down: dict[str, Tensor] = {}
@@ -144,9 +141,7 @@ def merge_lora(state: Mapping[str, Tensor], *, alpha: float = 128.0) -> dict[str
             up[name.removesuffix(".lora_B.default.weight")] = value
         else:
             if name in merged:
-                raise ValueError(
-                    f"the trunk weight {name!r} comes twice; give either the base's or the expert's, not both"
-                )
+                raise ValueError(f"the trunk weight {name!r} occurs twice; give the base's or the expert's, not both")
             merged[name] = value
     for layer in sorted(down.keys() | up.keys()):
         if layer not in down or layer not in up:
@@ -157,9 +152,7 @@ def merge_lora(state: Mapping[str, Tensor], *, alpha: float = 128.0) -> dict[str
         if weight is None and layer == UNUSED:
             continue
         if weight is None:
-            raise ValueError(
-                f"the LoRA of {layer!r} has no base weight; add the frozen trunk's tensors to the state first"
-            )
+            raise ValueError(f"the LoRA of {layer!r} has no base weight; add the frozen trunk's tensors to the state")
         rank = len(a_RI)
         if b_OR.shape[1] != rank or (len(b_OR), a_RI.shape[1]) != weight.flatten(1).shape:
             raise ValueError(

@@ -2,7 +2,7 @@
 
     CLIP.npz          maps uint8 [T,h,w] and peak float32 [T]: the saliency of frame t is maps[t] / 255 * peak[t], in [0, 1]
     CLIP/*.png        8-bit PNGs in the order of their numbers, with a peak of 1
-    SET.npz           of still images: names [N] besides, maps and peak by image; the clip SET/1001 is the row of 1001.jpg
+    SET.npz           for still images: also names [N]; maps and peak have a row per image, clip SET/1001 that of 1001.jpg
 
 The parts of a mixed corpus may have a folder each.
 """
@@ -19,15 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_WIDTH = 160  # pixels that are kept; a 640 px map would take 16 times the disk
+MAX_WIDTH = 160  # pixels of stored maps; a 640 px map would take 16 times the disk space
 Maps = tuple[np.ndarray, np.ndarray]  # uint8 [T,h,w], float32 [T]
 
 
 class MapsTeacher:
-    """Looks maps up: in one folder, or in one for each part of the corpus.
-
-    Raises ValueError for a folder or maps that cannot be used.
-    """
+    """Looks up maps in one folder, or in one folder per part of the corpus. ValueError for unusable folders or maps."""
 
     name = "maps"
 
@@ -47,32 +44,32 @@ class MapsTeacher:
 
     @cached_property
     def _images(self) -> dict[Path, dict[str, list[tuple[Path, int]]]]:
-        """Where each still image is, by folder: its file and row, under SET/NAME and, for a lone set, under NAME."""
-        found: dict[Path, dict[str, list[tuple[Path, int]]]] = {}
+        """File and row of each still image, by folder, under SET/NAME and under NAME."""
+        images: dict[Path, dict[str, list[tuple[Path, int]]]] = {}
         for folder in set(self.folders.values()):
-            rows = found.setdefault(folder, {})
+            rows = images.setdefault(folder, {})
             for path in sorted(folder.glob("*.npz")):
                 for row, name in enumerate(_image_names(path)):
                     stem = Path(name).stem
                     rows.setdefault(f"{path.stem}/{stem}", []).append((path, row))
                     rows.setdefault(stem, []).append((path, row))
-        return found
+        return images
 
     def _image(self, folder: Path, name: str) -> tuple[Path, int] | None:
         rows = self._images[folder]
-        for wanted in (name, Path(name).stem):
-            if len(places := rows.get(wanted, [])) == 1:
+        for key in (name, Path(name).stem):
+            if len(places := rows.get(key, [])) == 1:
                 return places[0]
         return None
 
     def has(self, name: str, part: str = "") -> bool:
-        """Whether there is something for a clip; it may still be damaged."""
+        """Whether there are maps for a clip; they may still be damaged."""
         folder = self._folder(part)
         paths = (folder / f"{name}.npz", folder / name, folder / f"{name}.png")
         return any(path.exists() for path in paths) or self._image(folder, name) is not None
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and contents of all maps."""
+        """SHA-256, in hex, over the names and contents of all maps."""
         digest = hashlib.sha256()
         for folder in dict.fromkeys(self.folders.values()):
             for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".npz", ".png")):
@@ -99,7 +96,10 @@ class MapsTeacher:
         )
 
     def logits(self, name: str, frames: int, part: str = "") -> Tensor:
-        """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`."""
+        """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`, at most 160 pixels wide.
+
+        Raises ValueError for missing or damaged maps, and for another number of frames.
+        """
         maps, peak, source = self._find(name, part)
         if len(maps) != frames:
             raise ValueError(f"{source} has {len(maps)} maps, clip {name} has {frames} frames; they must agree")
@@ -108,17 +108,17 @@ class MapsTeacher:
             raise ValueError(
                 f"{source}, frame {int(bad.argmax()) + 1}: peak is {peak[bad.argmax()]}, where it must be in [0, 1] (clip {name})"
             )
-        if maps.shape[2] > MAX_WIDTH:  # averaged before the logit, several times what a student's grid resolves
+        if maps.shape[2] > MAX_WIDTH:  # averaged before the logit; still several times a student's grid
             size = (MAX_WIDTH, max(1, round(maps.shape[1] * MAX_WIDTH / maps.shape[2])))
             maps = np.stack([cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA) for m in maps])
         saliency = torch.from_numpy(maps.astype(np.float32) * (peak[:, None, None] / 255))
-        # Zero and one are 8-bit roundings: hold them half a step away, where their logits are finite.
+        # 8-bit zeros and ones are rounded values: clamp to half a step away, where logits are finite.
         half = torch.from_numpy(np.maximum(peak, 1 / 255)[:, None, None] / 510).float()
         return torch.logit(torch.clamp(saliency, half, 1 - half))
 
 
 def _image_names(path: Path) -> list[str]:
-    """The names of the images in the npz of a set; none for that of a clip."""
+    """The names of the images in the npz file of a set; empty for that of a clip."""
     try:
         with ZipFile(path) as file:
             if "names.npy" not in file.namelist():
@@ -126,7 +126,7 @@ def _image_names(path: Path) -> list[str]:
         with np.load(path, allow_pickle=False) as arrays:
             return [str(name) for name in arrays["names"]]
     except (OSError, ValueError, BadZipFile):
-        return []  # reading it tells
+        return []  # reading it reports the error
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -134,16 +134,16 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             maps, peak = file["maps"], file["peak"]
     except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is no npz with `maps` and `peak`: {error}") from None
+        raise ValueError(f"{path} is not an npz file with `maps` and `peak`: {error}") from None
     if maps.dtype != np.uint8 or maps.ndim != 3 or peak.shape != maps.shape[:1]:
         raise ValueError(
-            f"{path}: want maps uint8 [T,h,w] and peak [T], got {maps.dtype} {list(maps.shape)} and {list(peak.shape)}"
+            f"{path}: expected maps uint8 [T,h,w] and peak [T], got {maps.dtype} {list(maps.shape)} and {list(peak.shape)}"
         )
     return maps, peak.astype(np.float32)
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
-    """2.png before 10.png."""
+    """Sort key that puts 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
 
 

@@ -1,17 +1,15 @@
-"""SalFoM: 16 frames in, the saliency of the last one out, through a large video transformer.
+"""SalFoM: a large video transformer that maps 16 frames to the saliency of the last one.
 
     frames -> UMT, 16 frames of 14x14 tokens -> attention in time at each pixel: 16 -> 8 -> 4 -> 1 frames ──┐
                                              -> 3-D convolutions, 16 -> 8 -> 4 -> 2 -> 1 frames ────────────┼-> fuse
                                              -> 16 -> 1 frame at once, then 2-D convolutions ───────────────┘
 
-The network is the released one (Moradi et al., *SalFoM*, 2024), layer for layer and name for name, dead layers too, so
-that the authors' file loads as it is. On their way the branches meet: the second takes what the first has at 8 and at 4
-frames, the third what the second then has, folded over time.
+The network is the released one (Moradi et al., *SalFoM*, 2024), layer for layer and name for name, including unused layers,
+so that the authors' file loads. The branches are connected: the second adds the first's features at 8 and at 4 frames, the
+third adds the second's, folded over time.
 
-Cost: the encoder joins all tokens of a window in every block, so windows that share 15 frames share nothing but the
-patches' embedding, which is computed once per frame and batch. Labelling every n-th frame (`every`) costs a n-th.
-
-This file knows torch and numpy alone.
+Cost: the encoder attends over all tokens of a window in every block, so windows that share 15 frames can share only the
+patch embedding, which is computed once per frame and batch. Labelling every n-th frame (`every`) costs one n-th.
 """
 
 from collections import OrderedDict
@@ -30,25 +28,25 @@ from distill.teachers.umt import Mlp, Umt, UmtConfig
 from distill.teachers.weights import fingerprint
 
 # Shape suffixes: B batch · N frames or sequences · T time · C channels · H, W pixels · P patches of a frame · D width
-# A heads · K width of a head · R runs of a few moments
+# A heads · K width of a head · R windows in time
 
 WINDOW = 16
-"""Frames the network sees at once; its decoder halves them four times."""
+"""Frames of a window; the decoder halves their number four times."""
 
 
 @dataclass(frozen=True)
 class SalfomConfig:
-    """Shape of the encoder, and how a video is looked at. The defaults are as released, up to `cell` and `finish`."""
+    """Shape of the encoder, and how it labels a video. The defaults are as released, except `cell` and `finish`."""
 
     encoder: UmtConfig = field(default_factory=lambda: UmtConfig.of("L"))
     """The released weights are of size L."""
     every: int = 1
-    """Frames from one window to the next; what lies between is interpolated."""
+    """Frames from one window to the next; maps in between are interpolated."""
     cell: int = 4
-    """Pixels of the map, each way, per cell of the labels, which is their mean."""
+    """Each cell of the labels is the mean of `cell` x `cell` pixels of the network's map."""
     finish: tuple[int, int] | None = None
-    """Height and width of the video: bring maps to that size, then blur them over 11 pixels, as the authors do before
-    they save them. At the size of the labels that is not to be seen, so None leaves it out."""
+    """Height and width of the video, to resize maps to that size and blur them over 11 pixels, as the authors do before
+    saving. None skips this, because it makes no visible difference at the labels' resolution."""
 
     def __post_init__(self) -> None:
         if self.encoder.frames != WINDOW:
@@ -65,11 +63,8 @@ class SalfomConfig:
         return 16 * self.encoder.grid
 
 
-# ------------------------------------------------------------------------------------------- attention at each pixel
-
-
 class TimeAttention(nn.Module):
-    """Self-attention within runs of a few moments, with a learned bias for how far apart two of them are."""
+    """Self-attention within short windows in time, with a learned bias per distance in time."""
 
     relative_position_index: Tensor
 
@@ -82,7 +77,7 @@ class TimeAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_NRTC: Tensor, mask_RTT: Tensor | None) -> Tensor:
-        """Runs of moments `[N, R, T, C]`; `mask_RTT` is added to the attention of each run."""
+        """Windows `[N, R, T, C]` -> the same shape; `mask_RTT` is added to the attention logits of each window."""
         run = x_NRTC.shape[2]
         q, k, v = self.qkv(x_NRTC).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # each [N, R, A, T, K]
         bias_TTA = self.relative_position_bias_table[self.relative_position_index[:run, :run]]
@@ -94,9 +89,9 @@ class TimeAttention(nn.Module):
 
 
 def relative_positions(run: int) -> Tensor:
-    """`[run, run]`: i - j, counted from 0."""
-    place = torch.arange(run)
-    return place[:, None] - place[None, :] + run - 1
+    """`[run, run]`: i - j, shifted so that the smallest is 0."""
+    step = torch.arange(run)
+    return step[:, None] - step[None, :] + run - 1
 
 
 class TimeBlock(nn.Module):
@@ -116,27 +111,27 @@ class TimeBlock(nn.Module):
         return y_NTC
 
     def _attend(self, x_NTC: Tensor) -> Tensor:
-        moments = x_NTC.shape[1]
-        run = min(self.run, moments)
-        if not self.shift or run == moments:
+        steps = x_NTC.shape[1]
+        run = min(self.run, steps)
+        if not self.shift or run == steps:
             return self.attn(x_NTC.unflatten(1, (-1, run)), None).flatten(1, 2)
-        # Shifted runs: the last one joins the end of the sequence and its start, which may not see each other.
-        place = torch.arange(run, device=x_NTC.device) < run - self.shift
-        mask_RTT = x_NTC.new_zeros(moments // run, run, run)
-        mask_RTT[-1] = -100.0 * (place[:, None] != place[None, :])
+        # Shifted windows: the last one contains the end of the sequence and its start, which are masked from each other.
+        at_end = torch.arange(run, device=x_NTC.device) < run - self.shift
+        mask_RTT = x_NTC.new_zeros(steps // run, run, run)
+        mask_RTT[-1] = -100.0 * (at_end[:, None] != at_end[None, :])
         y_NRTC = self.attn(x_NTC.roll(-self.shift, 1).unflatten(1, (-1, run)), mask_RTT)
         return y_NRTC.flatten(1, 2).roll(self.shift, 1)
 
 
 class TimeTransformer(nn.Module):
-    """Joins every few moments into one, then six blocks of attention in time, each pixel for itself."""
+    """Merges every `run` frames into one, then six blocks of attention in time, separately for each pixel."""
 
     def __init__(self, inputs: int, width: int, run: int) -> None:
         super().__init__()
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv3d(inputs, width, (run, 1, 1), (run, 1, 1))))
         blocks = [TimeBlock(width, run, run // 2 if number % 2 else 0) for number in range(6)]
         self.layers = nn.Sequential(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks))))
-        self.norm = nn.LayerNorm(width)  # dead
+        self.norm = nn.LayerNorm(width)  # unused
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         x_BCTHW = self.patch_embed(x_BCTHW)
@@ -145,11 +140,8 @@ class TimeTransformer(nn.Module):
         return x_NTC.unflatten(0, (batch, height, width)).permute(0, 4, 3, 1, 2)
 
 
-# ----------------------------------------------------------------------------------------------------------- network
-
-
 def larger(x: Tensor, times: int) -> Tensor:
-    """Images or clips `times` as large in space, bilinearly."""
+    """Images or clips up-sampled `times` in space, bilinearly."""
     if x.ndim == 4:
         return F.interpolate(x, scale_factor=times, mode="bilinear")
     return F.interpolate(x, scale_factor=(1, times, times), mode="trilinear")
@@ -185,25 +177,25 @@ class SalfomNet(nn.Module):
         self.conv_t1_3, self.conv_t1_4 = halve(width, width), halve(width, width)
         self.conv_t2_1, self.conv_t2_2, self.conv_t2_3 = fold(256, 256), fold(256, 256), fold(256, 256)
         self.conv_t3_1, self.conv_t3_2 = fold(64, 64), fold(64, 64)
-        self.conv_t3_3 = fold(64, 64)  # dead
+        self.conv_t3_3 = fold(64, 64)  # unused
         self.conv_2D_1, self.conv_2D_2, self.conv_2D_3 = image(width, 512), image(512, 256), image(256, 256)
         self.conv_2D_4, self.conv_2D_5, self.conv_2D_6 = image(256, 128), image(128, 64), image(64, 64)
         self.conv_2D_7, self.conv_2D_8, self.conv_2D_9 = image(64, 32), image(32, 16), image(16, 16)
-        self.final_map = nn.Conv2d(2, 1, 1)  # dead
+        self.final_map = nn.Conv2d(2, 1, 1)  # unused
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """Windows of 16 normalised RGB frames `[B, 3, 16, px, px]` -> logits of each last frame `[B, side, side]`."""
+        """Windows of 16 normalised RGB frames `[B, 3, 16, px, px]` -> logits of the last frames `[B, side, side]`."""
         tokens_NPD = self.encoder.embed(clip_BCTHW.transpose(1, 2).flatten(0, 1))
         return self.from_tokens(tokens_NPD.unflatten(0, (len(clip_BCTHW), -1)))
 
     def from_tokens(self, tokens_BTPD: Tensor) -> Tensor:
-        """Windows of frames as `encoder.embed` gives them `[B, 16, P, D]` -> logits `[B, side, side]`."""
+        """Windows of frames embedded by `encoder.embed`, `[B, 16, P, D]` -> logits `[B, side, side]`."""
         grid = self.encoder.config.grid
         y_BTPD = self.encoder(tokens_BTPD)
         return self.decode(y_BTPD.unflatten(2, (grid, grid)).permute(0, 4, 1, 2, 3))
 
     def decode(self, y_BCTHW: Tensor) -> Tensor:
-        """The encoder's tokens as a clip of features `[B, D, 16, grid, grid]` -> logits `[B, 16·grid, 16·grid]`."""
+        """The encoder's tokens as features `[B, D, 16, grid, grid]` -> logits `[B, 16·grid, 16·grid]`."""
         of_8 = self.transformer_1(y_BCTHW)
         of_4 = larger(self.transformer_2(of_8), 4)
         by_attention = larger(self.transformer_3(of_4), 4).squeeze(2)
@@ -234,9 +226,6 @@ class SalfomNet(nn.Module):
         fused = torch.cat((by_image, by_attention, by_volume), dim=1)
         logits_BCHW: Tensor = self.conv_9(F.relu(self.conv_8(F.relu(self.conv_7(fused)))))
         return logits_BCHW.squeeze(1)
-
-
-# ----------------------------------------------------------------------------------------------------------- teacher
 
 
 def window(frame: int, count: int) -> np.ndarray:
@@ -282,6 +271,6 @@ class Salfom(LastFrameTeacher[SalfomNet, SalfomConfig]):
 
 
 def finish(maps_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The authors' finish: maps brought to `size`, height and width, bilinearly, then blurred over 11x11 pixels."""
+    """The authors' post-processing: maps resized to `size` (height, width) bilinearly, then blurred over 11x11 pixels."""
     scaled = F.interpolate(maps_BHW.unsqueeze(1), size, mode="bilinear").squeeze(1)
     return blur(scaled, 2.0, 5, "reflect")

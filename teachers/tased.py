@@ -1,19 +1,18 @@
-"""TASED-Net: 32 frames in, the saliency of the last one out.
+"""TASED-Net: a 3-D convolutional network that maps 32 frames to the saliency of the last one.
 
-    frames -> S3D encoder, pooled in space and time -> decoder, unpooled in space -> time folded away -> logits
-                  └ switches: where each maximum came from ────────┘
+    frames -> S3D encoder, pooled in space and time -> decoder, unpooled in space -> time reduced to 1 -> logits
+                  └ switches: the positions of spatial maxima ─────┘
 
-The network is the released second version (Min and Corso, *TASED-Net*, 2019), layer for layer and name for name, so
-that the authors' file loads as it is. The decoder has no skip connections: what it takes from the encoder is where
-each spatial maximum was, taken over all time by a pooling of its own. Where two pooled cells claim the same pixel the
-later one wins, as released; CUDA does not promise that order, so a GPU's labels may differ there from run to run.
+The network is the released second version (Min and Corso, *TASED-Net*, 2019), layer for layer and name for name, so that
+the authors' file loads. Instead of skip connections, the decoder takes the positions of spatial maxima from the encoder,
+determined by separate poolings over all time. Where two pooled cells claim the same pixel the later one wins, as released;
+CUDA does not guarantee that order, so on a GPU those labels may vary between runs.
 
-Cost: the network looks across time from its second layer on, in both directions and up to its windows' edges, so
-windows share exactly only the first convolution, which sees one frame at a time; that one runs once per frame and batch.
-
-This file knows torch, numpy and OpenCV alone.
+Cost: from the second layer on the network mixes frames in both directions, up to the window's edges, so windows can share
+only the first convolution, which sees one frame at a time; it runs once per frame and batch.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,23 +30,23 @@ from distill.teachers.weights import fingerprint
 # Shape suffixes: B batch · N frames · T time · C channels · H, W pixels
 
 WINDOW = 32
-"""Frames the network sees at once."""
+"""Frames of a window."""
 
 
 @dataclass(frozen=True)
 class TasedConfig:
-    """How a video is looked at. The defaults are as released, up to `cell`."""
+    """How the network labels a video. The defaults are as released, except `cell`."""
 
     height: int = 224
     """Rows of the network's input and of its map, a multiple of 32."""
     width: int = 384
-    """Columns, likewise. The network is convolutional: any size runs; this one it was trained at."""
+    """Columns, a multiple of 32. The network is convolutional and takes any such size; it was trained at the default."""
     every: int = 1
-    """Frames from one window to the next; what lies between is interpolated."""
+    """Frames from one window to the next; maps in between are interpolated."""
     smooth: bool = True
-    """Blur the map as the authors do before they save it: rounded down to 8 bits, then a Gaussian of 7 pixels."""
+    """Blur the map as the authors do before saving it: rounded down to 8 bits, then a Gaussian of 7 pixels."""
     cell: int = 4
-    """Pixels of the map, each way, per cell of the labels, which is their mean. The blur leaves nothing finer to see."""
+    """Each cell of the labels is the mean of `cell` x `cell` pixels of the map, which the blur leaves without finer detail."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -60,33 +59,30 @@ class TasedConfig:
             raise ValueError(f"TasedConfig.cell is {self.cell!r}; it must be 1, 2, 4, 8, 16 or 32")
 
 
-# ----------------------------------------------------------------------------------------------------------- network
-
-
-# The layers are the released three-dimensional ones, but each works in space or in time and never in both, so what runs
-# is two-dimensional. Features are [B, T, C, H, W] with the channels last in memory; a clip of them is a batch of images
-# [B·T, C, H, W], and as well a batch of images [B, C, T, H·W] of moments by pixels, without a copy.
+# The layers are the released 3-D ones, but each works either in space or in time, so they run as 2-D operations. Features
+# are [B, T, C, H, W] with the channels last in memory; without a copy they are a batch of images [B·T, C, H, W], and also a
+# batch of images [B, C, T, H·W] of frames by pixels.
 
 
 def in_space(function: Callable[[Tensor], Tensor], x_BTCHW: Tensor) -> Tensor:
-    """Apply a function of images `[N, C, H, W]` to each moment."""
+    """Apply a function of images `[N, C, H, W]` to each frame."""
     return function(x_BTCHW.flatten(0, 1)).unflatten(0, x_BTCHW.shape[:2])
 
 
 def in_time(function: Callable[[Tensor], Tensor], x_BTCHW: Tensor) -> Tensor:
-    """Apply a function of images `[B, C, T, H·W]`, whose rows are moments, that leaves the number of columns alone."""
+    """Apply a function of images `[B, C, T, H·W]`, whose rows are frames, that keeps the number of columns."""
     y_BCTN = function(x_BTCHW.transpose(1, 2).flatten(3))
     return y_BCTN.unflatten(3, x_BTCHW.shape[3:]).transpose(1, 2)
 
 
 class SpaceConv(nn.Conv3d):
-    """A convolution over `size` x `size` pixels of each moment."""
+    """A convolution over `size` x `size` pixels of each frame."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 1, stride: int = 1, bias: bool = False) -> None:
         super().__init__(inputs, outputs, (1, size, size), (1, stride, stride), (0, size // 2, size // 2), bias=bias)
 
     def of_images(self, x_NCHW: Tensor) -> Tensor:
-        """Of images `[N, C, H, W]`."""
+        """The convolution of images `[N, C, H, W]`."""
         return F.conv2d(x_NCHW, self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
 
     def forward(self, x_BTCHW: Tensor) -> Tensor:
@@ -94,7 +90,7 @@ class SpaceConv(nn.Conv3d):
 
 
 class TimeConv(nn.Conv3d):
-    """A convolution over `size` moments of each pixel."""
+    """A convolution over `size` frames of each pixel."""
 
     def __init__(self, channels: int, size: int, stride: int, padding: int) -> None:
         super().__init__(channels, channels, (size, 1, 1), (stride, 1, 1), (padding, 0, 0), bias=False)
@@ -105,7 +101,7 @@ class TimeConv(nn.Conv3d):
 
 
 class Spread(nn.ConvTranspose3d):
-    """A transposed convolution of each moment, which makes it `stride` times as large."""
+    """A transposed convolution of each frame, which up-samples it `stride` times."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, (1, size, size), (1, stride, stride), bias=False)
@@ -117,30 +113,22 @@ class Spread(nn.ConvTranspose3d):
 
 
 class NormRelu(nn.BatchNorm3d):
-    """Norm by the trained averages, then ReLU, in place."""
+    """Batch norm with the trained statistics, then ReLU in place."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-3)
 
     def of_images(self, x_NCHW: Tensor) -> Tensor:
-        """Of images `[N, C, H, W]`."""
+        """Norm and ReLU of images `[N, C, H, W]`."""
         return F.batch_norm(x_NCHW, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps).relu_()
 
     def forward(self, x_BTCHW: Tensor) -> Tensor:
         return in_space(self.of_images, x_BTCHW)
 
 
-class Conv(nn.Module):
-    """A convolution of each pixel for itself, norm, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = SpaceConv(inputs, outputs)
-        self.bn = NormRelu(outputs)
-
-    def forward(self, x_BTCHW: Tensor) -> Tensor:
-        y_BTCHW: Tensor = self.bn(self.conv(x_BTCHW))
-        return y_BTCHW
+def pointwise(inputs: int, outputs: int) -> nn.Sequential:
+    """A pointwise convolution, norm, ReLU."""
+    return nn.Sequential(OrderedDict(conv=SpaceConv(inputs, outputs), bn=NormRelu(outputs)))
 
 
 class SeparateConv(nn.Module):
@@ -154,11 +142,11 @@ class SeparateConv(nn.Module):
         self.bn_t = NormRelu(outputs)
 
     def of_images(self, x_NCHW: Tensor) -> Tensor:
-        """The half in space, of images `[N, C, H, W]`: each is seen for itself."""
+        """The spatial half, on images `[N, C, H, W]`."""
         return self.bn_s.of_images(self.conv_s.of_images(x_NCHW))
 
     def of_pixels(self, x_BTCHW: Tensor) -> Tensor:
-        """The half in time: each pixel is seen for itself."""
+        """The temporal half, on each pixel."""
         y_BTCHW: Tensor = self.bn_t(self.conv_t(x_BTCHW))
         return y_BTCHW
 
@@ -167,7 +155,7 @@ class SeparateConv(nn.Module):
 
 
 class Pool(nn.Module):
-    """The maximum over 3x3 pixels, `stride` apart; and over three moments, `stride_in_time` apart, unless that is 0."""
+    """Max pooling over 3x3 pixels with `stride`, and over three frames with `stride_in_time` unless that is 0."""
 
     def __init__(self, stride: int, stride_in_time: int = 0) -> None:
         super().__init__()
@@ -181,15 +169,15 @@ class Pool(nn.Module):
 
 
 class Mixed(nn.Module):
-    """An Inception block: four branches, joined. `widths`: branch 0; 1 reduced, full; 2 reduced, full; 3."""
+    """An Inception block: four branches, concatenated. `widths`: branch 0; 1 reduced, full; 2 reduced, full; 3."""
 
     def __init__(self, inputs: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
         w0, w1_reduced, w1, w2_reduced, w2, w3 = widths
-        self.branch0 = nn.Sequential(Conv(inputs, w0))
-        self.branch1 = nn.Sequential(Conv(inputs, w1_reduced), SeparateConv(w1_reduced, w1, 3))
-        self.branch2 = nn.Sequential(Conv(inputs, w2_reduced), SeparateConv(w2_reduced, w2, 3))
-        self.branch3 = nn.Sequential(Pool(1, 1), Conv(inputs, w3))
+        self.branch0 = nn.Sequential(pointwise(inputs, w0))
+        self.branch1 = nn.Sequential(pointwise(inputs, w1_reduced), SeparateConv(w1_reduced, w1, 3))
+        self.branch2 = nn.Sequential(pointwise(inputs, w2_reduced), SeparateConv(w2_reduced, w2, 3))
+        self.branch3 = nn.Sequential(Pool(1, 1), pointwise(inputs, w3))
 
     def forward(self, x_BTCHW: Tensor) -> Tensor:
         branches = (self.branch0, self.branch1, self.branch2, self.branch3)
@@ -197,11 +185,11 @@ class Mixed(nn.Module):
 
 
 class TasedNet(nn.Module):
-    """Encoder and decoder, for labelling only: norms use their trained averages. 21,260,693 parameters."""
+    """Encoder and decoder, for inference only: norms use their trained statistics. 21,260,693 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.base1 = nn.Sequential(SeparateConv(3, 64, 7, 2), Pool(2), Conv(64, 64), SeparateConv(64, 192, 3))
+        self.base1 = nn.Sequential(SeparateConv(3, 64, 7, 2), Pool(2), pointwise(64, 64), SeparateConv(64, 192, 3))
         self.base2 = nn.Sequential(
             Mixed(192, (64, 96, 128, 16, 32, 32)),
             Mixed(256, (128, 128, 192, 32, 96, 64)),
@@ -217,7 +205,7 @@ class TasedNet(nn.Module):
             Mixed(832, (256, 160, 320, 32, 128, 128)),
             Mixed(832, (384, 192, 384, 48, 128, 128)),
         )
-        relu = nn.Identity()  # holds the place in the released numbering; NormRelu has done it
+        relu = nn.Identity()  # keeps the released numbering; NormRelu includes the ReLU
         self.convtsp1 = nn.Sequential(
             SpaceConv(1024, 1024), NormRelu(1024), relu,
             Spread(1024, 832, 3), NormRelu(832), relu,
@@ -233,20 +221,20 @@ class TasedNet(nn.Module):
         )  # fmt: skip
 
     def stem(self, frames_NCHW: Tensor) -> Tensor:
-        """What the network computes of each frame alone: RGB in [-1, 1], `[N, 3, H, W]` -> `[N, 64, H/2, W/2]`."""
+        """The layers that see single frames: RGB in [-1, 1], `[N, 3, H, W]` -> `[N, 64, H/2, W/2]`."""
         first = self.base1[0]
         assert isinstance(first, SeparateConv)
         return first.of_images(frames_NCHW.contiguous(memory_format=torch.channels_last))
 
     def from_stem(self, stems_BTCHW: Tensor) -> Tensor:
-        """The rest: the stems of windows of frames `[B, 32, 64, H/2, W/2]` -> logits of each last frame `[B, H, W]`."""
+        """All other layers: windows of stem features `[B, 32, 64, H/2, W/2]` -> logits of the last frames `[B, H, W]`."""
         first = self.base1[0]
         assert isinstance(first, SeparateConv)
         y_BTCHW = self.base1[1:](first.of_pixels(stems_BTCHW))
-        fine = joined(y_BTCHW, 4)
+        fine = pooled_in_time(y_BTCHW, 4)
         y_BTCHW = self.base2(Pool(2)(y_BTCHW))
-        middle = joined(y_BTCHW, 4)
-        y_BTCHW = joined(self.base3(Pool(2, 2)(y_BTCHW)), 2)
+        middle = pooled_in_time(y_BTCHW, 4)
+        y_BTCHW = pooled_in_time(self.base3(Pool(2, 2)(y_BTCHW)), 2)
         batch = y_BTCHW.shape[:2]
         y_NCHW, coarse_switches = F.max_pool2d(y_BTCHW.flatten(0, 1), 2, return_indices=True)
 
@@ -258,43 +246,40 @@ class TasedNet(nn.Module):
         return logits_BTCHW[:, 0, 0]
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """Windows of frames, RGB in [-1, 1], `[B, 3, 32, H, W]` -> logits of each last frame `[B, H, W]`."""
+        """Windows of RGB frames in [-1, 1], `[B, 3, 32, H, W]` -> logits of the last frames `[B, H, W]`. ValueError for others."""
         batch, channels, frames, height, width = clip_BCTHW.shape
         if (channels, frames, height % 32, width % 32) != (3, WINDOW, 0, 0):
             raise ValueError(
-                f"TASED-Net got a clip of shape {list(clip_BCTHW.shape)}; it wants [B, 3, {WINDOW}, H, W], "
+                f"TASED-Net got a clip of shape {list(clip_BCTHW.shape)}; it needs [B, 3, {WINDOW}, H, W], "
                 "H and W multiples of 32"
             )
         stems_NCHW = self.stem(clip_BCTHW.transpose(1, 2).flatten(0, 1))
         return self.from_stem(stems_NCHW.unflatten(0, (batch, frames)))
 
 
-def joined(x_BTCHW: Tensor, moments: int) -> Tensor:
-    """The maximum over every few moments."""
-    return x_BTCHW.unflatten(1, (-1, moments)).amax(2)
+def pooled_in_time(x_BTCHW: Tensor, frames: int) -> Tensor:
+    """The maximum over every `frames` frames."""
+    return x_BTCHW.unflatten(1, (-1, frames)).amax(2)
 
 
 def unpooled(z_BTCHW: Tensor, x_BTCHW: Tensor) -> Tensor:
-    """Each value put where the maximum of its 3x3 cell of `x_BTCHW`, twice as large, was found; zeros elsewhere."""
+    """Each value placed where `x_BTCHW`, twice as large, has the maximum of the value's 3x3 cell; zeros elsewhere."""
     switches = F.max_pool2d(x_BTCHW.flatten(0, 1), 3, 2, 1, return_indices=True)[1]
     size = list(x_BTCHW.shape[3:])
     return in_space(lambda z_NCHW: F.max_unpool2d(z_NCHW, switches, [3, 3], [2, 2], [1, 1], size), z_BTCHW)
 
 
-# ----------------------------------------------------------------------------------------------------------- teacher
-
-
 def window(frame: int, count: int) -> np.ndarray:
     """The 32 frames, of `count`, that label `frame`, which comes last.
 
-    They are the frame and the 31 before it; for the first 31 frames of a clip, which have no such past, the frame and
-    the 31 after it, backwards: both as released. Where a clip of less than 63 frames ends before those 31 it goes on
-    backwards, one of the two ways to lengthen a clip that the authors name.
+    These are the frame and the 31 before it; for the first 31 frames of a clip, the frame and the 31 after it, in reverse:
+    both as released. A clip of less than 63 frames that ends before those 31 is continued by reflection, one of the two
+    ways to lengthen a clip that the authors mention.
     """
     if frame >= WINDOW - 1:
         return np.arange(frame - WINDOW + 1, frame + 1)
     ahead = np.arange(frame + WINDOW - 1, frame - 1, -1)
-    turn = max(1, 2 * (count - 1))  # there and back
+    turn = max(1, 2 * (count - 1))  # period of the reflected clip
     return np.minimum(ahead % turn, turn - ahead % turn)
 
 
@@ -348,5 +333,5 @@ class Tased(LastFrameTeacher[TasedNet, TasedConfig]):
 
 
 def smooth(maps_BHW: Tensor) -> Tensor:
-    """The authors' finish: maps in [0, 1] rounded down to 8 bits, then blurred, sigma 7, cut at 4 sigma."""
+    """The authors' post-processing: maps in [0, 1] rounded down to 8 bits, then blurred, sigma 7, truncated at 4 sigma."""
     return blur((maps_BHW * 255).floor() / 255, 7.0, 28, "symmetric")

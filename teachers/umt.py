@@ -1,13 +1,11 @@
-"""The UMT video encoder: a plain vision transformer over all patches of 16 frames at once, which SalFoM looks through.
+"""The UMT video encoder, SalFoM's backbone: a plain vision transformer over all patches of 16 frames at once.
 
     frames -> embed: a token per patch of 16x16 pixels, frame by frame -> + position -> blocks -> tokens
 
-It is the fine-tuned encoder of *Unmasked Teacher* (Li et al., 2023) with patches that do not span time, sizes B and L,
-name for name; the dead classification head stays, since the files hold it. Attention joins all 3136 tokens of a window
-in every block, and a token's position in the window is added before the first. So what two windows can share of a frame
-is `embed` alone, one five-hundredth of the work.
-
-This file knows torch alone.
+It is the fine-tuned encoder of *Unmasked Teacher* (Li et al., 2023) with patches of one frame each, sizes B and L, name for
+name, including the unused classification head that the files contain. Every block attends over all 3136 tokens of a window,
+and positions within the window are added before the first block. So two windows can share only `embed` of a frame, one
+five-hundredth of the work.
 """
 
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 # A heads · S tokens of a window · K width of a head
 
 PUBLISHED_FRAMES = 8
-"""Frames that the published weights were first trained with; positions of other counts are interpolated from there."""
+"""Frames of the first training of the published weights; position embeddings of other lengths are interpolated from it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class UmtConfig:
     depth: int
     """Number of blocks."""
     heads: int
-    """Attention heads; they share `width` evenly. An MLP is four times as wide."""
+    """Attention heads, each `width / heads` wide. An MLP is four times as wide as `width`."""
     frames: int = 16
     """Frames of one window."""
     px: int = 224
@@ -41,7 +39,7 @@ class UmtConfig:
     patch: int = 16
     """Side of one patch, pixels."""
     classes: int = 400
-    """Outputs of the classification head, which nothing here uses."""
+    """Outputs of the classification head, which is unused."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "frames", "px", "patch", "classes"):
@@ -72,7 +70,7 @@ SIZES = {"B": (768, 12, 12), "L": (1024, 24, 16)}
 
 
 class Attention(nn.Module):
-    """Self-attention over all tokens. Queries and values have a bias, keys none: it would cancel in the softmax."""
+    """Self-attention over all tokens. Queries and values have a bias; a bias of keys would cancel in the softmax."""
 
     def __init__(self, config: UmtConfig) -> None:
         super().__init__()
@@ -92,7 +90,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """A block's two-layer perceptron; here and in SalFoM's decoder four times as wide as the stream."""
+    """A block's two-layer perceptron, four times as wide as the stream; SalFoM's decoder uses it too."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -134,7 +132,7 @@ class PatchEmbed(nn.Module):
 
 
 class Umt(nn.Module):
-    """The encoder; `embed`, then `forward`. No norm ends it: SalFoM reads the residual stream as it is."""
+    """The encoder: `embed`, then `forward`. There is no final norm: SalFoM reads the residual stream."""
 
     def __init__(self, config: UmtConfig) -> None:
         super().__init__()
@@ -146,17 +144,17 @@ class Umt(nn.Module):
         self.head = nn.Linear(config.width, config.classes)
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        """Normalised RGB frames `[N, 3, px, px]` -> tokens `[N, P, D]`, whatever window they will be part of."""
+        """Normalised RGB frames `[N, 3, px, px]` -> tokens `[N, P, D]`, independent of the window. ValueError for other shapes."""
         side = self.config.px
         if frames_NCHW.ndim != 4 or tuple(frames_NCHW.shape[1:]) != (3, side, side):
-            raise ValueError(f"UMT got frames of shape {list(frames_NCHW.shape)}; it wants [N, 3, {side}, {side}]")
+            raise ValueError(f"UMT got frames of shape {list(frames_NCHW.shape)}; it needs [N, 3, {side}, {side}]")
         tokens_NPD: Tensor = self.patch_embed(frames_NCHW)
         return tokens_NPD
 
     def forward(self, tokens_BTPD: Tensor) -> Tensor:
         """Windows of embedded frames `[B, frames, P, D]` -> the residual stream after the last block, same shape."""
         if tokens_BTPD.shape[1] != self.config.frames:
-            raise ValueError(f"UMT got windows of {tokens_BTPD.shape[1]} frames; it wants {self.config.frames}")
+            raise ValueError(f"UMT got windows of {tokens_BTPD.shape[1]} frames; it needs {self.config.frames}")
         x_BSD = tokens_BTPD.flatten(1, 2) + self.pos_embed
         for block in self.blocks:
             x_BSD = block(x_BSD)
@@ -164,14 +162,14 @@ class Umt(nn.Module):
 
 
 def sinusoid_pos_embed(width: int, frames: int, grid: int) -> Tensor:
-    """The position embedding's start `[1, frames·grid·grid, width]`.
+    """The initial position embedding `[1, frames·grid·grid, width]`; training changes it, so files contain their own.
 
-    Sines and cosines in turn over the patches of 8 frames, counted through (Vaswani et al., 2017), brought to another
-    number of frames linearly, as published; trained from there, so files hold their own.
+    Alternating sines and cosines (Vaswani et al., 2017) over the consecutive patches of 8 frames, interpolated linearly to
+    another number of frames, as published.
     """
-    place_S = torch.arange(PUBLISHED_FRAMES * grid * grid, dtype=torch.float64)
+    position_S = torch.arange(PUBLISHED_FRAMES * grid * grid, dtype=torch.float64)
     rate = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    phase = place_S[:, None] * rate
+    phase = position_S[:, None] * rate
     table_SD = torch.stack((phase.sin(), phase.cos()), dim=2).flatten(1).float()
     by_time = table_SD.view(PUBLISHED_FRAMES, -1).T.unsqueeze(0)
     return F.interpolate(by_time, size=frames, mode="linear")[0].T.reshape(1, -1, width)

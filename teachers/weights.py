@@ -1,16 +1,14 @@
-"""Weights files: read without running anything in them, and put into a module with every key accounted for.
+"""Weights files: read without running any code in them, and loaded into a module with every key accounted for.
 
     read_weights("expert1.pth")                       -> {"decoder.proj17.weight": Tensor, ...}
     load_state_dict_exact(net, state, source="...")   -> LoadAccount, or one line that names file, key and shape
 
-What a file is, its first bytes say and not its name: published files are called .pt, .pth, .bin, .pth.tar or .ckpt and
-are one of three things, torch's zip archive, torch's older pickle, or safetensors. And a download that failed is a web
-page with the right name. Archives and safetensors are memory-mapped: a tensor costs memory when it is used.
+The format follows from the first bytes, not from the name: published files end in .pt, .pth, .bin, .pth.tar or .ckpt and
+are torch's zip archive, torch's older pickle, or safetensors; a failed download is a web page with the right name. Archives
+and safetensors are memory-mapped: a tensor takes memory only when it is used.
 
-Pickles are read by torch's restricted unpickler, which makes tensors and plain values, and here the training settings
-that published files carry along (`SETTINGS`); whatever else a pickle names is refused before it is looked up.
-
-This file knows torch, numpy and safetensors alone.
+Pickles are read by torch's restricted unpickler, which makes tensors and plain values, and here also the training settings
+in published files (`SETTINGS`); any other name in a pickle is refused before it is looked up.
 """
 
 import argparse
@@ -32,10 +30,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which training scripts put the weights, beside optimiser, epoch and arguments."""
+"""Keys under which training scripts store the weights, next to optimiser, epoch and arguments."""
 
 NUMPY_SCALAR: Any = np.float64().__reduce__()[0]
-"""What makes a numpy scalar of a dtype and bytes."""
+"""The function that makes a numpy scalar from a dtype and bytes."""
 
 SETTINGS: list[Any] = [
     argparse.Namespace,
@@ -46,15 +44,15 @@ SETTINGS: list[Any] = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
 ]
-"""What published files pickle beside tensors, none of it code: training arguments, and numpy's scalars for scores."""
+"""What published files pickle besides tensors, none of it code: training arguments, and numpy scalars for scores."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU, in the types they are stored in.
+    """The tensors of a weights file by name, on the CPU, in their stored types.
 
-    Takes the weights out of `state_dict`, `model_state_dict`, `model` or `module` where a file wraps them, and
-    DataParallel's `module.` off the names. No code in the file is run. Raises ValueError, one line, for whatever is no
-    such file: missing, empty, a folder, a web page, truncated, a pickle with code, something else than tensors by name.
+    Unwraps `state_dict`, `model_state_dict`, `model` and `module`, and strips DataParallel's `module.` from the names. No
+    code in the file is run. Raises ValueError, one line, for anything else: a missing or empty file, a folder, a web page,
+    a truncated file, a pickle with code, or content other than tensors by name.
     """
     path = Path(path)
     kind = _kind(path)
@@ -71,7 +69,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ValueError(f"{path} is truncated: the archive's end is missing; fetch it again")
     try:
         with torch.serialization.safe_globals(SETTINGS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that another tool wrote; what comes of them is checked
+            warnings.simplefilter("ignore")  # about pickles of other tools; their content is checked below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "archive")
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -113,7 +111,7 @@ def _kind(path: Path) -> str:
         raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch the file itself with `git lfs pull`")
     if head[257:262] == b"ustar":
         raise ValueError(f"{path} is a tar archive; unpack it, or save its tensors again with a current torch")
-    raise ValueError(f"{path} is no weights file: it begins with {head[:8]!r}, neither torch's nor safetensors'")
+    raise ValueError(f"{path} is not a weights file: it begins with {head[:8]!r}, neither torch's nor safetensors'")
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -130,8 +128,8 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(
-                f"{path} is no state dict: its entry {key!r} is of type {type(value).__name__}, expected a tensor; "
-                f"weights may stand at the top or under {', '.join(WRAPPERS)}"
+                f"{path} is not a state dict: its entry {key!r} is of type {type(value).__name__}, expected a tensor; "
+                f"weights may be at the top level or under {', '.join(WRAPPERS)}"
             )
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
@@ -143,12 +141,12 @@ def _line(error: Exception) -> str:
 
 
 class LoadAccount(NamedTuple):
-    """What became of a file's keys."""
+    """Which of a file's keys were loaded."""
 
     loaded: int
-    """Keys that went into the module: all of the module's."""
+    """Number of keys loaded into the module: all of the module's."""
     dropped: tuple[str, ...]
-    """Keys left out by name, known not to matter."""
+    """Keys that the caller said to leave out."""
 
 
 def load_state_dict_exact(
@@ -159,38 +157,38 @@ def load_state_dict_exact(
     source: str = "the state dict",
     names: Mapping[str, str] | None = None,
 ) -> LoadAccount:
-    """Load `state` into `module` if it holds exactly the module's keys, beside those that `drop` names.
+    """Load `state` into `module` if it has exactly the module's keys, apart from those in `drop`.
 
-    An entry of `drop` is a key, or with a dot at its end a prefix. `names` says what the file calls the module's keys
-    where it calls them otherwise. Anything missing, left over, or of another shape or kind of number is a ValueError
-    that names `source`, the first such key of each sort and how many there are, and nothing is loaded. A module on the
-    meta device takes over the tensors themselves, in their own types and without a copy; any other copies from them.
+    An entry of `drop` is a key or, if it ends with a dot, a prefix. `names` maps keys of the module to the file's names
+    where they differ. If a key is missing, left over, or has another shape or kind of number, nothing is loaded and a
+    ValueError names `source`, and for each fault the first key and the count. A module on the meta device takes the tensors
+    themselves, in their types and without a copy; any other module copies from them.
     """
     names = names or {}
     own = {names.get(key, key): value for key, value in module.state_dict().items()}
     prefixes = tuple(name for name in drop if name.endswith("."))
-    kept = {key: value for key, value in state.items() if key not in drop and not key.startswith(prefixes)}
+    given = {key: value for key, value in state.items() if key not in drop and not key.startswith(prefixes)}
 
     def shape(tensor: Tensor) -> str:
         return str(list(tensor.shape))
 
     faults = []
-    if missing := [key for key in own if key not in kept]:
+    if missing := [key for key in own if key not in given]:
         faults.append(f"missing {len(missing)}, first {missing[0]!r} of shape {shape(own[missing[0]])}")
-    both = [key for key in own if key in kept]
-    if other := [key for key in both if kept[key].shape != own[key].shape]:
-        found, expected = (shape(tensors[other[0]]) for tensors in (kept, own))
-        faults.append(f"of another shape {len(other)}, first {other[0]!r}: {found}, expected {expected}")
-    if other := [key for key in both if kept[key].is_floating_point() != own[key].is_floating_point()]:
-        found, expected = (str(tensors[other[0]].dtype) for tensors in (kept, own))
-        faults.append(f"of another type {len(other)}, first {other[0]!r}: {found}, expected {expected}")
-    if unexpected := [key for key in kept if key not in own]:
-        faults.append(f"unexpected {len(unexpected)}, first {unexpected[0]!r} of shape {shape(kept[unexpected[0]])}")
+    both = [key for key in own if key in given]
+    if other := [key for key in both if given[key].shape != own[key].shape]:
+        actual, expected = (shape(tensors[other[0]]) for tensors in (given, own))
+        faults.append(f"of another shape {len(other)}, first {other[0]!r}: {actual}, expected {expected}")
+    if other := [key for key in both if given[key].is_floating_point() != own[key].is_floating_point()]:
+        actual, expected = (str(tensors[other[0]].dtype) for tensors in (given, own))
+        faults.append(f"of another type {len(other)}, first {other[0]!r}: {actual}, expected {expected}")
+    if unexpected := [key for key in given if key not in own]:
+        faults.append(f"unexpected {len(unexpected)}, first {unexpected[0]!r} of shape {shape(given[unexpected[0]])}")
     if faults:
         raise ValueError(f"{source} does not fit {type(module).__name__}; its keys: {'; '.join(faults)}")
-    loaded = {key: kept[names.get(key, key)] for key in module.state_dict()}
+    loaded = {key: given[names.get(key, key)] for key in module.state_dict()}
     module.load_state_dict(loaded, assign=any(tensor.is_meta for tensor in own.values()))
-    return LoadAccount(loaded=len(loaded), dropped=tuple(key for key in state if key not in kept))
+    return LoadAccount(loaded=len(loaded), dropped=tuple(key for key in state if key not in given))
 
 
 def with_counters(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,19 +1,18 @@
-"""Windows over a clip: how a teacher that sees a few seconds at a time labels every frame of any clip.
+"""Sliding windows: how a teacher that sees a few seconds at a time labels every frame of a clip of any length.
 
-    cut_windows   frame numbers of each window: every offset of the sampling in turn, overlapping by any share
-    shares        what each window counts for in the logits of each of its frames
-    infer         windows, as many at once as the memory takes, through a network, averaged in logit space
+    cut_windows   frame numbers of each window: every sampling offset in turn, with any overlap
+    shares        the weight of each window in the logits of each of its frames
+    infer         windows through a network, as many at once as fit into memory, averaged in logit space
 
-A window of `length` frames sampled every `stride`-th frame sees `length * stride` frames of the clip and labels `length`
-of them; the offsets 0 .. stride-1 label the ones between. The last window of an offset is filled up by repeating its last
-frame, and what comes out for the filling counts for nothing.
+A window of `length` frames, sampled every `stride`-th frame, spans `length * stride` frames of the clip and labels `length`
+of them; the offsets 0 .. stride-1 label the others. The last window of an offset is padded by repeating its last frame, and
+the outputs for the padding are discarded.
 
 Where windows overlap, a frame's logits are the weighted mean over its windows. The weight falls linearly from a window's
-middle to its ends, where the network knows one side of time only; so windows fade into each other without a seam.
-
-This file knows torch and numpy alone.
+middle to its ends, where the network sees only one side in time, so there is no seam between windows.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,21 +24,31 @@ from torch import Tensor, nn
 # Shape suffixes: N windows of a clip · B of a pass · T frames · h, w pixels of a map
 
 PAIR = 2
-"""Windows per pass on the CPU, in each of several threads. Two of the small ViSAGE cost 1.4 times what one does."""
+"""Windows per pass on the CPU, in each of several threads. Two of the small ViSAGE's cost 1.4 times as much as one."""
 
 MOST_WINDOWS = 8
-"""Windows per pass that are enough: one of ViSAGE's already makes matrices of 5,000 rows."""
+"""Largest number of windows per pass: even one of ViSAGE's makes matrices of 5,000 rows."""
 
 USABLE = 0.8
-"""Share of the free memory that is planned with; the rest is for fragments and what a larger batch makes larger."""
+"""Share of the free memory to plan with; the rest covers fragmentation and what grows faster than the batch."""
+
+
+def sampling_stride(fps: float, sample_fps: float) -> int:
+    """Frames of a video at `fps` from one sampled frame to the next at about `sample_fps`; at least 1.
+
+    ValueError unless `fps` is a positive number.
+    """
+    if not 0 < fps < math.inf:
+        raise ValueError(f"the clip's frame rate is {fps}; it must be a positive number of frames per second")
+    return max(1, round(fps / sample_fps))
 
 
 def cut_windows(count: int, stride: int, length: int, overlap: float = 0.0) -> list[np.ndarray]:
     """Frame numbers of each window over a clip of `count` frames, so that every frame is in at least one.
 
-    For each offset 0..stride-1 every stride-th frame from there on, cut into runs of `length`, each of which begins with
-    the last `overlap` (share of `length`, in [0, 1)) of the run before; the last run of an offset may be shorter. Without
-    overlap every frame is in exactly one window, as ViSAGE was released.
+    For each offset 0..stride-1, every stride-th frame from there on is cut into runs of `length`. Each run repeats the last
+    `overlap` (share of `length`, in [0, 1); ValueError otherwise) of the run before; the last run of an offset may be
+    shorter. Without overlap every frame is in exactly one window, as in the released ViSAGE.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"windows overlap by {overlap} of their length; it must lie in [0, 1)")
@@ -53,12 +62,12 @@ def cut_windows(count: int, stride: int, length: int, overlap: float = 0.0) -> l
 
 
 def shares(windows: Sequence[np.ndarray], count: int, length: int) -> list[np.ndarray]:
-    """For each window float32 `[len(window)]`: its share in the logits of each of its frames.
+    """For each window float32 `[len(window)]`: its weight in the logits of each of its frames.
 
-    The shares of a frame sum to 1; that of a frame in one window alone is exactly 1.
+    The weights of a frame sum to 1; for a frame in only one window the weight is exactly 1.
     """
-    place = np.arange(length)
-    taper = np.minimum(place + 1, length - place).astype(np.float64)
+    position = np.arange(length)
+    taper = np.minimum(position + 1, length - position).astype(np.float64)
     total = np.zeros(count)
     for window in windows:
         total[window] += taper[: len(window)]
@@ -68,9 +77,8 @@ def shares(windows: Sequence[np.ndarray], count: int, length: int) -> list[np.nd
 class BatchSize:
     """How many windows go through a network at once, remembered from clip to clip.
 
-    On a CUDA device, unless fixed: the first pass takes one window and measures what it needs, and later ones as many as
-    fit; where that was too many, half as many from then on. On the CPU: a pair in each of as many threads as torch uses, or
-    as `fixed` asks for.
+    On a CUDA device, unless `fixed`: the first pass takes one window and measures its memory, later passes take as many as
+    fit, and half as many after an out-of-memory error. On the CPU: a pair in each of torch's threads, or `fixed` in all.
     """
 
     def __init__(self, device: torch.device | str, fixed: int = 0) -> None:
@@ -80,11 +88,11 @@ class BatchSize:
         self._measured = bool(fixed)
 
     def passes(self, step: Callable[[Tensor], Tensor], waiting: Tensor) -> Iterator[Tensor]:
-        """`step` of each window, in order. `waiting` `[N,...]` names the windows; `step` maps `[B,...]` to `[B,...]`.
+        """The result of `step` for each window, in order. `waiting` is `[N,...]`; `step` maps `[B,...]` to `[B,...]`.
 
-        On the CPU `step` is called from several threads at once, always with the same pairs, and with one thread of
-        torch's own: how torch divides work among threads, and how large a batch is, shows in the last bits, and labels
-        should depend on neither. Raises torch.OutOfMemoryError where even one window does not fit on the device.
+        On the CPU, `step` is called from several threads at once, always with the same pairs and with torch limited to one
+        thread each: the batch size and torch's division of work affect the last bits, and labels must depend on neither.
+        Raises torch.OutOfMemoryError if even one window does not fit on the device.
         """
         return self._in_threads(step, waiting) if self.device.type == "cpu" else self._batches(step, waiting)
 
@@ -116,7 +124,7 @@ class BatchSize:
                     raise
                 self.windows = len(batch) // 2
                 result = None
-            if result is None:  # outside the handler: until it ends, the exception keeps what the pass had allocated
+            if result is None:  # outside the handler, where the exception keeps the failed pass's memory alive
                 torch.cuda.empty_cache()
                 continue
             yield from result
@@ -148,15 +156,13 @@ def infer(
     """A clip's prepared frames `[T,...]` through `network`, window by window -> float32 logits `[T,h,w]` on the CPU.
 
     `network` maps the frames of windows `[B,length,...]`, on the batch's device, to logits `[B,length,h,w]`; on the CPU it
-    is called from several threads at once. Windows of two clips never go together.
+    is called from several threads at once. A batch never mixes windows of two clips.
     """
-    fill = [(0, length - len(window)) for window in windows]
-    places = np.stack([np.pad(window, more, mode="edge") for window, more in zip(windows, fill, strict=True)])
-    weights = np.stack([np.pad(w, more) for w, more in zip(shares(windows, len(inputs), length), fill, strict=True)])
-    frames, places_NT, weights_NT = (
-        given.to(batch.device, non_blocking=True)
-        for given in (inputs, torch.from_numpy(places), torch.from_numpy(weights))
-    )
+    padding = [(0, length - len(window)) for window in windows]
+    places = np.stack([np.pad(window, pad, mode="edge") for window, pad in zip(windows, padding, strict=True)])
+    weights = np.stack([np.pad(w, pad) for w, pad in zip(shares(windows, len(inputs), length), padding, strict=True)])
+    host = (inputs, torch.from_numpy(places), torch.from_numpy(weights))
+    frames, places_NT, weights_NT = (tensor.to(batch.device, non_blocking=True) for tensor in host)
     logits_Thw: Tensor | None = None
     passes = batch.passes(lambda places_BT: network(frames[places_BT]), places_NT)
     for window, place_T, weight_T, out_Thw in zip(windows, places_NT, weights_NT, passes, strict=True):
@@ -172,10 +178,10 @@ def to_cpu(result: Tensor) -> Tensor:
     """`result` on the CPU; from a CUDA device through pinned memory, several times as fast."""
     if result.device.type != "cuda":
         return result
-    there = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-    there.copy_(result, non_blocking=True)
+    pinned = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+    pinned.copy_(result, non_blocking=True)
     torch.cuda.current_stream(result.device).synchronize()
-    return there
+    return pinned
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from distill.teachers import frames as frames_module
 from distill.teachers.frames import IMAGENET, check_frames, resize
 from distill.teachers.unisal.net import BLUR, SIZES, STATIC_DOMAIN, UnisalNet
 from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
-from distill.teachers.windows import evaluation_mode
+from distill.teachers.windows import evaluation_mode, sampling_stride
 
 # Shape suffixes: S streams · T time · C channels · H, W pixels
 
@@ -54,9 +54,7 @@ def scale(frames: np.ndarray | Tensor, size: tuple[int, int]) -> Tensor:
 
 def stream_count(fps: float) -> int:
     """The number of interleaved streams of a video at `fps` frames per second. ValueError unless `fps` is positive."""
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"the clip's frame rate is {fps}; it must be a positive number of frames per second")
-    return max(1, round(fps / SAMPLE_FPS))
+    return sampling_stride(fps, SAMPLE_FPS)
 
 
 def normalise(frames: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill.teachers.internvideo2 import InternVideo2Config
+from distill.teachers.windows import sampling_stride
 
 EXPERT_KINDS = (1, 2)
 """The two expert architectures of the release; see `experts.py`."""
@@ -27,13 +28,13 @@ class VisageConfig:
     )
     """The video trunk; its `frames` and `px` are the ensemble's window and input size."""
     experts: tuple[int, ...] = (1, 2)
-    """Which of the two kinds each expert of the ensemble is, in order; any number of them."""
+    """Kind of each expert, 1 or 2, in order; any number of experts."""
     shared_trunk: bool = True
-    """One trunk under all experts; False gives each its own, with its LoRA merged in."""
+    """One trunk under all experts; False: a trunk per expert, with its LoRA merged in."""
     lora_rank: int = 0
-    """Rank of each expert's own LoRA over the shared trunk (released: 64); 0: the experts read the same streams."""
+    """Rank of each expert's LoRA over the shared trunk (released: 64); 0: all experts read the same streams."""
     lora_alpha: float = 128.0
-    """A LoRA counts alpha / rank times."""
+    """The scale of a LoRA's output is alpha / rank."""
     taps: tuple[int, ...] = (0, 1, 2, 3)
     """The four blocks the experts read, shallow to deep, counted from 0."""
     reduced_width: int = 24
@@ -49,9 +50,9 @@ class VisageConfig:
     out_px: int = 48
     """Side of the square saliency map, pixels."""
     logit_init: float = -3.0
-    """Where the logits start in training from scratch: sigmoid(-3) = 0.05, about a density map's mean."""
+    """Initial logits for training from scratch: sigmoid(-3) = 0.05, about the mean of a density map."""
     prior_init: float = 2.0
-    """Where the weight of expert 1's centre prior starts, in logits (released: 0)."""
+    """Initial weight of expert 1's centre prior, in logits (released: 0)."""
     sample_fps: float = 8.0
     """Frame rate at which windows sample a video, per second (released: 5)."""
     fusion: str = "logit"
@@ -69,12 +70,11 @@ class VisageConfig:
         if self.taps[0] < 0 or self.taps[-1] >= self.trunk.depth:
             raise ValueError(f"VisageConfig.taps {self.taps} reach outside the trunk's {self.trunk.depth} blocks")
         for name in ("embed_width", "head_width_2"):
-            if getattr(self, name) % self.norm_groups:
-                raise ValueError(
-                    f"VisageConfig.{name} {getattr(self, name)} does not divide into norm_groups {self.norm_groups}"
-                )
-        if not (math.isfinite(self.sample_fps) and self.sample_fps > 0):
-            raise ValueError(f"VisageConfig.sample_fps is {self.sample_fps}; it must be a positive number")
+            if (width := getattr(self, name)) % self.norm_groups:
+                raise ValueError(f"VisageConfig.{name} {width} does not divide into norm_groups {self.norm_groups}")
+        for name in ("sample_fps", "lora_alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"VisageConfig.{name} is {getattr(self, name)}; it must be a positive number")
         if self.fusion not in FUSIONS:
             raise ValueError(f"VisageConfig.fusion is {self.fusion!r}; known are {', '.join(FUSIONS)}")
         if not self.experts or not set(self.experts) <= set(EXPERT_KINDS):
@@ -82,14 +82,14 @@ class VisageConfig:
                 f"VisageConfig.experts {self.experts} must each be of kind {' or '.join(map(str, EXPERT_KINDS))}"
             )
         if not isinstance(self.lora_rank, int) or self.lora_rank < 0 or (self.lora_rank and not self.shared_trunk):
+            value = self.lora_rank
             raise ValueError(
-                f"VisageConfig.lora_rank is {self.lora_rank}; it must be a whole number, and 0 without a shared trunk"
+                f"VisageConfig.lora_rank is {value}; it must be a whole number, and 0 without a shared trunk"
             )
-        if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
-            raise ValueError(f"VisageConfig.lora_alpha is {self.lora_alpha}; it must be a positive number")
         if len(self.weights) != len(self.experts) or min(self.weights) < 0 or not sum(self.weights) > 0:
+            count = len(self.experts)
             raise ValueError(
-                f"VisageConfig.weights {self.weights} must be {len(self.experts)} numbers >= 0, one per expert, not all 0"
+                f"VisageConfig.weights {self.weights} must be {count} numbers >= 0, one per expert, not all 0"
             )
 
     @classmethod
@@ -118,7 +118,7 @@ class VisageConfig:
         return cls(**(layout | fields))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, for JSON or a weights file; `from_dict` takes them back."""
+        """Plain values for JSON or a weights file; `from_dict` reads them."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
@@ -135,6 +135,4 @@ class VisageConfig:
 
     def stride(self, fps: float) -> int:
         """Frames of a video at `fps` frames per second from one sampled frame to the next."""
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"the clip's frame rate is {fps}; it must be a positive number of frames per second")
-        return max(1, round(fps / self.sample_fps))
+        return sampling_stride(fps, self.sample_fps)

@@ -5,6 +5,7 @@ Expert 2 fuses all scales and has auxiliary heads for training. Module names are
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,7 @@ class ResBlend3d(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """A gate per channel and frame from the deepest tap: what it sees decides when the other taps count."""
+    """A gate per channel and frame, computed from the deepest tap and applied to the others."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -53,23 +54,13 @@ class TemporalAttention(nn.Module):
         return gate_BCT[..., None, None]
 
 
-class Projection(nn.Module):
-    """A pointwise convolution, under the name the released keys give it.
-
-    The released layer would also resize to its neighbour's grid, but all taps of this trunk share one.
-    """
-
-    def __init__(self, channels_in: int, channels: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv3d(channels_in, channels, 1)
-
-    def forward(self, x_BCThw: Tensor) -> Tensor:
-        y_BCThw: Tensor = self.proj(x_BCThw)
-        return y_BCThw
+def projection(channels_in: int, channels: int) -> nn.Sequential:
+    """A pointwise convolution. The released layer also resizes to its neighbour's grid; all taps of this trunk share one."""
+    return nn.Sequential(OrderedDict(proj=nn.Conv3d(channels_in, channels, 1)))
 
 
 class CenterBias(nn.Module):
-    """weight · exp(−((x − cx)² + (y − cy)²) / 2σ²) with x, y in [−1, 1]: four learned numbers added to the logits."""
+    """Centre prior added to the logits: weight · exp(−((x − cx)² + (y − cy)²) / 2σ²), x and y in [−1, 1], all four learned."""
 
     xx: Tensor
     yy: Tensor
@@ -90,7 +81,7 @@ class CenterBias(nn.Module):
 
 
 class Decoder1(nn.Module):
-    """Expert 1's decoder: deep to shallow, each tap gated by the deepest, which enters in no other way."""
+    """Expert 1's decoder, deep to shallow: each tap is gated by the deepest, which has no other effect."""
 
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
@@ -98,8 +89,8 @@ class Decoder1(nn.Module):
         self.out_px = config.out_px
         self.temp_attn = TemporalAttention(reduced)
         self.proj23_attn = nn.Conv3d(reduced, embed, 1)
-        self.upsample5 = Projection(reduced, embed)
-        self.upsample11 = Projection(reduced, embed)
+        self.upsample5 = projection(reduced, embed)
+        self.upsample11 = projection(reduced, embed)
         self.proj17 = nn.Conv3d(reduced, embed, 1)
         self.conv17 = ResBlend3d(embed, embed)
         self.blend11 = ResBlend3d(2 * embed, embed)
@@ -150,22 +141,14 @@ class Expert1(nn.Module):
 # ---------------------------------------------------------------------------------------------------------- expert 2
 
 
-class NormedProjection(nn.Module):
-    """Pointwise convolution, GroupNorm, GELU."""
-
-    def __init__(self, channels_in: int, channels: int, groups: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv3d(channels_in, channels, 1, bias=False), nn.GroupNorm(groups, channels), nn.GELU()
-        )
-
-    def forward(self, x_BCThw: Tensor) -> Tensor:
-        y_BCThw: Tensor = self.block(x_BCThw)
-        return y_BCThw
+def normed_conv(channels_in: int, channels: int, groups: int, kernel: int = 1) -> nn.Sequential:
+    """3-D convolution, GroupNorm, GELU."""
+    conv = nn.Conv3d(channels_in, channels, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(groups, channels), nn.GELU())
 
 
 class TemporalGate(nn.Module):
-    """A gate per channel and frame out of the features it gates."""
+    """A gate per channel and frame, computed from the features it gates."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -188,9 +171,8 @@ class Residual3d(nn.Module):
         self.norm2 = nn.GroupNorm(groups, channels)
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv3d(channels_in, channels, 1, bias=False), nn.GroupNorm(groups, channels)
-            )
+            pointwise = nn.Conv3d(channels_in, channels, 1, bias=False)
+            self.shortcut = nn.Sequential(pointwise, nn.GroupNorm(groups, channels))
 
     def forward(self, x_BCThw: Tensor) -> Tensor:
         y_BCThw = F.gelu(self.norm1(self.conv1(x_BCThw)))
@@ -198,15 +180,13 @@ class Residual3d(nn.Module):
 
 
 class Head2(nn.Module):
-    """From decoder features to logits: once over space and time, then enlarged, then frame by frame."""
+    """From decoder features to logits: one convolution over space and time, then up-sampling, then a 2-D head per frame."""
 
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
         embed, head, groups = config.embed_width, config.head_width_2, config.norm_groups
         self.out_px = config.out_px
-        self.pre_2d = nn.Sequential(
-            nn.Conv3d(embed, head, 3, padding=1, bias=False), nn.GroupNorm(groups, head), nn.GELU()
-        )
+        self.pre_2d = normed_conv(embed, head, groups, kernel=3)
         self.head_2d = nn.Sequential(
             nn.Conv2d(head, head, 3, padding=1, bias=False),
             nn.GroupNorm(groups, head),
@@ -225,10 +205,8 @@ class Decoder2(nn.Module):
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
         reduced, embed, groups = config.reduced_width, config.embed_width, config.norm_groups
-        self.proj5 = NormedProjection(reduced, embed, groups)
-        self.proj11 = NormedProjection(reduced, embed, groups)
-        self.proj17 = NormedProjection(reduced, embed, groups)
-        self.proj23 = NormedProjection(reduced, embed, groups)
+        for name in ("proj5", "proj11", "proj17", "proj23"):
+            self.add_module(name, nn.Sequential(OrderedDict(block=normed_conv(reduced, embed, groups))))
         self.temporal_gate = TemporalGate(embed)
         self.refine23 = Residual3d(embed, embed, groups)
         self.fuse17 = Residual3d(2 * embed, embed, groups)
@@ -250,7 +228,7 @@ class Decoder2(nn.Module):
 
 
 class Expert2(nn.Module):
-    """Multi-scale fusion with auxiliary heads, which serve training only."""
+    """Multi-scale fusion, with auxiliary heads for training."""
 
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
@@ -274,7 +252,7 @@ def dim_reducers(config: VisageConfig) -> nn.ModuleList:
 
 
 def reduce_taps(reducers: nn.ModuleList, streams: Sequence[Tensor], trunk: InternVideo2Config) -> list[Tensor]:
-    """Token streams `[B, 1 + T·h·w, D]` -> features `[B, C, T, h, w]`; the CLS token stays behind."""
+    """Token streams `[B, 1 + T·h·w, D]` -> features `[B, C, T, h, w]`, without the CLS token."""
     shape, dtype = (trunk.frames, trunk.grid, trunk.grid), next(reducers.parameters()).dtype
     return [
         reducer(stream_BND[:, 1:].to(dtype).transpose(1, 2).unflatten(2, shape))
@@ -285,7 +263,7 @@ def reduce_taps(reducers: nn.ModuleList, streams: Sequence[Tensor], trunk: Inter
 def map_frames(head: nn.Module, x_BCThw: Tensor, px: int) -> Tensor:
     """Enlarge features `[B, C, T, h, w]` to `px` x `px`, then run a 2-D `head` on each frame -> `[B, T, px, px]`.
 
-    Bilinear frame by frame is the released trilinear step, whose time axis keeps its length.
+    Bilinear per frame equals the released trilinear up-sampling, because the number of frames stays the same.
     """
     frames = x_BCThw.transpose(1, 2).flatten(0, 1)
     frames = F.interpolate(frames, size=(px, px), mode="bilinear", align_corners=False)
@@ -294,7 +272,7 @@ def map_frames(head: nn.Module, x_BCThw: Tensor, px: int) -> Tensor:
 
 
 def start_head(head: nn.Sequential, logit: float) -> None:
-    """Let a head that trains from scratch start near the constant `logit`, with enough slope to learn from."""
+    """Initialise a head's last convolution so that its output starts near `logit`, with a gradient large enough to learn."""
     last = head[-1]
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     nn.init.normal_(last.weight, std=0.1 / math.sqrt(last.weight[0].numel()))

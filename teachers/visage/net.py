@@ -15,22 +15,22 @@ from distill.teachers.visage.experts import KINDS, Expert1
 # Shape suffixes: B batch · T time · C channels · H, W pixels · N tokens · D width; lower-case h, w: the token grid
 
 FUSION_EPS = 1e-6
-"""Probabilities are held in [eps, 1 - eps] when experts are fused, as released: none can outvote the rest alone."""
+"""Probabilities are clamped to [eps, 1 - eps] before fusion, as released, so that no expert can outvote the rest alone."""
 
 
 class VisageOutput(NamedTuple):
     """Logits of one forward pass, each `[B, T, out_px, out_px]`."""
 
     experts: tuple[Tensor, ...]
-    """Each expert's, in the configuration's order."""
+    """Of each expert, in the configuration's order."""
     aux: dict[str, Tensor]
-    """The auxiliary heads `p23`, `p17`, `p11` of the last expert of kind 2; empty unless asked for."""
+    """Of the auxiliary heads `p23`, `p17`, `p11` of the last expert of kind 2; empty unless requested."""
     fused: Tensor
-    """The ensemble's."""
+    """Of the ensemble."""
 
 
 class VisageNet(nn.Module):
-    """Trunk, or trunks, and the experts. The trunk may be bfloat16 while the experts are float32, as released."""
+    """One or several trunks, and the experts. The trunk may be bfloat16 while the experts are float32, as released."""
 
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class VisageNet(nn.Module):
     def forward(self, clip_BCTHW: Tensor, aux: bool | None = None) -> VisageOutput:
         """A window of normalised RGB frames `[B, 3, T, px, px]` (see `preprocess`) -> logits of every frame.
 
-        The auxiliary heads run in training mode, or when `aux` says so.
+        The auxiliary heads run in training mode unless `aux` says otherwise.
         """
         clip_BCTHW = clip_BCTHW.to(self.trunk(0).cls_token.dtype)
         auxiliary: dict[str, Tensor] = {}
@@ -73,18 +73,19 @@ def fuse(logits: Sequence[Tensor], weights: Sequence[float], mode: str = "logit"
     """Experts' logits, all of one shape -> the ensemble's logits of that shape.
 
     `logit`: the weighted mean of the logits, as released. `mean`: the logit of the weighted mean probability. `max`:
-    the largest of those whose weight is not 0. First each logit is held within ±log((1 − eps) / eps), as released.
+    the largest logit among the experts whose weight is not 0. Before that, each logit is clamped to ±log((1 − eps) / eps),
+    as released. ValueError for an unknown mode, or unless there is one weight per expert.
     """
     if len(logits) != len(weights):
         raise ValueError(f"{len(logits)} experts are to be fused with {len(weights)} weights; give one weight each")
     bound = math.log((1 - FUSION_EPS) / FUSION_EPS)
     shares = [weight / sum(weights) for weight in weights]
-    held = [expert.float().clamp(-bound, bound) for expert in logits]
+    clamped = [expert.float().clamp(-bound, bound) for expert in logits]
     if mode == "logit":
-        return torch.stack([share * expert for share, expert in zip(shares, held, strict=True)]).sum(0)
+        return torch.stack([share * expert for share, expert in zip(shares, clamped, strict=True)]).sum(0)
     if mode == "mean":
-        mean = torch.stack([share * expert.sigmoid() for share, expert in zip(shares, held, strict=True)]).sum(0)
+        mean = torch.stack([share * expert.sigmoid() for share, expert in zip(shares, clamped, strict=True)]).sum(0)
         return mean.logit(eps=FUSION_EPS)
     if mode == "max":
-        return torch.stack([expert for share, expert in zip(shares, held, strict=True) if share > 0]).amax(0)
+        return torch.stack([expert for share, expert in zip(shares, clamped, strict=True) if share > 0]).amax(0)
     raise ValueError(f"unknown fusion {mode!r}; known are {', '.join(FUSIONS)}")

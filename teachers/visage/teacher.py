@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from distill.teachers.frames import CLIP
 from distill.teachers.visage.config import VisageConfig
 from distill.teachers.visage.experts import CenterBias
 from distill.teachers.visage.net import VisageNet
-from distill.teachers.visage.weights import expert_kind, load_released
-from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
+from distill.teachers.weights import fingerprint, load_state_dict_exact
 from distill.teachers.windows import BatchSize, cut_windows, evaluation_mode, exact_convolutions, infer
 
 FILE_FORMAT = "saliency-distill visage 2"
@@ -111,30 +109,6 @@ class Visage:
         """Configuration and weights, on the CPU, as plain values for `torch.save`; `Visage.load` reads such a file."""
         state = {key: value.detach().cpu() for key, value in self.net.state_dict().items()}
         return {"format": FILE_FORMAT, "config": self.config.to_dict(), "state": state}
-
-    @classmethod
-    def released(
-        cls,
-        base: str | os.PathLike[str],
-        experts: Sequence[str | os.PathLike[str]],
-        size: str = "6B",
-        *,
-        dtype: torch.dtype = torch.float32,
-        orig_t_size: int = 4,
-        name: str = "visage",
-        device: torch.device | str = "cpu",
-        how: Inference = PLAIN,
-        **fields: Any,
-    ) -> "Visage":
-        """The released layout on a trunk of `size`, from a published base and any number of experts' files.
-
-        Each expert's kind follows from its keys. `fields` are VisageConfig's, for instance `weights`, `fusion`, or
-        `shared_trunk=False` to merge each LoRA into a separate trunk. See `load_released` for the rest.
-        """
-        kinds = tuple(expert_kind(read_weights(path), str(path)) for path in experts)
-        config = VisageConfig.released(size, experts=kinds, **fields)
-        net = load_released(config, base, experts, orig_t_size=orig_t_size, dtype=dtype, device=device)
-        return cls(net, config, name=name, device=device, how=how)
 
     @classmethod
     def load(

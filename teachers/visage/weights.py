@@ -14,17 +14,17 @@ from distill.teachers.visage.net import VisageNet
 from distill.teachers.weights import LoadAccount, load_state_dict_exact, read_weights
 
 EXPERT_KEYS = ("dim_reducers.", "decoder.", "film_gamma.", "film_beta.")
-"""What begins an expert's own keys in a released file; all else is its trunk's."""
+"""Prefixes of an expert's keys in a released file; all other keys belong to its trunk."""
 
 
 def expert_kind(state: Mapping[str, Tensor], source: str = "the state") -> int:
-    """1 or 2: which expert the released names belong to."""
+    """Which expert, 1 or 2, the released names belong to. ValueError, naming `source`, for neither."""
     if "film_gamma.weight" in state:
         return 1
     if "decoder.main_head.pre_2d.0.weight" in state:
         return 2
     raise ValueError(
-        f"{source} is no ViSAGE expert: it has neither 'film_gamma.weight' (kind 1) nor "
+        f"{source} is not a ViSAGE expert: it has neither 'film_gamma.weight' (kind 1) nor "
         f"'decoder.main_head.pre_2d.0.weight' (kind 2); its first key is {next(iter(state), 'none')!r}"
     )
 
@@ -38,11 +38,11 @@ def load_released(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> VisageNet:
-    """The ensemble of a published InternVideo2 file and released experts' files.
+    """The ensemble of a published InternVideo2 file and released experts' files, in the order of `config.experts`.
 
-    `orig_t_size`: frames that the base was trained with (4 for stage 2). `dtype`: what the trunk is held in. The net is
-    built without memory and takes over the files' tensors, moved to `device` one by one: beside the net itself no more
-    than one tensor is ever in memory, since the files are mapped. Raises ValueError, one line that names file and key.
+    `orig_t_size`: frames per window that the base was trained with (4 for stage 2). `dtype`: the trunk's. The net is built
+    on the meta device and takes the files' tensors, which are memory-mapped and moved to `device` one by one: besides the
+    net itself at most one tensor is in memory. Raises ValueError, one line that names file and key.
     """
     if len(experts) != len(config.experts):
         raise ValueError(f"{len(experts)} files are given for an ensemble of {len(config.experts)} experts")
@@ -69,9 +69,9 @@ def random_net(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> VisageNet:
-    """An ensemble that has learned nothing, for trials of speed and machinery: `seed` decides it, on one kind of device.
+    """An ensemble with random weights, for benchmarks and smoke tests; equal seeds give equal weights on one kind of device.
 
-    Built where and as it is to run, `dtype` being the trunk's: nothing else is ever in memory.
+    Built directly on `device`, the trunk in `dtype`, without a copy elsewhere.
     """
     with torch.device("meta"):
         net = VisageNet(config)

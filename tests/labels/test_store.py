@@ -98,8 +98,8 @@ def test_large_maps_are_averaged_before_the_logit(tmp_path):
         (lambda f: write_npz(f, "002"), "nothing for clip 001"),
         (lambda f: write_npz(f, frames=4), "has 4 maps, clip 001 has 5 frames"),
         (lambda f: write_npz(f, peak=np.nan), r"001\.npz, frame 1: peak is nan"),
-        (lambda f: (f / "001.npz").write_text("<html>"), "is no npz with"),
-        (lambda f: np.savez(f / "001.npz", maps=np.zeros((5, 6, 8)), peak=np.zeros(5)), "want maps uint8"),
+        (lambda f: (f / "001.npz").write_text("<html>"), "is not an npz file with"),
+        (lambda f: np.savez(f / "001.npz", maps=np.zeros((5, 6, 8)), peak=np.zeros(5)), "expected maps uint8"),
         (lambda f: (f / "001").mkdir(), "holds no PNGs"),
     ],
 )

@@ -1,7 +1,7 @@
 """Damaged files: never a traceback, never a hang, and never accepted where the downstream's scanner refuses.
 
-2,000 files; FUZZ=20000 in the environment sets another number (CI's slow run takes 20,000). Deterministic: case N is
-always the same file.
+2,000 files by default; before a change of the reader run `FUZZ=20000 pytest tests/opallowlist/test_fuzz.py`. Deterministic:
+case N is always the same file.
 """
 
 import os

@@ -273,7 +273,7 @@ def test_an_unknown_size_names_the_known_ones() -> None:
 
 def test_clips_and_taps_that_do_not_fit() -> None:
     trunk = on_meta(TINY)
-    with pytest.raises(ValueError, match=r"shape \[1, 3, 5, 56, 56\]; its configuration wants \[B, 3, 4, 56, 56\]"):
+    with pytest.raises(ValueError, match=r"shape \[1, 3, 5, 56, 56\]; its configuration needs \[B, 3, 4, 56, 56\]"):
         trunk(torch.zeros(1, 3, 5, 56, 56), [0])
     with pytest.raises(ValueError, match=r"taps \[4\]"):
         trunk(torch.zeros(1, 3, 4, 56, 56), [4])

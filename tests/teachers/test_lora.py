@@ -71,7 +71,7 @@ def test_the_base_may_come_under_its_published_name_and_keeps_its_type() -> None
         ),
         (
             {"blocks.0.norm1.weight": torch.ones(4), f"{TRUNK_PREFIX}blocks.0.block.norm1.weight": torch.ones(4)},
-            "comes twice",
+            "occurs twice",
         ),
     ],
 )

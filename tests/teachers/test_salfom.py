@@ -103,9 +103,9 @@ def test_attention_is_what_its_formula_says() -> None:
 
 
 def test_clips_of_another_shape_are_refused(small: Salfom) -> None:
-    with pytest.raises(ValueError, match=r"frames of shape \[2, 3, 16, 32\]; it wants \[N, 3, 32, 32\]"):
+    with pytest.raises(ValueError, match=r"frames of shape \[2, 3, 16, 32\]; it needs \[N, 3, 32, 32\]"):
         small.net.encoder.embed(torch.zeros(2, 3, 16, 32))
-    with pytest.raises(ValueError, match="windows of 8 frames; it wants 16"):
+    with pytest.raises(ValueError, match="windows of 8 frames; it needs 16"):
         small.net(torch.zeros(1, 3, 8, 32, 32))
 
 

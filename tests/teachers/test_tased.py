@@ -260,5 +260,5 @@ def test_bad_configurations(fields: dict[str, Any], message: str) -> None:
 
 
 def test_a_clip_of_another_size_is_refused(small: Tased) -> None:
-    with pytest.raises(ValueError, match=r"shape \[1, 3, 16, 32, 64\]; it wants \[B, 3, 32, H, W\]"):
+    with pytest.raises(ValueError, match=r"shape \[1, 3, 16, 32, 64\]; it needs \[B, 3, 32, H, W\]"):
         small.net(torch.zeros(1, 3, 16, 32, 64))

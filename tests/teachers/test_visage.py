@@ -20,12 +20,14 @@ from distill.teachers.visage import (
     VisageConfig,
     VisageNet,
     VisageOutput,
+    expert_kind,
     fuse,
     load_expert,
     load_released,
     preprocess,
     random_net,
 )
+from distill.teachers.weights import read_weights
 
 # The golden cases: the released decoders at a small width.
 SHAPE: dict[str, Any] = {
@@ -152,12 +154,20 @@ def released_files(folder: Path, golden_state: Any) -> tuple[Path, list[Path]]:
     return base, paths
 
 
+def built_from(base: Path, experts: list[Path], size: str, dtype: Any = torch.float32, **fields: Any) -> Visage:
+    """The teacher of published files, each expert's kind taken from its keys."""
+    options = {"orig_t_size": fields.pop("orig_t_size", 4), "dtype": dtype}
+    kinds = tuple(expert_kind(read_weights(path), str(path)) for path in experts)
+    config = VisageConfig.released(size, experts=kinds, **fields)
+    return Visage(load_released(config, base, experts, **options), config)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_teacher_is_built_from_published_files(
     shared: bool, golden_state: Any, golden_arrays: Any, tmp_path: Path
 ) -> None:
     base, experts = released_files(tmp_path, golden_state)
-    teacher = Visage.released(base, experts, "S", **SHAPE, shared_trunk=shared)
+    teacher = built_from(base, experts, "S", **SHAPE, shared_trunk=shared)
     assert teacher.config.experts == (1, 2)
     assert len(teacher.net.trunks) == (1 if shared else 2)
     assert not any(value.is_meta for value in teacher.net.state_dict().values())
@@ -169,7 +179,7 @@ def test_the_teacher_is_built_from_published_files(
 def test_experts_are_known_by_their_keys_and_windows_may_be_longer(golden_state: Any, tmp_path: Path) -> None:
     base, experts = released_files(tmp_path, golden_state)
     shape = SHAPE | {"trunk": InternVideo2Config.of("tiny", frames=6, px=56)}
-    teacher = Visage.released(base, experts[::-1], "S", **shape, dtype=torch.bfloat16, weights=(0.9, 0.1))
+    teacher = built_from(base, experts[::-1], "S", **shape, dtype=torch.bfloat16, weights=(0.9, 0.1))
     assert teacher.config.experts == (2, 1)
     assert {value.dtype for value in teacher.net.trunks.parameters()} == {torch.bfloat16}
     assert {value.dtype for value in teacher.net.experts.parameters()} == {torch.float32}
@@ -181,7 +191,7 @@ def test_faults_of_published_files_are_one_line(golden_state: Any, tmp_path: Pat
 
     def message(*args: Any, **fields: Any) -> str:
         with pytest.raises(ValueError) as caught:
-            Visage.released(*args, "S", **(SHAPE | fields))
+            built_from(*args, "S", **(SHAPE | fields))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -192,7 +202,7 @@ def test_faults_of_published_files_are_one_line(golden_state: Any, tmp_path: Pat
     text = message(base, experts, trunk=wide)
     assert "base.pt does not fit InternVideo2; its keys: of another shape 12, first 'blocks.0.mlp.fc1.weight'" in text
     assert "[256, 64], expected [128, 64]" in text
-    assert "base.pt is no ViSAGE expert" in message(base, [experts[0], base])
+    assert "base.pt is not a ViSAGE expert" in message(base, [experts[0], base])
     with pytest.raises(ValueError, match="2 files are given for an ensemble of 1"):
         load_released(VisageConfig.released("S", experts=(1,)), base, experts)
     state = torch.load(experts[0], weights_only=True)

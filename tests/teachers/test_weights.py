@@ -135,7 +135,7 @@ def test_archives_and_safetensors_are_mapped_not_read(tmp_path: Path) -> None:
         ),
         (b"<html>" + b" " * 600, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer"),
-        (b'{"error": "not found"}', "is no weights file: it begins with b'{\"error\"'"),
+        (b'{"error": "not found"}', "is not a weights file: it begins with b'{\"error\"'"),
         (archive(STATE)[:-200], "is truncated"),
         (archive(STATE)[:9], "is truncated"),
         (old_pickle(STATE)[:-9], "is truncated, damaged or no torch file"),
