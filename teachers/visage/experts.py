@@ -205,8 +205,8 @@ class Decoder2(nn.Module):
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
         reduced, embed, groups = config.reduced_width, config.embed_width, config.norm_groups
-        for name in ("proj5", "proj11", "proj17", "proj23"):
-            self.add_module(name, nn.Sequential(OrderedDict(block=normed_conv(reduced, embed, groups))))
+        projections = (nn.Sequential(OrderedDict(block=normed_conv(reduced, embed, groups))) for _ in range(4))
+        self.proj5, self.proj11, self.proj17, self.proj23 = projections
         self.temporal_gate = TemporalGate(embed)
         self.refine23 = Residual3d(embed, embed, groups)
         self.fuse17 = Residual3d(2 * embed, embed, groups)
