@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from distill.cli.options import EncoderOptions, Output
 from distill.cli.output import interruptible, print_cells, print_files, print_json
 from distill.run.errors import Interrupted, UsageError
-
-if TYPE_CHECKING:
-    from distill.encoding.encoders import Coding
-    from distill.encoding.planner import Shaping
 
 
 def encode(
@@ -128,10 +124,12 @@ def bd(
 
 def _settings(
     options: EncoderOptions, threads: int, crf: float | None = None, bitrate: int | None = None, params: Sequence[str] = ()
-) -> tuple[Coding, Shaping]:  # fmt: skip
+) -> Any:  # fmt: skip
+    """How the encoder is run, and how maps become offsets. Raises UsageError for an unknown block size or `neutral`."""
     from distill.encoding.encoders import Coding
-    from distill.encoding.planner import Shaping, check_shaping
+    from distill.encoding.planner import check_shaping
+    from distill.encoding.qp_offsets import Shaping
 
+    check_shaping(options.block, options.neutral)
     shaping = Shaping(options.strength, options.block, options.neutral, prior=options.prior)
-    check_shaping(shaping)
     return Coding(options.codec, crf, bitrate, options.preset, tuple(params), threads), shaping

@@ -59,14 +59,11 @@ def _signed(value: float | None) -> str:
 def legend(result: dict[str, Any]) -> list[str]:
     """What the columns mean, and whose gaze weights which clips."""
     lines = ["BD-rate in per cent, negative saves rate. PSNR: over all pixels alike, by which a map can only lose"]
-    for by, where in (
-        ("gaze", "where observers looked"),
-        ("judge", f"the map of {result['judge']}, a model, not observers"),
-    ):
-        if names := [name for name, facts in result["clips"].items() if facts["weights"]["by"] == by]:
-            lines.append(
-                f"{LABELS[by]}: weighted by {where}; {len(names)} of {len(result['clips'])} clips: {', '.join(names)}"
-            )
+    clips = result["clips"]
+    weights = {"gaze": "where observers looked", "judge": f"the map of {result['judge']}, a model, not observers"}
+    for by, where in weights.items():
+        if names := [name for name, facts in clips.items() if facts["weights"]["by"] == by]:
+            lines.append(f"{LABELS[by]}: weighted by {where}; {len(names)} of {len(clips)} clips: {', '.join(names)}")
     return [*lines, "size: its change at equal CRF"]
 
 

@@ -22,7 +22,8 @@ import numpy as np
 from distill.encoding.bd_rate import bd_rate
 from distill.encoding.encoders import Coding, check_coding, check_map_counts, encode_frames
 from distill.encoding.excerpts import Excerpt, Source, check_proxy, luma_plane, with_proxy_weights
-from distill.encoding.planner import Maps, Planner, Shaping, centre_map, open_maps
+from distill.encoding.planner import Maps, Planner, centre_map, open_maps
+from distill.encoding.qp_offsets import Shaping
 from distill.evaluation.statistics import mean_and_interval
 from distill.export.streaming import Stream
 from distill.run.errors import Interrupted, UsageError
@@ -35,14 +36,9 @@ QUALITIES = {"plain": "PSNR", "gaze": "gaze-weighted PSNR", "judge": "proxy-weig
 
 
 def compare(
-    sources: Sequence[Source],
-    models: Mapping[str, Path],
-    coding: Coding,
-    shaping: Shaping,
-    crfs: Sequence[float],
-    narrator: Narrator,
-    proxy: Path | None = None,
-) -> dict[str, Any]:
+    sources: Sequence[Source], models: Mapping[str, Path], coding: Coding, shaping: Shaping, crfs: Sequence[float],
+    narrator: Narrator, proxy: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Encodes every clip with every map at every rate.
 
     proxy: a model whose maps are the weights where a clip has no gaze.
@@ -92,12 +88,10 @@ def compare(
 
 def _report_gaps(clips: Mapping[str, Any], narrator: Narrator) -> None:
     """Reports missing BD-rates and clips without weights. Raises UsageError where there is no BD-rate at all."""
-    reasons = [
-        f"clip {name}, {title}: no BD-rate of {QUALITIES[quality]}: {reason}"
-        for name, facts in clips.items()
-        for title, of_map in facts["left_out"].items()
-        for quality, reason in of_map.items()
-    ]
+    reasons = []
+    for name, facts in clips.items():
+        for title, of_map in facts["left_out"].items():
+            reasons += [f"clip {name}, {title}: no BD-rate of {QUALITIES[q]}: {reason}" for q, reason in of_map.items()]
     if not any(rates for facts in clips.values() for rates in facts["bd_rate"].values()):
         raise UsageError(f"{reasons[0]}; other --crf may help")
     for reason in reasons:
@@ -186,20 +180,15 @@ def summary(clips: Mapping[str, Any]) -> dict[str, Any]:
     the Gaussian and with the models named after it.
     """
     titles = list(next(iter(clips.values()))["size"])
-    measures = {
-        title: [{**facts["bd_rate"][title], "size": facts["size"][title]} for facts in clips.values()]
-        for title in titles
-    }
-    differences: list[dict[str, Any]] = []
+    measures: dict[str, list[dict[str, float]]] = {title: [] for title in titles}
+    for facts in clips.values():
+        for title in titles:
+            measures[title].append({**facts["bd_rate"][title], "size": facts["size"][title]})
+    differences = []
     for one, other in [*((title, titles[0]) for title in titles[1:]), *combinations(titles[1:], 2)]:
         pairs = zip(measures[one], measures[other], strict=True)
-        differences.append(
-            {
-                "map": one,
-                "less": other,
-                **_over_clips([{k: a[k] - b[k] for k in a.keys() & b.keys()} for a, b in pairs]),
-            }
-        )
+        paired = [{k: a[k] - b[k] for k in a.keys() & b.keys()} for a, b in pairs]
+        differences.append({"map": one, "less": other, **_over_clips(paired)})
     return {"mean": {title: _over_clips(of_map) for title, of_map in measures.items()}, "differences": differences}
 
 

@@ -57,9 +57,8 @@ class EncodedFile:
         try:
             self.stream = self.container.add_stream(self.coding.library, rate=self.picture.rate)
         except ValueError as error:
-            raise UsageError(
-                f"{self.target} cannot hold {self.coding.codec} video ({error}); write .mp4 or .mkv"
-            ) from None
+            message = f"{self.target} cannot hold {self.coding.codec} video ({error}); write .mp4 or .mkv"
+            raise UsageError(message) from None
         configure(self.stream.codec_context, self.picture, self.coding)
         self.stream.time_base = self.picture.time_base
         matrix: Any = self.first.side_data.get("DISPLAYMATRIX")
@@ -84,9 +83,8 @@ class EncodedFile:
         try:
             copy = self.container.add_stream_from_template(stream)
         except ValueError as error:
-            raise UsageError(
-                f"{self.target} cannot hold the {stream.type} of the source ({error}); write .mkv, or leave it out with --video-only"
-            ) from None
+            message = f"{self.target} cannot hold the {stream.type} of the source ({error})"
+            raise UsageError(f"{message}; write .mkv, or leave it out with --video-only") from None
         copy.metadata.update(stream.metadata)
         copy.disposition = stream.disposition
         self.copied[stream.index] = copy

@@ -11,18 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from distill.encoding import source as videos
 from distill.encoding.container import EncodedFile
 from distill.encoding.encoders import Coding, RegionMarker, check_coding, check_map_counts
-from distill.encoding.planner import Maps, Planner, Shaping
+from distill.encoding.planner import Maps, Planner
+from distill.encoding.qp_offsets import Shaping
 from distill.encoding.roi_files import FORMATS, RoiFile, addroi_command
-from distill.encoding.source import (
-    describe_picture,
-    expected_frames,
-    first_frame,
-    open_video,
-    read_frames,
-    video_stream,
-)
 from distill.export.streaming import Stream
 from distill.run.errors import UsageError
 from distill.run.files import write_bytes
@@ -47,15 +41,9 @@ def check_outputs(target: Path | None, map_name: str | None, roi_file: Path | No
 
 
 def encode(
-    source: Path,
-    target: Path | None,
-    maps: Stream | Maps | None,
-    coding: Coding,
-    shaping: Shaping,
-    narrator: Narrator,
-    roi: Roi | None = None,
-    video_only: bool = False,
-) -> dict[str, Any]:
+    source: Path, target: Path | None, maps: Stream | Maps | None, coding: Coding, shaping: Shaping, narrator: Narrator,
+    roi: Roi | None = None, video_only: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Encodes a video with a map for every frame, writes the offsets for another encoder (`roi`), or both.
 
     maps: a student's stream, or any function that gives maps; None encodes without.
@@ -72,14 +60,12 @@ def encode(
             raise UsageError(f"{path} is a folder; name the file to write in it")
     if target:
         check_coding(coding)
-    first = first_frame(source)
-    with open_video(source) as container, ExitStack() as stack:
-        picture = describe_picture(video_stream(container), first, coding if target else None, narrator)
+    first = videos.first_frame(source)
+    with videos.open_video(source) as container, ExitStack() as stack:
+        picture = videos.describe_picture(videos.video_stream(container), first, coding if target else None, narrator)
         if isinstance(maps, Stream) and (slower := maps.slowdown(float(picture.rate))) > 1.05:
-            narrator.say(
-                f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for {1 / maps.period:.4g}: "
-                f"it will remember {slower:.2g}x as long"
-            )
+            rates = f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for {1 / maps.period:.4g}"
+            narrator.say(f"{rates}: it will remember {slower:.2g}x as long")
         if target and maps:
             check_map_counts(picture, coding)
         planner = Planner(picture, maps, shaping)
@@ -89,8 +75,8 @@ def encode(
         if target:
             out = stack.enter_context(EncodedFile(target, container, first, picture, coding, video_only, narrator))
         marker = RegionMarker(picture, shaping.block)
-        frames = read_frames(source, container, first, out.copied if out else {}, out.copy if out else None)
-        for frame in narrator.track(frames, "encode", expected_frames(container), "frames"):
+        frames = videos.read_frames(source, container, first, out.copied if out else {}, out.copy if out else None)
+        for frame in narrator.track(frames, "encode", videos.expected_frames(container), "frames"):
             offsets = planner.plan(frame)
             if out:
                 out.write(marker.mark(frame, offsets))

@@ -84,14 +84,15 @@ def check_coding(coding: Coding) -> None:
             raise UsageError(f"--param {param}: must be KEY=VALUE, one at a time")
         if key.replace("_", "-") == "aq-mode" and value == "0":
             raise UsageError(
-                "--param aq-mode=0: the encoders apply a map inside their adaptive quantisation; leave it on, aq-mode=1"
+                f"--param {param}: the encoders apply a map in their adaptive quantisation; leave it on, aq-mode=1"
             )
     try:
         av.codec.Codec(coding.library, "w")
     except ValueError:
-        raise UsageError(
+        message = (
             f"the FFmpeg of this PyAV ({av.__version__}) has no {coding.library}; the one of `pip install av` has it"
-        ) from None
+        )
+        raise UsageError(message) from None
 
 
 def encoder_options(coding: Coding, picture: Picture) -> dict[str, str]:
@@ -151,12 +152,11 @@ class RegionMarker:
     def _build(self, frame: av.VideoFrame, offsets: np.ndarray | None) -> Any:
         picture, graph = self.picture, av.filter.Graph()
         # Regions do not depend on time: any time base will do, and `mark` restores the time stamps.
-        nodes = [
-            graph.add(
-                "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name, time_base="1/1000",
-                pixel_aspect="1/1", colorspace=str(int(frame.colorspace)), range=str(int(frame.color_range)),
-            )
-        ]  # fmt: skip
+        source = graph.add(
+            "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name, time_base="1/1000",
+            pixel_aspect="1/1", colorspace=str(int(frame.colorspace)), range=str(int(frame.color_range)),
+        )  # fmt: skip
+        nodes = [source]
         if (frame.height, frame.width) != picture.size:
             nodes.append(graph.add("crop", f"{picture.width}:{picture.height}:0:0:exact=1"))
         regions = [] if offsets is None else addroi(offsets, self.block, picture.size, picture.bits)

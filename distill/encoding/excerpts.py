@@ -23,7 +23,8 @@ import onnx
 from distill.corpora import Clip, density_map, fixation_map, open_corpus
 from distill.corpora.video import probe, read_frames
 from distill.encoding.encoders import Picture
-from distill.encoding.planner import Planner, Shaping
+from distill.encoding.planner import Planner
+from distill.encoding.qp_offsets import Shaping
 from distill.export.streaming import Stream
 from distill.recipe import keys
 from distill.run.errors import UsageError

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from distill.encoding.encoders import Picture
-from distill.encoding.qp_offsets import BLOCKS, FAINT, HOLD, LIMIT, NEUTRAL, areas, block_bits, qp_offsets, step_for
+from distill.encoding.qp_offsets import BLOCKS, LIMIT, NEUTRAL, Shaping, areas, block_bits, qp_offsets, step_for
 from distill.encoding.roi_files import SVT_BLOCK, SVT_LEVELS, RoiFile
 from distill.evaluation.centre import centred_gaussian
 from distill.evaluation.predictors import load_predictor
@@ -25,38 +25,15 @@ from distill.run.errors import UsageError
 # The saliency map [h,w] in [0, 1] of a small upright RGB frame uint8 [h,w,3] at its time in seconds.
 Maps = Callable[[np.ndarray, float], np.ndarray]
 
-PRIOR = 0.5  # of a centred Gaussian in the map: a wrong model then costs less than it gains where it is right
 MODEL_WIDTH = 640  # px of the frame that a model sees: the width of the corpora that students learn from
 
 
-@dataclass(frozen=True)
-class Shaping:
-    """How a saliency map becomes offsets; see `distill.encoding.qp_offsets`."""
-
-    strength: float = 4.0
-    block: int = 16
-    neutral: str = "bits"
-    faint: float | None = FAINT
-    prior: float = PRIOR
-    hold: float = HOLD
-    limit: int = LIMIT
-    step: int = 1
-
-    def offsets(
-        self, saliency: np.ndarray, size: tuple[int, int], previous: np.ndarray | None, bits: np.ndarray | None
-    ) -> np.ndarray:
-        return qp_offsets(
-            saliency, self.strength, self.block, size, limit=self.limit, neutral=self.neutral, bits=bits, faint=self.faint,
-            prior=self.prior, step=self.step, previous=previous, hold=self.hold,
-        )  # fmt: skip
-
-
-def check_shaping(shaping: Shaping) -> None:
+def check_shaping(block: int, neutral: str) -> None:
     """Raises UsageError for an unknown block size or `neutral`."""
-    if shaping.block not in BLOCKS:
-        raise UsageError(f"--block {shaping.block} is unknown; there are {', '.join(map(str, BLOCKS))}")
-    if shaping.neutral not in NEUTRAL:
-        raise UsageError(f"--neutral {shaping.neutral} is unknown; there are {', '.join(NEUTRAL)}")
+    if block not in BLOCKS:
+        raise UsageError(f"--block {block} is unknown; there are {', '.join(map(str, BLOCKS))}")
+    if neutral not in NEUTRAL:
+        raise UsageError(f"--neutral {neutral} is unknown; there are {', '.join(NEUTRAL)}")
 
 
 def centre_map(frame: np.ndarray, seconds: float) -> np.ndarray:
@@ -82,9 +59,7 @@ class OffsetTrack:
     shaping: Shaping
     size: tuple[int, int]
     offsets: np.ndarray | None = None
-    bits: np.ndarray | None = (
-        None  # of the blocks, smoothed over frames: a single frame's would make the offsets flicker
-    )
+    bits: np.ndarray | None = None  # of the blocks, smoothed over frames: a single frame's make offsets flicker
     all_bits: np.ndarray | float = 0.0
 
     def step(self, saliency: np.ndarray, luma: np.ndarray, before: np.ndarray | None) -> np.ndarray:
@@ -93,7 +68,7 @@ class OffsetTrack:
             bits = block_bits(luma, before, self.shaping.block, self.size)
             self.bits = bits if self.bits is None else (self.bits + bits) / 2
             self.all_bits = self.all_bits + bits
-        self.offsets = self.shaping.offsets(saliency, self.size, self.offsets, self.bits)
+        self.offsets = qp_offsets(saliency, self.shaping, self.size, self.offsets, self.bits)
         return self.offsets
 
 
@@ -180,7 +155,7 @@ class Planner:
         assert self._sum is not None
         bits = self._track.all_bits
         mean = np.clip(self._sum / self.frames, 0, 1)
-        return self.shaping.offsets(mean, self.picture.size, None, bits if isinstance(bits, np.ndarray) else None)
+        return qp_offsets(mean, self.shaping, self.picture.size, None, bits if isinstance(bits, np.ndarray) else None)
 
     @property
     def seconds(self) -> float:

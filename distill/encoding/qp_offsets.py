@@ -2,13 +2,14 @@
 
     offsets = None
     for saliency in maps:                                        # float [h,w] in [0, 1]
-        offsets = qp_offsets(saliency, 4, size=(1080, 1920), previous=offsets)   # int32 [68,120]
+        offsets = qp_offsets(saliency, Shaping(), (1080, 1920), offsets)   # int32 [68,120]
 
 The grid is the encoder's: blocks at the right and bottom edges may extend beyond the frame, and only their part inside counts.
 A map may have any size: it covers the frame, and a block takes the mean of the part of the map that covers it.
 Pure functions, numpy only; the only state between frames is the previous frame's offsets.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,8 +18,6 @@ from distill.evaluation.centre import centred_gaussian
 
 BLOCKS = (16, 32, 64)  # H.264's macroblock, HEVC's usual quantisation group, AV1's superblock
 LIMIT = 12  # QP; the downstream clips its maps there too
-HOLD = 0.25  # hysteresis, as a share of a step
-FAINT = 0.2  # a frame whose highest block mean is below this has no salient region
 NEUTRAL = ("bits", "mean", "off")
 NOISE = 4  # residual in grey levels at which a pixel costs one bit
 HALVING = 6  # QP that roughly halve the rate: the quantiser's step size doubles every 6 QP in H.264 and HEVC
@@ -32,9 +31,8 @@ def grid(size: tuple[int, int], block: int) -> tuple[int, int]:
 @lru_cache(maxsize=16)
 def areas(size: tuple[int, int], block: int) -> np.ndarray:
     """Pixels of the frame in each block, float64 `[rows, columns]`."""
-    sides = [
-        np.minimum(block, length - block * np.arange(n)) for length, n in zip(size, grid(size, block), strict=True)
-    ]
+    blocks = zip(size, grid(size, block), strict=True)
+    sides = [np.minimum(block, length - block * np.arange(count)) for length, count in blocks]
     return np.outer(*sides).astype(float)
 
 
@@ -65,21 +63,18 @@ def _shares(cells: int, length: int, block: int) -> np.ndarray:
     return np.maximum(0, np.minimum(ends, edges[1:]) - np.maximum(starts, edges[:-1])) / (ends - starts)
 
 
-def block_bits(
-    luma: np.ndarray, before: np.ndarray | None, block: int, size: tuple[int, int] | None = None
-) -> np.ndarray:
+def block_bits(luma: np.ndarray, before: np.ndarray | None, block: int, size: tuple[int, int]) -> np.ndarray:
     """Estimated share of the frame's bits in each block, float64 `[rows, columns]`, summing to 1.
 
     luma: grey levels 0..255 `[h,w]` of a small picture that covers a frame of `size`. before: the previous frame's, if any.
     An encoder predicts a block from its neighbourhood or from the previous frame, whichever leaves the smaller residual. So the
     residual r is taken as the smaller standard deviation, of the block or of its change, and a pixel costs log2(1 + r / 4).
     """
-    frame = size or (luma.shape[0], luma.shape[1])
-    residual = _deviation(luma.astype(float), block, frame)
+    residual = _deviation(luma.astype(float), block, size)
     if before is not None:
-        residual = np.minimum(residual, _deviation(luma.astype(float) - before, block, frame))
+        residual = np.minimum(residual, _deviation(luma.astype(float) - before, block, size))
     # The constant matters only where the whole frame is flat and still.
-    bits = (np.log2(1 + residual / NOISE) + 0.01) * areas(frame, block)
+    bits = (np.log2(1 + residual / NOISE) + 0.01) * areas(size, block)
     return bits / bits.sum()
 
 
@@ -92,76 +87,85 @@ def _centred_means(size: tuple[int, int], block: int) -> np.ndarray:
     return block_means(centred_gaussian(*size), block)
 
 
-def qp_offsets(
-    saliency: np.ndarray,
-    strength: float,
-    block: int = 16,
-    size: tuple[int, int] | None = None,
-    *,
-    limit: int = LIMIT,
-    neutral: str = "off",
-    bits: np.ndarray | None = None,
-    faint: float | None = None,
-    prior: float = 0.0,
-    step: int = 1,
-    previous: np.ndarray | None = None,
-    hold: float = HOLD,
-) -> np.ndarray:
-    """QP offsets int32 `[rows, columns]` of a saliency map `[h,w]`: `round((1 - 2 s) strength)` of each block's mean s.
+@dataclass(frozen=True)
+class Shaping:
+    """How a saliency map becomes QP offsets: `round((1 - 2 s) strength)` of each block's mean s. Raises ValueError out of range.
 
     strength: QP, from 0 to limit: the offset of a block with s = 0; a block with s = 1 gets minus that.
-    size: height and width of the frame in pixels; by default the map's.
-    faint: first divide the block means by their peak, or by `faint` where the peak is lower: a student's map also encodes its
-        confidence, and a map that is low everywhere would hardly move a bit. None takes the map as it is.
-    prior: share from 0 to 1 of a centred Gaussian (`centred_gaussian`) mixed into the block means after that.
+    block: side of a block in pixels.
     neutral: shift all offsets of the frame by one amount, so that the frame's size stays about the same; they then reach at most
         twice the strength. `mean`: until their area-weighted mean is zero. `bits`: until the estimated bits are unchanged, with
         each block's scaled by 2^(-offset / 6); a zero mean enlarges frames, since bits grow faster below zero than they shrink
         above, and people look where there is something to encode. `off`: no shift. Rounding leaves an error of at most half a
         step, and `hold` as much again.
-    bits: for `neutral="bits"`, the bits of each block in any unit, see `block_bits`; by default its area.
+    faint: first divide the block means by their peak, or by `faint` where the peak is lower: a student's map also encodes its
+        confidence, and a map that is low everywhere would hardly move a bit. None takes the map as it is.
+    prior: share from 0 to 1 of a centred Gaussian (`centred_gaussian`) mixed into the block means after that; a wrong model
+        then costs less than it gains where it is right.
+    hold: an offset changes only where it is off by more than half a step and `hold` steps, so that it does not flicker.
     limit: largest absolute offset. step: offsets are multiples of it, see `step_for`.
-    previous: the offsets of the previous frame. An offset changes only where it is off by more than half a step and `hold`
-        steps, so that it does not flicker between two values.
-
-    Raises ValueError for a map outside [0, 1], a `previous` with another number of blocks, or parameters out of range.
     """
-    if neutral not in NEUTRAL:
-        raise ValueError(f"neutral must be one of {', '.join(NEUTRAL)}; got {neutral!r}")
-    if not (0 <= strength <= limit and 0 <= prior <= 1 and step >= 1 and hold >= 0 and block >= 1):
-        raise ValueError(
-            "must hold: 0 <= strength <= limit, 0 <= prior <= 1, step >= 1, hold >= 0 and block >= 1; "
-            f"got strength {strength:g}, limit {limit}, prior {prior:g}, step {step}, hold {hold:g}, block {block}"
-        )
+
+    strength: float = 4.0
+    block: int = 16
+    neutral: str = "bits"
+    faint: float | None = 0.2
+    prior: float = 0.5
+    hold: float = 0.25
+    limit: int = LIMIT
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.neutral not in NEUTRAL:
+            raise ValueError(f"neutral must be one of {', '.join(NEUTRAL)}; got {self.neutral!r}")
+        positive = self.step >= 1 and self.hold >= 0 and self.block >= 1
+        if not (0 <= self.strength <= self.limit and 0 <= self.prior <= 1 and positive):
+            limits = "0 <= strength <= limit, 0 <= prior <= 1, step >= 1, hold >= 0 and block >= 1"
+            raise ValueError(f"must hold: {limits}; got {self}")
+
+
+def qp_offsets(
+    saliency: np.ndarray, shaping: Shaping, size: tuple[int, int] | None = None,
+    previous: np.ndarray | None = None, bits: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """QP offsets int32 `[rows, columns]` of a saliency map `[h,w]`; see `Shaping`.
+
+    size: height and width of the frame in pixels; by default the map's.
+    previous: the offsets of the previous frame, for `hold`.
+    bits: for `neutral="bits"`, the bits of each block in any unit, see `block_bits`; by default its area.
+
+    Raises ValueError for a map outside [0, 1], and for a `previous` or `bits` with another number of blocks.
+    """
+    strength, block, step = shaping.strength, shaping.block, shaping.step
     frame = size or (saliency.shape[0], saliency.shape[1])
     means = block_means(saliency, block, size)
-    if faint is not None:
-        means = means / max(float(means.max()), faint)
-    if prior:
+    if shaping.faint is not None:
+        means = means / max(float(means.max()), shaping.faint)
+    if prior := shaping.prior:
         means = (1 - prior) * means + prior * _centred_means(frame, block)
     target = (1 - 2 * means) * strength
-    if neutral != "off":
-        weights = areas(frame, block) if bits is None or neutral == "mean" else bits
+    if shaping.neutral != "off":
+        weights = areas(frame, block) if bits is None or shaping.neutral == "mean" else bits
         if weights.shape != target.shape:
             raise ValueError(f"the bits are of {weights.shape} blocks, the map has {target.shape}")
-        target = _neutralised(target, weights, limit, neutral)
-    most = limit // step
+        target = _neutralised(target, weights, shaping)
+    most = shaping.limit // step
     offsets = np.clip(np.round(target / step), -most, most)
     if previous is not None:
         if previous.shape != offsets.shape:
             raise ValueError(f"the previous frame had {previous.shape} blocks, this one has {offsets.shape}")
-        close = np.abs(target - previous) <= (0.5 + hold) * step
+        close = np.abs(target - previous) <= (0.5 + shaping.hold) * step
         offsets = np.where(close, previous / step, offsets)
     return (offsets * step).astype(np.int32)
 
 
-def _neutralised(target: np.ndarray, weights: np.ndarray, limit: int, neutral: str) -> np.ndarray:
+def _neutralised(target: np.ndarray, weights: np.ndarray, shaping: Shaping) -> np.ndarray:
     """All values shifted by one amount, then clipped, so that the frame's mean or its bits stay; see `qp_offsets`."""
-    low, high = float(target.min()), float(target.max())
+    low, high, limit = float(target.min()), float(target.max()), shaping.limit
     for _ in range(40):  # bisection: the saving decreases with the shift, and clipping rules out a closed form
         shift = (low + high) / 2
         offsets = np.clip(target - shift, -limit, limit)
-        saving = offsets if neutral == "mean" else 1 - np.exp2(-offsets / HALVING)
+        saving = offsets if shaping.neutral == "mean" else 1 - np.exp2(-offsets / HALVING)
         if (saving * weights).sum() > 0:
             low = shift
         else:

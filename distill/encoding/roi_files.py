@@ -89,10 +89,8 @@ def addroi(offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8
     bits: bits per sample. The filter takes shares of the encoder's QP range, which is 51, plus 6 for every bit above 8.
     """
     scale = 51 + 6 * (bits - 8)
-    return [
-        f"{x}:{y}:{width}:{height}:{value / scale:.6f}"
-        for x, y, width, height, value in rectangles(offsets, block, size)
-    ]
+    regions = rectangles(offsets, block, size)
+    return [f"{x}:{y}:{width}:{height}:{value / scale:.6f}" for x, y, width, height, value in regions]
 
 
 def addroi_command(source: Path, offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8) -> bytes:

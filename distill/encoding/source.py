@@ -86,16 +86,12 @@ def read_frames(
             continue
         for frame in packet.decode():
             if (frame.width, frame.height) != (first.width, first.height):
-                raise UsageError(
-                    f"{path}: frame {index + 1} is {frame.width}x{frame.height}, the first {first.width}x{first.height}; "
-                    "scale it to one size first"
-                )
+                sizes = f"is {frame.width}x{frame.height}, the first {first.width}x{first.height}"
+                raise UsageError(f"{path}: frame {index + 1} {sizes}; scale it to one size first")
             if untimed or frame.pts is None:
                 frame.pts, frame.time_base = round(index / rate / video.time_base), video.time_base
             if before is not None and frame.pts <= before:
-                raise UsageError(
-                    f"{path}: frame {index + 1} is not later than the one before; remux it with ffmpeg first"
-                )
+                raise UsageError(f"{path}: frame {index + 1} is not later than the one before; remux it with ffmpeg")
             before, index = frame.pts, index + 1
             yield frame
 
@@ -109,9 +105,8 @@ def describe_picture(stream: Any, first: av.VideoFrame, coding: Coding | None, n
         width -= width % (16 // layout.chroma_width(16)) if not layout.is_rgb else 0
         height -= height % (16 // layout.chroma_height(16)) if not layout.is_rgb else 0
         if (height, width) != (first.height, first.width):
-            narrator.say(
-                f"{first.width}x{first.height} is odd, which {name} cannot be: cropped to {width}x{height} at the right and bottom"
-            )
+            odd = f"{first.width}x{first.height} is odd, which {name} cannot be"
+            narrator.say(f"{odd}: cropped to {width}x{height} at the right and bottom")
     side_data: Any = first.side_data  # typed as names, but holds the data
     beside = {data.type.name: bytes(data) for data in side_data}
     display = mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b""))

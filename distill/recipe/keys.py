@@ -34,9 +34,7 @@ TEMPORAL_PARTS = ("memory", "motion", "onset")
 class Run:
     """How the run is carried out."""
 
-    name: str = key(
-        "student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _"
-    )
+    name: str = key("student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _")  # fmt: skip
     seed: int = key(0, "seed of all randomness but the synthetic corpus", low=0)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     threads: int = key(0, "CPU threads for torch; 0: all cores", low=0)
@@ -59,26 +57,19 @@ class Corpus:
         "weights: dhf1k:1,images:0.5,videos:0.2",
     )  # fmt: skip
     root: str | tuple[str, ...] = key(
-        "",
-        "the corpus's folder, or a list with one per part; synthetic writes its own into the run directory",
-        path=True,
-    )
+        "", "the corpus's folder, or a list with one per part; synthetic writes its own into the run directory", path=True,
+    )  # fmt: skip
     split: str = key(
         "official", "official: the corpus's own split where it has one; share: hold out corpus.val of the clips",
         among=("official", "share"),
     )  # fmt: skip
     val: float = key(0.2, "share of the clips held out for validation, by group", low=0.0, high=0.9)
     val_clips: tuple[str, ...] = key((), "ids of the clips to hold out, instead of the share")
-    groups: str = key(
-        "", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True
-    )
+    groups: str = key("", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True)  # fmt: skip
     skip: tuple[str, ...] = key((), "ids of clips to leave out")
     fps: float = key(
-        0.0,
-        "frame rate of clips stored as folders of frames; 0: 30, and 24 for Hollywood-2 and UCF Sports",
-        low=0.0,
-        high=1000.0,
-    )
+        0.0, "frame rate of clips stored as folders of frames; 0: 30, and 24 for Hollywood-2 and UCF Sports", low=0.0, high=1000.0,
+    )  # fmt: skip
     mouse_lag_ms: float = key(300.0, "avimos, ntire2026: delay of raw mouse tracks behind the gaze, in ms", low=0.0)
 
 
@@ -104,16 +95,12 @@ class Teacher:
         (), "weight files: NAME=FILE, or FILE for a single teacher; visage.base=, visage.expert1=, visage.expert2=; "
         "NAME=random: untrained, for a smoke test", path=True,
     )  # fmt: skip
-    size: tuple[str, ...] = key(
-        (), "size, as 6B, or visage=6B in an ensemble; empty: the first that `distill teachers` lists"
-    )
+    size: tuple[str, ...] = key((), "size, as 6B, or visage=6B in an ensemble; empty: the first that `distill teachers` lists")  # fmt: skip
     fusion: str = key("logit", "visage: fusion of its experts: logit (mean of logits), mean (of maps) or max")
     expert_weights: tuple[float, ...] = key((), "visage: weights of its experts in the fusion; empty: equal")
     domain: str = key("DHF1K", "unisal: DHF1K, Hollywood, UCFSports, or SALICON, which sees every frame alone")
     every: int = key(1, "tased, salfom: frames from one window to the next; maps in between are interpolated", low=1)
-    accept_licence: tuple[str, ...] = key(
-        (), "teachers that you may use although their licence does not allow everybody to"
-    )
+    accept_licence: tuple[str, ...] = key((), "teachers that you may use although their licence does not allow everybody to")  # fmt: skip
     calibration: str = key("", "file that `distill teach calibrate` wrote; applied to every label", path=True)
     maps: str | tuple[str, ...] = key(
         "", "maps: folder of precomputed maps, or a list with one per part of the corpus: CLIP.npz (maps, peak) or folders of PNGs",
@@ -154,9 +141,7 @@ class Teach:
     rank: int = key(64, "rank of LoRA", low=1)
     alpha: float = key(128.0, "scale of LoRA's product: alpha / rank", low=0.0)
     dropout: float = key(0.05, "dropout on the input of LoRA", low=0.0, high=0.9)
-    precision: str = key(
-        "auto", "bf16, fp32 or auto: bf16 on CUDA; trained weights are float32 either way", among=PRECISIONS
-    )
+    precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA; trained weights are float32 either way", among=PRECISIONS)  # fmt: skip
     recompute: bool = key(True, "gradient checkpointing of the trunk: 50 % more arithmetic, a fraction of the memory")
     val_windows: int = key(4, "windows per validation clip, spread evenly", low=1)
     validate_every: int = key(300, "steps between validations; each expert keeps its best checkpoint by CC", low=1)
@@ -183,13 +168,9 @@ class Unisal:
 class Label:
     """Labelling by the teacher. Under torchrun the ranks share the clips."""
 
-    overlap: float = key(
-        0.0, "overlap of consecutive windows, as a share of a window; 0: as released", low=0.0, high=0.9
-    )
+    overlap: float = key(0.0, "overlap of consecutive windows, as a share of a window; 0: as released", low=0.0, high=0.9)  # fmt: skip
     precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA", among=PRECISIONS)
-    compile: bool = key(
-        False, "run the teacher through torch.compile: a minute or more at the start, faster afterwards"
-    )
+    compile: bool = key(False, "run the teacher through torch.compile: a minute or more at the start, faster afterwards")  # fmt: skip
     batch: int = key(0, "windows per pass; 0: as many as the GPU's memory holds; on the CPU two per thread", low=0)
     workers: int = key(2, "clips decoded ahead of the teacher, one thread each", low=1, high=64)
 
@@ -206,31 +187,20 @@ class Train:
     frames: int = key(32, "single frames per step, for the image student", low=1)
     batch: int = key(4, "streams of clips per step, for the temporal part", low=1)
     window: int = key(16, "frames per step and stream: the length of truncated back-propagation", low=1)
-    windows: int = key(
-        2, "consecutive windows over which a stream's state is carried before a new clip is drawn", low=1
-    )
-    sample_fps: float = key(
-        8.0, "approximate frame rate in training; the gate's time constants are in seconds", low=0.1
-    )
+    windows: int = key(2, "consecutive windows over which a stream's state is carried before a new clip is drawn", low=1)  # fmt: skip
+    sample_fps: float = key(8.0, "approximate frame rate in training; the gate's time constants are in seconds", low=0.1)  # fmt: skip
     lr: float = key(3e-3, "peak learning rate of the image student (AdamW)", low=0.0)
-    clips_lr: float = key(
-        1e-3, "peak learning rate of the memory; motion uses 5 times, onset 20 times as much", low=0.0
-    )
+    clips_lr: float = key(1e-3, "peak learning rate of the memory; motion uses 5 times, onset 20 times as much", low=0.0)  # fmt: skip
     parts: tuple[str, ...] = key(
         TEMPORAL_PARTS, "temporal parts that clips train; the others keep their initial values: memory and onset add nothing, "
         "motion averages a little",
     )  # fmt: skip
     image_lr: float = key(
-        0.0,
-        "learning rate of the image student while clips train, as a share of train.lr; 0: frozen",
-        low=0.0,
-        high=1.0,
-    )
+        0.0, "learning rate of the image student while clips train, as a share of train.lr; 0: frozen", low=0.0, high=1.0,
+    )  # fmt: skip
     warmup: float = key(0.05, "share of a phase's steps spent on warm-up", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "weight decay of AdamW, on convolution weights", low=0.0)
-    ema: float = key(
-        0.99, "decay of the EMA of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999
-    )
+    ema: float = key(0.99, "decay of the EMA of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999)  # fmt: skip
     soft_weight: float = key(0.5, "share of the soft labels in the loss; the rest is ground truth", low=0.0, high=1.0)
     kl: float = key(1.0, "weight of KL divergence", low=0.0)
     cc: float = key(1.0, "weight of 1 - CC", low=0.0)
@@ -242,17 +212,12 @@ class Train:
     flip: bool = key(True, "mirror half of the streams")
     crop: float = key(0.6, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
     cropped: float = key(
-        0.6,
-        "share of the frames phase with random crops; full frames follow, which keep the centre bias",
-        low=0.0,
-        high=1.0,
-    )
+        0.6, "share of the frames phase with random crops; full frames follow, which keep the centre bias", low=0.0, high=1.0,
+    )  # fmt: skip
     colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")
     keep: str = key(
-        "best",
-        "best: ship the weights with the best validation score; last: those of the last step",
-        among=("best", "last"),
-    )
+        "best", "best: ship the weights with the best validation score; last: those of the last step", among=("best", "last"),
+    )  # fmt: skip
     validate_every: int = key(100, "steps between validations", low=1)
     checkpoint_every: int = key(50, "steps between checkpoints", low=1)
 

@@ -119,7 +119,7 @@ def test_the_command_line_surface_is_frozen():
         (["predict", "none.mp4", "--model", "none.onnx", "--out", "o.mp4"], "no model at none.onnx"),
         (["bench", "none.onnx"], "no model at none.onnx"),
         (["luma", "none.onnx", "--size", "64x48"], "no model at none.onnx"),
-        (["luma", "none.onnx"], "say which with --size"),
+        (["luma", "none.onnx"], "give it with --size"),
         (["inspect", "empty"], "is not a run directory"),
     ],
 )

@@ -18,7 +18,8 @@ from distill.encoding.excerpts import (
     unique_names,
     with_proxy_weights,
 )
-from distill.encoding.planner import Shaping, open_maps
+from distill.encoding.planner import open_maps
+from distill.encoding.qp_offsets import Shaping
 from distill.evaluation import tables
 from distill.export.graph import image_graph, step_graph
 from distill.export.streaming import Stream

@@ -13,7 +13,8 @@ from distill.encoding import encoders  # noqa: E402
 from distill.encoding import source as sources  # noqa: E402
 from distill.encoding.encode import check_outputs, encode  # noqa: E402
 from distill.encoding.encoders import Coding  # noqa: E402
-from distill.encoding.planner import Shaping, centre_map, check_shaping, open_maps  # noqa: E402
+from distill.encoding.planner import centre_map, check_shaping, open_maps  # noqa: E402
+from distill.encoding.qp_offsets import Shaping  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
 from tests.helpers import lively  # noqa: E402
@@ -486,7 +487,7 @@ def test_options_that_do_not_go_together(arguments, message):
         check_outputs(*arguments)
     for shaping, message in (((8, "bits"), "16, 32, 64"), ((16, "size"), "bits, mean, off")):
         with pytest.raises(UsageError, match=message):
-            check_shaping(Shaping(block=shaping[0], neutral=shaping[1]))
+            check_shaping(*shaping)
     for given in ((None, None), ("model.onnx", "centre"), (None, "middle")):
         with pytest.raises(UsageError, match="--map"):
             open_maps(*given)

@@ -4,8 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.encoding.qp_offsets import HALVING, NEUTRAL, areas, block_bits, block_means, grid, qp_offsets, step_for
+from distill.encoding import qp_offsets as tested
+from distill.encoding.qp_offsets import HALVING, NEUTRAL, Shaping, areas, block_bits, block_means, grid, step_for
 from distill.evaluation.centre import centred_gaussian
+
+
+def qp_offsets(saliency, strength, block=16, size=None, previous=None, bits=None, **shaping):
+    """Of a map as it is, unless `shaping` says otherwise."""
+    shaping = {"neutral": "off", "faint": None, "prior": 0.0, **shaping}
+    return tested.qp_offsets(saliency, Shaping(strength, block, **shaping), size, previous, bits)
+
 
 MAPS = arrays(
     np.float32,
@@ -120,18 +128,20 @@ def test_bits_are_where_something_is_and_changes():
     rng = np.random.default_rng(0)
     still, noise = np.full((40, 50), 90.0), rng.normal(0, 30, (40, 50))
     still[:, :32] += noise[:, :32]
-    first = block_bits(still, None, 16)
+    first = block_bits(still, None, 16, still.shape)
     assert first.shape == (3, 4) and first.sum() == pytest.approx(1)
     assert first[:2, :2].min() > 50 * first[:2, 2].max() and first[0, 2] == pytest.approx(
         8 * first[0, 3]
     )  # 16 and 2 columns
     moved = still.copy()
     moved[:16, :16] = rng.normal(90, 30, (16, 16))
-    second = block_bits(moved, still, 16)
+    second = block_bits(moved, still, 16, still.shape)
     assert second[0, 0] > 0.9  # the rest is predicted from the frame before
-    assert np.allclose(block_bits(still, still, 16), areas((40, 50), 16) / 2000)  # nothing at all: by area
-    assert np.allclose(block_bits(still + 40, still, 16), block_bits(still, still, 16))  # brighter all over: predicted
-    assert np.allclose(block_bits(still.repeat(2, 0).repeat(2, 1), None, 32), first)
+    assert np.allclose(block_bits(still, still, 16, still.shape), areas((40, 50), 16) / 2000)  # nothing at all: by area
+    assert np.allclose(
+        block_bits(still + 40, still, 16, still.shape), block_bits(still, still, 16, still.shape)
+    )  # brighter all over: predicted
+    assert np.allclose(block_bits(still.repeat(2, 0).repeat(2, 1), None, 32, (80, 100)), first)
 
 
 def test_a_shy_map_is_raised_to_its_peak_and_a_faint_one_is_not():
