@@ -1,4 +1,4 @@
-"""Which device a run uses, and why."""
+"""The device and the CPU threads of a run, and the reason for the choice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distill.run.parallel import local_rank, local_world, usable_cores
 
 
 def choose(wanted: str) -> tuple[torch.device, str]:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and the reason. Raises UsageError where it is not there.
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and the reason. Raises UsageError where there is no such device.
 
     The ranks of a torchrun job take the CUDA devices of their machine in turn, unless one is named.
     """
@@ -21,7 +21,7 @@ def choose(wanted: str) -> tuple[torch.device, str]:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UsageError(f"run.device '{wanted}' is no device; use auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"run.device '{wanted}' is not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"run.device '{wanted}' is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -34,15 +34,15 @@ def choose(wanted: str) -> tuple[torch.device, str]:
 
 
 def _this_ranks_gpu() -> torch.device:
-    # With its number: cuda alone would mean GPU 0 to every rank.
+    # With an index: plain "cuda" is GPU 0 on every rank.
     return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 def set_threads(threads: int, alone: bool = False) -> int:
-    """Sets torch's CPU threads; returns how many.
+    """Sets torch's number of CPU threads, and returns it.
 
-    0: all cores that the process may use, of which each rank of a torchrun job takes its share, unless it works `alone`
-    while the others wait: training then rounds as it does in one process.
+    0: one for each usable core. The ranks of a torchrun job on one machine divide the cores, unless this one works `alone`
+    while the others wait; then it rounds as a process without torchrun does.
     """
     threads = threads or max(1, usable_cores() // (1 if alone else local_world()))
     torch.set_num_threads(threads)

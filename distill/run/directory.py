@@ -1,4 +1,4 @@
-"""A run directory: what a run has done, readable without our code, and safe against being killed at any moment.
+"""The directory of a run: what has been done, readable without our code, and safe when the process is killed at any moment.
 
     recipe.toml      the resolved recipe, runnable as it is
     manifest.json    stages with fingerprints and timings, versions, device and the reason for it
@@ -6,8 +6,8 @@
     metrics.jsonl    one line per logged training step and validation
     labels/  frames/  checkpoints/  export/  metrics.json  report.html
 
-Every file gets its name only when it is complete (`atomic`). One process at a time works in a run directory, or one torchrun
-job, whose rank 0 alone writes the manifest.
+Every file gets its name only when it is complete (`files.atomic`). One process or one torchrun job at a time works in a run
+directory; in a job, rank 0 alone writes the manifest.
 """
 
 from __future__ import annotations
@@ -38,15 +38,35 @@ MANIFEST = "manifest.json"
 SCHEMA = 2
 """Of the manifest. A run of schema 1 is continued; only its unfinished trainings are not (`training.checkpoint`)."""
 OURS = (
-    "recipe.toml", MANIFEST, "corpus.json", "metrics.jsonl", "metrics.json", "report.html", "crash.txt", ".lock",
+    "recipe.toml", "corpus.json", "metrics.jsonl", "metrics.json", "report.html", "crash.txt",
     "corpus", "labels", "frames", "checkpoints", "export",
 )  # fmt: skip
+"""What --force removes, beside the manifest."""
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raises UsageError where `path` holds files of somebody else; nothing there is touched."""
-    entries = [e.name for e in path.iterdir() if e.name != ".lock" and not is_temporary(e.name)]
-    if not entries:
+def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, Any] | None:
+    """The manifest of the run in the directory `path`; None where there is none, or where `force` will replace it.
+
+    Raises UsageError where the directory holds other files, or a run of a newer version or of another recipe.
+    """
+    _refuse_other_files(path)
+    if force or not (path / MANIFEST).exists():
+        return None
+    manifest = read_json(path / MANIFEST)
+    if manifest["schema"] > SCHEMA:
+        raise UsageError(f"a newer version of saliency-distill made the run in {path}; use that version")
+    if set(manifest["stages"]) <= {"preflight"}:
+        return manifest  # nothing depends on its recipe yet
+    if changed := differences(load_recipe(path / "recipe.toml"), recipe):
+        shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise UsageError(
+            f"--out {path} holds a run with another configuration ({shown}); choose another --out, or --force to start over"
+        )
+    return manifest
+
+
+def _refuse_other_files(path: Path) -> None:
+    if all(entry.name == ".lock" or is_temporary(entry.name) for entry in path.iterdir()):
         return
     with contextlib.suppress(OSError, UnicodeDecodeError, json.JSONDecodeError):
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -57,15 +77,8 @@ def refuse_foreign(path: Path) -> None:
     )
 
 
-def another_configuration(path: Path, changed: list[str]) -> str:
-    shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
-    return (
-        f"--out {path} holds a run with another configuration ({shown}); choose another --out, or --force to start over"
-    )
-
-
 class RunDir:
-    """An opened run directory; use as a context manager, which holds its lock."""
+    """An open run directory; a context manager, which holds its lock."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
@@ -77,10 +90,10 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, force: bool = False) -> RunDir:
-        """Opens `path` for this recipe: a new run, or the same one continued.
+        """Opens `path` for this recipe: a new run, or the same one continued; with `force` a new one in any case.
 
-        Raises UsageError where the directory holds another run (unless forced) or somebody else's files. A rank that
-        follows touches nothing: rank 0 holds the lock for all, and has made the directory before it calls them.
+        Raises UsageError as `read_manifest`, where another process works in the directory, and where it cannot be written.
+        On other ranks than 0 it touches nothing: rank 0 locks and makes the directory for all, before it calls them.
         """
         run = cls(path, recipe)
         if rank() > 0:
@@ -89,7 +102,7 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {path} cannot be made: {error.strerror}") from None
-        refuse_foreign(path)
+        _refuse_other_files(path)  # before the lock file is added to them
         run._acquire()
         try:
             run._continue_or_start(force)
@@ -100,28 +113,20 @@ class RunDir:
 
     def _continue_or_start(self, force: bool) -> None:
         for path in self.path.rglob(".*.tmp*"):
-            if is_temporary(path.name):  # of a write that was killed
+            if is_temporary(path.name):  # left by a process that was killed
                 path.unlink(missing_ok=True)
         if force and (self / MANIFEST).exists():
-            for name in [n for n in OURS if n not in (".lock", MANIFEST)]:
+            for name in OURS:
                 target = self / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            (self / MANIFEST).unlink()  # last: until then this is still known as a run
-        if (self / MANIFEST).exists():
-            self.manifest = read_json(self / MANIFEST)
-            if self.manifest["schema"] > SCHEMA:
-                raise UsageError(f"a newer version of saliency-distill made the run in {self.path}; use that version")
-            if set(self.manifest["stages"]) <= {"preflight"}:
-                self._write_recipe()  # nothing depends on the old one yet
+            (self / MANIFEST).unlink()  # last: as long as it exists, the directory is known as a run
+        if manifest := read_manifest(self.path, self.recipe):
+            self.manifest = manifest
+            if not set(manifest["stages"]) <= {"preflight"}:
                 return
-            if changed := differences(load_recipe(self / "recipe.toml"), self.recipe):
-                raise UsageError(another_configuration(self.path, changed))
         else:
             self.manifest = {"schema": SCHEMA, "created": _now(), "environment": environment(), "stages": {}}
-            self._save()  # first: from now on this is known as a run
-            self._write_recipe()
-
-    def _write_recipe(self) -> None:
+            self._save()  # before anything else: from now on the directory is known as a run
         write_bytes(self / "recipe.toml", to_toml(self.recipe).encode())
 
     def _acquire(self) -> None:
@@ -150,16 +155,17 @@ class RunDir:
         self.close()
 
     def is_done(self, stage: str, key: str) -> bool:
+        """Whether the stage has been done under this fingerprint, and its files are still as long as it left them."""
         done = self.manifest["stages"].get(stage, {})
         return done.get("fingerprint") == key and done["outputs"] == self._sizes(done["outputs"])
 
     def _sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes of each file, -1 where it is missing: a file that is not what the stage left is made again."""
+        """Bytes of each file; -1 where it is missing."""
         paths = {name: self / name for name in names}
         return {name: path.stat().st_size if path.exists() else -1 for name, path in paths.items()}
 
     def check_inputs(self, now: dict[str, str]) -> None:
-        """Remembers what the run reads from outside, and raises UsageError when it has changed since."""
+        """Records fingerprints of what the run reads from outside. Raises UsageError where one has changed since."""
         before = self.manifest.setdefault("inputs", {})
         for what, value in now.items():
             if before.get(what, value) != value:
@@ -171,15 +177,16 @@ class RunDir:
             self._save()
 
     def finish(self, stage: str, key: str, outputs: list[str], seconds: float, facts: dict[str, Any]) -> None:
-        """Records a stage as done; seconds of earlier, interrupted tries are not counted."""
+        """Records a stage as done, with the seconds of this last attempt and facts about its result."""
         self.manifest["stages"][stage] = {
             "fingerprint": key, "outputs": dict.fromkeys(outputs, 0), "seconds": round(seconds, 2), "finished": _now(), **facts,
         }  # fmt: skip
-        for done in self.manifest["stages"].values():  # evaluation writes its scores into the exported files
+        for done in self.manifest["stages"].values():  # evaluation adds its scores to the exported files
             done["outputs"] = self._sizes(done["outputs"])
         self._save()
 
     def note(self, **facts: Any) -> None:
+        """Adds facts about the whole run to the manifest."""
         self.manifest.update(facts)
         self._save()
 
@@ -192,12 +199,12 @@ TRAIN_MODULES = ("torch", "onnxruntime", "cv2", "matplotlib")  # what the extra 
 
 
 def missing_modules() -> list[str]:
-    """Which modules of the extra `train` are not installed; none is imported."""
+    """The modules of the extra `train` that are not installed. Imports none."""
     return [module for module in TRAIN_MODULES if importlib.util.find_spec(module) is None]
 
 
 def environment() -> dict[str, str]:
-    """Versions of what the numbers depend on, without importing any of it."""
+    """Versions of what the numbers depend on. Imports none of it."""
     versions = {"saliency-distill": __version__, "python": sys.version.split()[0], "machine": platform.platform()}
     for package in ("numpy", "onnx", "onnxruntime", "torch", "opencv-python-headless"):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,8 +1,8 @@
-"""The errors a user can meet, by what the process exits with. Each message is one line: what, where, the way out."""
+"""The errors that a user can see, by exit code. Each message is one line: what is wrong, where, and the way out."""
 
 
 class UsageError(Exception):
-    """Could not run: wrong usage, missing or unusable input. Exit code 2."""
+    """Cannot run: wrong usage, missing or unusable input. Exit code 2."""
 
 
 class GateFailed(Exception):
@@ -10,4 +10,4 @@ class GateFailed(Exception):
 
 
 class Interrupted(Exception):
-    """Stopped by the user after saving; the same command goes on. Exit code 130."""
+    """Stopped by the user, after saving; the same command resumes. Exit code 130."""

@@ -1,6 +1,6 @@
-"""Files that get their name only when they are complete, and plain values as JSON.
+"""Files that get their name only when they are complete, arrays that are open only while they are read, and JSON.
 
-`atomic` is the one way in which anything here gives a file its name; the writers below are built on it.
+`atomic` is the only way in which the pipeline writes a file; the writers below use it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from distill.run.errors import UsageError
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what stands there at the end of the block gets the name `path`, on disk before.
+    """A temporary path beside `path` to write to; at the end of the block the file is synced and renamed to `path`.
 
-    Where the block fails, nothing is left and whatever stood at `path` stays. The suffix is kept: some writers choose the
-    format by it. Folders above `path` are made.
+    If the block raises, the temporary file is removed and a file at `path` stays as it was. The suffix is kept, because some
+    writers choose the format by it. Missing folders above `path` are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -40,7 +40,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is what `atomic` leaves when its process is killed."""
+    """Whether `atomic` leaves files of this kind when its process is killed."""
     return name.startswith(".") and name.endswith((".tmp", f".tmp{Path(name).suffix}"))
 
 
@@ -50,7 +50,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """A .npy file, made in memory first: numpy does not say that a disk is full, a plain write does."""
+    """Writes a .npy file. It is made in memory first: numpy does not report a full disk, a plain write does."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_bytes(path, buffer.getbuffer())

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill.corpora import find, parts_of
 from distill.labels.members import source
-from distill.recipe.files import differences, load_recipe, to_dict
+from distill.recipe.files import to_dict
 from distill.recipe.keys import Recipe
-from distill.run.directory import MANIFEST, another_configuration, refuse_foreign
+from distill.run.directory import read_manifest
 from distill.run.errors import UsageError
-from distill.run.files import fingerprint, read_json
+from distill.run.files import fingerprint
 from distill.run.preflight import check_ready
 
 
@@ -56,19 +55,13 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
 def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
     """What a run would do, one row a stage. Raises UsageError where it could not start: missing input, another run in `path`."""
     check_ready(recipe)
-    manifest: dict[str, Any] = {"stages": {}}
-    if path.is_dir():
-        refuse_foreign(path)
-    elif path.exists():
+    if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; name a directory")
-    if (path / MANIFEST).exists() and not force:
-        manifest = read_json(path / MANIFEST)
-        changed = differences(load_recipe(path / "recipe.toml"), recipe)
-        if changed and not set(manifest["stages"]) <= {"preflight"}:
-            raise UsageError(another_configuration(path, changed))
+    manifest = read_manifest(path, recipe, force) if path.is_dir() else None
+    stages = manifest["stages"] if manifest else {}
     details, keys, rows = _details(recipe), stage_keys(recipe), []
     for stage in STAGES:
-        done = manifest["stages"].get(stage.name, {}).get("fingerprint") == keys[stage.name]
+        done = stages.get(stage.name, {}).get("fingerprint") == keys[stage.name]
         row = {"stage": stage.name, "state": "done" if done else "to do", "about": stage.about}
         rows.append(row | {"detail": details.get(stage.name, "")})
     return rows

@@ -1,6 +1,6 @@
-"""How long work tells where it is: a live bar on a terminal, a plain line now and then elsewhere.
+"""Progress of long work: a live bar on a terminal, elsewhere a plain line every ten seconds.
 
-Stages take a `Narrator` and never print. Everything goes to standard error: standard output is the result.
+Stages are given a `Narrator` and never print. All of it goes to standard error: standard output is for the result.
 """
 
 import time
@@ -19,40 +19,36 @@ PLAIN_SECONDS = 10.0  # between plain lines
 
 
 class Bar:
-    """One piece of work of known length. `advance` counts, `note` shows a word beside the count."""
+    """The bar of one piece of work with a known number of steps."""
 
     def __init__(self, narrator: "Narrator", title: str, total: int, done: int, unit: str) -> None:
         self.narrator, self.title, self.total, self.done, self.unit = narrator, title, total, done, unit
-        self.first, self.started, self.spoke = done, time.monotonic(), time.monotonic()
+        self.first, self.started, self.last_line = done, time.monotonic(), time.monotonic()
         self.text = ""
         self.live: Progress | None = None
         if narrator.live:
             self.live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[text]}"),
-                console=narrator.console,
-                transient=True,
-            )
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True), TextColumn("{task.fields[text]}"), console=narrator.console, transient=True,
+            )  # fmt: skip
             self.live.start()
             self.task = self.live.add_task(title, total=total, completed=done, text="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
+        """Counts steps; `note` is shown beside the count until the next one."""
         self.done += steps
         self.text = note or self.text
         if self.live:
             self.live.update(self.task, completed=self.done, text=self.text)
-        elif time.monotonic() - self.spoke >= PLAIN_SECONDS:
-            self.spoke = time.monotonic()
+        elif time.monotonic() - self.last_line >= PLAIN_SECONDS:
+            self.last_line = time.monotonic()
             self.narrator.say(
                 f"{self.title}: {self.done}/{self.total} {self.unit}, {self._left()} left {self.text}".rstrip()
             )
 
     def _left(self) -> str:
-        passed, counted = time.monotonic() - self.started, self.done - self.first
-        seconds = passed / counted * (self.total - self.done) if counted else 0
+        elapsed, steps = time.monotonic() - self.started, self.done - self.first
+        seconds = elapsed / steps * (self.total - self.done) if steps else 0
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
     def close(self) -> None:
@@ -62,7 +58,7 @@ class Bar:
 
 @contextmanager
 def cancelling_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A thread pool that drops what it has not begun when its block fails or is interrupted."""
+    """A thread pool that drops pending work when its block raises."""
     pool = ThreadPoolExecutor(threads)
     try:
         yield pool
@@ -71,9 +67,9 @@ def cancelling_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 class Narrator:
-    """Speaks to a person on standard error, and listens: `stop()` says whether the person wants the work to end.
+    """Writes messages and progress to standard error. `stop()` is whether the user has asked for an orderly stop (Ctrl-C).
 
-    Work that saves by itself asks `stop()` and raises Interrupted when it is safe; `track` does so between items.
+    Work that saves its state checks `stop()` and raises Interrupted once it has saved; `track` does so between items.
     """
 
     def __init__(self, quiet: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
