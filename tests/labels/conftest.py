@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from distill.export.graph import image_graph, step_graph
-from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
-
-SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+from tests.helpers import SMALL
 
 
 @pytest.fixture(scope="session")

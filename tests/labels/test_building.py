@@ -111,20 +111,20 @@ def smaller_windows(monkeypatch):
 def test_each_labels_a_corpus_and_goes_on_where_it_stopped(tmp_path, monkeypatch, students, sets):
     smaller_windows(monkeypatch)
     sets = [s.replace("{step}", str(students["step"])).replace("{image}", str(students["image"])) for s in sets]
-    code, said = label_with(tmp_path / "run", *sets)
-    assert code == 0, said
+    code, stderr = label_with(tmp_path / "run", *sets)
+    assert code == 0, stderr
     files = sorted((tmp_path / "run" / "labels").glob("*.npy"))
     before = [file.read_bytes() for file in files]
     logits = np.load(files[0])
     assert len(files) == 2 and logits.shape[0] == 4 and logits.astype(np.float32).std() > 0
-    told = json.loads((tmp_path / "run" / "labels" / "store.json").read_text())["teacher"]
-    random = [name for name in ("unisal", "tased", "salfom") if name in told["name"]]
-    assert told["random"] == random and ("RANDOM WEIGHTS" in said) == ("RANDOM WEIGHTS" in told["source"]) == bool(
-        random
-    )
+    description = json.loads((tmp_path / "run" / "labels" / "store.json").read_text())["teacher"]
+    random = [name for name in ("unisal", "tased", "salfom") if name in description["name"]]
+    assert description["random"] == random and ("RANDOM WEIGHTS" in stderr) == (
+        "RANDOM WEIGHTS" in description["source"]
+    ) == bool(random)
     files[1].unlink()
-    code, said = label_with(tmp_path / "run", *sets)
-    assert code == 0 and "1 of 2 clips are in the store" in said, said
+    code, stderr = label_with(tmp_path / "run", *sets)
+    assert code == 0 and "1 of 2 clips are in the store" in stderr, stderr
     assert [file.read_bytes() for file in files] == before
 
 
@@ -136,8 +136,8 @@ def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, with_metad
     chain = '[["corpus far", "CC BY 4.0"]]'
     assistant = with_metadata(tmp_path / "ta.onnx", license="MIT", license_chain=chain)
     weights = f'teacher.weights=["visage=random","onnx={assistant}"]'
-    code, said = distill("export", "--out", tmp_path / "r", *(f"--set={s}" for s in (*sets, weights)))
-    assert code == 0, said
+    code, stderr = distill("export", "--out", tmp_path / "r", *(f"--set={s}" for s in (*sets, weights)))
+    assert code == 0, stderr
     card = (tmp_path / "r" / "export" / "student.md").read_text()
     assert "the teacher had random weights (visage)" in card
     assert "| these weights | MIT |" in card and "| teacher visage tiny | BSD-2-Clause-Patent |" in card
@@ -156,8 +156,8 @@ def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, with_metad
 def test_labels_are_taken_over_and_calibrated(tmp_path, students):
     sets = ("teacher.name=onnx", f"teacher.weights={students['step']}", "teacher.accept_licence=onnx")
     assert label_with(tmp_path / "a", *sets)[0] == 0
-    code, said = distill("teach", "calibrate", tmp_path / "a", "-o", tmp_path / "c.json")
-    assert code == 0 and json.loads((tmp_path / "c.json").read_text())["teacher"]["name"] == "onnx", said
+    code, stderr = distill("teach", "calibrate", tmp_path / "a", "-o", tmp_path / "c.json")
+    assert code == 0 and json.loads((tmp_path / "c.json").read_text())["teacher"]["name"] == "onnx", stderr
     values = json.loads((tmp_path / "c.json").read_text())
     values["calibration"] = {"temperature": 2.0, "bias": 1.0, "blur": 0.0}
     (tmp_path / "c.json").write_text(json.dumps(values))
@@ -169,14 +169,17 @@ def test_labels_are_taken_over_and_calibrated(tmp_path, students):
     assert label_with(tmp_path / "b", *again)[0] == 0
     a, b = (np.load(tmp_path / run / "labels" / "001.npy").astype(np.float32) for run in "ab")
     assert np.allclose(b, np.clip(a, -BOUND, BOUND) / 2 + 1, atol=1e-2)
-    told = [json.loads((tmp_path / run / "labels" / "store.json").read_text())["teacher"] for run in "ab"]
-    assert told[1]["calibration"]["bias"] == 1 and told[0]["fingerprint"] != told[1]["fingerprint"]
-    assert told[1]["chain"] == told[0]["chain"] and told[1]["source"] == "onnx, step.onnx; labels of another run"
-    _, said = distill("teach", "calibrate", tmp_path / "b", "-o", tmp_path / "d.json")
-    assert "are calibrated already" in said
+    description = [json.loads((tmp_path / run / "labels" / "store.json").read_text())["teacher"] for run in "ab"]
+    assert description[1]["calibration"]["bias"] == 1 and description[0]["fingerprint"] != description[1]["fingerprint"]
+    assert (
+        description[1]["chain"] == description[0]["chain"]
+        and description[1]["source"] == "onnx, step.onnx; labels of another run"
+    )
+    _, stderr = distill("teach", "calibrate", tmp_path / "b", "-o", tmp_path / "d.json")
+    assert "are calibrated already" in stderr
     other = ("teacher.name=unisal", "teacher.weights=random", again[2])
-    code, said = label_with(tmp_path / "x", *other)
-    assert code == 2 and "was fitted to teacher onnx" in said and not (tmp_path / "x" / "corpus.json").exists()
+    code, stderr = label_with(tmp_path / "x", *other)
+    assert code == 2 and "was fitted to teacher onnx" in stderr and not (tmp_path / "x" / "corpus.json").exists()
 
 
 def broken(path, kind):
@@ -205,7 +208,7 @@ def broken(path, kind):
 def test_bad_weights_stop_before_anything_long(tmp_path, kind, message):
     broken(tmp_path / "w.pth", kind)
     sets = ("teacher.name=unisal", f"teacher.weights={tmp_path / 'w.pth'}")
-    code, said = label_with(tmp_path / "run", *sets)
-    last = said.strip().splitlines()[-1]
+    code, stderr = label_with(tmp_path / "run", *sets)
+    last = stderr.strip().splitlines()[-1]
     assert code == 2 and last.startswith("distill: ") and message in last and "w.pth" in last
     assert not (tmp_path / "run" / "corpus.json").exists()

@@ -128,16 +128,16 @@ def test_the_same_input_gives_the_same_fit(flat: Fit, clips: list[Clip]) -> None
 
 
 def test_a_teacher_that_is_too_wide_is_sharpened(clips: list[Clip]) -> None:
-    found = calibrate(clips, knowing(lambda logits: blurred(logits, 0.06)), Narrator(quiet=True), frames=4)
-    assert found.calibration.blur < 0
-    assert found.after["cc"] > found.before["cc"]
+    fit = calibrate(clips, knowing(lambda logits: blurred(logits, 0.06)), Narrator(quiet=True), frames=4)
+    assert fit.calibration.blur < 0
+    assert fit.after["cc"] > fit.before["cc"]
 
 
 def test_a_teacher_that_is_right_is_left_alone(clips: list[Clip]) -> None:
-    found = calibrate(clips, knowing(lambda logits: logits, noise=0.0), Narrator(quiet=True), frames=4)
-    assert abs(found.fitted.blur) <= 0.01 and 0.9 < found.fitted.temperature < 1.1
-    assert abs(found.after["cc"] - found.before["cc"]) < 0.01
-    assert abs(found.after["kld"] - found.before["kld"]) < 0.05
+    fit = calibrate(clips, knowing(lambda logits: logits, noise=0.0), Narrator(quiet=True), frames=4)
+    assert abs(fit.fitted.blur) <= 0.01 and 0.9 < fit.fitted.temperature < 1.1
+    assert abs(fit.after["cc"] - fit.before["cc"]) < 0.01
+    assert abs(fit.after["kld"] - fit.before["kld"]) < 0.05
 
 
 def test_what_helps_only_the_clips_it_was_fitted_to_is_not_used(
@@ -145,20 +145,20 @@ def test_what_helps_only_the_clips_it_was_fitted_to_is_not_used(
 ) -> None:
     fitted = Calibration(5.0)
     monkeypatch.setattr(module, "_fit", lambda samples, parts: [fitted] * (1 + len(parts)))
-    found = calibrate(clips, knowing(lambda logits: logits), Narrator(quiet=True), frames=2)
-    assert not found.helps
-    assert (found.fitted, found.calibration) == (fitted, IDENTITY)
+    fit = calibrate(clips, knowing(lambda logits: logits), Narrator(quiet=True), frames=2)
+    assert not fit.helps
+    assert (fit.fitted, fit.calibration) == (fitted, IDENTITY)
 
 
 def test_groups_are_held_out_whole_and_one_group_not_at_all(clips: list[Clip]) -> None:
     grouped = [replace(clip, group="ab"[number % 2]) for number, clip in enumerate(clips)]
-    found = calibrate(grouped, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
-    assert found.held_out and len(found.folds) == 2
+    fit = calibrate(grouped, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
+    assert fit.held_out and len(fit.folds) == 2
     assert module._folds(grouped, 4) == [module._folds(grouped, 4)[n % 2] for n in range(len(grouped))]
     alone = [replace(clip, group="a") for clip in clips]
-    found = calibrate(alone, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
-    assert not found.held_out
-    assert found.folds == ()
+    fit = calibrate(alone, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
+    assert not fit.held_out
+    assert fit.folds == ()
 
 
 def test_clips_without_annotation(clips: list[Clip]) -> None:

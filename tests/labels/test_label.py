@@ -25,7 +25,7 @@ from distill.run.progress import Narrator
 from distill.teachers import Inference
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage import Visage, VisageConfig, VisageNet
-from tests.helpers import TINY, distill
+from tests.helpers import TINY, invoke
 
 ME = {"name": "me", "fingerprint": "a" * 16, "source": "test", "license": "x"}
 
@@ -127,9 +127,9 @@ def test_what_goes_wrong_names_the_clip():
         list(computed_by(Blind())([FakeClip("4")]))
     with pytest.raises(
         UsageError, match=r"clip 4: .* not even one window .*Tried to allocate 9 GiB.*smaller teacher"
-    ) as told:
+    ) as caught:
         list(computed_by(Full())([FakeClip("4")]))
-    assert "advice" not in str(told.value) and "\n" not in str(told.value)
+    assert "advice" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 # --- storing ----------------------------------------------------------------------------------------------------------
@@ -189,9 +189,9 @@ def test_it_says_how_fast_and_how_long_still(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("distill.run.progress.PLAIN_SECONDS", 0.0)
     store, clips = LabelStore.create(tmp_path, ME), [FakeClip(str(i)) for i in range(3)]
     label(clips, store, computed_by(FakeTeacher()), Narrator())
-    told = capsys.readouterr().err
-    assert re.search(r"label: 20/30 frames, 0:0\d left [\d.e+]+ frames/s clip 1", told)
-    assert re.search(r"label: 30 frames in \d+ s, [\d.e+]+ frames/s", told)
+    stderr = capsys.readouterr().err
+    assert re.search(r"label: 20/30 frames, 0:0\d left [\d.e+]+ frames/s clip 1", stderr)
+    assert re.search(r"label: 30 frames in \d+ s, [\d.e+]+ frames/s", stderr)
 
 
 # --- how --------------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_labels_do_not_depend_on_the_threads_or_the_workers(tmp_path, tiny_root,
 
 SETS = [part for override in TINY for part in ("--set", override)]
 
-# What each rank does under torchrun: `distill`, with a note of every clip that it stores; told to, it is killed in the middle.
+# What each rank does under torchrun: `distill`, with a note of every clip that it stores. DIES kills it in the middle.
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
@@ -266,10 +266,10 @@ cli.main()
 def taught(tmp_path_factory):
     """A run whose teacher is ready, and its labels by one process."""
     path = tmp_path_factory.mktemp("taught")
-    result = distill("teach", "--out", path / "run", *SETS)
+    result = invoke("teach", "--out", path / "run", *SETS)
     assert result.returncode == 0, result.stderr
     shutil.copytree(path / "run", path / "alone")
-    result = distill("label", "--out", path / "alone", *SETS)
+    result = invoke("label", "--out", path / "alone", *SETS)
     assert result.returncode == 0, result.stderr
     return path
 
@@ -303,30 +303,31 @@ def notes_of(path):
 
 
 def test_two_ranks_from_corpus_to_labels_leave_what_one_process_does(taught, tmp_path, torchrun):
-    out, told = (job := torchrun(tmp_path / "run")).communicate(timeout=240)
-    assert job.returncode == 0, told
+    out, stderr = (job := torchrun(tmp_path / "run")).communicate(timeout=240)
+    assert job.returncode == 0, stderr
     assert stored(tmp_path / "run" / "labels") == stored(taught / "alone" / "labels")
     who = [(path / "labels" / "store.json").read_bytes() for path in (tmp_path / "run", taught / "alone")]
     assert who[0] == who[1], "the teacher that rank 0 trains is the one that a process alone trains"
     notes = notes_of(tmp_path)
     assert sorted(clip for _, clip in notes) == [f"00{i}" for i in range(1, 6)], "each clip once"
     assert {rank for rank, _ in notes} == {"0", "1"}
-    assert told.count("label: 120 frames in") == 1 and "2 ranks" in told and out.splitlines() == [str(tmp_path / "run")]
-    again = distill("label", "--out", tmp_path / "run", *SETS)  # the manifest is whole
+    assert stderr.count("label: 120 frames in") == 1 and "2 ranks" in stderr
+    assert out.splitlines() == [str(tmp_path / "run")]
+    again = invoke("label", "--out", tmp_path / "run", *SETS)  # the manifest is whole
     assert again.returncode == 0 and "label: up to date" in again.stderr
 
 
 def test_a_rank_that_is_killed_ends_the_job_and_another_run_completes_it(taught, tmp_path, torchrun):
     shutil.copytree(taught / "run", tmp_path / "run")
     job = torchrun(tmp_path / "run", DIES="1", PAUSE="0.5")
-    _, told = job.communicate(timeout=240)
+    _, stderr = job.communicate(timeout=240)
     assert job.returncode != 0
     labels = stored(tmp_path / "run" / "labels")
-    assert 1 <= len(labels) < 5, told
+    assert 1 <= len(labels) < 5, stderr
     first = notes_of(tmp_path)
-    _, told = (job := torchrun(tmp_path / "run")).communicate(timeout=240)
-    assert job.returncode == 0, told
-    assert f"label: {len(labels)} of 5 clips are in the store" in told
+    _, stderr = (job := torchrun(tmp_path / "run")).communicate(timeout=240)
+    assert job.returncode == 0, stderr
+    assert f"label: {len(labels)} of 5 clips are in the store" in stderr
     assert stored(tmp_path / "run" / "labels") == stored(taught / "alone" / "labels")
     assert sorted(clip for _, clip in notes_of(tmp_path)) == [f"00{i}" for i in range(1, 6)], first
     assert not list((tmp_path / "run").rglob("*.tmp"))
@@ -340,10 +341,10 @@ def test_ctrl_c_ends_all_ranks_after_the_clip_in_work(taught, tmp_path, torchrun
         assert job.poll() is None and time.monotonic() < end
         time.sleep(0.05)
     job.send_signal(signal.SIGINT)  # to torchrun, as a terminal does; it passes it on
-    _, told = job.communicate(timeout=120)
-    assert job.returncode != 0 and told.count("interrupted: ") == 1
+    _, stderr = job.communicate(timeout=120)
+    assert job.returncode != 0 and stderr.count("interrupted: ") == 1
     assert re.search(
-        r"interrupted: labelling, after clip 00\d, \d of 5.*torchrun --nproc-per-node 2 -m distill label", told
+        r"interrupted: labelling, after clip 00\d, \d of 5.*torchrun --nproc-per-node 2 -m distill label", stderr
     )
     assert not list((tmp_path / "run").rglob("*.tmp"))
     for name, content in stored(tmp_path / "run" / "labels").items():

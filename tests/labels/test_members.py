@@ -16,7 +16,7 @@ def names(options):
 
 
 @pytest.mark.parametrize(
-    ("keys", "found"),
+    ("keys", "expected"),
     [
         ({}, [("visage", "tiny", 1.0, {})]),
         ({"name": "unisal", "weights": ("u.pth",)}, [("unisal", "", 1.0, {"": "u.pth"})]),
@@ -45,8 +45,8 @@ def names(options):
         ),
     ],
 )
-def test_a_recipe_names_teachers(keys, found):
-    assert names(Teacher(**keys)) == found
+def test_a_recipe_names_teachers(keys, expected):
+    assert names(Teacher(**keys)) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ def test_an_onnx_teacher_gives_what_the_file_gives(students, mode):
     frames = np.random.default_rng(0).integers(0, 256, (5, 48, 72, 3), np.uint8)
     opened = OnnxTeacher(students[mode])
     logits = opened.logits(frames, 24)
-    wanted = np.stack(list(Predictor(students[mode]).stream(frames)))
-    assert logits.shape == (5, 48, 72) and np.allclose(logits.sigmoid().numpy(), wanted, atol=1e-5)
+    expected = np.stack(list(Predictor(students[mode]).stream(frames)))
+    assert logits.shape == (5, 48, 72) and np.allclose(logits.sigmoid().numpy(), expected, atol=1e-5)
     again = opened.infer(torch.cat([opened.prepare(frames[:2]), opened.prepare(frames[2:])]), 24)
     assert torch.equal(again, logits)  # a clip begins without a history, and may come in pieces
 
