@@ -18,7 +18,6 @@ from distill.labels.onnx_teacher import OnnxTeacher
 from distill.recipe.keys import Recipe
 from distill.run.collectives import process_group
 from distill.run.errors import UsageError
-from distill.run.progress import Narrator
 from distill.teachers import Inference, Teacher
 from distill.teachers.salfom import Salfom, SalfomConfig
 from distill.teachers.tased import Tased, TasedConfig
@@ -36,8 +35,11 @@ SEED = 0  # of random weights
 Build = Callable[[Recipe, Member, torch.device, Path, Inference], Teacher]
 """Recipe, member, device, folder of this run's checkpoints, inference options -> the teacher. ValueError for unusable weights."""
 
-Train = Callable[[Recipe, Member, Corpus, Path, torch.device, Narrator], tuple[list[str], dict[str, Any]]]
-"""Recipe, member, corpus, run directory, device, narrator -> files relative to the run directory, and facts for its manifest."""
+Trained = tuple[list[str], dict[str, Any]]
+"""Files, relative to the folder of the checkpoints, and facts for the run's manifest."""
+
+Train = Callable[[Recipe, Member, Corpus, Path, TrainingContext], Trained]
+"""Recipe, member, corpus, folder of decoded frames (its own go into subfolders), context -> what training leaves."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,10 @@ def _build_tiny(recipe: Recipe, member: Member, device: torch.device, checkpoint
     return _fused(recipe, Visage.load(member.path() or checkpoints / "visage.pt", device=device, how=how))
 
 
-def _train_tiny(
-    recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
-) -> tuple[list[str], dict[str, Any]]:
-    clips = [frames.load(run / "frames", clip, recipe.train.sample_fps) for clip in corpus.select(corpus.train)]
-    context = TrainingContext(run / "checkpoints", device, recipe.run.seed, narrator)
+def _train_tiny(recipe: Recipe, member: Member, corpus: Corpus, cache: Path, context: TrainingContext) -> Trained:
+    clips = [frames.load(cache, clip, recipe.train.sample_fps) for clip in corpus.select(corpus.train)]
     train_visage(clips, recipe.teacher, _tiny_config(recipe), context)
-    return ["checkpoints/visage.pt"], {"steps": recipe.teacher.steps}
+    return ["visage.pt"], {"steps": recipe.teacher.steps}
 
 
 def _tiny_config(recipe: Recipe) -> VisageConfig:
@@ -79,7 +78,7 @@ def _build_released(recipe: Recipe, member: Member, device: torch.device, checkp
         return _fused(recipe, fine_tune.open_tuned(checkpoints, device, how))
     dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
     config = fine_tune.layout(member.entry.size, recipe.teach)
-    base, *experts = (file for file in member.files.values() if file)
+    base, *experts = member.given.values()
     if member.random:
         if len(member.random) < len(experts) + 1:
             raise UsageError("teacher.weights: the base and experts of visage must all be random, or none of them")
@@ -87,22 +86,17 @@ def _build_released(recipe: Recipe, member: Member, device: torch.device, checkp
     else:
         kinds = tuple(expert_kind(read_weights(path), path) for path in experts)
         config = replace(config, experts=kinds, weights=(1 / len(kinds),) * len(kinds))
-        frames_of_base = recipe.teach.base_frames
-        net = load_released(config, base, experts, orig_t_size=frames_of_base, dtype=dtype, device=device).eval()
+        base_frames = recipe.teach.base_frames
+        net = load_released(config, base, experts, orig_t_size=base_frames, dtype=dtype, device=device).eval()
     return _fused(recipe, Visage(net, config, device=device, how=how))
 
 
-def _train_released(
-    recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
-) -> tuple[list[str], dict[str, Any]]:
+def _train_released(recipe: Recipe, member: Member, corpus: Corpus, cache: Path, context: TrainingContext) -> Trained:
     files = {part: member.path(part) for part in member.files}
-    context = TrainingContext(run / "checkpoints", device, recipe.run.seed, narrator)
-    with process_group(device):
-        facts = fine_tune.teach(
-            corpus.select(corpus.train), corpus.select(corpus.val), recipe.teach, member.entry.size, files, context,
-            run / "frames" / "visage",
-        )  # fmt: skip
-    return [f"checkpoints/{name}" for name in fine_tune.outputs(random=files["base"] is None)], facts
+    clips, validation = corpus.select(corpus.train), corpus.select(corpus.val)
+    with process_group(context.device):
+        facts = fine_tune.teach(clips, validation, recipe.teach, member.entry.size, files, context, cache / "visage")
+    return fine_tune.outputs(random=files["base"] is None), facts
 
 
 def _fused(recipe: Recipe, teacher: Visage) -> Visage:
@@ -124,15 +118,10 @@ def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoi
     return Unisal.load(path, domain, device=device) if path else Unisal.random(SEED, domain, device=device)
 
 
-def _train_unisal(
-    recipe: Recipe, member: Member, corpus: Corpus, run: Path, device: torch.device, narrator: Narrator
-) -> tuple[list[str], dict[str, Any]]:
-    context = TrainingContext(run / "checkpoints", device, recipe.run.seed, narrator)
-    train_unisal(
-        corpus.select(corpus.train), recipe.unisal, context, run / "frames" / "unisal", start=member.path(),
-        trunk=member.path("trunk"),
-    )  # fmt: skip
-    return ["checkpoints/unisal.pt"], {"epochs": recipe.unisal.epochs}
+def _train_unisal(recipe: Recipe, member: Member, corpus: Corpus, cache: Path, context: TrainingContext) -> Trained:
+    clips, start, trunk = corpus.select(corpus.train), member.path(), member.path("trunk")
+    train_unisal(clips, recipe.unisal, context, cache / "unisal", start=start, trunk=trunk)
+    return ["unisal.pt"], {"epochs": recipe.unisal.epochs}
 
 
 def _build_tased(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:

@@ -83,13 +83,13 @@ class Context:
         """Where the run's student comes from, and the student."""
         return provenance(self.recipe, self.corpus, self.labels.teacher, self.run / "checkpoints" / "best.pt")
 
-    def device(self, alone: bool = False) -> torch.device:
-        """The device for training. Sets torch's threads, and says and notes both. `alone`: while other ranks wait."""
+    def training(self, alone: bool = False) -> TrainingContext:
+        """Where and how to train. Sets torch's threads, reports and notes them and the device. `alone`: while other ranks wait."""
         threads = device.set_threads(self.recipe.run.threads, alone)
         chosen, reason = device.choose(self.recipe.run.device)
         self.narrator.say(f"device: {reason}, {threads} threads")
         self.run.note(device=reason, threads=threads)
-        return chosen
+        return TrainingContext(self.run / "checkpoints", chosen, self.recipe.run.seed, self.narrator)
 
 
 @dataclass(frozen=True)
@@ -173,20 +173,15 @@ def _frames(context: Context) -> Done:
 
 def _teach(context: Context) -> Done:
     recipe, leads = context.recipe, job().leads
-    chosen = context.device(alone=True)
+    training = context.training(alone=True)
     outputs: list[str] = []
     facts: dict[str, Any] = {"teacher": members.source(recipe)}
     for member in members.members(recipe.teacher):
-        if not members.trained_here(recipe, member):
-            continue
-        teacher = registered(member)
-        assert teacher.train is not None
-        if leads or teacher.all_ranks:
+        teacher = registered(member) if members.trained_here(recipe, member) else None
+        if teacher and teacher.train and (leads or teacher.all_ranks):
             device.set_threads(recipe.run.threads, alone=not teacher.all_ranks)
-            files, facts_of_member = teacher.train(
-                recipe, member, context.corpus, context.run.path, chosen, context.narrator
-            )
-            outputs, facts = [*outputs, *files], facts | facts_of_member
+            files, more = teacher.train(recipe, member, context.corpus, context.run / "frames", training)
+            outputs, facts = [*outputs, *(f"checkpoints/{name}" for name in files)], facts | more
     if recipe.teacher.name == "maps" and leads:
         clips = context.corpus.clips
         labels = looked_up_in(building.open_maps(recipe))(clips)
@@ -225,11 +220,10 @@ def _label(context: Context) -> Done:
 
 def _train(context: Context) -> Done:
     recipe, corpus = context.recipe, context.corpus
-    chosen = context.device()
+    training = context.training()
     samples = _samples(context, corpus)
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
-    with process_group(chosen):
-        training = TrainingContext(context.run / "checkpoints", chosen, recipe.run.seed, context.narrator)
+    with process_group(training.device):
         facts = student.train(
             samples, validation, recipe.train, recipe.student, training, context.run / "metrics.jsonl"
         )

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from distill.labels.catalogue import CATALOGUE, details, row
+from distill.labels.members import Member, trained_here
 from distill.labels.registry import REGISTRY
+from distill.recipe.files import load_recipe
 from distill.teachers.unisal import UnisalNet
 
 
@@ -48,3 +50,10 @@ def test_every_teacher_has_a_page_or_needs_none():
 
 def test_every_teacher_but_maps_is_registered():
     assert REGISTRY.keys() == {(entry.name, entry.size) for entry in CATALOGUE if entry.name != "maps"}
+
+
+@pytest.mark.parametrize("entry", [entry for entry in CATALOGUE if entry.name != "maps"], ids=lambda entry: entry.title)
+def test_what_a_run_may_train_has_a_trainer(entry):
+    recipe = load_recipe(None, ["teach.finetune=true"])
+    files = dict.fromkeys((*entry.files, *entry.more), "")
+    assert trained_here(recipe, Member(entry, 1.0, files)) == (REGISTRY[entry.name, entry.size].train is not None)
