@@ -4,8 +4,6 @@ fixation map   bool [H,W], the pixels that observers fixated in one frame
 density map    float32 [H,W], the fixation map blurred; not normalised
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -4,8 +4,6 @@ Layouts know where files are; the check knows what must agree. A video is decode
 fixation maps and density maps in folders are counted; their numbers, and the sizes in their headers, are compared.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,9 +68,8 @@ def check(entry: Entry) -> Clip:
     )  # fmt: skip
     annotated, troubles = _annotated(clip, entry)
     if annotated > frames + 1:  # one more is a decoder's last frame
-        raise UsageError(
-            f"{entry.video} has {frames} frames, its annotation in {entry.fixations} {annotated}; is the video complete?"
-        )
+        where = f"its annotation in {entry.fixations}"
+        raise UsageError(f"{entry.video} has {frames} frames, {where} {annotated}; is the video complete?")
     if annotated > frames:
         troubles[WITHOUT_FRAME] = annotated - frames
     elif 0 < annotated < frames:
@@ -92,7 +89,7 @@ def _annotated(clip: Clip, entry: Entry) -> tuple[int, dict[str, int]]:
         if names:
             _check_numbers(entry, entry.fixations, names)
             if suffix == ".png":
-                _check_sizes(entry.fixations, names, clip)
+                images.check_sizes(entry.fixations, names, (clip.height, clip.width))
             else:
                 read(clip, 0)  # the others are checked when they are read
         return len(names), {}
@@ -108,11 +105,8 @@ def _with_maps(clip: Clip, entry: Entry, annotated: int) -> Clip:
     if not annotated:
         raise UsageError(f"{entry.maps} has no fixations beside it in {entry.fixations}; NSS and AUC need them")
     if entry.maps.is_file():
-        frames, height, width = read_header(entry.maps)
-        if (height, width) != (clip.height, clip.width):
-            raise UsageError(
-                f"{entry.maps} is {width}x{height} px, its video {clip.width}x{clip.height}; they must agree"
-            )
+        frames, *size = read_header(entry.maps)
+        images.check_size(entry.maps, tuple(size), (clip.height, clip.width))
         odd = {ODD_MAPS: abs(frames - clip.frames)} if frames != clip.frames else {}
         covered = min(clip.annotated_frames, frames)
         return replace(clip, maps=str(entry.maps), annotated_frames=covered, troubles=clip.troubles | odd)
@@ -122,7 +116,7 @@ def _with_maps(clip: Clip, entry: Entry, annotated: int) -> Clip:
     if len(names) != annotated:
         raise UsageError(f"{entry.maps} holds {len(names)} maps, {entry.fixations} {annotated}; they must agree")
     _check_numbers(entry, entry.maps, names)
-    _check_sizes(entry.maps, names, clip)
+    images.check_sizes(entry.maps, names, (clip.height, clip.width))
     return replace(clip, maps=str(entry.maps))
 
 
@@ -137,12 +131,8 @@ def _check_numbers(entry: Entry, folder: Path, names: list[str]) -> None:
         images.check_numbers(folder, names, first)
 
 
-def _check_sizes(folder: Path, names: list[str], clip: Clip) -> None:
-    for name in names:
-        if (size := images.size_of(folder / name)) != (clip.height, clip.width):
-            raise UsageError(
-                f"{folder / name} is {size[1]}x{size[0]} px, its video {clip.width}x{clip.height}; they must agree"
-            )
+def first_few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def fingerprint_of(entry: Entry) -> list[Any]:

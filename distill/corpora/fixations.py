@@ -3,8 +3,6 @@
 Whatever is not usable (outside the frame, NaN, after the last frame, duplicated) is dropped and counted, never silently.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import NamedTuple
 

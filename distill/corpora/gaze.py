@@ -10,8 +10,6 @@
 The first two are read frame by frame, the others clip by clip. Frames are numbered from 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -96,9 +94,7 @@ def _read_png(clip: Clip, index: int) -> np.ndarray:
 def _read_mat(clip: Clip, index: int) -> np.ndarray:
     path = _frame_file(clip, index)
     matrix = matlab.read_variable(path, "I")
-    if matrix.shape != (clip.height, clip.width):
-        size = "x".join(map(str, matrix.shape[::-1]))
-        raise UsageError(f"{path} is {size} px, its video {clip.width}x{clip.height}; they must agree")
+    images.check_size(path, matrix.shape, (clip.height, clip.width))
     return matrix
 
 

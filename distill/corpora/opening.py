@@ -4,8 +4,6 @@ Finding lists files and decodes nothing; checking decodes each video once. `open
 clips; `survey` reports them instead.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -43,14 +41,6 @@ class Part:
     @property
     def license(self) -> str:
         return license_of(self.root)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """The usable clips as a corpus, and for each of the others what is wrong with it, by id."""
-
-    corpus: Corpus
-    problems: dict[str, str]
 
 
 def parts_of(name: str, roots: Roots) -> list[Part]:
@@ -94,9 +84,7 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, E
     entries: dict[str, tuple[Part, Entry]] = {}
     for part in parts:
         if not part.root.is_dir():
-            raise UsageError(
-                f"corpus root {part.root} is not a folder; give the folder that holds the corpus with --root"
-            )
+            raise UsageError(f"corpus root {part.root} is not a folder; give the folder of the corpus with --root")
         for entry in part.layout.find(part.root, replace(options, name=part.corpus)):
             entries[f"{part.name}.{entry.id}" if parts[1:] else entry.id] = part, entry
     roots = ", ".join(str(part.root) for part in parts)
@@ -109,8 +97,10 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, E
     return entries
 
 
-def survey(name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None) -> Survey:
-    """Checks every clip, decoding each video once to count its frames; clips that cannot be used are reported and left out."""
+def survey(
+    name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None
+) -> tuple[Corpus, dict[str, str]]:
+    """Checks every clip, decoding each video once: the usable clips as a corpus, and what is wrong with the others, by id."""
     options = options or keys.Corpus()
     parts = parts_of(name, roots)
     entries = find(parts, options)
@@ -134,7 +124,7 @@ def survey(name: str, roots: Roots, options: keys.Corpus | None = None, track: T
         name, "; ".join(dict.fromkeys(part.license for part in parts)), clips, notes=(*notes, *_notes_on(clips)),
         roots={part.name: str(part.root) for part in parts}, weights={part.name: part.weight for part in parts},
     )  # fmt: skip
-    return Survey(corpus, {clip_id: problems[clip_id] for clip_id in entries if clip_id in problems})
+    return corpus, {clip_id: problems[clip_id] for clip_id in entries if clip_id in problems}
 
 
 def open_corpus(
@@ -145,12 +135,12 @@ def open_corpus(
     Raises UsageError for an unknown corpus, a missing or empty root, or clips that cannot be used, naming all of them.
     """
     options = options or keys.Corpus()
-    result = survey(name, root, replace(options, skip=(*options.skip, *skip)), track)
-    if problems := result.problems:
+    corpus, problems = survey(name, root, replace(options, skip=(*options.skip, *skip)), track)
+    if problems:
         first, *others = problems
         more = f" ({len(others)} more clips have problems: {', '.join(others)})" if others else ""
         raise UsageError(f"{problems[first]}; or leave it out: --set corpus.skip={','.join(problems)}{more}")
-    return result.corpus
+    return corpus
 
 
 def fingerprints(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[object]]:

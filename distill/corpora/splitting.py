@@ -1,7 +1,5 @@
 """Which clips train and which are held out for validation: by name, by a corpus's official split, or a share of the groups."""
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from collections.abc import Sequence

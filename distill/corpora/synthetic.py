@@ -1,16 +1,13 @@
-"""A procedural corpus in DHF1K's layout: small films, and simulated observers who look at what moves.
+"""A procedural corpus in DHF1K's layout: short videos, and simulated observers who look at what moves.
 
-Every film has a textured background under a slowly moving camera, several textured objects of different kinds, and now
-and then a cut. Only one object at a time moves by itself; the others are its still look-alikes, so a single frame does
-not say which of them is watched, and a model that carries state must win over one that does not. The role passes from
-object to object.
+Each video has a textured background under a slowly moving camera, several textured objects, and sometimes a cut. Only one
+object at a time moves by itself; most of the others look the same but stand still. A single frame therefore does not show
+which object is watched, and a model that carries state must beat one that does not. After a while another object moves.
 
-Observers (saccades, smooth pursuit, disagreement) are drawn after well-known magnitudes: reaction to a new target after
-about 0.2 s, dwell times of 0.3 to 1 s, a bias to the screen's centre after a cut, and a share of glances that follow
-nobody's rule. All randomness follows from the seed, one independent stream per clip.
+The simulated gaze (saccades, smooth pursuit, disagreement) has realistic magnitudes: reaction to a new target after about
+0.2 s, dwell times of 0.3 to 1 s, a bias to the screen's centre after a cut, and some glances elsewhere. All randomness
+follows from the seed, with an independent stream per clip.
 """
-
-from __future__ import annotations
 
 import errno
 import shutil
@@ -28,13 +25,13 @@ from distill.run.files import atomic, is_temporary, read_json, write_json
 from distill.run.progress import Narrator
 
 LICENSE = "BSD-2-Clause-Patent (procedural)"
-MARKER = "synthetic.json"  # the settings; says that the folder is ours
+MARKER = "synthetic.json"  # the settings; marks a folder as a synthetic corpus
 KINDS = ("disc", "square", "ring", "star", "cross")
 
 
 @dataclass
-class Thing:
-    """An object on its way: its sprite (RGB and alpha in [0, 1]), place (x, y in pixels of the screen), own velocity."""
+class MovingObject:
+    """A sprite (RGB and alpha in [0, 1]), its place (x, y in pixels of the frame), its own velocity (pixels per second)."""
 
     sprite: np.ndarray
     place: np.ndarray
@@ -42,23 +39,23 @@ class Thing:
 
 
 def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
-    """Writes the corpus under `root`; clips that are complete stay as they are, so an interrupted call goes on.
+    """Writes the corpus under `root`. Clips that are complete are kept, so an interrupted call can be continued.
 
-    Raises UsageError where `root` holds something else, a corpus with other settings too.
+    Raises UsageError if `root` holds anything else, or a corpus with other settings; Interrupted between clips.
     """
-    made_with = root / MARKER
-    if made_with.exists():
-        if read_json(made_with) != asdict(config):
+    marker = root / MARKER
+    if marker.exists():
+        if read_json(marker) != asdict(config):
             raise UsageError(f"{root} holds a synthetic corpus with other settings; choose another corpus.root")
     elif root.is_dir() and not all(is_temporary(e.name) for e in root.iterdir()):
-        raise UsageError(f"{root} holds something that is no synthetic corpus; choose another corpus.root")
+        raise UsageError(f"{root} holds files that are not a synthetic corpus; choose another corpus.root")
     (root / "video").mkdir(parents=True, exist_ok=True)
-    write_json(made_with, asdict(config))
+    write_json(marker, asdict(config))
     (root / LICENSE_FILES[0]).write_text(LICENSE + "\n", encoding="utf-8")
     with narrator.bar("synthetic corpus", config.clips, unit="clips") as bar:
         for number in range(1, config.clips + 1):
             video = root / "video" / f"{number:03d}.avi"
-            if not video.exists():  # moved into place last, after its annotation
+            if not video.exists():  # gets its name last, after the annotation is written
                 _write_clip(root, video, number, config)
             bar.advance()
             if narrator.stop() and number < config.clips:
@@ -70,30 +67,30 @@ def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None
     folder = root / "annotation" / f"{number:04d}" / "fixation"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    frames, targets, cuts, switches = film(rng, config)
+    frames, targets, cuts, switches = _render(rng, config)
     with atomic(video) as temporary:
         writer = Writer(temporary, config.fps, (config.height, config.width))
         for frame in frames:
             writer.write(frame)
         writer.close()
-        for index, points in enumerate(observe(rng, targets, cuts, switches, config)):
+        for index, points in enumerate(_simulate_gaze(rng, targets, cuts, switches, config)):
             image = np.zeros((config.height, config.width), np.uint8)
             image[points[:, 1], points[:, 0]] = 255
             path = folder / f"{index + 1:04d}.png"
-            path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite would not say that the disk is full
+            path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite would not report a full disk
         if probe(temporary)[0] != len(frames):  # nor does the video writer
             raise OSError(errno.ENOSPC, "the video is not complete", str(video))
 
 
-# --- the film --------------------------------------------------------------------------------------------------------
+# --- the video -------------------------------------------------------------------------------------------------------
 
 
-def film(rng: np.random.Generator, config: Synthetic) -> tuple[list[np.ndarray], np.ndarray, list[int], list[int]]:
-    """Frames uint8 `[H,W,3]`, the watched object's place `[T,2]` (x, y), and the frames at which a scene begins and at
-    which the watched object changes."""
+def _render(rng: np.random.Generator, config: Synthetic) -> tuple[list[np.ndarray], np.ndarray, list[int], list[int]]:
+    """Frames uint8 `[H,W,3]`, the place of the watched object `[T,2]` (x, y), the frames at which a scene begins, and those
+    at which the watched object changes."""
     T = config.frames
     cuts = [0]
-    if 2 * config.fps < T and rng.random() < 0.5:  # one cut, at least a second from both ends
+    if 2 * config.fps < T and rng.random() < 0.5:  # one cut, at least one second from both ends
         cuts.append(int(rng.integers(int(config.fps), T - int(config.fps))))
     frames: list[np.ndarray] = []
     targets, switches = np.zeros((T, 2)), list[int]()
@@ -104,44 +101,44 @@ def film(rng: np.random.Generator, config: Synthetic) -> tuple[list[np.ndarray],
 
 
 def _scene(rng: np.random.Generator, config: Synthetic, targets: np.ndarray, frames: list[np.ndarray]) -> list[int]:
-    """Appends the scene's frames, fills in its targets, and returns when the watched object changed."""
+    """Appends the scene's frames to `frames`, fills in `targets`, and returns when the watched object changes."""
     H, W, dt = config.height, config.width, 1 / config.fps
     margin = round(0.35 * W)
-    background = texture(rng, H + 2 * margin, W + 2 * margin, contrast=0.25)
+    background = _texture(rng, H + 2 * margin, W + 2 * margin, contrast=0.25)
     camera, pan = np.zeros(2), rng.normal(0, 0.02 * W, 2) * (rng.random() < 0.6)
     look = _look(rng)
-    things = []
-    for place in _apart(rng, int(rng.integers(4, 6)), H, W):
-        # Most look alike, one in four looks otherwise: looks alone say little about who is watched.
+    objects = []
+    for place in _spaced_places(rng, int(rng.integers(4, 6)), H, W):
+        # Most look the same, one in four looks different: appearance alone says little about which one is watched.
         sprite = _sprite(rng, look if rng.random() < 0.75 else _look(rng), 0.09 * W)
-        things.append(Thing(sprite, place, np.zeros(2)))
-    mover, until = int(rng.integers(len(things))), float(rng.uniform(0.8, 2.0))
-    things[mover].velocity = _velocity(rng, W)
+        objects.append(MovingObject(sprite, place, np.zeros(2)))
+    mover, until = int(rng.integers(len(objects))), float(rng.uniform(0.8, 2.0))
+    objects[mover].velocity = _velocity(rng, W)
     switches = []
     for t in range(len(targets)):
-        if t * dt > until:  # the role passes on
+        if t * dt > until:  # another object moves from now on
             switches.append(t)
-            things[mover].velocity = np.zeros(2)
-            mover = (mover + int(rng.integers(1, len(things)))) % len(things)
-            things[mover].velocity = _velocity(rng, W)
+            objects[mover].velocity = np.zeros(2)
+            mover = (mover + int(rng.integers(1, len(objects)))) % len(objects)
+            objects[mover].velocity = _velocity(rng, W)
             until = t * dt + float(rng.uniform(0.8, 2.0))
         shift = pan * dt if np.all(np.abs(camera + pan * dt) < margin - 2) else np.zeros(2)
         camera += shift
-        for thing in things:
-            thing.place += thing.velocity * dt - shift
-        _bounce(things[mover], H, W)
+        for each in objects:
+            each.place += each.velocity * dt - shift
+        _bounce(objects[mover], H, W)
         x, y = camera + margin
         frame = cv2.warpAffine(background, np.array([[1, 0, -x], [0, 1, -y]]), (W, H))
-        for i in sorted(range(len(things)), key=lambda i: i == mover):  # the mover in front
-            _paste(frame, things[i])
+        for i in sorted(range(len(objects)), key=lambda i: i == mover):  # the mover in front
+            _paste(frame, objects[i])
         frame += rng.normal(0, 0.012, frame.shape).astype(np.float32)
         frames.append((np.clip(frame, 0, 1) * 255).astype(np.uint8))
-        targets[t] = things[mover].place
+        targets[t] = objects[mover].place
     return switches
 
 
-def texture(rng: np.random.Generator, height: int, width: int, contrast: float) -> np.ndarray:
-    """Noise of a natural image's spectrum, coloured: float32 `[height,width,3]` in [0, 1]."""
+def _texture(rng: np.random.Generator, height: int, width: int, contrast: float) -> np.ndarray:
+    """Coloured noise with the spectrum of a natural image: float32 `[height,width,3]` in [0, 1]."""
     out = np.zeros((height, width), np.float32)
     for cells in (3, 6, 12, 24, 48):
         coarse = rng.normal(0, 1, (cells, cells * 2)).astype(np.float32)
@@ -156,7 +153,7 @@ def _look(rng: np.random.Generator) -> tuple[str, np.ndarray]:
 
 
 def _sprite(rng: np.random.Generator, look: tuple[str, np.ndarray], size: float) -> np.ndarray:
-    """An object of a kind and colour, RGBA float32, with a border of a few transparent pixels to move within."""
+    """An object of a kind and colour, RGBA float32, with a transparent border for shifts by fractions of a pixel."""
     kind, colour = look
     r = size * rng.uniform(0.8, 1.2) / 2
     side = int(2 * r) + 9
@@ -170,13 +167,13 @@ def _sprite(rng: np.random.Generator, look: tuple[str, np.ndarray], size: float)
         "cross": np.maximum(np.minimum(0.3 * r - abs(x), r - abs(y)), np.minimum(0.3 * r - abs(y), r - abs(x))),
     }[kind]
     alpha = np.clip(edge + 0.5, 0, 1)
-    pattern = texture(rng, side, side, contrast=0.6)
+    pattern = _texture(rng, side, side, contrast=0.6)
     rgb = np.clip(0.65 * colour + 0.5 * (pattern - pattern.mean() + 0.35), 0, 1)
     return np.dstack([rgb, alpha]).astype(np.float32)
 
 
-def _apart(rng: np.random.Generator, count: int, H: int, W: int) -> list[np.ndarray]:
-    """Places at some distance from each other, more of them near the centre than at the border."""
+def _spaced_places(rng: np.random.Generator, count: int, H: int, W: int) -> list[np.ndarray]:
+    """Places (x, y) at some distance from each other, more of them near the centre than at the border."""
     places: list[np.ndarray] = []
     for _ in range(400):
         place = np.clip(rng.normal(0.5, 0.25, 2), 0.1, 0.9) * (W, H)
@@ -188,25 +185,26 @@ def _apart(rng: np.random.Generator, count: int, H: int, W: int) -> list[np.ndar
 
 
 def _velocity(rng: np.random.Generator, W: int) -> np.ndarray:
-    angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.45) * W  # pixels per second
+    """Pixels per second, in any direction."""
+    angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.45) * W
     return np.array([np.cos(angle), 0.7 * np.sin(angle)]) * speed
 
 
-def _bounce(thing: Thing, H: int, W: int) -> None:
+def _bounce(mover: MovingObject, H: int, W: int) -> None:
+    """Turns an object back that is about to leave the frame."""
     for axis, side in ((0, W), (1, H)):
-        if (thing.place[axis] < 0.08 * side and thing.velocity[axis] < 0) or (
-            thing.place[axis] > 0.92 * side and thing.velocity[axis] > 0
-        ):
-            thing.velocity[axis] *= -1
+        place, velocity = mover.place[axis], mover.velocity[axis]
+        if (place < 0.08 * side and velocity < 0) or (place > 0.92 * side and velocity > 0):
+            mover.velocity[axis] *= -1
 
 
-def _paste(frame: np.ndarray, thing: Thing) -> None:
-    """Blends the sprite into the frame at its place, to a fraction of a pixel."""
-    side = thing.sprite.shape[0]
-    corner = thing.place - side / 2
+def _paste(frame: np.ndarray, item: MovingObject) -> None:
+    """Blends the sprite into the frame at its place, with sub-pixel accuracy."""
+    side = item.sprite.shape[0]
+    corner = item.place - side / 2
     left, top = np.floor(corner).astype(int)
     dx, dy = corner - (left, top)
-    moved = cv2.warpAffine(thing.sprite, np.array([[1, 0, dx], [0, 1, dy]]), (side, side))
+    moved = cv2.warpAffine(item.sprite, np.array([[1, 0, dx], [0, 1, dy]]), (side, side))
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + side, frame.shape[1]), min(top + side, frame.shape[0])
     if x0 < x1 and y0 < y1:
@@ -217,10 +215,10 @@ def _paste(frame: np.ndarray, thing: Thing) -> None:
 # --- the observers ---------------------------------------------------------------------------------------------------
 
 
-def observe(
+def _simulate_gaze(
     rng: np.random.Generator, targets: np.ndarray, cuts: list[int], switches: list[int], config: Synthetic
 ) -> list[np.ndarray]:
-    """Where the observers look in each frame: a list of int arrays `[n,2]` (x, y). Saccades in flight leave no point."""
+    """Where the observers look in each frame: a list of int arrays `[n,2]` (x, y). A saccade in flight is not a fixation."""
     T, size = len(targets), np.array([config.width, config.height])
     last_switch = [max(s for s in switches if s <= t) for t in range(T)]
     points: list[list[np.ndarray]] = [[] for _ in range(T)]
@@ -229,27 +227,25 @@ def observe(
         gaze = np.clip(rng.normal(0.5, 0.1, 2), 0, 1) * size
         mode, until, offset = "centre", int(rng.exponential(0.25) * config.fps), np.zeros(2)
         for t in range(T):
-            if t in cuts and t:  # after a cut the eyes rest where they were, then seek the middle
+            if t in cuts and t:  # after a cut the eyes go to the centre first
                 mode, until = "centre", t + max(2, int(rng.exponential(0.25) * config.fps))
-            if t >= until:
+            saccade = t >= until
+            if saccade:
                 mode = str(rng.choice(["follow", "wander", "centre"], p=[0.85, 0.1, 0.05]))
                 until = t + max(3, int(rng.uniform(0.3, 1.0) * config.fps))
                 offset = rng.normal(0, 0.015 * config.width, 2)
                 elsewhere = np.clip(rng.normal(0.5, 0.22, 2), 0.02, 0.98) * size
-                flight = 1
-            else:
-                flight = 0
             if mode == "follow":
-                # Pursuit keeps up with its target, but a new one is noticed only after the reaction time.
+                # Pursuit follows its target, but a new target is noticed only after the reaction time.
                 goal = targets[t] + offset if t - last_switch[t] >= lag else gaze
             elif mode == "wander":
                 goal = elsewhere
             else:
                 goal = size / 2 + offset * 3
             jump = np.hypot(*(goal - gaze)) > 0.15 * config.width
-            gaze = goal if jump or flight else gaze + 0.6 * (goal - gaze)  # saccade, or pursuit that lags a little
+            gaze = goal if jump or saccade else gaze + 0.6 * (goal - gaze)  # pursuit lags a little
             if not jump:
-                seen = np.round(gaze + rng.normal(0, 0.006 * config.width, 2)).astype(int)
-                if np.all(seen >= 0) and np.all(seen < size):
-                    points[t].append(seen)
+                point = np.round(gaze + rng.normal(0, 0.006 * config.width, 2)).astype(int)
+                if np.all(point >= 0) and np.all(point < size):
+                    points[t].append(point)
     return [np.array(p, int).reshape(-1, 2) for p in points]

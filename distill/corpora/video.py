@@ -4,10 +4,9 @@ OpenCV's seeking is not frame-exact and its frame count is an estimate, so frame
 by reading.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -28,13 +27,21 @@ def _open(path: Path) -> cv2.VideoCapture:
     return capture
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
+    capture = _open(path)
+    try:
+        yield capture
+    finally:
+        capture.release()
+
+
 def probe(path: Path) -> tuple[int, int, int, float]:
     """Frames (counted by decoding), height and width in pixels, frames per second.
 
     Raises UsageError if the file does not open, no frame decodes, or it ends early.
     """
-    capture = _open(path)
-    try:
+    with _opened(path) as capture:
         ok, frame = capture.read()
         if not ok:
             raise UsageError(f"{path} opens, but no frame decodes; is it complete?")
@@ -43,8 +50,6 @@ def probe(path: Path) -> tuple[int, int, int, float]:
             frames += 1
         fps = float(capture.get(cv2.CAP_PROP_FPS))
         in_header = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # often off by a few
-    finally:
-        capture.release()
     if frames < 0.95 * in_header - 2:
         raise UsageError(f"{path} ends early: {frames} frames decode, its header states {in_header}; is it complete?")
     if not 0.5 <= fps <= 1000:
@@ -62,11 +67,7 @@ def probe_folder(folder: Path) -> tuple[int, int, int]:
         raise UsageError(f"{folder} holds no images ({', '.join(images.SUFFIXES)})")
     images.check_numbers(folder, names)
     size = images.size_of(folder / names[0])
-    for name in names[1:]:
-        if (other := images.size_of(folder / name)) != size:
-            raise UsageError(
-                f"{folder / name} is {other[1]}x{other[0]} px, {names[0]} is {size[1]}x{size[0]}; frames of a clip must agree"
-            )
+    images.check_sizes(folder, names[1:], size, names[0])
     return len(names), *size
 
 
@@ -80,8 +81,7 @@ def read_frames(path: Path, stride: int = 1) -> Iterator[np.ndarray]:
 
 
 def _read_video(path: Path, stride: int) -> Iterator[np.ndarray]:
-    capture = _open(path)
-    try:
+    with _opened(path) as capture:
         index = 0
         while capture.grab():
             if index % stride == 0:
@@ -91,8 +91,6 @@ def _read_video(path: Path, stride: int) -> Iterator[np.ndarray]:
                     raise UsageError(f"{path}: frame {index + 1} does not decode; {way_out}")
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             index += 1
-    finally:
-        capture.release()
 
 
 class _OpenVideo(threading.local):
@@ -133,12 +131,9 @@ def read_gray_frame(path: Path, index: int) -> np.ndarray:
 
 def read_header(path: Path) -> tuple[int, int, int]:
     """Frames, height and width according to a video's header; the number of frames may be off by a few."""
-    capture = _open(path)
-    try:
-        properties = (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+    properties = (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+    with _opened(path) as capture:
         frames, height, width = (int(capture.get(which)) for which in properties)
-    finally:
-        capture.release()
     return frames, height, width
 
 

@@ -12,8 +12,6 @@
 Measure on an idle machine: other work makes every number worse, those of short runs most.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence

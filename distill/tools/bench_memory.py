@@ -3,8 +3,6 @@
 Resident memory is read from Linux's /proc; on other systems it is unknown.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

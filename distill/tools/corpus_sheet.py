@@ -1,7 +1,5 @@
 """A contact sheet of a clip: frames over time, or a set of images, with density as heat and fixations as dots."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Facts about this machine, for a person or a bug report."""
 
-from __future__ import annotations
-
 import shutil
 from typing import Any
 

@@ -4,8 +4,6 @@ Every video is decoded once, to count its frames. Fixation maps with a file per 
 evenly spaced; all other numbers cover everything.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,8 +31,8 @@ FIT_WIDTH = 640  # pixels; larger maps are scaled down
 
 def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[Corpus, dict[str, Any]]:
     """The usable clips, and facts about all of them as plain values: what `distill inspect --json` prints."""
-    result = survey(name, root, track=track)
-    corpus, clips = result.corpus, result.corpus.clips
+    corpus, problems = survey(name, root, track=track)
+    clips = corpus.clips
     with_maps = [clip for clip in clips if clip.maps]
     maps = (
         f"of {_clips(len(with_maps))}" if with_maps else f"none: built from fixations, sigma {SIGMA:.2%} of the width"
@@ -51,7 +49,7 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
         "density maps": maps,
         **fit_sigma(with_maps),
         "unannotated": [clip.id for clip in clips if not clip.annotated_frames],
-        "broken": result.problems,
+        "broken": problems,
         "notes": list(corpus.notes),
         "per_clip": [clip_facts(clip) for clip in clips],
     }

@@ -1,7 +1,5 @@
 """Facts about a run directory, a soft-label store or an ONNX file. A corpus has a module of its own, `inspect_corpus`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

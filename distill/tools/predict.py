@@ -1,6 +1,4 @@
-"""A student over a video, frame by frame: an overlay to look at, or the maps themselves."""
-
-from __future__ import annotations
+"""Runs a student over a video, frame by frame, and writes an overlay to look at, or the maps themselves."""
 
 import errno
 import re
@@ -17,11 +15,14 @@ from distill.run.errors import UsageError
 from distill.run.files import atomic, write_array
 from distill.run.progress import Narrator
 
-FAINT = 0.2  # overlays are scaled to the frame's maximum; where even that is below this, nothing stands out
+FAINT = 0.2  # overlays are scaled to the frame's maximum, but at least to this: a map this faint has no salient region
 
 
 def write_predictions(video: Path, model: Path, out: Path, threads: int, narrator: Narrator) -> Path:
-    """Writes overlay video (.mp4, .avi), float16 maps `[T,H,W]` (.npy), or a folder of 8-bit PNGs; returns its path."""
+    """Writes an overlay video (.mp4, .avi), float16 maps `[T,H,W]` (.npy), or a folder of 8-bit PNGs; returns its path.
+
+    Raises UsageError for files that cannot be read, another suffix, or a path where other files would be overwritten.
+    """
     predictor = load_predictor(model, threads)
     suffix = out.suffix.lower()
     if suffix not in (*Writer.CODECS, ".npy", ""):
@@ -30,15 +31,15 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
         )
     for read in (video, model):
         if out.exists() and read.exists() and out.samefile(read):
-            raise UsageError(f"--out {out} is the file that is read; name another")
+            raise UsageError(f"--out {out} is one of the files that are read; choose another")
     if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
-        raise UsageError(f"--out {out} is a folder that holds other files; name a new one")
+        raise UsageError(f"--out {out} is a folder that holds other files; choose a new one")
     frames, height, width, fps = probe(video)
     trained = float(predictor.metadata.get("frame_rate", fps))
     if predictor.stateful and not 0.8 < fps / trained < 1.25:
         narrator.say(
-            f"{video.name} has {fps:g} frames per second, the model's state is for {trained:g}: "
-            f"it will remember {trained / fps:.2g}x as long"
+            f"{video.name} has {fps:g} frames per second, the model was trained at {trained:g}: "
+            f"its memory will last {trained / fps:.2g}x as long"
         )
 
     def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -58,11 +59,11 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
             for frame, saliency in maps:
                 writer.write(overlay(frame, saliency / max(float(saliency.max()), FAINT)))
             writer.close()
-            if probe(temporary)[0] != frames:  # the writer does not say that the disk is full
+            if probe(temporary)[0] != frames:  # the writer does not report a full disk
                 raise OSError(errno.ENOSPC, "the video is not complete", str(out))
     else:
         out.mkdir(exist_ok=True)
-        for stale in out.glob("*.png"):  # of a longer video
+        for stale in out.glob("*.png"):  # left by a longer video
             stale.unlink()
         for index, (_, saliency) in enumerate(maps, 1):
             png = cv2.imencode(".png", np.round(saliency * 255).astype(np.uint8))[1]

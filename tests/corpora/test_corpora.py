@@ -196,7 +196,7 @@ def test_a_synthetic_corpus_does_not_mix_with_others(tmp_path, narrator):
         synthetic.write(tmp_path / "a", replace(SMALL, frames=5), narrator)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("precious", encoding="utf-8")
-    with pytest.raises(UsageError, match="no synthetic corpus"):
+    with pytest.raises(UsageError, match="not a synthetic corpus"):
         synthetic.write(tmp_path / "b", SMALL, narrator)
 
 

@@ -214,7 +214,7 @@ def test_every_clip_whose_counts_differ_is_named(tmp_path):
 def test_a_frame_that_is_missing_or_of_another_size_is_named(tmp_path):
     writers.vinet(tmp_path, 1)
     cv2.imwrite(str(tmp_path / "0001" / "images" / "0003.png"), writers.frame(2, (48, 82)))
-    with pytest.raises(UsageError, match=r"0003\.png is 82x48 px, 0001\.png is 80x48"):
+    with pytest.raises(UsageError, match=r"0003\.png is 82x48 px, 0001\.png 80x48; they must agree"):
         open_corpus("dhf1k", tmp_path)
     (tmp_path / "0001" / "images" / "0003.png").unlink()
     with pytest.raises(UsageError, match=r"has 0004\.png where 0003\.png should be"):

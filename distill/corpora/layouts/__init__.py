@@ -1,7 +1,5 @@
 """Layouts: how a corpus arranges its files, one module each; the corpora by name; which of them a folder holds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple

@@ -11,12 +11,10 @@ Folders are recognised by their contents, up to three levels down, so archives u
 tidy tree. Raw tracks are resampled to 100 Hz and moved back by corpus.mouse_lag_ms, as the organisers did with theirs.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
-from distill.corpora.entries import Entry
+from distill.corpora.entries import Entry, first_few
 from distill.corpora.readers import images, table
 from distill.corpora.video import SUFFIXES
 from distill.recipe.keys import Corpus as Options
@@ -30,13 +28,13 @@ def find(root: Path, options: Options) -> list[Entry]:
     videos, maps, fixations = _folders(root)
     if not videos:
         raise UsageError(
-            f"{root} holds no videos; the layout is Videos/NAME.mp4 with Saliency*/ and Fixations*/ beside it"
+            f"{root} holds no videos; the layout is Videos/NAME.mp4, with Saliency*/ and Fixations*/ beside"
         )
     sides = _sides(root)
     tracks = [p for p in sorted(root.iterdir()) if p.name.lower().endswith(table.SUFFIXES) and table.columns_of(p)]
     if len(tracks) > 1:
         raise UsageError(
-            f"{root} holds several tables of mouse tracks, {tracks[0].name} and {tracks[1].name}; keep one"
+            f"{root} holds several tables of tracks, {tracks[0].name} and {tracks[1].name}; keep one of them"
         )
     entries = []
     for name in sorted(videos, key=images.numbered):
@@ -55,14 +53,10 @@ def notes(root: Path, entries: list[Entry]) -> list[str]:
     present = {entry.name for entry in entries}
     lines = []
     if absent := sorted(set(sides) - present):
-        lines.append(f"{SPLIT} names {len(absent)} clips that are not in {root.name} ({_first_few(absent)})")
+        lines.append(f"{SPLIT} names {len(absent)} clips that are not in {root.name} ({first_few(absent)})")
     if unnamed := sorted(present - set(sides)):
-        lines.append(f"{SPLIT} does not name {len(unnamed)} clips, which train ({_first_few(unnamed)})")
+        lines.append(f"{SPLIT} does not name {len(unnamed)} clips, which train ({first_few(unnamed)})")
     return lines
-
-
-def _first_few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _folders(root: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, tuple[Path, str]]]:
@@ -78,15 +72,11 @@ def _folders(root: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, tu
                 fixations[folder.name] = annotation
                 continue
             files = maps if any(p.lower().startswith("saliency") for p in folder.relative_to(root).parts) else videos
-            for path in sorted(folder.iterdir()):
-                if path.name.startswith("."):
-                    continue
-                if path.is_dir():
-                    below.append(path)
-                elif path.suffix.lower() in SUFFIXES:
-                    if path.stem in files:
-                        raise UsageError(f"{files[path.stem]} and {path} have the same name; keep one of them")
-                    files[path.stem] = path
+            visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+            below += [path for path in visible if path.is_dir()]
+            for path in (path for path in visible if path.suffix.lower() in SUFFIXES and not path.is_dir()):
+                if (other := files.setdefault(path.stem, path)) != path:
+                    raise UsageError(f"{other} and {path} have the same name; keep one of them")
         level = below
     return videos, maps, fixations
 

@@ -13,8 +13,6 @@ Clips without annotation can be labelled, but not scored.
 If there are clips beyond 600 the corpus is DHF1K itself, and has its split: 1-600 train, 601-700 validation, 701-1000 test.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -6,12 +6,10 @@
 An image becomes a static clip: one frame with all its fixations, and no recurrent state.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from distill.corpora import video
-from distill.corpora.entries import Entry
+from distill.corpora.entries import Entry, first_few
 from distill.corpora.readers import images, table
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
@@ -74,6 +72,6 @@ def notes(root: Path, entries: list[Entry]) -> list[str]:
         present = {match[0] for entry in entries if entry.fixations == path and (match := gaze.rows_of(entry.video))}
         if absent := [name for name in gaze.clips if name not in present]:
             rows = sum(last - first for first, last in (gaze.clips[name] for name in absent))
-            shown = ", ".join(absent[:4]) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
-            lines.append(f"{path.name} has {rows:,} rows of {len(absent)} clips that are not beside it ({shown})")
+            names = first_few(absent)
+            lines.append(f"{path.name} has {rows:,} rows of {len(absent)} clips that are not beside it ({names})")
     return lines

@@ -7,8 +7,6 @@ Hollywood-2 is cut into shots; shots of one film stay on one side of a split. Ob
 distribution does not state a frame rate; UNISAL (Droste et al., ECCV 2020) takes 24 frames per second.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The recurrent part of a student needs many scenes, and recordings of gaze are expensive.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from distill.corpora import video

@@ -1,7 +1,5 @@
 """fixations.json of AViMoS: for each frame a list of [row, column] points; a pixel counts as often as it is listed."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From the rows of a table (distill.corpora.readers.table) to a clip's fixations: rows that are fixations, and mouse tracks."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from pathlib import Path

@@ -3,11 +3,10 @@
 A corpus may have hundreds of thousands of frames as files: whatever a name or a few bytes tell is never decoded.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import struct
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,18 +32,19 @@ def listing(folder: Path | str, suffixes: tuple[str, ...] = SUFFIXES) -> list[st
         raise UsageError(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def has_any(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
-    """Whether a folder exists and holds such a file; reading stops at the first."""
-    if not folder.is_dir():
-        return False
-    with os.scandir(folder) as entries:
-        return any(e.name.lower().endswith(suffixes) and not e.name.startswith(".") for e in entries)
-
-
 @lru_cache(maxsize=64)
 def _listing(folder: str, suffixes: tuple[str, ...], _changed: int) -> list[str]:
-    names = [e.name for e in os.scandir(folder) if not e.name.startswith(".") and e.name.lower().endswith(suffixes)]
-    return sorted(names, key=numbered)
+    return sorted(_names(folder, suffixes), key=numbered)
+
+
+def has_any(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
+    """Whether a folder exists and holds such a file; reading stops at the first."""
+    return folder.is_dir() and next(_names(folder, suffixes), None) is not None
+
+
+def _names(folder: Path | str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        yield from (e.name for e in entries if not e.name.startswith(".") and e.name.lower().endswith(suffixes))
 
 
 def number_of(name: str) -> int | None:
@@ -97,6 +97,19 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
+def check_size(path: Path, size: tuple[int, ...], expected: tuple[int, int], other: str = "its video") -> None:
+    """Raises UsageError if `size` (height, width) of a file is not the `expected` size of `other`."""
+    if size != expected:
+        found = "x".join(map(str, size[::-1]))
+        raise UsageError(f"{path} is {found} px, {other} {expected[1]}x{expected[0]}; they must agree")
+
+
+def check_sizes(folder: Path, names: Sequence[str], expected: tuple[int, int], other: str = "its video") -> None:
+    """Raises UsageError for a file in `folder` whose header states another size."""
+    for name in names:
+        check_size(folder / name, size_of(folder / name), expected, other)
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Height and width in a JPEG's frame header (ITU-T T.81, B.2.2); None if there is none."""
     at = 2
@@ -130,8 +143,5 @@ def read_gray(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise UsageError(f"{path} does not open as an image; {way_out}")
-    if image.shape != size:
-        raise UsageError(
-            f"{path} is {image.shape[1]}x{image.shape[0]} px, its video {size[1]}x{size[0]}; they must agree"
-        )
+    check_size(path, image.shape, size)
     return image

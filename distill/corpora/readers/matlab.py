@@ -4,8 +4,6 @@ A file is a header of 128 bytes followed by elements: a type, a length, data pad
 compressed (zlib). A matrix is an element whose data are elements again: flags, dimensions, name, numbers.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ A sample on the boundary of two frames belongs to neither. The script indexes a 
 frame's samples at once, which marks every crossing of the two; here each sample is one point.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

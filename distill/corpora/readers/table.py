@@ -18,9 +18,10 @@ import io
 import math
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ COLUMN_NAMES = {
     "order": "order index fixation_index fixation_number fixation_id fix_number fix_index number",
 }
 COLUMN_OF = {name: column for column, names in COLUMN_NAMES.items() for name in names.split()}
+NUMERIC = ("x", "y", "frame", "time", "duration", "order")
 UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "seconds": 1.0}
 MISSING = {"", "nan", "na", "n/a", "null", "none", ".", "-", "nd"}
 
@@ -52,12 +54,11 @@ class Columns:
     """The columns of the file and their units. `time_unit` and `duration_unit` are in seconds, 0 where not stated."""
 
     at: dict[str, int]  # position of each recognised column
-    names: tuple[str, ...]
     separator: str
     normalised: bool | None  # fractions of the size, not pixels; None: the values decide
     from_zero: bool  # frames are numbered from 0; False: the values decide
-    time_unit: float = 0.0
-    duration_unit: float = 0.0
+    time_unit: float
+    duration_unit: float
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Table:
     duration: np.ndarray  # seconds, or frames where the table counts in frames
     observer: np.ndarray
     observers: int  # how many there are
-    dropped: dict[str, Counter[str]] = field(default_factory=dict)  # rows by clip and reason
-    notes: tuple[str, ...] = ()  # how ambiguous columns were read
+    dropped: dict[str, Counter[str]]  # rows by clip and reason
+    notes: list[str]  # how ambiguous columns were read
 
     @property
     def by_frame(self) -> bool:
@@ -99,43 +100,47 @@ class Table:
         return None
 
 
-def _bytes(path: Path, limit: int = -1) -> bytes:
-    if path.suffix == ".gz":
-        with gzip.open(path, "rb") as packed:
-            return packed.read(limit)
-    with path.open("rb") as file:
-        return file.read(limit)
-
-
-def _open_text(path: Path) -> tuple[io.TextIOBase, str]:
-    """The file as text, and a note if it is not UTF-8."""
-    data = _bytes(path)
-    for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig")):
-        if data.startswith(mark):
-            try:
-                return io.StringIO(data.decode(encoding), newline=""), ""
-            except UnicodeDecodeError:
-                break
-    bad = next(i for i in range(len(data)) if data[i] > 127)
-    line = data.count(b"\n", 0, bad) + 1
-    note = f"{path.name} is not UTF-8 (line {line}): read as Windows-1252"
-    return io.StringIO(data.decode("cp1252", "replace"), newline=""), note
-
-
 def columns_of(path: Path) -> Columns | None:
     """The columns of a file that looks like a gaze table (it has clip, x and y); None for other files."""
     try:
-        raw = _bytes(path, 1 << 14)
+        start = _bytes(path, 1 << 14)
     except (OSError, EOFError) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from None
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    lines = raw.decode(encoding, "replace").splitlines()
+        raise _unreadable(path, error) from None
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    lines = start.decode(encoding, "replace").splitlines()
     return _recognise(lines[0]) if lines else None
+
+
+def read(path: Path) -> Table:
+    """The table, cached until the file changes. Raises UsageError for an unusable header or a table without usable rows."""
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except (OSError, EOFError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError | EOFError) -> UsageError:
+    return UsageError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}")
+
+
+def _bytes(path: Path, limit: int = -1) -> bytes:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        return file.read(limit)
+
+
+def _text(path: Path) -> tuple[str, list[str]]:
+    """The text of the file, and a note if it is not UTF-8."""
+    data = _bytes(path)
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"), []
+    except UnicodeDecodeError:
+        line = data.count(b"\n", 0, next(i for i, byte in enumerate(data) if byte > 127)) + 1
+        return data.decode("cp1252", "replace"), [f"{path.name} is not UTF-8 (line {line}): read as Windows-1252"]
 
 
 def _recognise(header: str) -> Columns | None:
     separator = max(",;\t", key=header.count)
-    names = tuple(next(csv.reader([header], delimiter=separator)))
+    names = next(csv.reader([header], delimiter=separator))
     plain = [name.strip().lower().replace(" ", "_").replace("[", "").replace("]", "") for name in names]
     at: dict[str, int] = {}
     for i, name in enumerate(plain):
@@ -146,11 +151,8 @@ def _recognise(header: str) -> Columns | None:
     x = plain[at["x"]]
     normalised = True if "norm" in x or "rel" in x else False if "px" in x or "pix" in x else None
     from_zero = "frame" in at and plain[at["frame"]] == "frame_index"
-
-    def unit(column: str) -> float:
-        return UNITS.get(plain[at[column]].rsplit("_", 1)[-1], 0.0) if column in at else 0.0
-
-    return Columns(at, names, separator, normalised, from_zero, unit("time"), unit("duration"))
+    units = (UNITS.get(plain[at[c]].rsplit("_", 1)[-1], 0.0) if c in at else 0.0 for c in ("time", "duration"))
+    return Columns(at, separator, normalised, from_zero, *units)
 
 
 def _number(text: str) -> float:
@@ -163,112 +165,92 @@ def _number(text: str) -> float:
         return float(text.replace(",", "."))  # a decimal comma; ValueError if it is not a number at all
 
 
-def read(path: Path) -> Table:
-    """The table, cached until the file changes. Raises UsageError for an unusable header or a table without usable rows."""
-    try:
-        return _read(path, path.stat().st_mtime_ns)
-    except (OSError, EOFError) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from None
-
-
 @lru_cache(maxsize=8)
 def _read(path: Path, _changed: int) -> Table:
-    text, note = _open_text(path)
-    header = text.readline()
+    text, notes = _text(path)
+    lines = io.StringIO(text, newline="")
+    header = lines.readline()
     columns = _recognise(header)
     if columns is None:
         raise UsageError(
             f"{path} has no columns for clip, x and y; its header is {header.strip()[:120]!r}; use for example "
             "`clip,frame,x,y,observer` or `image,subject,x_norm,y_norm`"
         )
-    clips: dict[str, int] = {}
+    at, numeric = columns.at, [name for name in NUMERIC if name in columns.at]
+    rows: dict[str, array[Any]] = {"clip": array("i"), "observer": array("i"), **{name: array("d") for name in numeric}}
+    clips: dict[str, int] = {}  # numbers of the clips
+    by_cell: dict[str, int] = {}  # the same by the text of a cell
     observers: dict[str, int] = {}
-    names: list[str] = [name for name in ("x", "y", "frame", "time", "duration", "order") if name in columns.at]
-    numbers = {name: array("d") for name in names}
-    whose, who = array("i"), array("i")
-    codes: dict[str, int] = {}  # number of the clip that a cell names, by its text
     unreadable: Counter[int] = Counter()
-    width = max(columns.at.values()) + 1
-    at = columns.at
-    for row in csv.reader(text, delimiter=columns.separator):
+    for row in csv.reader(lines, delimiter=columns.separator):
         if not any(row):
             continue
         cell = row[at["clip"]] if len(row) > at["clip"] else ""
-        if cell not in codes:
-            clip = Path(cell.strip().replace("\\", "/")).as_posix()
-            codes[cell] = clips.setdefault(clip, len(clips))
-        number = codes[cell]
+        if cell not in by_cell:
+            name = Path(cell.strip().replace("\\", "/")).as_posix()
+            by_cell[cell] = clips.setdefault(name, len(clips))
         try:
-            if len(row) < width:
-                raise ValueError
-            values = [_number(row[at[name]]) for name in names]
-        except ValueError:
-            unreadable[number] += 1
+            person = row[at["observer"]].strip() if "observer" in at else ""
+            values = [_number(row[at[name]]) for name in numeric]
+        except (ValueError, IndexError):
+            unreadable[by_cell[cell]] += 1
             continue
-        for name, value in zip(names, values, strict=True):
-            numbers[name].append(value)
-        whose.append(number)
-        person = row[at["observer"]].strip() if "observer" in at else ""
-        who.append(observers.setdefault(person, len(observers)) if person else -1)
-    if not whose:
+        rows["clip"].append(by_cell[cell])
+        rows["observer"].append(observers.setdefault(person, len(observers)) if person else -1)
+        for name, value in zip(numeric, values, strict=True):
+            rows[name].append(value)
+    if not rows["clip"]:
         raise UsageError(f"{path} has a header, but no row that can be read")
     dropped = {clip: Counter({UNREADABLE: unreadable[n]}) for clip, n in clips.items() if n in unreadable}
-    return _sorted(path, columns, clips, numbers, whose, who, len(observers), dropped, note)
+    arrays = {name: np.frombuffer(values, values.typecode) for name, values in rows.items()}
+    return _table(path, columns, clips, arrays, len(observers), dropped, notes)
 
 
-def _sorted(
-    path: Path, columns: Columns, clips: dict[str, int], numbers: dict[str, array[float]], whose: array[int],
-    who: array[int], observers: int, dropped: dict[str, Counter[str]], note: str,
+def _table(
+    path: Path, columns: Columns, clips: dict[str, int], rows: dict[str, np.ndarray], observers: int,
+    dropped: dict[str, Counter[str]], notes: list[str],
 ) -> Table:  # fmt: skip
-    """The table of rows read one by one: sorted by clip, without duplicates, numbers in one unit."""
-    code = np.frombuffer(whose, np.int32)
-    arrays = {name: np.frombuffer(values, np.float64) for name, values in numbers.items()}
-    notes = [note] if note else []
-    order = np.argsort(code, kind="stable")
-    code, observer = code[order], np.frombuffer(who, np.int32)[order]
-    arrays = {name: values[order] for name, values in arrays.items()}
-
-    edges = np.searchsorted(code, np.arange(len(clips) + 1))
+    """The table of rows in the order of the file: sorted by clip, without duplicates, numbers in one unit."""
+    order = np.argsort(rows["clip"], kind="stable")
+    rows = {name: values[order] for name, values in rows.items()}
+    edges = np.searchsorted(rows["clip"], np.arange(len(clips) + 1))
     # The same person cannot look twice at one time: such a row is a copying mistake.
     if "observer" in columns.at and {"frame", "time", "order"} & set(columns.at):
-        keep = np.ones(len(code), bool)
+        keep = np.ones(len(order), bool)
         for name, number in clips.items():
-            rows = slice(edges[number], edges[number + 1])
-            keep[rows] = _first_of_each(np.stack([observer[rows], *(a[rows] for a in arrays.values())], 1))
-            if duplicates := int((~keep[rows]).sum()):
+            mine = slice(edges[number], edges[number + 1])
+            keep[mine] = _first_of_each(np.stack([a[mine] for column, a in rows.items() if column != "clip"], 1))
+            if duplicates := int((~keep[mine]).sum()):
                 dropped.setdefault(name, Counter())[DUPLICATE] += duplicates
-        code, observer = code[keep], observer[keep]
-        arrays = {name: values[keep] for name, values in arrays.items()}
-        edges = np.searchsorted(code, np.arange(len(clips) + 1))
+        rows = {name: values[keep] for name, values in rows.items()}
+        edges = np.searchsorted(rows["clip"], np.arange(len(clips) + 1))
 
     normalised = columns.normalised
     if normalised is None:
-        values = np.abs(np.concatenate([arrays["x"], arrays["y"]]))
+        values = np.abs(np.concatenate([rows["x"], rows["y"]]))
         values = values[np.isfinite(values)]
         # In pixels, values below 1 would all be on the first pixel. A few points beyond the border are allowed for.
         normalised = bool(len(values)) and float(np.quantile(values, 0.9)) <= 1.0
         unit = "fractions of the size" if normalised else "pixels"
         notes.append(f"x and y of {path.name} are read as {unit}, judging by their values")
-    nothing = np.full(len(code), np.nan)
-    when, duration = nothing, arrays.get("duration", nothing)
-    if "frame" in arrays:
-        first = 0 if columns.from_zero or np.nanmin(arrays["frame"], initial=1) < 1 else 1
-        when = arrays["frame"] - first
+    nothing = np.full(len(rows["x"]), np.nan)
+    when, duration = nothing, rows.get("duration", nothing)
+    if "frame" in rows:
+        first = 0 if columns.from_zero or np.nanmin(rows["frame"], initial=1) < 1 else 1
+        when = rows["frame"] - first
         if not columns.from_zero:
             notes.append(f"frames of {path.name} are numbered from {first}")
-    elif "time" in arrays:
-        when = arrays["time"] * (columns.time_unit or 1.0)
+    elif "time" in rows:
+        when = rows["time"] * (columns.time_unit or 1.0)
         # A duration whose column names no unit is in the unit of the time.
         duration = duration * (columns.duration_unit or columns.time_unit or 1.0)
     spans = {name: (int(edges[c]), int(edges[c + 1])) for name, c in clips.items()}
-    return Table(
-        path, columns, normalised, spans, arrays["x"], arrays["y"], when, duration, observer, observers, dropped,
-        tuple(notes),
-    )  # fmt: skip
+    x, y, observer = rows["x"], rows["y"], rows["observer"]
+    return Table(path, columns, normalised, spans, x, y, when, duration, observer, observers, dropped, notes)
 
 
 def _first_of_each(rows: np.ndarray) -> np.ndarray:
-    """Whether each row of `[N,k]` is the first of its kind; rows without x or y (NaN) are counted elsewhere."""
+    """Whether each row `[N,k]` (observer, x, y, ...) is the first of its kind; rows without x or y are counted elsewhere."""
     first = np.zeros(len(rows), bool)
     first[np.unique(np.nan_to_num(rows, nan=-1e300), axis=0, return_index=True)[1]] = True
     return first | np.isnan(rows[:, 1]) | np.isnan(rows[:, 2])
