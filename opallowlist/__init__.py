@@ -4,7 +4,7 @@
     report = check("student.onnx", contract="saliency-image")
     report.ok, report.violations
 
-Needs the standard library alone to check (the command line adds typer); models in memory come from `onnx`.
+Checking needs only the standard library (the command line adds typer); models in memory come from `onnx`.
 """
 
 from distill.opallowlist.allowlist import Allowlist, ListError, load_list

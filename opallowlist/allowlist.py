@@ -1,4 +1,4 @@
-"""Operator lists: the built-in one, and the three kinds of file that a list may come from.
+"""Operator lists: the built-in one, and the three file formats of a list.
 
 | file | read as |
 | --- | --- |
@@ -6,7 +6,7 @@
 | lines of `domain;opset;Op,Op` | ONNX Runtime's `required_operators.config` |
 | anything else | plain text: names separated by white space or commas, `#` starts a comment |
 
-A list that cannot be read exactly is an error, never a guess: a name too many here is a model refused downstream.
+A list that cannot be read exactly is an error, never a guess: a wrong extra name accepts a model that the downstream refuses.
 Standard library only.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 BUILT_IN = ("libvmaf",)
 
 MAX_LIST_BYTES = 1 << 20
-"""A list is some hundred names; a megabyte is something else given by mistake."""
+"""A list has some hundred names; a megabyte is another file, given by mistake."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONFIG_LINE = re.compile(r"[\w.]*;[\d,\s]*;")
@@ -31,7 +31,7 @@ _C_SUFFIXES = {".c", ".h", ".cc", ".cpp", ".cxx", ".hpp"}
 
 
 class ListError(ValueError):
-    """An operator list that does not exist or cannot be read exactly. The message names the place and the way out."""
+    """An operator list that does not exist or cannot be read exactly; the message names the place and the way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Allowlist:
         return len(self.ops)
 
     def nearest(self, op_type: str) -> str | None:
-        """The listed operator that differs from `op_type` in case alone, if there is one."""
+        """The listed operator that differs from `op_type` only in case, if there is one."""
         folded = op_type.casefold()
         return next((op for op in sorted(self.ops) if op.casefold() == folded), None)
 
@@ -78,7 +78,7 @@ def load_list(source: str | os.PathLike[str]) -> Allowlist:
 def _read(path: Path) -> str:
     try:
         if not path.exists():
-            import difflib  # 5 ms that only a wrong name has to pay
+            import difflib  # takes 5 ms, needed only for a wrong name
 
             near = difflib.get_close_matches(str(path), BUILT_IN, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"built in: {', '.join(BUILT_IN)}"
@@ -94,9 +94,8 @@ def _read(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ListError(
-            f"{path}: not text (byte {error.start:,}); give a list of operators as text or C source"
-        ) from error
+        message = f"{path}: not text (byte {error.start:,}); give a list of operators as text or C source"
+        raise ListError(message) from error
 
 
 def _names(words: Iterable[str], where: str) -> list[str]:
@@ -134,7 +133,7 @@ def _required_operators(text: str, source: str) -> frozenset[str]:
 
 
 def _without_braces(text: str, where: str) -> str:
-    kept: list[str] = []
+    outside: list[str] = []
     depth = 0
     for character in text:
         if character == "{":
@@ -142,14 +141,14 @@ def _without_braces(text: str, where: str) -> str:
         elif character == "}":
             depth -= 1
         elif depth == 0:
-            kept.append(character)
+            outside.append(character)
     if depth:
         raise ListError(f"{where}: braces do not match")
-    return "".join(kept)
+    return "".join(outside)
 
 
-# C. Tokens of a declaration, enough to read a flat table of string literals. Comments quote operator names that are not
-# in the table, and a missing comma joins two names into one; both are why this is no search for quoted words.
+# C tokens, enough to read a flat table of string literals. A search for quoted words would be wrong: comments quote names that
+# are not in the table, and a missing comma joins two names into one.
 _C_TOKEN = re.compile(
     r"""(?P<comment>/\*.*?(?:\*/|\Z)|//(?:\\\r?\n|[^\n])*)
       | (?P<string>"(?:\\.|[^"\\\n])*")
@@ -218,7 +217,7 @@ def _c_table(text: str, source: str) -> frozenset[str]:
 
 
 def _declared_name(tokens: list[_Token], equals: int) -> str:
-    """The identifier before `[...] =`; attributes and dimensions may stand between."""
+    """The identifier before `[...] =`; attributes and dimensions may be in between."""
     for at in range(equals - 1, max(equals - 32, 0), -1):
         if tokens[at].text == "[":
             return tokens[at - 1].text

@@ -5,7 +5,7 @@
     opallowlist diff A B
 
 Exit codes: 0 every model accepted (lists equal), 1 at least one refused (lists differ), 2 usage or unreadable, 130
-interrupted. Anything unforeseen is 2: 1 always means that a model was judged and refused.
+interrupted. Anything unforeseen is 2: 1 always means that a model was checked and refused.
 """
 
 from __future__ import annotations
@@ -149,13 +149,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        # Not standalone: there, typer turns a closed pipe, an abort and an uncaught error into exit code 1.
+        # Not standalone mode, in which typer turns a closed pipe, an abort and an uncaught error into exit code 1.
         code = app(arguments, prog_name="opallowlist", standalone_mode=False)
         return code if isinstance(code, int) else NOT_RUN
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except SystemExit:
-        return ACCEPTED  # typer's answer to `opallowlist --help | head`: nothing else of it exits by itself
+        return ACCEPTED  # typer exits only for `opallowlist --help | head`
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -191,7 +191,7 @@ def _print(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has seen enough (`| head`). The verdict stands; the interpreter's last flush must not fail either.
+        # The reader has closed the pipe (`| head`). The verdict is unchanged; the interpreter's final flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

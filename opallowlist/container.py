@@ -1,7 +1,6 @@
-"""The bytes to judge: from a path, from bytes or from a model in memory, without trusting any of them.
+"""Reads the bytes to check, from a path, from bytes or from a model in memory. None of them is trusted.
 
-Nothing is read before the file's kind and size are known, and nothing beyond the size limit ever is. Standard library
-only.
+A file's kind and size are checked before it is read, and nothing beyond the size limit is read. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Protocol
 from distill.opallowlist.report import Violation
 
 MAX_BYTES = 50 * 1024 * 1024
-"""What the downstream loads: 52,428,800 bytes, that many included."""
+"""Largest file that the downstream loads: 52,428,800 bytes."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
-# What a file that is no model turns out to be: (offset, signature, what it is, way out).
+# Files that are not models: (offset, signature, what it is, way out).
 _SIGNATURES = (
     (0, b"PK\x03\x04", "a zip archive (PyTorch checkpoints are zips)", "export it: torch.onnx.export"),
     (0, b"\x80\x02", "a pickle (an old PyTorch checkpoint)", "export it: torch.onnx.export"),
@@ -30,7 +29,7 @@ _SIGNATURES = (
 
 
 class InMemoryModel(Protocol):
-    """An `onnx.ModelProto`, by what is needed of it."""
+    """The methods of `onnx.ModelProto` that are needed."""
 
     def ByteSize(self) -> int: ...
 
@@ -42,21 +41,21 @@ class Unreadable(OSError):
 
 
 def read(source: str | os.PathLike[str] | bytes | InMemoryModel, max_bytes: int) -> bytes | Violation:
-    """The content of `source`, at most `max_bytes` of it, or why it is refused unread. Raises Unreadable."""
+    """The content of `source`, or why it is refused unread: not a regular file, empty, over `max_bytes`. Raises Unreadable."""
     if isinstance(source, bytes | bytearray | memoryview):
         return _sized(bytes(source), max_bytes)
     if isinstance(source, str | os.PathLike):
         return _read_file(Path(source), max_bytes)
     if not hasattr(source, "SerializeToString"):
-        raise TypeError(f"check() wants a path, bytes or an onnx.ModelProto, got {type(source).__name__}")
+        raise TypeError(f"check() needs a path, bytes or an onnx.ModelProto, got {type(source).__name__}")
     size = source.ByteSize()
-    if size > max_bytes:  # measured first: serialising gigabytes to refuse them would need them twice
+    if size > max_bytes:  # measured before serialising, which would need as much memory again
         return _too_large(size, max_bytes)
     return _sized(source.SerializeToString(), max_bytes)
 
 
 def explain(data: bytes) -> tuple[str, str] | None:
-    """What `data`, which is no ONNX model, seems to be, and the way out; None if it looks like nothing known."""
+    """What `data`, which is not an ONNX model, seems to be, and the way out; None if unknown."""
     for offset, signature, what, way_out in _SIGNATURES:
         if data[offset : offset + len(signature)] == signature:
             return what, way_out

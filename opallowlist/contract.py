@@ -1,16 +1,16 @@
-"""The student's contracts: what consumers bind by name and shape when they load a saliency model.
+"""The student's contracts: the names and shapes of inputs and outputs that consumers of a saliency model rely on.
 
 - `saliency-image`: one input `input` float32 [1, 3, H, W], one output `saliency_map` float32 [1, 1, H, W].
-- `saliency-step`: the same, and `state_in` float32 [1, C, h, w], optional because an initializer of zeros backs it; the
-  second output is `state_out`.
+- `saliency-step`: also `state_in` float32 [1, C, h, w], optional because an initializer of zeros backs it; the second
+  output is `state_out`.
 - `saliency-luma`: one input `input` float32 [1, 1, H, W], one output `saliency_map` of the same shape, H and W fixed: for
-  consumers that know luma and one frame size alone.
-- `saliency`: one of the three, step if the graph names `state_in` or `state_out`, luma if `input` has one channel.
+  consumers with luma frames of one size.
+- `saliency`: one of the three; step if the graph names `state_in` or `state_out`, luma if `input` has one channel.
 
-But for luma, H and W are dynamic; the batch is 1, because a state belongs to one stream. h and w may be fixed (a fixed working
-resolution) or dynamic. The state's symbolic dimension names are its own: ONNX Runtime's memory planner takes equal
-names for equal sizes and fails when the state grows. Inside, Unsqueeze makes no tensor of rank 5: a time axis means a
-model of clips, and consumers feed frames. (Reshape may, as a pixel shuffle does.)
+Except for luma, H and W are dynamic. The batch is 1, because a state belongs to one stream. h and w may be fixed (a fixed
+working resolution) or dynamic. No other tensor may share the state's symbolic dimension names: ONNX Runtime's memory planner
+assumes that equal names mean equal sizes, and fails when the state grows. Inside, no Unsqueeze makes a tensor of rank 5: a
+time axis would mean a model of clips, and consumers feed frames. (Reshape may, as for a pixel shuffle.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTRACTS = ("saliency-image", "saliency-step", "saliency-luma", "saliency")
 
 _FLOAT = 1  # TensorProto.DataType
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
-_FIRST_OPTIONAL_IR = 4  # below it every initializer must also be listed as an input, and none can be overridden
+_FIRST_OPTIONAL_IR = 4  # below it every initializer must also be an input, and none can be overridden
 
 
 def resolve(contract: str, model: messages.Model) -> str:
@@ -41,7 +41,7 @@ def resolve(contract: str, model: messages.Model) -> str:
 
 
 def check_contract(model: messages.Model, contract: str) -> Iterator[Violation]:
-    """Every way in which the main graph's interface is not that of `contract`, one of CONTRACTS but the last."""
+    """Every deviation of the main graph's interface from `contract`, a name of CONTRACTS other than `saliency`."""
     graph = model.graph
     if graph is None:
         return
@@ -72,20 +72,17 @@ def _check_names(model: messages.Model, graph: messages.Graph, step: bool) -> It
     outputs = [value.name for value in graph.output]
     if required != ["input"]:
         hint = "back it with a zero initializer named 'state_in'" if "state_in" in required else "rename or fold inputs"
-        yield _wrong(
-            "contract-inputs", f"required inputs are {_listed(required)}; the contract has 'input' alone", hint
-        )
+        message = f"required inputs are {_listed(required)}; the contract has 'input' alone"
+        yield _wrong("contract-inputs", message, hint)
     if step and "state_in" not in required:
         if model.ir_version < _FIRST_OPTIONAL_IR:
-            message = (
-                f"IR version {model.ir_version} has no optional inputs; 'state_in' needs {_FIRST_OPTIONAL_IR} or more"
-            )
+            version = model.ir_version
+            message = f"IR version {version} has no optional inputs; 'state_in' needs {_FIRST_OPTIONAL_IR} or more"
             yield _wrong("contract-state", message, "save with model.ir_version = 8")
         elif optional != ["state_in"]:
             message = f"optional inputs are {_listed(optional)}; the contract has 'state_in' alone"
-            yield _wrong(
-                "contract-state", message, "list state_in in graph.input and give it an initializer of that name"
-            )
+            hint = "list state_in in graph.input and give it an initializer of that name"
+            yield _wrong("contract-state", message, hint)
     elif not step and optional and model.ir_version >= _FIRST_OPTIONAL_IR:
         message = f"optional inputs {_listed(optional)}; an image model has no other input than 'input'"
         hint = "take initializers out of graph.input, so that they are constants"
@@ -116,7 +113,7 @@ def _check_image(value: messages.Value, channels: int) -> Iterator[Violation]:
 
 
 def _check_luma(given: messages.Value | None, made: messages.Value | None) -> Iterator[Violation]:
-    """Both are [1,1,H,W] of one fixed size; what is not there at all is said by _check_names."""
+    """Both must be [1,1,H,W] of one fixed size; _check_names reports missing ones."""
     sizes = set()
     for value in filter(None, (given, made)):
         dims = _float_dims(value)
@@ -153,9 +150,8 @@ def _check_state(
         yield from _check_state_axes(state_out, out)
         if any(a.value is not None and a.value != b.value for a, b in zip(dims, out, strict=True)):
             message = f"'state_out' {_shown(out)} cannot be fed back into 'state_in' {_shown(dims)}"
-            yield _wrong(
-                "contract-state", message, "declare axes of state_in dynamic unless state_out has the same size"
-            )
+            hint = "declare axes of state_in dynamic unless state_out has the same size"
+            yield _wrong("contract-state", message, hint)
     yield from _check_own_names(graph)
 
 
@@ -172,7 +168,7 @@ def _check_default(graph: messages.Graph, dims: Sequence[messages.Dim]) -> Itera
     tensors = [tensor for tensor in graph.initializer if tensor.name == "state_in"]
     sparse = any(s.values is not None and s.values.name == "state_in" for s in graph.sparse_initializer)
     if len(tensors) != 1 or sparse:
-        if tensors or sparse:  # none at all is said by _check_names
+        if tensors or sparse:  # _check_names reports it if there is none
             message = "'state_in' is backed by a sparse or a second initializer"
             yield _wrong("contract-state", message, "back it with one dense tensor of zeros")
         return
@@ -183,16 +179,15 @@ def _check_default(graph: messages.Graph, dims: Sequence[messages.Dim]) -> Itera
     if tensor.data_type != _FLOAT or not fits:
         has = f"{_TYPES.get(tensor.data_type, 'another type')} {list(tensor.dims[:8])}"
         message = f"the initializer of 'state_in' is {has}, the input is float32 {_shown(dims)}"
-        yield _wrong(
-            "contract-state", message, "make it float32 zeros of the declared shape, 1 where an axis is dynamic"
-        )
+        hint = "make it float32 zeros of the declared shape, 1 where an axis is dynamic"
+        yield _wrong("contract-state", message, hint)
     elif not _all_zero(tensor):
         message = "the initializer of 'state_in' is not all zero"
         yield _wrong("contract-state", message, "start from zeros; zero state means no history")
 
 
 def _all_zero(tensor: messages.Tensor) -> bool:
-    """Whether the float32 tensor holds as many elements as its dims say, and every one has the bits of +0.0."""
+    """Whether the float32 tensor has as many elements as its dims say, all of them +0.0."""
     size = 4
     for dim in tensor.dims:
         size *= dim
@@ -203,7 +198,7 @@ def _all_zero(tensor: messages.Tensor) -> bool:
 
 
 def _check_own_names(graph: messages.Graph) -> Iterator[Violation]:
-    """The state's symbolic names must occur once in the main graph's declarations."""
+    """The state's symbolic dimension names must occur only once in the main graph's declarations."""
     places: dict[str, list[tuple[str, int]]] = {}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis, dim in enumerate(_dims(value) or ()):
@@ -213,13 +208,12 @@ def _check_own_names(graph: messages.Graph) -> Iterator[Violation]:
         if len(where) > 1 and any(value in ("state_in", "state_out") for value, _ in where):
             shown = ", ".join(f"{short(value)}[{axis}]" for value, axis in where[:4])
             message = f"dimension name '{short(name)}' stands at {shown}{', ...' if len(where) > 4 else ''}"
-            yield _wrong(
-                "contract-dim-names", message, "name the state's axes apart or leave them unset; clear value_info"
-            )
+            hint = "name the state's axes apart or leave them unset; clear value_info"
+            yield _wrong("contract-dim-names", message, hint)
 
 
 def _float_dims(value: messages.Value) -> Sequence[messages.Dim] | Violation:
-    """The four axes of a float32 tensor, or what else it is."""
+    """The four axes of a float32 tensor, or the violation if it is something else."""
     tensor = value.type.tensor if value.type is not None else None
     elem_type = tensor.elem_type if tensor is not None else 0
     if tensor is None or elem_type != _FLOAT:
@@ -242,12 +236,9 @@ def _wrong(rule: str, message: str, remedy: str) -> Violation:
 
 
 def _listed(names: list[str]) -> str:
-    return (
-        ", ".join(f"'{short(name)}'" for name in names[:6]) + (", ..." if len(names) > 6 else "") if names else "none"
-    )
+    return ", ".join([f"'{short(name)}'" for name in names[:6]] + ["..."] * (len(names) > 6)) or "none"
 
 
 def _shown(dims: Sequence[messages.Dim]) -> str:
-    return (
-        "[" + ",".join("?" if d.value is None and not d.param else short(d.param or str(d.value)) for d in dims) + "]"
-    )
+    axes = ("?" if d.value is None and not d.param else short(d.param or str(d.value)) for d in dims)
+    return f"[{','.join(axes)}]"

@@ -1,7 +1,7 @@
-"""Reports as text: for people, for programs (JSON), for code scanning (SARIF 2.1.0), for GitHub's annotations.
+"""Reports as text for people, JSON, SARIF 2.1.0 (code scanning) and GitHub's annotations.
 
-Every function returns a string and prints nothing. Findings that say the same of several nodes are one line, or one
-annotation, with a count; JSON and SARIF keep each. Standard library only.
+Every function returns a string and prints nothing. Text and annotations merge equal findings on several nodes into one, with
+a count; JSON and SARIF list each. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import quote
 from distill.opallowlist.report import RULES, Report, Violation, printable
 
 JSON_SCHEMA = "opallowlist/1"
-"""The `schema` field of every JSON object; the number changes when a field changes its meaning."""
+"""The `schema` field of every JSON object; the number changes when the meaning of a field does."""
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -33,7 +33,7 @@ class Unread:
 
 
 def text(report: Report) -> str:
-    """One block: a line with the verdict and the facts, then a line or two per kind of finding."""
+    """A line with the verdict and the facts, then a line or two per kind of finding."""
     facts = report.facts
     about = []
     if facts.nodes is not None:
@@ -166,7 +166,7 @@ def _command(level: str, source: str, title: str, message: str) -> str:
 
 
 def _escaped(value: str, *, inside_property: bool = False) -> str:
-    """As the runner undoes it; other control characters are written out, so that no name can start a command."""
+    """Escaped as GitHub's runner expects; other control characters are escaped too, so that no name can start a command."""
     value = value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     if inside_property:
         value = value.replace(":", "%3A").replace(",", "%2C")
@@ -186,7 +186,7 @@ def _result(report: Report, violation: Violation, level: str, rule_ids: list[str
 
 
 def _location(source: str, violation: Violation | None) -> dict[str, object]:
-    # Code scanning wants a region; line 1 is where it shows findings of a file that has no lines.
+    # Code scanning requires a region; line 1 is its convention for a file without lines.
     location: dict[str, object] = {
         "physicalLocation": {"artifactLocation": {"uri": _uri(source)}, "region": {"startLine": 1}}
     }

@@ -1,4 +1,4 @@
-"""The check itself: bytes, then wire format, then content, then contract; a Report whatever the file holds."""
+"""The check: bytes, then wire format, then content, then contract. It returns a Report for any file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def check(
     contract: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Report:
-    """Judge one model as the downstream would, and more strictly where it is blind.
+    """Check one model as the downstream does, and more strictly where the downstream's scanner does not look.
 
-    `model` is a path, the bytes of a file, or an `onnx.ModelProto`, which is judged as it would be saved. `allowlist`
-    is a built-in list, a file (see `load_list`) or a loaded list. `contract` is one of CONTRACTS, or None for content
-    alone. `max_bytes` is the largest file accepted.
+    `model` is a path, the bytes of a file, or an `onnx.ModelProto`, which is checked as it would be saved. `allowlist` is a
+    built-in list, a file (see `load_list`) or a loaded list. `contract` is one of CONTRACTS, or None to check only the
+    content. `max_bytes` is the largest file accepted.
 
-    Damaged, hostile or foreign files are refused, not raised: the report says why. Raises `Unreadable` (an OSError) if
-    there is nothing to judge because the file cannot be read, `ListError` for an unusable list, ValueError for an
-    unknown contract.
+    Damaged, hostile or foreign files raise nothing: they are refused, and the report says why. Raises `Unreadable` (an
+    OSError) if the file cannot be read, `ListError` for an unusable list, ValueError for an unknown contract.
     """
     allowed = allowlist if isinstance(allowlist, Allowlist) else load_list(allowlist)
     require_contract(contract)
@@ -67,7 +66,7 @@ def assert_allowed(
     contract: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Report:
-    """`check`, for tests: the report if the model is accepted, else AssertionError with the report as its text."""
+    """`check` for tests: the report if the model is accepted, else AssertionError with the report as text."""
     from distill.opallowlist.formats import text
 
     report = check(model, allowlist=allowlist, contract=contract, max_bytes=max_bytes)
@@ -80,7 +79,7 @@ def require_contract(contract: str | None) -> None:
     """Raise ValueError, with the nearest right name, unless `contract` is None or one of CONTRACTS."""
     if contract is None or contract in CONTRACTS:
         return
-    import difflib  # 5 ms that only a wrong name has to pay
+    import difflib  # takes 5 ms, needed only for a wrong name
 
     near = difflib.get_close_matches(str(contract), CONTRACTS, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(CONTRACTS)}"

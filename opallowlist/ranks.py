@@ -1,7 +1,7 @@
-"""Ranks of the main graph's tensors, as far as they follow from declarations without running shape inference.
+"""Ranks of the main graph's tensors, as far as they follow from declarations without shape inference.
 
-For one question of the contracts: does a model that takes frames stack them into a fifth axis inside? Unknown is an
-answer here; a rank is only given where the operator's definition leaves no other. Standard library only.
+The contracts need them to refuse models that stack frames along a fifth axis. A rank is known only if the operator's
+definition allows no other. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from distill.opallowlist import messages
 
-# Output as the first input, whatever the attributes.
+# The output has the first input's rank, whatever the attributes.
 _SAME = frozenset((
     "Abs", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear",
     "Dropout", "Elu", "Erf", "Exp", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
@@ -18,7 +18,7 @@ _SAME = frozenset((
     "QuantizeLinear", "Reciprocal", "Relu", "Resize", "ScatterND", "Selu", "Sigmoid", "Slice", "Softmax", "Softplus",
     "Softsign", "Sqrt", "Tanh", "Transpose",
 ))  # fmt: skip
-# Broadcasting: as the input of the highest rank.
+# Broadcasting: the output has the highest rank among the inputs.
 _WIDEST = frozenset(("Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"))
 
 
@@ -66,7 +66,7 @@ def _rank(node: messages.Node, ranks: dict[str, int], sizes: dict[str, int]) -> 
 
 
 def _axes(node: messages.Node, sizes: dict[str, int]) -> int | None:
-    """How many axes; from opset 13 on they are the second input."""
+    """The number of axes; from opset 13 on they are the second input."""
     if len(node.input) > 1:
         return sizes.get(node.input[1])
     return next((len(attribute.ints) for attribute in node.attribute if attribute.name == "axes"), None)

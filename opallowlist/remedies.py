@@ -1,6 +1,6 @@
-"""What to use instead: rewrites of operators that our users meet, out of operators that the list allows.
+"""What to use instead of an operator that the list does not allow: rewrites in terms of allowed operators.
 
-A remedy is offered only if the list in force holds everything that it needs. Tests run the exact rewrites against the
+A remedy is offered only if the list contains every operator that it needs. Tests compare the exact rewrites with the
 operators that they replace. Standard library only.
 """
 
@@ -116,7 +116,7 @@ REMEDIES: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def remedy(op_type: str, allowed: Allowlist) -> str:
-    """What to use in place of `op_type` under the list `allowed`; empty if nothing is known."""
+    """What to use instead of `op_type` under the list `allowed`; empty if no rewrite is known."""
     text, needs = REMEDIES.get(op_type, ("", ""))
     if text and all(op in allowed for op in needs.split()):
         return text

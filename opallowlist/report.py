@@ -1,9 +1,9 @@
-"""What a check found: plain frozen values, nothing printed. `formats` renders them, `cli` prints them."""
+"""The result of a check, as plain frozen values. `formats` renders them, `cli` prints them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 RULES: Mapping[str, str] = MappingProxyType(
@@ -49,12 +49,12 @@ RULES: Mapping[str, str] = MappingProxyType(
         "too-many": "more findings than are listed",
     }
 )
-"""Every rule id with what it says, in the order in which a file is looked at."""
+"""Rule id -> what it says, in the order in which a file is checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One reason to refuse the model (in `Report.violations`) or to look again (in `Report.warnings`)."""
+    """One reason to refuse the model (in `Report.violations`) or to have another look (in `Report.warnings`)."""
 
     rule: str
     """A key of RULES."""
@@ -64,16 +64,16 @@ class Violation:
     """The graph: `main`, `main/If_3.then_branch`, `functions/local.MyAct`; empty for the file as a whole. `If_3` is the
     graph's node at index 3."""
     node: str = ""
-    """The node's own name, which many exporters leave empty; for an external initializer the tensor's."""
+    """The node's name, which many exporters leave empty; for an external initializer the tensor's name."""
     op_type: str = ""
     index: int | None = None
     """The node's position in its graph, counted from 0."""
     remedy: str = ""
-    """What to use instead, where a rewrite is known that the list allows."""
+    """What to use instead, if a rewrite is known that the list allows."""
 
     @property
     def place(self) -> str:
-        """Where in the model, for people: `main/If_3.then_branch: /gate/Where`; empty for the file as a whole."""
+        """The place in the model, to show: `main/If_3.then_branch: /gate/Where`; empty for the file as a whole."""
         label = self.label
         return f"{self.path}: {label}" if label else self.path
 
@@ -89,20 +89,13 @@ class Violation:
         return printable(f"{self.rule}: {what}{where}{way_out}")
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "rule": self.rule,
-            "message": self.message,
-            "path": self.path,
-            "node": self.node,
-            "op_type": self.op_type,
-            "index": self.index,
-            "remedy": self.remedy,
-        }
+        """The fields by name, as JSON-ready values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the file is, as far as it could be read: unknown values are None, counts include every subgraph."""
+    """Properties of the file, as far as it could be read: unknown values are None, counts include all subgraphs."""
 
     bytes: int | None = None
     sha256: str | None = None
@@ -117,15 +110,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The verdict on one model. `ok` is what counts; warnings do not refuse."""
+    """The verdict on one model: `ok`, unless there are violations. Warnings do not refuse."""
 
     source: str
     """The path as it was given, or `<memory>`."""
     allowlist: str
     allowed: int
-    """How many operators the list holds."""
+    """Number of operators on the list."""
     contract: str | None
-    """The contract that was applied (`saliency` has become one of its two forms), or None."""
+    """The contract that was applied (for `saliency` the form that applied), or None."""
     violations: tuple[Violation, ...] = ()
     warnings: tuple[Violation, ...] = ()
     facts: Facts = field(default_factory=Facts)
@@ -136,7 +129,6 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """The report as JSON-ready values."""
-        facts = self.facts
         return {
             "source": self.source,
             "ok": self.ok,
@@ -145,24 +137,17 @@ class Report:
             "contract": self.contract,
             "violations": [v.to_dict() for v in self.violations],
             "warnings": [w.to_dict() for w in self.warnings],
-            "facts": {
-                "bytes": facts.bytes,
-                "sha256": facts.sha256,
-                "ir_version": facts.ir_version,
-                "opset": facts.opset,
-                "nodes": facts.nodes,
-                "ops": dict(facts.ops),
-            },
+            "facts": asdict(self.facts),
         }
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with all that a terminal would act on written out: names come from strangers' files."""
+    """`text` on one line, control characters escaped: names come from untrusted files."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def short(name: str) -> str:
-    """A name as a report repeats it: a file may hold thousands of 64 KB each."""
+    """A name, shortened for a report: a file may contain thousands of names of 64 KB."""
     return name if len(name) <= 127 else f"{name[:124]}..."

@@ -1,8 +1,8 @@
-"""What is in a model: every node, attribute and tensor of every graph, against the list and the downstream's limits.
+"""Checks every node, attribute and tensor of every graph of a model against the list and the downstream's limits.
 
-The downstream's scanner knows operator names, nesting depth and the number of Loops. Where it is blind (domains, local
-functions, external data, opset, IR version, trip counts, Resize modes) this is stricter, because ONNX Runtime or the
-downstream's own registry refuses there, or because the scanner's verdict could be evaded. Standard library only.
+The downstream's scanner looks at operator names, nesting depth and the number of Loops. This check also covers domains, local
+functions, external data, opset, IR version, trip counts and Resize modes, because ONNX Runtime or the downstream's model
+registry refuses some of them, and with others the scanner's verdict could be evaded. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ MAX_TRIP_COUNT = 1024
 MAX_OP_NAME_BYTES = 127
 """The scanner's buffer holds 128 with the terminator."""
 OPSETS = range(7, 22)
-"""What the downstream's model registry accepts; its ONNX Runtime loads no more than 22."""
+"""Accepted by the downstream's model registry; its ONNX Runtime loads up to 22."""
 IR_VERSIONS = range(3, 11)
-"""From 3 on a model names its opset; above 10 the downstream's older ONNX Runtimes do not load."""
+"""From 3 on a model states its opset; above 10 the downstream's older ONNX Runtimes do not load it."""
 HOUSE_OPSET = 17
 HOUSE_IR = 8
 RESIZE_MODES = (b"nearest", b"linear")
 DEFAULT_DOMAINS = ("", "ai.onnx")
 MAX_FINDINGS = 1_000
-"""Findings listed for one model; a model with more is wrong as a whole."""
+"""Findings listed for one model; the report only counts the others."""
 
-# Opset in which a listed operator first appears, where that is later than OPSETS begins (held against onnx by a test).
+# Opset that introduced a listed operator, if later than the first of OPSETS (a test compares this with onnx).
 FIRST_OPSET = {
     "BitShift": 11,
     "ConstantOfShape": 9,
@@ -62,7 +62,7 @@ _EXTERNAL = 1  # TensorProto.DataLocation
 
 @dataclass(slots=True)
 class Findings:
-    """What one look at a model collects."""
+    """The result of scanning one model."""
 
     violations: list[Violation] = field(default_factory=list)
     warnings: list[Violation] = field(default_factory=list)
@@ -86,12 +86,12 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A list of nodes that see each other, and where it stands."""
+    """A list of nodes that can use each other's outputs, and its place in the model."""
 
     owner: str
-    """The path of the graph around it, shared by all that it holds: a file may have a graph in each of 300,000 nodes."""
+    """The enclosing graph's path, one string shared by all its subgraphs: a file may have one in each of 300,000 nodes."""
     step: str
-    """From there to here: `/If_3.then_branch`."""
+    """The last part of the path: `/If_3.then_branch`."""
     depth: int
     nodes: Sequence[messages.Node]
     graph: messages.Graph | None
@@ -102,13 +102,13 @@ class Scope:
 
 
 def default_opset(model: messages.Model) -> int | None:
-    """The version that the model imports of the default domain; None if missing or contradictory."""
+    """The imported version of the default domain; None if missing or contradictory."""
     versions = {entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS}
     return versions.pop() if len(versions) == 1 else None
 
 
 def scan(model: messages.Model, allowed: Allowlist) -> Findings:
-    """Every content rule, on every graph and function of `model`. Iterative; each graph is visited once."""
+    """Apply every content rule to every graph and function of `model`. Iterative; each graph is visited once."""
     found = Findings()
     opset = _check_header(model, found)
     used_domains: set[str] = set()
@@ -135,14 +135,9 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
                 inner.extend(subgraphs(attribute, path, f"/{label(node, index)}", scope.depth))
         for subgraph in reversed(inner):
             if subgraph.depth > MAX_DEPTH:
-                found.refuse(
-                    Violation(
-                        "subgraph-depth",
-                        f"a subgraph at depth {subgraph.depth}; the downstream follows {MAX_DEPTH}",
-                        subgraph.path,
-                        remedy="flatten nested If and Loop bodies",
-                    )
-                )
+                message = f"a subgraph at depth {subgraph.depth}; the downstream follows {MAX_DEPTH}"
+                way_out = "flatten nested If and Loop bodies"
+                found.refuse(Violation("subgraph-depth", message, subgraph.path, remedy=way_out))
             else:
                 todo.append(subgraph)
     _warn_unused_domains(model, used_domains, found)
@@ -154,38 +149,25 @@ def _check_header(model: messages.Model, found: Findings) -> int | None:
     if model.graph is None:
         found.refuse(Violation("no-graph", "the model has no graph"))
     if model.ir_version not in IR_VERSIONS:
-        found.refuse(
-            Violation(
-                "ir-version",
-                f"IR version {model.ir_version}; accepted are {IR_VERSIONS[0]} to {IR_VERSIONS[-1]}",
-                remedy=f"save with model.ir_version = {HOUSE_IR}",
-            )
-        )
+        message = f"IR version {model.ir_version}; accepted are {IR_VERSIONS[0]} to {IR_VERSIONS[-1]}"
+        found.refuse(Violation("ir-version", message, remedy=f"save with model.ir_version = {HOUSE_IR}"))
     elif model.ir_version != HOUSE_IR:
-        found.warnings.append(
-            Violation(
-                "house-ir",
-                f"IR version {model.ir_version} where the house value is {HOUSE_IR}",
-                remedy=f"save with model.ir_version = {HOUSE_IR}; ONNX Runtime 1.16 loads no IR 10",
-            )
-        )
+        message = f"IR version {model.ir_version} where the house value is {HOUSE_IR}"
+        way_out = f"save with model.ir_version = {HOUSE_IR}; ONNX Runtime 1.16 loads no IR 10"
+        found.warnings.append(Violation("house-ir", message, remedy=way_out))
     if opset is None or opset not in OPSETS:
         versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
         what = f"opset {' and '.join(map(str, versions))}" if versions else "no opset of the default domain"
-        found.refuse(
-            Violation(
-                "opset",
-                f"{what}; accepted is one of {OPSETS[0]} to {OPSETS[-1]}",
-                remedy=f"export for opset {HOUSE_OPSET}, or convert with onnx.version_converter",
-            )
-        )
+        message = f"{what}; accepted is one of {OPSETS[0]} to {OPSETS[-1]}"
+        way_out = f"export for opset {HOUSE_OPSET}, or convert with onnx.version_converter"
+        found.refuse(Violation("opset", message, remedy=way_out))
     elif opset != HOUSE_OPSET:
         found.warnings.append(Violation("house-opset", f"opset {opset} where the house value is {HOUSE_OPSET}"))
     return opset
 
 
 def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
-    """Everything that holds nodes: the main graph, then training graphs and functions, themselves refused."""
+    """All top-level lists of nodes: the main graph, then training graphs and functions, which are refused."""
     if model.graph is not None:
         yield Scope("main", "", 0, model.graph.node, model.graph)
     for number, training in enumerate(model.training_info):
@@ -197,14 +179,8 @@ def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
     for function in model.functions:
         qualified = short(f"{function.domain}.{function.name}" if function.domain else function.name)
         path = f"functions/{qualified}"
-        found.refuse(
-            Violation(
-                "local-function",
-                f"local function '{qualified}'",
-                path,
-                remedy="inline it: onnx.inliner.inline_local_functions(model)",
-            )
-        )
+        way_out = "inline it: onnx.inliner.inline_local_functions(model)"
+        found.refuse(Violation("local-function", f"local function '{qualified}'", path, remedy=way_out))
         scope = Scope(path, "", 0, function.node, None)
         yield scope
         for attribute in function.attribute_proto:
@@ -243,7 +219,7 @@ def _check_loop(node: messages.Node, index: int, scope: Scope, number: int, foun
         message = f"more than {MAX_LOOPS} Loops in the model; this is number {number}"
         found.refuse(_at("loop-count", message, scope, node, index, "unroll short Loops"))
     if number > MAX_LOOPS:
-        return  # refused already, and looking up the producers of thousands of Loops would take for ever
+        return  # already refused; looking up the producers of thousands of Loops would take too long
     problem = _trip_count_problem(node, scope.nodes)
     if problem:
         way_out = f"feed it from a Constant node (int64, 0 to {MAX_TRIP_COUNT}) in the same graph"
@@ -251,7 +227,7 @@ def _check_loop(node: messages.Node, index: int, scope: Scope, number: int, foun
 
 
 def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> str:
-    """Why the trip count is not known to be small; empty if it is."""
+    """Why the trip count may not be small; empty if it is known to be."""
     source = loop.input[0] if loop.input else ""
     if not source:
         return "no trip count: the Loop may run for ever"
@@ -311,7 +287,7 @@ def _check_tensors(
 
 
 def _data_problem(tensor: messages.Tensor) -> str:
-    """Why the tensor's raw data cannot be its elements; empty if it can, or if it has none."""
+    """Why the size of the tensor's raw data does not fit its shape; empty if it does, or if there is none."""
     if tensor.raw_data is None:
         return ""
     width = ELEMENT_BYTES.get(tensor.data_type)
@@ -330,7 +306,7 @@ def _graph_tensors(graph: messages.Graph) -> Iterator[messages.Tensor]:
 
 
 def _attribute_tensors(attribute: messages.Attribute) -> Iterator[messages.Tensor]:
-    # Whatever `type` says: readers differ in whether they look at it.
+    # Regardless of `type`: some readers ignore it.
     if attribute.t is not None:
         yield attribute.t
     yield from attribute.tensors
@@ -367,7 +343,7 @@ def _at(rule: str, message: str, scope: Scope, node: messages.Node, index: int, 
 
 
 def label(node: messages.Node, index: int) -> str:
-    """A node as a graph path names it: `If_3`."""
+    """A node in a graph path: `If_3`."""
     return f"{short(node.op_type)}_{index}"
 
 

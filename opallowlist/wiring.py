@@ -1,7 +1,7 @@
-"""Names: every input of a node is defined before it, nothing is defined twice, every graph delivers its outputs.
+"""Names of values: every input of a node is defined before it, nothing is defined twice, all graph outputs exist.
 
-The downstream's ONNX Runtime refuses such a model where its scanner has accepted it, and it is what editing a graph by
-hand most often leaves behind. Standard library only.
+The downstream's scanner accepts models that break these rules, and its ONNX Runtime then refuses them. Editing a graph by
+hand is the most common cause. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distill.opallowlist.scan import MAX_DEPTH, Scope, label, subgraphs
 
 
 def check_wiring(main: messages.Graph) -> Iterator[Violation]:
-    """Every broken name in `main` and its subgraphs, to the depth that the downstream follows. Iterative."""
+    """Every violation in `main` and its subgraphs, down to the depth that the downstream follows. Iterative."""
     todo: list[tuple[Scope, messages.Graph, tuple[Set[str], ...]]] = [(Scope("main", "", 0, main.node, main), main, ())]
     while todo:
         scope, graph, outer = todo.pop()
@@ -27,7 +27,7 @@ def check_wiring(main: messages.Graph) -> Iterator[Violation]:
             if times > 1:
                 yield _broken(f"'{short(name)}' is an input {times} times", path)
         defined.update(inputs)
-        # What a subgraph may use of this graph. Any node's output: the order counts only between a graph's own nodes.
+        # What subgraphs may use: the output of any node, because order matters only among the nodes of one graph.
         visible = defined.union(*(node.output for node in graph.node))
         inside: list[Scope] = []
         for index, node in enumerate(graph.node):
