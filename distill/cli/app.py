@@ -11,9 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from distill import __version__
-from distill.cli import encode_verbs, help_verbs, model_verbs, run_verbs, teacher_verbs
+from distill.cli.encode_verbs import bd, encode
+from distill.cli.help_verbs import doctor, inspect
+from distill.cli.model_verbs import bench, luma, predict, quantize
 from distill.cli.options import expand_groups
-from distill.cli.run_verbs import stage_verb
+from distill.cli.run_verbs import evaluate, init, run, stage_verb
+from distill.cli.teacher_verbs import calibrate, convert, teachers
 
 PIPELINE = "Pipeline"
 
@@ -57,27 +60,20 @@ teach = typer.Typer(
 
 app.add_typer(teach, name="teach", rich_help_panel=PIPELINE)
 teach.command(_Teach.STAGE, hidden=True)(expand_groups(stage_verb("teach", "Train or open the teacher.")))
-teach.command("convert")(expand_groups(teacher_verbs.convert))
-teach.command("calibrate")(expand_groups(teacher_verbs.calibrate))
+teach.command()(expand_groups(convert))
+teach.command()(expand_groups(calibrate))
 VERBS: dict[str, dict[str, Callable[..., None]]] = {
     PIPELINE: {
-        "run": run_verbs.run,
+        "run": run,
         "label": stage_verb("label", "Write the teacher's soft labels."),
         "train": stage_verb("train", "Train the student."),
         "export": stage_verb("export", "Write the ONNX files, check them and give them their names."),
         "report": stage_verb("report", "Write report.html."),
-        "eval": run_verbs.evaluate,
-        "init": run_verbs.init,
+        "eval": evaluate,
+        "init": init,
     },
-    "Model": {
-        "predict": model_verbs.predict,
-        "bench": model_verbs.bench,
-        "quantize": model_verbs.quantize,
-        "luma": model_verbs.luma,
-        "encode": encode_verbs.encode,
-        "bd": encode_verbs.bd,
-    },
-    "Help": {"teachers": teacher_verbs.teachers, "inspect": help_verbs.inspect, "doctor": help_verbs.doctor},
+    "Model": {verb.__name__: verb for verb in (predict, bench, quantize, luma, encode, bd)},
+    "Help": {verb.__name__: verb for verb in (teachers, inspect, doctor)},
 }
 for _panel, _verbs in VERBS.items():
     for _name, _verb in _verbs.items():

@@ -33,10 +33,7 @@ def inspect(
     if show:
         raise UsageError(f"--show draws a clip of a corpus, and {path} is no corpus")
     facts = describe(path)
-    if output.as_json:
-        print_json({"schema": 1, **facts})
-    else:
-        print_facts(facts, str(path))
+    print_facts(facts, str(path), output.as_json)
     if str(facts.get("gate", "")).startswith("refused"):
         _fail(f"{path} is refused by the gate", output.as_json)
 
@@ -67,10 +64,7 @@ def doctor(as_json: JsonOption = False) -> None:
     from distill.tools.doctor import machine
 
     facts = machine()
-    if as_json:
-        print_json({"schema": 1, **facts})
-    else:
-        print_facts(facts, "doctor")
+    print_facts(facts, "doctor", as_json)
     if facts["missing"]:
         _fail(f"{facts['missing']} not installed; pip install 'saliency-distill[train]'", as_json)
 

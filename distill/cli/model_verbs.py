@@ -16,6 +16,16 @@ from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 
 SIZES = ["640x360", "1920x1080"]
+BENCH_HEADS = (
+    "median\nms",
+    "p90\nms",
+    "times\nfaster",
+    "peak\nMiB",
+    "of\nbase",
+    "GMAC",
+    "param-\neters",
+    "of\nceiling",
+)
 
 
 def predict(
@@ -67,16 +77,7 @@ def print_bench(rows: list[Any]) -> None:
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("model", overflow="fold")
-    for head in [
-        "median\nms",
-        "p90\nms",
-        "times\nfaster",
-        "peak\nMiB",
-        "of\nbase",
-        "GMAC",
-        "param-\neters",
-        "of\nceiling",
-    ]:
+    for head in BENCH_HEADS:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(

@@ -51,8 +51,11 @@ def print_files(files: Iterable[Any], as_json: bool = False) -> None:
         print(file)
 
 
-def print_facts(facts: Mapping[str, Any], title: str = "") -> None:
-    """Names and values, one per row."""
+def print_facts(facts: Mapping[str, Any], title: str = "", as_json: bool = False) -> None:
+    """Names and values, one per row; or one JSON object."""
+    if as_json:
+        print_json({"schema": 1, **facts})
+        return
     print_rows([{"": name, " ": _text(value)} for name, value in facts.items()], title)
 
 

@@ -38,11 +38,7 @@ def convert(
     """Turn published weights into safetensors, checked key by key; no code in the file is run."""
     from distill.labels.convert import convert as write
 
-    facts = write(source, out, kind)
-    if as_json:
-        print_json({"schema": 1, **facts})
-    else:
-        print_facts(facts)
+    print_facts(write(source, out, kind), as_json=as_json)
 
 
 def calibrate(

@@ -114,14 +114,13 @@ def check_proxy(proxy: Path, models: Mapping[str, Path]) -> None:
     for name, path in models.items():
         if not path.is_file():
             continue  # opening it reports that
-        same = hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(proxy.read_bytes()).digest()
+        same = path.read_bytes() == proxy.read_bytes()
         other = _tensor_digests(path)
         shared = sum(count for digest, count in weights.items() if digest in other)
         if same or 2 * shared > min(sum(weights.values()), sum(other.values())) > 0:
-            raise UsageError(
-                f"--judge {proxy}: {'the same file as' if same else 'the same weights as in'} {name}, which is compared, and no model "
-                "may weight its own measurement; give a model that was trained independently"
-            )
+            what = f"{'the same file as' if same else 'the same weights as in'} {name}, which is compared"
+            way_out = "no model may weight its own measurement; give one that was trained independently"
+            raise UsageError(f"--judge {proxy}: {what}, and {way_out}")
 
 
 def _tensor_digests(path: Path) -> dict[bytes, int]:
