@@ -6,12 +6,10 @@
     prediction  [H,W], any scale; uint8 is an 8-bit map      density    [H,W], any scale
     fixations   bool [H,W], or flat pixel indices, int [N]
 
-Which metrics a benchmark uses, and how it prepares maps for them, is in `distill.evaluation.protocols`. A constant map has
-NSS 0, CC 0 and AUC 0.5, and its density is uniform. All sums are in float64.
-
-Not a library's functions: definitions of these metrics differ in details (standard deviation, ties, normalisation) that
-change the numbers, and these must match the benchmarks' own code. Definitions: Bylinskii et al., "What do different
-evaluation metrics tell us about saliency models?", TPAMI 2019, unless a function names another source.
+A constant map has NSS 0, CC 0 and AUC 0.5, and its density is uniform. All sums are in float64. No library's functions are
+used: definitions differ in details (standard deviation, ties, normalisation) that change the numbers, and these must match
+the benchmarks' own code. Definitions: Bylinskii et al., "What do different evaluation metrics tell us about saliency
+models?", TPAMI 2019, unless a function names another source.
 """
 
 from __future__ import annotations
@@ -271,10 +269,9 @@ def still_blocks(frame: np.ndarray, before: np.ndarray) -> np.ndarray:
 
     Their luma, averaged over 4x4 px to suppress noise, changes by at most one grey level on average.
     """
-    luma, luma_before = (
-        block_means(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY).astype(np.float32), BLOCK // 4) for f in (frame, before)
-    )
-    return block_means(np.abs(luma - luma_before), 4) <= STILL
+    lumas = (cv2.cvtColor(f, cv2.COLOR_RGB2GRAY).astype(np.float32) for f in (frame, before))
+    now, then = (block_means(luma, BLOCK // 4) for luma in lumas)
+    return block_means(np.abs(now - then), 4) <= STILL
 
 
 def flicker(now: np.ndarray, before: np.ndarray, still: np.ndarray) -> float:

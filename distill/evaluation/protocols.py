@@ -1,10 +1,9 @@
 """Named protocols: which metrics a benchmark computes, how it prepares maps for them, and how it averages.
 
-    protocols.score(prediction, density, fixations)                        # {"nss": 2.31, "cc": 0.47, ...}
-    protocols.score(prediction, density, fixations, PROTOCOLS["aim2024"])  # as a benchmark's own code computes it
+    protocols.score(prediction, density, fixations, PROTOCOLS["aim2024"])  # {"nss": 2.31, "cc": 0.47, ...}
 
-    truth = protocols.ground_truth(density, fixations, others, baseline)   # once per frame, for all predictors; others and
-    protocols.score_against(truth, prediction)                             # baseline are what sAUC and IG need
+    truth = protocols.ground_truth(density, fixations, others, baseline)   # once per frame, for all predictors
+    protocols.score_against(truth, prediction)                             # others and baseline: for sAUC and IG
 
 The same map scores differently under another protocol (8 bits, resizing, standard deviation, ties, averaging), so every
 result names its own. A frame without fixations cannot be scored: `ground_truth` raises, and the caller counts it.

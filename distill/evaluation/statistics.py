@@ -118,3 +118,8 @@ def by_corpus(result: Mapping[str, Any], single: str = "validation clips") -> di
         return {single: dict(result)}
     clips = result["clips"]
     return {name: {**part, "clips": {i: clips[i] for i in part["clips"]}} for name, part in result["parts"].items()}
+
+
+def differences_in(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The differences between the first predictor and each other one, by the other's name; none for a single predictor."""
+    return (result["differences"] or {"from": {}})["from"]

@@ -10,13 +10,15 @@ from typing import Any
 
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.evaluation.protocols import PROTOCOLS
-from distill.evaluation.statistics import interval_over_frames
+from distill.evaluation.statistics import differences_in, interval_over_frames
 from distill.run.files import write_bytes
 
 DECIMALS = {"flicker": 4}
 
-# For every row: its name, and (value, interval) by column.
-Cells = list[tuple[str, dict[str, tuple[str, str]]]]
+Row = dict[str, tuple[str, str]]
+"""Value and interval by column."""
+Cells = list[tuple[str, Row]]
+"""The rows of a table by name."""
 
 
 def metrics_in(result: Mapping[str, Any]) -> list[str]:
@@ -34,25 +36,22 @@ def format_interval(interval: Sequence[float] | None, metric: str, sign: bool = 
     return f"[{', '.join(format_value(v, metric, sign) for v in interval)}]" if interval else ""
 
 
+def _row(shown: Sequence[str], means: Mapping[str, Any], intervals: Mapping[str, Any], sign: bool = False) -> Row:
+    return {LABELS[m]: (format_value(means.get(m), m, sign), format_interval(intervals.get(m), m, sign)) for m in shown}
+
+
 def score_cells(result: Mapping[str, Any]) -> Cells:
     """Means and intervals of every predictor."""
-    rows: Cells = []
-    for name, means in result["predictors"].items():
-        intervals = result["intervals"][name]
-        cells = {m: (format_value(means.get(m), m), format_interval(intervals.get(m), m)) for m in metrics_in(result)}
-        rows.append((name, {LABELS[m]: cell for m, cell in cells.items()}))
-    return rows
+    shown, intervals = metrics_in(result), result["intervals"]
+    return [(name, _row(shown, means, intervals[name])) for name, means in result["predictors"].items()]
 
 
 def difference_cells(result: Mapping[str, Any]) -> Cells:
     """The first predictor minus each other one."""
-    rows: Cells = []
-    for name, differences in (result["differences"] or {"from": {}})["from"].items():
-        pairs = {m: differences.get(m) or {"mean": None, "interval": None} for m in metrics_in(result)}
-        cells = {
-            m: (format_value(d["mean"], m, True), format_interval(d["interval"], m, True)) for m, d in pairs.items()
-        }
-        rows.append((f"minus {name}", {LABELS[m]: cell for m, cell in cells.items()}))
+    shown, rows = metrics_in(result), []
+    for name, of in differences_in(result).items():
+        means, intervals = ({m: d[key] for m, d in of.items()} for key in ("mean", "interval"))
+        rows.append((f"minus {name}", _row(shown, means, intervals, sign=True)))
     return rows
 
 
@@ -82,16 +81,15 @@ def clip_cells(result: Mapping[str, Any]) -> Cells:
     names = list(result["predictors"])
     scored = {i: c for i, c in result["clips"].items() if c["frames_scored"]}
     order = sorted(scored, key=lambda i: scored[i]["scores"][names[0]]["nss"])
-    return [
-        (i, {"frames": (str(scored[i]["frames_scored"]), "")} | {n: _clip_cell(scored[i], n) for n in names})
-        for i in order
-    ]  # fmt: skip
-
-
-def _clip_cell(clip: Mapping[str, Any], name: str) -> tuple[str, str]:
-    over_time = clip.get("nss_over_time", {}).get(name)
-    interval = interval_over_frames(over_time) if over_time else None
-    return format_value(clip["scores"].get(name, {}).get("nss"), "nss"), format_interval(interval, "nss")
+    rows: Cells = []
+    for i in order:
+        row = {"frames": (str(scored[i]["frames_scored"]), "")}
+        for name in names:
+            interval = interval_over_frames(scored[i].get("nss_over_time", {}).get(name, ()))
+            value = scored[i]["scores"].get(name, {}).get("nss")
+            row[name] = format_value(value, "nss"), format_interval(interval, "nss")
+        rows.append((i, row))
+    return rows
 
 
 # --- tables on a terminal --------------------------------------------------------------------------------------------
@@ -149,17 +147,15 @@ def write_csv(path: Path, results: Mapping[str, Mapping[str, Any]], per_clip: bo
 
 
 def _csv_rows(result: Mapping[str, Any], per_clip: bool) -> list[tuple[Any, ...]]:
+    frames, no_interval = result["frames_scored"], ("", "")
     rows: list[tuple[Any, ...]] = []
     for name, scores in result["predictors"].items():
-        for metric, value in scores.items():
-            low, high = result["intervals"][name].get(metric) or ("", "")
-            rows.append(("", result["frames_scored"], name, "", metric, value, low, high))
-    differences = result["differences"] or {"of": "", "from": {}}
-    for name, by_metric in differences["from"].items():
-        for metric, value in by_metric.items():
-            low, high = value["interval"] or ("", "")
-            rows.append(("", result["frames_scored"], differences["of"], name, metric, value["mean"], low, high))
+        intervals = result["intervals"][name]
+        rows += [("", frames, name, "", m, v, *(intervals.get(m) or no_interval)) for m, v in scores.items()]
+    for name, of in differences_in(result).items():
+        first = result["differences"]["of"]
+        rows += [("", frames, first, name, m, d["mean"], *(d["interval"] or no_interval)) for m, d in of.items()]
     for clip, scored in result["clips"].items() if per_clip else ():
         for name, scores in scored["scores"].items():
-            rows += [(clip, scored["frames_scored"], name, "", m, v, "", "") for m, v in scores.items()]
+            rows += [(clip, scored["frames_scored"], name, "", m, v, *no_interval) for m, v in scores.items()]
     return rows

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from distill.evaluation.metrics import LABELS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = {"step": "#d1495b", "image": "#2e86ab", "teacher": "#6a994e"}
@@ -83,11 +82,6 @@ def _svg(figure: Figure) -> Markup:
     return Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])
 
 
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-
-
 def training_curves(log: Sequence[Mapping[str, Any]]) -> Markup:
     """The lines of metrics.jsonl: loss, CC with teacher and ground truth in training, and validation scores."""
     train, validation = [x for x in log if "loss" in x], [x for x in log if x.get("split") == "val"]
@@ -115,8 +109,9 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> Markup:
         right.text(0.5, 0.5, "no validation clips", ha="center", transform=right.transAxes)
     right.set_title("validation, averaged weights")
     for axis in (left, middle, right):
-        _plain(axis)
+        axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
     return _svg(figure)
 
 
@@ -127,7 +122,7 @@ def _smooth(values: Sequence[float], share: float = 0.05) -> np.ndarray:
     return np.convolve(padded, np.ones(window) / window, "valid")
 
 
-def differences(by_name: dict[str, Mapping[str, Any]]) -> Markup:
+def differences(by_name: dict[str, dict[str, Any]]) -> Markup:
     """Paired differences of NSS and CC with their intervals: the step file minus each named predictor."""
     figure = _figure(0.8 + 0.3 * len(by_name))
     for axis, metric in zip(figure.subplots(1, 2, sharey=True), ("nss", "cc"), strict=True):
@@ -155,8 +150,8 @@ def nss_over_time(seconds: np.ndarray, by_name: Mapping[str, Sequence[float]]) -
     for name in ("teacher", "image", "step"):
         if name in by_name:
             axis.plot(seconds, by_name[name], color=COLOURS[name], lw=1.6 if name == "step" else 1.1, label=name)
-    axis.set_xlabel("seconds")
-    axis.set_ylabel("NSS")
-    _plain(axis)
+    axis.set(xlabel="seconds", ylabel="NSS")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.2))
     return _svg(figure)

@@ -40,14 +40,9 @@ def model_card(
 
 def _part(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """One corpus: its table of scores, and the difference that the recurrent state makes."""
-    differences = (result["differences"] or {"from": {}})["from"]
-    return {
-        "name": name, "clips": result["clips"], **tables.score_table(result),
-        "differences": [
-            (other, values["nss"]["mean"], tables.format_interval(values["nss"]["interval"], "nss", sign=True))
-            for other, values in differences.items() if other.startswith("image")
-        ],
-    }  # fmt: skip
+    nss = {other: of["nss"] for other, of in statistics.differences_in(result).items() if other.startswith("image")}
+    differences = [(n, d["mean"], tables.format_interval(d["interval"], "nss", sign=True)) for n, d in nss.items()]
+    return {"name": name, "clips": result["clips"], **tables.score_table(result), "differences": differences}
 
 
 def _first(clips: Sequence[str]) -> str:

@@ -1,7 +1,4 @@
-"""Where a student comes from, as its ONNX files, sidecars, card and report state it.
-
-`Provenance` is plain data; `distill.run.provenance` fills it in from a run. `metadata` writes it into the ONNX files.
-"""
+"""Where a student comes from, as its ONNX files, sidecars, card and report state it; `distill.run.provenance` collects it."""
 
 from __future__ import annotations
 
@@ -62,23 +59,18 @@ def git_revision() -> str:
 def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, str]:
     """The metadata properties of both ONNX files. metrics: as in metrics.json, None if not evaluated."""
     properties = {
-        "name": origin.name,
-        "task": "video-saliency",
-        "license": origin.license,
+        "name": origin.name, "task": "video-saliency", "license": origin.license,
         "training_corpus": f"{origin.corpus} ({len(origin.train_clips)} clips; licence: {origin.corpus_license})",
         "teacher": f"{origin.teacher} (licence: {origin.teacher_license})",
         "license_chain": json.dumps(origin.chain, ensure_ascii=False),
         "validation_clips": ",".join(origin.val_clips) if origin.held_out else "",
         "frame_rate": f"{origin.fps:g}",
         "gate_tau_seconds": "shortest {:.3g}, median {:.3g}, longest {:.3g}".format(*origin.tau_seconds),
-        "git_revision": git_revision(),
-        "distill_version": __version__,
-        "recipe": origin.recipe_fingerprint,
-        "parameters": str(origin.parameters),
-        "working_size": "{}x{}".format(*origin.working_size),
+        "git_revision": git_revision(), "distill_version": __version__, "recipe": origin.recipe_fingerprint,
+        "parameters": str(origin.parameters), "working_size": "{}x{}".format(*origin.working_size),
         "input": "RGB in [0,1], normalised with ImageNet mean (0.485,0.456,0.406) and std (0.229,0.224,0.225), NCHW",
         "metrics": "not evaluated",
-    }
+    }  # fmt: skip
     if metrics and metrics["predictors"]:
         scores = {name: rounded(values) for name, values in metrics["predictors"].items() if name in ("step", "image")}
         properties |= {"metrics": json.dumps(scores), "metrics_protocol": metrics["protocol"]}

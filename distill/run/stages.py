@@ -319,7 +319,7 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
     nss = {name: values["nss"] for name, values in result["predictors"].items()}
     shown = ", ".join(f"{nss[name]:.3f} ({name})" for name in ("step", "image", "teacher", "centred Gaussian"))
     narrator.say(f"eval: NSS {shown}")
-    for name, values in (result["differences"] or {"from": {}})["from"].items():
+    for name, values in statistics.differences_in(result).items():
         if name.startswith("image"):
             interval = tables.format_interval(values["nss"]["interval"], "nss", sign=True)
             narrator.say(f"eval: NSS {values['nss']['mean']:+.3f} {interval} step minus {name}, on the same clips")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -91,6 +91,7 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=700)
 
 
 @given(name=NAMES, license_=TEXTS, about=TEXTS, notes=TEXTS, part=TEXTS, int8=st.booleans())
+@settings(deadline=None)
 def test_any_text_about_a_model_gives_an_accepted_entry(tmp_path_factory, name, license_, about, notes, part, int8):
     folder = tmp_path_factory.mktemp("p")
     model, sibling = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"
@@ -112,6 +113,7 @@ GRAPH = onnx.parser.parse_graph(
 
 
 @given(NAMES)
+@settings(deadline=None)
 def test_every_valid_run_name_is_a_valid_id(name):
     assert load_recipe(None, [f'run.name="{name}"']).run.name == name
     for its in (name, f"{name}_step", f"{name}_luma_4096x4096"):
@@ -120,6 +122,7 @@ def test_every_valid_run_name_is_a_valid_id(name):
 
 
 @given(st.text(max_size=70))
+@settings(deadline=None)
 def test_other_run_names_are_refused(name):
     try:
         taken = from_dict(to_dict(Recipe()) | {"run": {**vars(Run()), "name": name}}).run.name
@@ -130,6 +133,7 @@ def test_other_run_names_are_refused(name):
 
 
 @given(st.text(max_size=80))
+@settings(deadline=None)
 def test_a_files_name_is_mapped_to_an_id_or_refused(stem):
     try:
         assert ENTRY["id"](identifier(stem))
