@@ -195,7 +195,7 @@ class RunDir:
             write_json(self / MANIFEST, self.manifest)
 
 
-TRAIN_MODULES = ("torch", "onnxruntime", "cv2", "matplotlib")  # what the extra `train` brings
+TRAIN_MODULES = ("torch", "onnxruntime", "onnxscript", "cv2", "matplotlib")  # what the extra `train` brings
 
 
 def missing_modules() -> list[str]:
