@@ -103,6 +103,15 @@ class Corpus:
         return cls(**{**values, **lists, "clips": tuple(Clip(**c) for c in values["clips"])})
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def first_few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def did_you_mean_clip(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` if a clip has a similar name, else nothing: a corpus has too many clips to list them."""
     similar = difflib.get_close_matches(name, list(known), n=1)

@@ -131,10 +131,6 @@ def _check_numbers(entry: Entry, folder: Path, names: list[str]) -> None:
         images.check_numbers(folder, names, first)
 
 
-def first_few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
 def fingerprint_of(entry: Entry) -> list[Any]:
     """Names, sizes and counts of a clip's files, which change when the clip does; nothing is decoded."""
     facts: list[Any] = [entry.id]

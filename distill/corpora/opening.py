@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.corpora.clips import Clip, Corpus, did_you_mean_clip
+from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
 from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, check, fingerprint_of, license_of
 from distill.corpora.layouts import CORPORA, Layout
 from distill.recipe import keys
@@ -162,7 +162,6 @@ def _notes_on(clips: Sequence[Clip]) -> list[str]:
         shown = list(counts) if kind in EVERY_CLIP else list(counts)[:SHOWN_CLIPS]
         where = ", ".join(f"{clip_id}: {counts[clip_id]:,}" for clip_id in shown)
         more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
-        many = f"{len(counts)} clips" if len(counts) > 1 else "1 clip"
         dropped = "" if kind in EVERY_CLIP else " dropped"
-        lines.append(f"{kind}: {counts.total():,}{dropped}, in {many} ({where}{more})")
+        lines.append(f"{kind}: {counts.total():,}{dropped}, in {counted(len(counts), 'clip')} ({where}{more})")
     return lines

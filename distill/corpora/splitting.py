@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.corpora.clips import Clip, Corpus, did_you_mean_clip
+from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
 from distill.run.errors import UsageError
 
 
@@ -51,7 +51,7 @@ def split(
         raise UsageError("corpus: no clip is left to train on; hold fewer out with corpus.val or corpus.val_clips")
     notes = corpus.notes
     if tested:
-        many = f"{len(tested)} clips" if len(tested) > 1 else "1 clip"
+        many = counted(len(tested), "clip")
         notes += (f"{many} of the official test set left out of the run; corpus.split=share includes them",)
     return replace(corpus, clips=clips, train=tuple(train), val=tuple(val), held_out=held_out, notes=notes)
 

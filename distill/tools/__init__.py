@@ -1,1 +1,1 @@
-"""What is done with trained files."""
+"""Tools for trained models, corpora and run directories: predict, bench, quantize, luma, inspect, doctor."""

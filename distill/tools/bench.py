@@ -99,7 +99,7 @@ def measure(
     """
     narrator = narrator or Narrator(quiet=True)
     models = [*models, *([against] if against is not None and against not in models else [])]
-    names = _names(models)
+    names = display_names(models)
     base = len(models) - 1 if against is None else models.index(against)
     frames = {size: noise(*parse_size(size)) for size in sizes}
     open_all(models, 1)  # a model that does not load is refused before any measurement
@@ -145,7 +145,7 @@ def open_all(models: Sequence[Path], threads: int) -> list[Predictor]:
     return [load_predictor(path, threads) for path in models]
 
 
-def _names(models: Sequence[Path]) -> list[str]:
+def display_names(models: Sequence[Path]) -> list[str]:
     """File names; whole paths where two files have the same."""
     names = [path.name for path in models]
     return names if len(set(names)) == len(names) else [str(path) for path in models]
@@ -175,7 +175,7 @@ def _time(
 ) -> tuple[dict[str, list[list[float]]], Ceiling]:
     """Seconds of every timed frame, by size and model, and the ceiling measured in the same turns."""
     predictors = open_all(models, threads)
-    products = [_product(op, given, weights, threads) for op, given, weights in PRODUCTS]
+    products = [prepare_product(op, given, weights, threads) for op, given, weights in PRODUCTS]
     best, seconds = [0.0] * len(products), {}
     for size, frame in frames.items():
         for predictor in predictors:
@@ -212,7 +212,7 @@ def take_turns(runs: Sequence[Callable[[], object]], rounds: int, threads: int) 
     return seconds
 
 
-def _product(
+def prepare_product(
     op: str, given: tuple[int, ...], weights: tuple[int, ...], threads: int
 ) -> tuple[Callable[[], object], float]:
     """One of PRODUCTS, ready to run in onnxruntime, and its GMAC."""

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from distill.corpora import SIGMA, Clip, Corpus, blur, density_map, fixation_points
+from distill.corpora.clips import counted
 from distill.corpora.entries import UNANNOTATED
 from distill.corpora.gaze import FRAME_READERS, clip_fixations
 from distill.corpora.opening import Track, survey
@@ -35,7 +36,9 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
     clips = corpus.clips
     with_maps = [clip for clip in clips if clip.maps]
     maps = (
-        f"of {_clips(len(with_maps))}" if with_maps else f"none: built from fixations, sigma {SIGMA:.2%} of the width"
+        f"of {counted(len(with_maps), 'clip')}"
+        if with_maps
+        else f"none: built from fixations, sigma {SIGMA:.2%} of the width"
     )
     return corpus, {
         "kind": f"corpus, {DESCRIPTIONS.get(name, name)}",
@@ -53,10 +56,6 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
         "notes": list(corpus.notes),
         "per_clip": [clip_facts(clip) for clip in clips],
     }
-
-
-def _clips(count: int) -> str:
-    return f"{count} {'clip' if count == 1 else 'clips'}"
 
 
 def clip_facts(clip: Clip) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def summary(facts: dict[str, Any]) -> dict[str, str]:
             f"sigma {facts['sigma_px']:.2f} px, {facts['sigma_share']:.2%} of the width (correlation {facts['sigma_correlation']:.4f})"
         )
     if facts["broken"]:
-        lines["broken"] = f"{_clips(len(facts['broken']))}: {', '.join(facts['broken'])}"
+        lines["broken"] = f"{counted(len(facts['broken']), 'clip')}: {', '.join(facts['broken'])}"
     return lines | {f"note {i}": note for i, note in enumerate(facts["notes"], 1)}
 
 

@@ -68,12 +68,12 @@ def test_a_folder_of_sets_is_one_corpus(tmp_path):
     assert points_of(corpus["street.002"], 0) == points_of(corpus["osie.002"], 0) != []
 
 
-def test_a_picture_without_rows_is_unannotated_and_rows_without_a_picture_are_told(tmp_path):
+def test_a_picture_without_rows_is_unannotated_and_rows_without_a_picture_are_noted(tmp_path):
     writers.images(tmp_path)
     (tmp_path / "img" / "003.jpg").rename(tmp_path / "img" / "004.jpg")
     corpus = open_corpus("images", tmp_path)
     assert [c.annotated_frames for c in corpus.clips] == [1, 1, 0]
-    assert corpus.notes == ("fixations.csv has 4 rows of 1 clips that are not beside it (003.jpg)",)
+    assert corpus.notes == ("fixations.csv has 4 rows of 1 clip not found beside it (003.jpg)",)
     assert split(corpus, 0.4).train[-1] == "004"
 
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_used_is_counted_by_its_kind(tmp_path):
     }  # fmt: skip
     used = sum(len(points_of(corpus["walk"], t)) for t in range(10))
     assert used == len(rows) - 1 - 1 - sum(corpus["walk"].troubles.values())  # nothing is lost silently
-    assert "gaze.csv has 1 rows of 1 clips that are not beside it (run)" in corpus.notes
+    assert "gaze.csv has 1 row of 1 clip not found beside it (run)" in corpus.notes
     assert "duplicate rows: 1 dropped, in 1 clip (walk: 1)" in corpus.notes
 
 
@@ -181,7 +181,7 @@ def test_an_observer_who_is_a_copy_of_another_is_dropped(tmp_path):
     assert len(points_of(clip, 2)) == 2 and len(points_of(clip, 7)) == 2  # one look alike is no copy
 
 
-def test_a_table_that_is_not_utf8_is_read_and_said(tmp_path):
+def test_a_table_that_is_not_utf8_is_read_and_noted(tmp_path):
     rows = ["clip,frame_index,x,y,observer", "walk,1,40,20,Jürgen", "walk,2,40,20,Zoë"]
     corpus = open_corpus("gaze-table", a_video(tmp_path, rows, encoding="cp1252"))
     assert "gaze.csv is not UTF-8 (line 2): read as Windows-1252" in corpus.notes
@@ -223,7 +223,7 @@ def test_what_is_ambiguous_is_refused(tmp_path):
         open_corpus("gaze-table", root)
 
 
-def test_shares_are_told_from_pixels_by_their_values(tmp_path):
+def test_fractions_and_pixels_are_distinguished_by_their_values(tmp_path):
     rows = ["clip,frame_index,x,y", *(f"walk,{t},{0.1 * t},0.5" for t in range(9)), "walk,9,1.2,0.5"]
     corpus = open_corpus("gaze-table", a_video(tmp_path, rows))
     assert points_of(corpus["walk"], 5) == [(24, 40, "None")]

@@ -43,7 +43,7 @@ def test_one_part_keeps_its_names(two):
     assert [c.id for c in corpus.clips] == ["001", "002", "003", "004"] and corpus.weights == {"dhf1k": 3.0}
 
 
-def test_the_same_corpus_twice_is_told_apart(two):
+def test_the_same_corpus_twice_gets_two_names(two):
     corpus = open_corpus("dhf1k,dhf1k:2", [two[0], two[0]])
     assert corpus.weights == {"dhf1k": 1.0, "dhf1k-2": 2.0}
     assert len({c.id for c in corpus.clips}) == 8 and corpus["dhf1k-2.001"].name == "001"

@@ -93,15 +93,15 @@ def test_mouse_corpora_are_read_with_their_multiplicity(tmp_path, name):
     assert len(parts.train) == len(parts.val) == 1 and "0003" not in [c.id for c in parts.clips]
 
 
-def test_a_split_that_is_missing_or_does_not_fit_is_told(tmp_path):
+def test_a_split_that_is_missing_or_does_not_fit_is_noted(tmp_path):
     writers.avimos(tmp_path)
     (tmp_path / "TrainTestSplit.json").write_text(
         '{"train": ["0001", "0009"], "public_test": ["0003"]}', encoding="utf-8"
     )
     corpus = open_corpus("avimos", tmp_path)
     assert corpus.notes == (
-        f"TrainTestSplit.json names 1 clips that are not in {tmp_path.name} (0009)",
-        "TrainTestSplit.json does not name 1 clips, which train (0002)",
+        f"TrainTestSplit.json names 1 clip not in {tmp_path.name} (0009)",
+        "TrainTestSplit.json does not name 1 clip, used for training (0002)",
     )
     (tmp_path / "TrainTestSplit.json").unlink()
     corpus = open_corpus("avimos", tmp_path)
@@ -150,7 +150,7 @@ def test_broken_mouse_data_is_named(tmp_path, damage, message):
         open_corpus("avimos", tmp_path)
 
 
-def test_points_outside_and_counts_off_by_one_are_told(tmp_path):
+def test_points_outside_and_counts_off_by_one_are_noted(tmp_path):
     writers.avimos(tmp_path)
     points = [[[-1, 5], [5, 5], [5, 81], [48, 80], [float("nan"), 2]]] + [[]] * 4
     json_of(json.dumps(points))(tmp_path)

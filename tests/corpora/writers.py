@@ -1,4 +1,4 @@
-"""Writes every corpus as it stands on its owners' disks, tiny: frame t is of brightness 10 t, its fixation at x = 5 t."""
+"""Writes tiny corpora in every layout: frame t has brightness 10 t, and its fixation is at x = 5 t."""
 
 import json
 import struct

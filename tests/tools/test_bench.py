@@ -107,10 +107,10 @@ def test_without_proc_memory_is_unknown_and_everything_else_is_measured(models, 
 
 def test_a_graph_that_cannot_be_counted_is_measured_all_the_same(models, monkeypatch, capsys):
     def refuse(*_):
-        raise ValueError("Loop /l: how often is not told")
+        raise ValueError("Loop /l: its iterations are not known")
 
-    product = bench._product(*bench.PRODUCTS[0], 1)
-    monkeypatch.setattr(bench, "_product", lambda *_: product)
+    product = bench.prepare_product(*bench.PRODUCTS[0], 1)
+    monkeypatch.setattr(bench, "prepare_product", lambda *_: product)
     monkeypatch.setattr(bench, "count", refuse)
     [row] = measure(models[:1], ["64x48"], [1], 1, narrator=Narrator()).rows
     assert row.gmac is None and row.ceiling_fraction is None and row.parameters == 16
@@ -131,10 +131,10 @@ def test_what_does_not_run_is_one_line(tmp_path, models):
         peak_bytes(tmp_path / "fixed.onnx", 64, 50, 1, runs=1)
 
 
-def test_two_files_of_one_name_are_told_apart(tmp_path):
+def test_two_files_of_one_name_are_shown_with_their_paths(tmp_path):
     (tmp_path / "other").mkdir()
     paths = [tmp_path / "m.onnx", tmp_path / "other" / "m.onnx"]
-    assert bench._names(paths) == [str(path) for path in paths]
+    assert bench.display_names(paths) == [str(path) for path in paths]
 
 
 def test_the_table_fits_80_columns(capsys):

@@ -55,7 +55,7 @@ def test_numbers_of_a_corpus(tmp_path):
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_images_are_told_set_by_set(tmp_path):
+def test_images_are_listed_by_set(tmp_path):
     for name in ("osie", "street"):
         writers.images(tmp_path / name)
     table = (tmp_path / "osie" / "fixations.csv").read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ tidy tree. Raw tracks are resampled to 100 Hz and moved back by corpus.mouse_lag
 import json
 from pathlib import Path
 
-from distill.corpora.entries import Entry, first_few
+from distill.corpora.clips import counted, first_few
+from distill.corpora.entries import Entry
 from distill.corpora.readers import images, table
 from distill.corpora.video import SUFFIXES
 from distill.recipe.keys import Corpus as Options
@@ -53,9 +54,9 @@ def notes(root: Path, entries: list[Entry]) -> list[str]:
     present = {entry.name for entry in entries}
     lines = []
     if absent := sorted(set(sides) - present):
-        lines.append(f"{SPLIT} names {len(absent)} clips that are not in {root.name} ({first_few(absent)})")
+        lines.append(f"{SPLIT} names {counted(len(absent), 'clip')} not in {root.name} ({first_few(absent)})")
     if unnamed := sorted(present - set(sides)):
-        lines.append(f"{SPLIT} does not name {len(unnamed)} clips, which train ({first_few(unnamed)})")
+        lines.append(f"{SPLIT} does not name {counted(len(unnamed), 'clip')}, used for training ({first_few(unnamed)})")
     return lines
 
 

@@ -9,7 +9,8 @@ An image becomes a static clip: one frame with all its fixations, and no recurre
 from pathlib import Path
 
 from distill.corpora import video
-from distill.corpora.entries import Entry, first_few
+from distill.corpora.clips import counted, first_few
+from distill.corpora.entries import Entry
 from distill.corpora.readers import images, table
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
@@ -72,6 +73,6 @@ def notes(root: Path, entries: list[Entry]) -> list[str]:
         present = {match[0] for entry in entries if entry.fixations == path and (match := gaze.rows_of(entry.video))}
         if absent := [name for name in gaze.clips if name not in present]:
             rows = sum(last - first for first, last in (gaze.clips[name] for name in absent))
-            names = first_few(absent)
-            lines.append(f"{path.name} has {rows:,} rows of {len(absent)} clips that are not beside it ({names})")
+            what = f"{counted(rows, 'row')} of {counted(len(absent), 'clip')}"
+            lines.append(f"{path.name} has {what} not found beside it ({first_few(absent)})")
     return lines
