@@ -18,12 +18,14 @@ from distill.run.plan import STAGES, stage_keys
 from distill.run.preflight import inputs
 from distill.run.progress import Narrator
 from distill.run.stages import WORK, Context
+from distill.training import checkpoint
 
 
 def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "report") -> None:
     """Brings the run up to date, up to and including the stage `until`. On other ranks than 0: their share of it.
 
-    Raises UsageError where the corpus or the weights have changed since the run read them, Interrupted on Ctrl-C.
+    Raises UsageError where the corpus or the weights have changed since the run read them, or another version was interrupted in
+    a training that has to continue; Interrupted on Ctrl-C.
     """
     context = Context(run, recipe, narrator)
     try:
@@ -43,6 +45,7 @@ def _carry_out_stages(context: Context, until: str) -> None:
     wanted = STAGES[: 1 + [stage.name for stage in STAGES].index(until)]
     done = list(takewhile(lambda stage: run.is_done(stage.name, keys[stage.name]), wanted))
     pending = wanted[len(done) :]
+    _check_resumable(run, {stage.name for stage in pending})
     for stage in done:
         narrator.say(f"{stage.name}: up to date")
     for stage in pending:
@@ -53,3 +56,11 @@ def _carry_out_stages(context: Context, until: str) -> None:
             job().announce(stage.name)
         result = WORK[stage.name](context)
         run.finish(stage.name, keys[stage.name], result.outputs, time.perf_counter() - started, result.facts)
+
+
+def _check_resumable(run: RunDir, pending: set[str]) -> None:
+    """Raises UsageError where another version left a training half done, before a stage has changed anything."""
+    files = [*run.path.glob("checkpoints/*_last.pt")] if "teach" in pending else []
+    files += [*run.path.glob("checkpoints/last.pt")] if "train" in pending else []
+    for file in files:
+        checkpoint.check_resumable(file)

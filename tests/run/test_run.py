@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from distill.opallowlist import check
 from distill.recipe.files import load_recipe
@@ -151,6 +153,55 @@ def test_a_stage_that_lost_a_file_makes_it_again(finished):
     assert "nss" in props["metrics"]  # and what follows it: the file carries its scores again
 
 
+def as_an_earlier_version_left_it(run, target, *unfinished):
+    """A copy of a run: schema 1, some stages not done, and resume files that say nothing of their format."""
+    shutil.copytree(run, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["schema"] = 1
+    for stage in unfinished:
+        del manifest["stages"][stage]
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    last = torch.load(target / "checkpoints" / "last.pt", weights_only=True)
+    assert last.pop("format") == 2
+    torch.save(last, target / "checkpoints" / "last.pt")
+    return target
+
+
+def test_a_finished_run_of_an_earlier_version_is_continued(finished, tmp_path):
+    whole = as_an_earlier_version_left_it(finished, tmp_path / "whole")
+    again = distill("run", "--out", whole, *SETS)
+    assert again.returncode == 0 and again.stderr.count("up to date") == 9, again.stderr
+    unreported = as_an_earlier_version_left_it(finished, tmp_path / "part", "export", "eval", "report")
+    again = distill("run", "--out", unreported, *SETS)
+    assert again.returncode == 0 and again.stderr.count("up to date") == 6, again.stderr
+    assert (unreported / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
+
+
+def test_a_training_that_an_earlier_version_left_half_done_is_refused_at_the_start(finished, tmp_path):
+    run = as_an_earlier_version_left_it(finished, tmp_path / "run", "label", "train", "export", "eval", "report")
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.name != ".lock"}
+    again = distill("run", "--out", run, *SETS)
+    assert again.returncode == 2 and "up to date" not in again.stderr
+    last = again.stderr.strip().splitlines()[-1]
+    assert "checkpoints/last.pt was written by another version" in last and "--force" in last
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.name != ".lock"}
+    labelled = distill("label", "--out", run, *SETS)  # no training is needed for that
+    assert labelled.returncode == 0 and "label: 120 frames in" not in labelled.stderr, labelled.stderr
+    (run / "checkpoints" / "last.pt").rename(run / "checkpoints" / "visage_last.pt")
+    (run / "checkpoints" / "visage.pt").unlink()
+    again = distill("teach", "--out", run, *SETS)
+    assert again.returncode == 2 and "checkpoints/visage_last.pt was written by another version" in again.stderr
+
+
+def test_a_run_of_a_newer_version_is_refused(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["schema"] == 2
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | {"schema": 3}))
+    result = distill("run", "--out", tmp_path / "run", *SETS)
+    assert result.returncode == 2 and "a newer version of saliency-distill made the run in" in result.stderr
+
+
 def test_input_that_changed_under_a_run_is_noticed(tmp_path):
     from tests.helpers import make_clip
 
@@ -219,8 +270,6 @@ def test_predict_writes_pictures_and_maps(finished, tmp_path, out):
 
 
 def test_predict_does_not_overwrite_what_it_reads_or_somebody_elses_folder(finished, tmp_path):
-    import shutil
-
     video, model = tmp_path / "v.avi", finished / "export" / "student_step.onnx"
     shutil.copy(finished / "corpus" / "video" / "001.avi", video)
     before = video.read_bytes()
