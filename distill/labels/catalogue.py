@@ -125,7 +125,7 @@ def details(entry: Entry) -> dict[str, str]:
     """Everything about a teacher, for a reader."""
     short = row(entry)
     rate = f"{entry.rate:g} frames per second" if entry.rate else "every frame"
-    window = f"windows of {entry.window}" if entry.window else "its state carried through the clip"
+    window = f"windows of {entry.window}" if entry.window else "with its state carried through the clip"
     facts = {
         "teacher": entry.title,
         "what it is": entry.about,

@@ -70,16 +70,10 @@ def members(options: Teacher) -> tuple[Member, ...]:
     needed = [part_name(entry.name, part) for entry in chosen for part in entry.files]
     optional = [part_name(entry.name, part) for entry in chosen for part in entry.more]
     files = _by_name("teacher.weights", _expand_random(options.weights, chosen), needed, optional)
-    result = [
+    return tuple(
         Member(entry, weight, {part: _next(files, part_name(entry.name, part)) for part in (*entry.files, *entry.more)})
         for entry, weight in zip(chosen, weights, strict=True)
-    ]
-    for key, values in (("teacher.size", sizes), ("teacher.weights", files)):
-        if left := next((f"{name}={rest[0]}" for name, rest in values.items() if rest), ""):
-            raise UsageError(
-                f"{key} gives {left}, but teacher.name '{options.name}' has no further teacher or part of that name"
-            )
-    return tuple(result)
+    )
 
 
 def _weight(text: str, name: str) -> float:
@@ -128,6 +122,8 @@ def _by_name(
         if name not in names:
             raise UsageError(f"{key}: unknown name '{name}'{did_you_mean(name, names)}")
         result.setdefault(name, []).append(value)
+        if len(result[name]) > names.count(name):
+            raise UsageError(f"{key} gives {text}, but teacher.name has no further '{name}'")
     return result
 
 

@@ -65,7 +65,7 @@ def test_a_recipe_names_teachers(keys, expected):
         ({"name": "unisal", "weights": ("tased=t",)}, "teacher.weights: unknown name 'tased'"),
         (
             {"name": "unisal", "weights": ("unisal=a", "unisal=b")},
-            "teacher.weights gives unisal=b, but teacher.name 'unisal'",
+            "teacher.weights gives unisal=b, but teacher.name has no further 'unisal'",
         ),
         ({"name": "visage", "size": ("7B",)}, "teacher visage has no size '7B'; sizes: tiny, S, B, L, 1B, 6B"),
         ({"name": "unisal", "size": ("L",)}, "teacher unisal has no size 'L'; leave it out"),
