@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from markupsafe import Markup
 
 from distill.evaluation.metrics import LABELS
 
@@ -72,17 +71,17 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(11, height))
 
 
-def _svg(figure: Figure) -> Markup:
+def _svg(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.hashsalt": "distill"}):  # the same figure gives the same text
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
-    return Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def training_curves(log: Sequence[Mapping[str, Any]]) -> Markup:
+def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
     """The lines of metrics.jsonl: loss, CC with teacher and ground truth in training, and validation scores."""
     train, validation = [x for x in log if "loss" in x], [x for x in log if x.get("split") == "val"]
     figure = _figure(3.2)
@@ -122,7 +121,7 @@ def _smooth(values: Sequence[float], share: float = 0.05) -> np.ndarray:
     return np.convolve(padded, np.ones(window) / window, "valid")
 
 
-def differences(by_name: dict[str, dict[str, Any]]) -> Markup:
+def differences(by_name: dict[str, dict[str, Any]]) -> str:
     """Paired differences of NSS and CC with their intervals: the step file minus each named predictor."""
     figure = _figure(0.8 + 0.3 * len(by_name))
     for axis, metric in zip(figure.subplots(1, 2, sharey=True), ("nss", "cc"), strict=True):
@@ -143,7 +142,7 @@ def differences(by_name: dict[str, dict[str, Any]]) -> Markup:
     return _svg(figure)
 
 
-def nss_over_time(seconds: np.ndarray, by_name: Mapping[str, Sequence[float]]) -> Markup:
+def nss_over_time(seconds: np.ndarray, by_name: Mapping[str, Sequence[float]]) -> str:
     """NSS of every scored frame of a clip, a curve for each predictor."""
     figure = _figure(2.2)
     axis = figure.subplots()
