@@ -1,7 +1,6 @@
 """Students: tiny recurrent saliency networks.
 
-This module is torch-free: it holds the student's configuration, which recipes and the command line read. The network is
-in `distill.students.tiny_unet`, which needs torch.
+Here is the student's configuration, which recipes and the command line read without torch; `tiny_unet` has the network.
 """
 
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ STATE_MAPS = 3
 class TinyUNetConfig:
     """The shape of a TinyU-Net.
 
-    height, width: the working resolution in pixels, multiples of 32. Every frame is brought to it inside the graph,
-        whatever its size and aspect, so cost and state do not depend on the frame's size.
+    height, width: the working resolution in pixels, multiples of 32. The graph scales every frame to it, so cost and state
+        do not depend on the frame's size.
     widths: channels at 1/2, 1/4, 1/8 and 1/16 of the working resolution.
-    state_channels: channels of memory in the recurrent state; three maps, how long ago the picture appeared, and a mark
-        that there is history are added.
+    state_channels: memory channels of the recurrent state, which also has three folded maps, onset and the history mask.
     """
 
     height: int = 128
@@ -34,7 +32,7 @@ class TinyUNetConfig:
             if pixels % 32 or not 32 <= pixels <= 1024:
                 raise ValueError(f"student.{side} must be a multiple of 32 from 32 to 1024, got {pixels}")
         if len(self.widths) != 4 or min(self.widths) < 4:
-            raise ValueError(f"student.widths wants four channel counts of at least 4, got {list(self.widths)}")
+            raise ValueError(f"student.widths must be four channel counts of at least 4, got {list(self.widths)}")
         if self.state_channels < 1:
             raise ValueError(f"student.state_channels must be at least 1, got {self.state_channels}")
 
@@ -45,5 +43,5 @@ class TinyUNetConfig:
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the state of one stream, `[1, C, h, w]`: the memory's channels, the folded maps, onset, and the mark of history."""
+        """Shape of one stream's state, `[1, C, h, w]`: memory, folded maps, onset, history mask; h, w at 1/16."""
         return 1, self.state_channels + 16 * STATE_MAPS + 2, self.height // 16, self.width // 16

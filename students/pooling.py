@@ -1,4 +1,4 @@
-"""Pooling over time: what gives an image student a memory without training. Baselines that a recurrent state must beat.
+"""Temporal pooling, which gives an image student a memory without training: baselines for the recurrent state.
 
     pooling, state = parse("ema=0.6"), None
     for frame in frames:
@@ -9,8 +9,8 @@
     max               the largest value so far, pixel by pixel
     motion-weighted   the mean of all maps so far, each weighted by how much its frame differs from the one before
 
-These are the four aggregators of the downstream (lusoris/vmaf, `vmaf-tune`), made causal: it makes one map of eight sampled
-frames, these make one map per frame from what has been seen until then. Numpy only; the state is passed, not kept.
+These are the downstream's four aggregators (lusoris/vmaf, `vmaf-tune`), made causal: there one map is computed from eight
+sampled frames, here one map per frame from the frames so far. Numpy only.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = ("mean", "ema", "max", "motion-weighted")
-# What a frame without motion still weighs. The downstream gives its first frame, whose motion is unknown, a weight of 1,
-# as if all of the picture had changed from black to white; frame by frame that map would never be outweighed.
 STILL = 1e-6
+"""Weight of a frame without motion, and of the first. The downstream gives the first frame a weight of 1, as if the whole
+picture had changed from black to white; frame by frame, later maps would never outweigh that."""
 
 
 class State(NamedTuple):
-    """What is carried from one frame to the next."""
+    """The state between two frames."""
 
-    saliency: np.ndarray  # float32 [H,W], the pooled map
-    weight: float  # of all maps so far
-    luma: np.ndarray | None  # float32 [H,W], of the last frame; for motion only
+    saliency: np.ndarray  # the pooled map, float32 [H,W]
+    weight: float  # sum over all maps so far
+    luma: np.ndarray | None  # of the last frame, float32 [H,W]; only for motion-weighted
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,22 @@ class Pooling:
         if self.kind not in KINDS:
             raise ValueError(f"unknown baseline '{self.kind}'; known: mean, ema=ALPHA, max, motion-weighted")
         if not 0 < self.alpha <= 1:
-            raise ValueError(f"the alpha of baseline ema lies above 0 and up to 1, got {self.alpha:g}")
+            raise ValueError(f"the alpha of baseline ema must be above 0 and at most 1, got {self.alpha:g}")
 
     @property
     def name(self) -> str:
-        """As `parse` reads it."""
+        """The text that `parse` reads."""
         return f"ema={self.alpha:g}" if self.kind == "ema" else self.kind
 
     def step(self, saliency: np.ndarray, frame: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
-        """The pooled map after this frame, and the state to pass on; without a state it is the map itself.
+        """A frame's map, float `[H,W]`, and the frame, uint8 RGB `[H,W,3]` -> the pooled map, float32 `[H,W]`, the new state.
 
-        saliency: float `[H,W]`. frame: uint8 RGB `[H,W,3]`. Raises ValueError where the size changes within a stream.
+        Without a state the result is the map itself. Raises ValueError if the size changes within a stream.
         """
         if state is not None and state.saliency.shape != saliency.shape:
-            raise ValueError(f"the maps of one stream have one size; got {saliency.shape} after {state.saliency.shape}")
+            raise ValueError(
+                f"the maps of a stream must have one size; got {saliency.shape} after {state.saliency.shape}"
+            )
         luma = _luma(frame) if self.kind == "motion-weighted" else None
         weight = 1.0
         if luma is not None:
@@ -84,7 +86,7 @@ def parse(text: str) -> Pooling:
     try:
         alpha = float(value)
     except ValueError:
-        raise ValueError(f"baseline ema wants a number, as in ema=0.6, got '{value}'") from None
+        raise ValueError(f"baseline ema needs a number, as in ema=0.6, got '{value}'") from None
     return Pooling(kind, alpha)
 
 

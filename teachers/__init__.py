@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["PLAIN", "Inference", "Lookup", "Prepared", "Teacher"]
+__all__ = ["PLAIN", "Inference", "Lookup", "Prepared", "Teacher", "require_whole_numbers"]
 
 Prepared: TypeAlias = "Tensor | tuple[Prepared, ...]"
 """A network's input frames: `[n,...]`, or a tuple of those for several networks."""
@@ -51,6 +51,14 @@ class Inference:
 
 
 PLAIN = Inference()
+
+
+def require_whole_numbers(config: object, *names: str) -> None:
+    """ValueError unless the named fields of a configuration are whole numbers of at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(config).__name__}.{name} is {value!r}; it must be a whole number of at least 1")
 
 
 class Teacher(Protocol):

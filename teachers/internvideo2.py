@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distill.teachers import require_whole_numbers
 from distill.teachers.lora import BlockLora, Lora
 from distill.teachers.weights import LoadAccount, load_state_dict_exact
 
@@ -62,17 +63,11 @@ class InternVideo2Config:
     """Initialise the patch embedding with a cosine basis (see `dct_patches`) instead of randomly, to train from scratch."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "mlp_width", "frames", "px", "patch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"InternVideo2Config.{name} is {value!r}; it must be a whole number of at least 1")
+        require_whole_numbers(self, "width", "depth", "heads", "mlp_width", "frames", "px", "patch")
         if self.width % self.heads:
             raise ValueError(f"InternVideo2Config.width {self.width} does not divide into {self.heads} heads")
         if self.width % 16:
-            raise ValueError(
-                f"InternVideo2Config.width {self.width} is not a multiple of 16, which the position embedding's split "
-                "into time (1/4) and space (3/4) sine-cosine pairs needs"
-            )
+            raise ValueError(f"InternVideo2Config.width {self.width} is not a multiple of 16; see sincos_pos_embed")
         if self.px % self.patch:
             raise ValueError(f"InternVideo2Config.px {self.px} is not a multiple of the patch side {self.patch}")
         for name in ("layer_scale_init", "pos_embed_init"):

@@ -155,10 +155,8 @@ def merge_lora(state: Mapping[str, Tensor], *, alpha: float = 128.0) -> dict[str
             raise ValueError(f"the LoRA of {layer!r} has no base weight; add the frozen trunk's tensors to the state")
         rank = len(a_RI)
         if b_OR.shape[1] != rank or (len(b_OR), a_RI.shape[1]) != weight.flatten(1).shape:
-            raise ValueError(
-                f"the LoRA of {layer!r}, B {list(up[layer].shape)} by A {list(down[layer].shape)}, "
-                f"does not fit its weight {list(weight.shape)}"
-            )
+            a, b, w = (list(tensor.shape) for tensor in (down[layer], up[layer], weight))
+            raise ValueError(f"the LoRA of {layer!r}, B {b} by A {a}, does not fit its weight {w}")
         delta = ((alpha / rank) * (b_OR @ a_RI)).view(weight.shape)
         merged[f"{layer}.weight"] = (weight.float() + delta).to(weight.dtype)
     return merged

@@ -32,9 +32,7 @@ class MapsTeacher:
         self.folders = {"": folders} if isinstance(folders, Path) else dict(folders)
         for folder in self.folders.values():
             if not folder.is_dir():
-                raise ValueError(
-                    f"teacher.maps {folder} is not a folder; give the one that holds CLIP.npz files with --maps"
-                )
+                raise ValueError(f"teacher.maps {folder} is not a folder; give the folder of CLIP.npz files as --maps")
             if not any(entry.suffix == ".npz" or entry.is_dir() for entry in folder.iterdir()):
                 raise ValueError(f"teacher.maps {folder} holds neither CLIP.npz files nor folders of PNGs")
         self._sets: dict[Path, Maps] = {}
@@ -105,9 +103,8 @@ class MapsTeacher:
             raise ValueError(f"{source} has {len(maps)} maps, clip {name} has {frames} frames; they must agree")
         bad = ~np.isfinite(peak) | (peak < 0) | (peak > 1)
         if bad.any():
-            raise ValueError(
-                f"{source}, frame {int(bad.argmax()) + 1}: peak is {peak[bad.argmax()]}, where it must be in [0, 1] (clip {name})"
-            )
+            frame = int(bad.argmax())
+            raise ValueError(f"{source}, frame {frame + 1}: peak is {peak[frame]}, not in [0, 1] (clip {name})")
         if maps.shape[2] > MAX_WIDTH:  # averaged before the logit; still several times a student's grid
             size = (MAX_WIDTH, max(1, round(maps.shape[1] * MAX_WIDTH / maps.shape[2])))
             maps = np.stack([cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA) for m in maps])
@@ -152,9 +149,8 @@ def _read_pngs(folder: Path) -> np.ndarray:
     for path in sorted(folder.glob("*.png"), key=_by_number):
         image = _read_png(path)
         if maps and image.shape != maps[0].shape:
-            raise ValueError(
-                f"{path} is {image.shape[1]}x{image.shape[0]} px, the maps before it {maps[0].shape[1]}x{maps[0].shape[0]}"
-            )
+            (height, width), (rows, columns) = image.shape, maps[0].shape
+            raise ValueError(f"{path} is {width}x{height} px, the maps before it {columns}x{rows}")
         maps.append(image)
     if not maps:
         raise ValueError(f"{folder} holds no PNGs")

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.teachers import require_whole_numbers
 from distill.teachers.frames import IMAGENET, normalise, resize
 from distill.teachers.last_frame import LastFrameTeacher, blur
 from distill.teachers.umt import Mlp, Umt, UmtConfig
@@ -51,8 +52,7 @@ class SalfomConfig:
     def __post_init__(self) -> None:
         if self.encoder.frames != WINDOW:
             raise ValueError(f"SalfomConfig.encoder has windows of {self.encoder.frames} frames; it must be {WINDOW}")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"SalfomConfig.every is {self.every!r}; it must be a whole number of at least 1")
+        require_whole_numbers(self, "every")
         sides = self.finish or (self.side, self.side)
         if len(sides) != 2 or min(sides) < 1 or self.cell < 1 or any(side % self.cell for side in sides):
             raise ValueError(f"SalfomConfig.cell {self.cell!r} does not divide a map of {'x'.join(map(str, sides))}")
@@ -243,9 +243,7 @@ class Salfom(LastFrameTeacher[SalfomNet, SalfomConfig]):
     def __init__(self, net: SalfomNet, config: SalfomConfig | None = None, **options: Any) -> None:
         super().__init__(net, config, **options)
         if net.encoder.config != self.config.encoder:
-            raise ValueError(
-                f"the network's encoder is {net.encoder.config}, the configuration's {self.config.encoder}"
-            )
+            raise ValueError(f"the network's encoder is {net.encoder.config}, not {self.config.encoder}")
         self._from_tokens = torch.compile(self.net.from_tokens) if self.how.compile else self.net.from_tokens
 
     @classmethod

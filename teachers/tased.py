@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.teachers import require_whole_numbers
 from distill.teachers.frames import check_frames
 from distill.teachers.last_frame import LastFrameTeacher, blur
 from distill.teachers.weights import fingerprint
@@ -49,12 +50,10 @@ class TasedConfig:
     """Each cell of the labels is the mean of `cell` x `cell` pixels of the map, which the blur leaves without finer detail."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            value = getattr(self, name)
+        for name, value in (("height", self.height), ("width", self.width)):
             if not isinstance(value, int) or value < 32 or value % 32:
                 raise ValueError(f"TasedConfig.{name} is {value!r}; it must be a multiple of 32")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"TasedConfig.every is {self.every!r}; it must be a whole number of at least 1")
+        require_whole_numbers(self, "every")
         if self.cell not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"TasedConfig.cell is {self.cell!r}; it must be 1, 2, 4, 8, 16 or 32")
 
@@ -249,10 +248,8 @@ class TasedNet(nn.Module):
         """Windows of RGB frames in [-1, 1], `[B, 3, 32, H, W]` -> logits of the last frames `[B, H, W]`. ValueError for others."""
         batch, channels, frames, height, width = clip_BCTHW.shape
         if (channels, frames, height % 32, width % 32) != (3, WINDOW, 0, 0):
-            raise ValueError(
-                f"TASED-Net got a clip of shape {list(clip_BCTHW.shape)}; it needs [B, 3, {WINDOW}, H, W], "
-                "H and W multiples of 32"
-            )
+            shape = list(clip_BCTHW.shape)
+            raise ValueError(f"TASED-Net got a clip of shape {shape}; it needs [B, 3, {WINDOW}, H, W], multiples of 32")
         stems_NCHW = self.stem(clip_BCTHW.transpose(1, 2).flatten(0, 1))
         return self.from_stem(stems_NCHW.unflatten(0, (batch, frames)))
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.teachers import require_whole_numbers
+
 # Shape suffixes: B batch · N frames · T time · P patches of a frame · D width · C channels · H, W pixels
 # A heads · S tokens of a window · K width of a head
 
@@ -42,10 +44,7 @@ class UmtConfig:
     """Outputs of the classification head, which is unused."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "frames", "px", "patch", "classes"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"UmtConfig.{name} is {value!r}; it must be a whole number of at least 1")
+        require_whole_numbers(self, "width", "depth", "heads", "frames", "px", "patch", "classes")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"UmtConfig.width {self.width} does not divide into {self.heads} heads and into pairs")
         if self.px % self.patch:

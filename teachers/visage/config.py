@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.teachers import require_whole_numbers
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.windows import sampling_stride
 
@@ -61,10 +62,9 @@ class VisageConfig:
     """Weight of each expert in the fusion, in their order."""
 
     def __post_init__(self) -> None:
-        for name in ("reduced_width", "embed_width", "head_width_1", "head_width_2", "norm_groups", "out_px"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"VisageConfig.{name} is {value!r}; it must be a whole number of at least 1")
+        require_whole_numbers(
+            self, "reduced_width", "embed_width", "head_width_1", "head_width_2", "norm_groups", "out_px"
+        )
         if len(self.taps) != 4 or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"VisageConfig.taps {self.taps} must be four different blocks, shallow to deep")
         if self.taps[0] < 0 or self.taps[-1] >= self.trunk.depth:
@@ -78,19 +78,14 @@ class VisageConfig:
         if self.fusion not in FUSIONS:
             raise ValueError(f"VisageConfig.fusion is {self.fusion!r}; known are {', '.join(FUSIONS)}")
         if not self.experts or not set(self.experts) <= set(EXPERT_KINDS):
-            raise ValueError(
-                f"VisageConfig.experts {self.experts} must each be of kind {' or '.join(map(str, EXPERT_KINDS))}"
-            )
+            raise ValueError(f"VisageConfig.experts {self.experts} must each be of kind 1 or 2")
         if not isinstance(self.lora_rank, int) or self.lora_rank < 0 or (self.lora_rank and not self.shared_trunk):
-            value = self.lora_rank
             raise ValueError(
-                f"VisageConfig.lora_rank is {value}; it must be a whole number, and 0 without a shared trunk"
+                f"VisageConfig.lora_rank is {self.lora_rank}; it must be whole, and 0 without a shared trunk"
             )
         if len(self.weights) != len(self.experts) or min(self.weights) < 0 or not sum(self.weights) > 0:
             count = len(self.experts)
-            raise ValueError(
-                f"VisageConfig.weights {self.weights} must be {count} numbers >= 0, one per expert, not all 0"
-            )
+            raise ValueError(f"VisageConfig.weights {self.weights} must be {count} numbers >= 0, not all 0")
 
     @classmethod
     def released(cls, size: str = "6B", **fields: Any) -> "VisageConfig":

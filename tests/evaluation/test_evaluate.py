@@ -352,7 +352,7 @@ def test_a_model_that_predicts_nan_is_named_with_its_clip_and_frame(tmp_path, cl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"baselines": ["ema=2"]}, "alpha of baseline ema lies above 0 and up to 1"),
+        ({"baselines": ["ema=2"]}, "alpha of baseline ema must be above 0 and at most 1"),
         ({"baselines": ["median"]}, "unknown baseline 'median'"),
         ({"protocol": "mit300"}, "unknown protocol 'mit300'; known: clip-mean"),
         ({"models": ["step"], "baselines": ["max"]}, "baseline max pools the maps of an image file, and none is given"),

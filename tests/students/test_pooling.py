@@ -91,10 +91,10 @@ def test_the_downstreams_alpha_is_the_default():
         ("median", "unknown baseline 'median'; known: mean, ema=ALPHA, max, motion-weighted"),
         ("median=2", "unknown baseline 'median'"),
         ("mean=0.5", "baseline 'mean' takes no number"),
-        ("ema=fast", "wants a number, as in ema=0.6, got 'fast'"),
-        ("ema=0", "above 0 and up to 1, got 0"),
-        ("ema=1.5", "above 0 and up to 1, got 1.5"),
-        ("ema=nan", "above 0 and up to 1, got nan"),
+        ("ema=fast", "needs a number, as in ema=0.6, got 'fast'"),
+        ("ema=0", "above 0 and at most 1, got 0"),
+        ("ema=1.5", "above 0 and at most 1, got 1.5"),
+        ("ema=nan", "above 0 and at most 1, got nan"),
     ],
 )
 def test_an_unknown_baseline_is_refused(text, message):
