@@ -81,11 +81,8 @@ class Bench:
     against: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "against": self.against,
-            "ceilings": [asdict(ceiling) for ceiling in self.ceilings],
-            "results": [asdict(row) for row in self.rows],
-        }
+        values = asdict(self)
+        return {"against": self.against, "ceilings": values["ceilings"], "results": values["rows"]}
 
 
 def measure(
@@ -200,16 +197,14 @@ def _time(
 def take_turns(runs: Sequence[Callable[[], object]], rounds: int, threads: int) -> list[list[float]]:
     """Seconds of each run in each of `rounds` turns, after a warm-up turn."""
     seconds: list[list[float]] = [[] for _ in runs]
-    for turn in range(rounds + 1):
+    for _ in range(rounds + 1):
         for run, taken in zip(runs, seconds, strict=True):
             if threads > 1:
                 time.sleep(SETTLE)
             started = time.perf_counter()
             run()
-            passed = time.perf_counter() - started
-            if turn:
-                taken.append(passed)
-    return seconds
+            taken.append(time.perf_counter() - started)
+    return [taken[1:] for taken in seconds]
 
 
 def prepare_product(
@@ -219,13 +214,10 @@ def prepare_product(
     rng = np.random.default_rng(0)
     constant = numpy_helper.from_array(rng.standard_normal(weights, np.float32), "weights")
     padding = {"pads": [weights[-1] // 2] * 4} if op == "Conv" else {}
-    graph = helper.make_graph(
-        [helper.make_node(op, ["given", "weights"], ["product"], **padding)],
-        "product",
-        [helper.make_tensor_value_info("given", TensorProto.FLOAT, given)],
-        [helper.make_tensor_value_info("product", TensorProto.FLOAT, None)],
-        [constant],
-    )
+    node = helper.make_node(op, ["given", "weights"], ["product"], **padding)
+    given_value = helper.make_tensor_value_info("given", TensorProto.FLOAT, given)
+    product = helper.make_tensor_value_info("product", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "product", [given_value], [product], [constant])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

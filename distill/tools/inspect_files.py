@@ -42,13 +42,8 @@ def corpus_in(path: Path) -> str | None:
 
 def _describe_run(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST)
-    facts: dict[str, Any] = {
-        "kind": "run",
-        "created": manifest["created"],
-        "device": manifest.get("device", "not chosen yet"),
-    }
-    for name, stage in manifest["stages"].items():
-        facts[name] = f"done in {stage['seconds']} s"
+    facts = {"kind": "run", "created": manifest["created"], "device": manifest.get("device", "not chosen yet")}
+    facts |= {name: f"done in {stage['seconds']} s" for name, stage in manifest["stages"].items()}
     if (path / "metrics.json").exists():
         for name, scores in read_json(path / "metrics.json")["predictors"].items():
             facts[f"score: {name}"] = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
@@ -78,18 +73,15 @@ def _describe_store(path: Path) -> dict[str, Any]:
 
 def _describe_model(path: Path) -> dict[str, Any]:
     report = check(path)
-    facts: dict[str, Any] = {
-        "kind": "ONNX model",
-        "gate": "accepted" if report.ok else "refused: " + "; ".join(map(str, report.violations)),
-    }
-    if report.ok:
-        model = onnx.load(path)
-        facts["bytes"] = path.stat().st_size
-        facts["opset"], facts["ir"] = model.opset_import[0].version, model.ir_version
-        facts["inputs"] = [f"{v.name} {_shape(v)}" for v in model.graph.input]
-        facts["outputs"] = [f"{v.name} {_shape(v)}" for v in model.graph.output]
-        facts |= {p.key: p.value for p in model.metadata_props}
-    return facts
+    if not report.ok:
+        return {"kind": "ONNX model", "gate": "refused: " + "; ".join(map(str, report.violations))}
+    model = onnx.load(path)
+    return {
+        "kind": "ONNX model", "gate": "accepted", "bytes": path.stat().st_size,
+        "opset": model.opset_import[0].version, "ir": model.ir_version,
+        "inputs": [f"{v.name} {_shape(v)}" for v in model.graph.input],
+        "outputs": [f"{v.name} {_shape(v)}" for v in model.graph.output],
+    } | {p.key: p.value for p in model.metadata_props}  # fmt: skip
 
 
 def _shape(value: Any) -> str:
