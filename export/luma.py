@@ -13,8 +13,8 @@ averages, so they may run on one channel, of which three are made at the working
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -45,9 +45,6 @@ class LumaParity:
         if self.max_abs <= self.tolerance:
             return []
         return [f"luma file against image file: {self.max_abs:.3g} > {self.tolerance:g}"]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelProto:

@@ -1,16 +1,16 @@
-"""A shipped ONNX file in int8: static QuantizeLinear/DequantizeLinear pairs, ranges measured on frames; torch-free.
+"""A shipped ONNX file in int8: static QuantizeLinear/DequantizeLinear pairs, ranges measured on frames; needs no torch.
 
     int8 = quantise(onnx.load("student_step.onnx"), clips)   # clips: uint8 RGB frames, streamed with the state carried
-    drift(original, int8, held_out)                          # how far the maps went
+    drift(original, int8, held_out)                          # differences of the maps
 
-Static, because the downstream accepts no operator that measures ranges as it runs. Weights are int8, one scale for each
-output channel, in 7 bits: where a CPU has AVX2 and no VNNI, products of 8 bits saturate. Activations are uint8.
+Static, because the downstream accepts no operator that measures ranges at run time. Weights are int8, with one scale per
+output channel, in 7 bits: on CPUs with AVX2 but without VNNI, sums of 8-bit products saturate. Activations are uint8.
 
-What is rounded is the body, Conv, Add and Relu. What stays in floating point, because 8 bits would show:
+The body is rounded: its Conv, Add and Relu. What stays in floating point, because 8 bits would show in the map:
     the entry     scaling, and the first convolution that reads the frame
     the exit      from the last convolution on: logits, sigmoid, map
-    the memory    whatever stands next to the state: a running average that moves by less than half a step of 1/255 would
-                  stand still
+    the memory    what reads and writes the state: a running average whose update is smaller than half a step of 1/255 would
+                  never move
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -48,19 +49,15 @@ class Drift:
     mean_abs: float
     plcc: float  # Pearson's correlation of all values of all maps
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def quantise(
     model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], every: int = 4, note: str = ""
 ) -> onnx.ModelProto:
-    """`model` in int8, checked and gated; its ranges are those of every `every`-th frame of the clips.
+    """`model` in int8, verified; its ranges are those of every `every`-th frame of the clips.
 
-    clips: uint8 RGB frames `[H,W,3]`; each clip is streamed from its start, the state carried by the model in float.
-    note: what the frames were, for the metadata.
-    Raises ExportRefused where the model does not run on the frames, or the result does not pass the checker, the gate and its
-    contract, or does not run.
+    clips: uint8 RGB frames `[H,W,3]`; each clip is streamed from its start, with the state of the floating-point model.
+    note: what the frames are, for the metadata.
+    Raises ExportRefused where the model does not run on the frames, or the result does not pass `verify_int8`.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -70,14 +67,15 @@ def quantise(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         original, path = Path(folder) / "original.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, original)
+        feeds = _feeds(Predictor(model.SerializeToString()), clips, every)
         try:
             quantize_static(
-                original, path, _Frames(model, clips, every), quant_format=QuantFormat.QDQ,
+                original, path, SimpleNamespace(get_next=lambda: next(feeds, None)), quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(ROUNDED), nodes_to_quantize=chosen, per_channel=True, reduce_range=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise ExportRefused(f"onnxruntime's quantiser gave up: {str(error).splitlines()[0]}") from None
+            raise ExportRefused(f"onnxruntime's quantiser failed: {str(error).splitlines()[0]}") from None
         int8 = onnx.load(path)
     del int8.graph.value_info[:]
     int8.producer_name, int8.producer_version = model.producer_name, model.producer_version
@@ -210,34 +208,21 @@ def _up_to_convolutions(values: list[ir.Value], forward: bool) -> set[ir.Node]:
 # --- onnxruntime's quantiser -----------------------------------------------------------------------------------------
 
 
-class _Frames:
-    """What the calibration feeds: every `every`-th frame of streamed clips, with the state that the original had before it."""
-
-    def __init__(self, model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], every: int) -> None:
-        self.feeds = self._stream(Predictor(model.SerializeToString()), clips, every)
-
-    def _stream(
-        self, predictor: Predictor, clips: Iterable[Iterable[np.ndarray]], every: int
-    ) -> Iterator[dict[str, np.ndarray]]:
-        for clip in clips:
-            state: dict[str, np.ndarray] = {}
-            for index, frame in enumerate(clip):
-                feed = {"input": normalise(frame), **state}
-                if index % every == 0:
-                    yield feed
-                if predictor.stateful:
-                    state = {"state_in": predictor.session.run(["state_out"], feed)[0]}
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.feeds, None)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self.feeds
+def _feeds(predictor: Predictor, clips: Iterable[Iterable[np.ndarray]], every: int) -> Iterator[dict[str, np.ndarray]]:
+    """The inputs to calibrate on: every `every`-th frame of streamed clips, with the state that the original had before it."""
+    for clip in clips:
+        state: dict[str, np.ndarray] = {}
+        for index, frame in enumerate(clip):
+            feed = {"input": normalise(frame), **state}
+            if index % every == 0:
+                yield feed
+            if predictor.stateful:
+                state = {"state_in": predictor.session.run(["state_out"], feed)[0]}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's quantiser advises on the root logger, and warns of the optional input as any session does."""
+    """Silences onnxruntime's quantiser: it gives advice on the root logger, and its sessions warn of the optional input."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     ort.set_default_logger_severity(3)

@@ -7,6 +7,7 @@ unchanged. The run's scores were measured on colour frames, so the new package s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def _write(
     properties.pop("metrics_protocol", None)
     onnx.helper.set_model_props(luma, properties)
     try:
-        parity = verify_luma(luma, image).to_dict()
+        parity = asdict(verify_luma(luma, image))
     except ExportRefused as error:
         raise GateFailed(f"luma {size}: {error}; no file was written") from None
     write_bytes(path, luma.SerializeToString(deterministic=True))

@@ -17,6 +17,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -95,7 +96,7 @@ def quantise_file(
         scores = _scores(model, trial, held_out, recipe, narrator)
     facts = {
         "calibration": [clip.id for clip in calibrating], "held_out": [clip.id for clip in held_out],
-        "drift": gap.to_dict(), "scores": scores, "times": times,
+        "drift": asdict(gap), "scores": scores, "times": times,
     }  # fmt: skip
     path, files = _write(model, folder / f"{base}.onnx", content, note, predictor.metadata, facts)
     return {"file": str(path), "sha256": sidecar.sha256(path), "bytes": path.stat().st_size, "files": files, **facts}
