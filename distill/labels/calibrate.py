@@ -136,9 +136,9 @@ def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, fr
             raise Interrupted(f"calibrate, after clip {clip.id}")
     if not samples:
         raise UsageError("calibrate: no frame of these clips has a fixation; choose other clips")
-    fold_of = _folds([sample.clip for sample in samples], folds)
+    fold_of = assign_folds([sample.clip for sample in samples], folds)
     count = max(fold_of) + 1
-    overall, *without = _fit(samples, [[n != fold for n in fold_of] for fold in range(count)] if count > 1 else [])
+    overall, *without = fit_parts(samples, [[n != fold for n in fold_of] for fold in range(count)] if count > 1 else [])
     measured: dict[str, dict[str, Any]] = {}
     for sample, fold in zip(samples, fold_of, strict=True):
         before, after = _measure(sample, (IDENTITY, without[fold] if without else overall))
@@ -172,7 +172,7 @@ def _sample(clip: Clip, logits_Thw: Tensor, most: int) -> _Sample | None:
     return _Sample(clip, points, logits_Nhw, small_Nhw.double().clamp(-BOUND, BOUND), density_Nhw)
 
 
-def _folds(clips: Sequence[Clip], most: int) -> list[int]:
+def assign_folds(clips: Sequence[Clip], most: int) -> list[int]:
     """Each clip's fold: at most `most` folds of about as many clips, groups kept whole, shuffled with a fixed seed."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, clip in enumerate(clips):
@@ -187,7 +187,7 @@ def _folds(clips: Sequence[Clip], most: int) -> list[int]:
     return fold_of
 
 
-def _fit(samples: Sequence[_Sample], parts: Sequence[Sequence[bool]]) -> list[Calibration]:
+def fit_parts(samples: Sequence[_Sample], parts: Sequence[Sequence[bool]]) -> list[Calibration]:
     """The calibration of all samples, then that of each part of them; every clip has the same weight.
 
     Temperature and bias are fitted by L-BFGS, since the loss is smooth in both, and the blur by grid search. A model with

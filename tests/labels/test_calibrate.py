@@ -144,7 +144,7 @@ def test_what_helps_only_the_clips_it_was_fitted_to_is_not_used(
     clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = Calibration(5.0)
-    monkeypatch.setattr(module, "_fit", lambda samples, parts: [fitted] * (1 + len(parts)))
+    monkeypatch.setattr(module, "fit_parts", lambda samples, parts: [fitted] * (1 + len(parts)))
     fit = calibrate(clips, knowing(lambda logits: logits), Narrator(quiet=True), frames=2)
     assert not fit.helps
     assert (fit.fitted, fit.calibration) == (fitted, IDENTITY)
@@ -154,7 +154,7 @@ def test_groups_are_held_out_whole_and_one_group_not_at_all(clips: list[Clip]) -
     grouped = [replace(clip, group="ab"[number % 2]) for number, clip in enumerate(clips)]
     fit = calibrate(grouped, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
     assert fit.held_out and len(fit.folds) == 2
-    assert module._folds(grouped, 4) == [module._folds(grouped, 4)[n % 2] for n in range(len(grouped))]
+    assert module.assign_folds(grouped, 4) == [module.assign_folds(grouped, 4)[n % 2] for n in range(len(grouped))]
     alone = [replace(clip, group="a") for clip in clips]
     fit = calibrate(alone, knowing(lambda logits: logits / 2), Narrator(quiet=True), frames=2)
     assert not fit.held_out
