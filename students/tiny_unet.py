@@ -67,9 +67,8 @@ def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
     for axis, size in ((-2, height), (-1, width)):
         length = x_BCHW.shape[axis]
         scale = torch.tensor(size, dtype=torch.float32) / torch.tensor(length, dtype=torch.float32)
-        position = (
-            ((torch.arange(size, dtype=torch.float32) + 0.5) / scale - 0.5).clamp(0, length - 1).to(x_BCHW.device)
-        )
+        centre = (torch.arange(size, dtype=torch.float32) + 0.5) / scale - 0.5
+        position = centre.clamp(0, length - 1).to(x_BCHW.device)
         lower = position.long()
         upper = (lower + 1).clamp(max=length - 1)
         weight = (position - lower).to(x_BCHW.dtype)
@@ -106,6 +105,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
+def stage(inputs: int, outputs: int, expand: int, blocks: int, kernel: int = 3) -> nn.Sequential:
+    """Blocks of one resolution, the first of which halves it."""
+    first = InvertedResidual(inputs, outputs, expand, kernel, stride=2)
+    return nn.Sequential(first, *(InvertedResidual(outputs, outputs, expand, kernel) for _ in range(blocks - 1)))
+
+
 class Context(nn.Module):
     """Context of the whole frame: a branch at half the resolution and a global average, added to the features."""
 
@@ -127,7 +132,6 @@ class Memory(nn.Module):
 
     def __init__(self, channels: int, memory: int) -> None:
         super().__init__()
-        self.channels = memory
         self.write = nn.Conv2d(channels, memory, 1)
         self.read = nn.Sequential(
             nn.Conv2d(channels + 2 * memory, channels, 1),
@@ -285,15 +289,9 @@ class TinyUNet(nn.Module):
         self.config = config
         c2, c4, c8, c16 = config.widths
         self.stem = conv_bn(3, c2, 3, stride=2)
-        self.to_4 = nn.Sequential(InvertedResidual(c2, c4, 3, stride=2), InvertedResidual(c4, c4, 3))
-        self.to_8 = nn.Sequential(
-            InvertedResidual(c4, c8, 4, stride=2), InvertedResidual(c8, c8, 4), InvertedResidual(c8, c8, 4)
-        )
-        self.to_16 = nn.Sequential(
-            InvertedResidual(c8, c16, 4, kernel=5, stride=2),
-            InvertedResidual(c16, c16, 4, kernel=5),
-            InvertedResidual(c16, c16, 4, kernel=5),
-        )
+        self.to_4 = stage(c2, c4, expand=3, blocks=2)
+        self.to_8 = stage(c4, c8, expand=4, blocks=3)
+        self.to_16 = stage(c8, c16, expand=4, blocks=3, kernel=5)
         # A position embedding: gaze depends on where in the frame something is, convolutions do not.
         self.place = nn.Parameter(torch.zeros(1, c16, config.height // 16, config.width // 16))
         self.context = Context(c16)

@@ -61,9 +61,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             content = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path} is a truncated or damaged safetensors file ({_line(error)}); fetch it again"
-            ) from None
+            message = f"{path} is a truncated or damaged safetensors file ({_line(error)}); fetch it again"
+            raise ValueError(message) from None
         return _tensors(path, content)
     if kind == "archive" and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is truncated: the archive's end is missing; fetch it again")
@@ -72,22 +71,23 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about pickles of other tools; their content is checked below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "archive")
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{path} holds {found[1]}, which is code or an object and no tensor; nothing of it was run: save the state "
-            "dict alone where it was made, torch.save(model.state_dict(), FILE)"
-            if found
-            else f"{path} is damaged, or a pickle of other things than tensors; nothing of it was run: fetch it again"
-        ) from None
-    except Exception as error:  # damage inside a pickle surfaces as whatever the unpickler stumbled over
-        raise ValueError(
-            f"{path} is truncated, damaged or no torch file ({type(error).__name__}: {_line(error)}); fetch it again"
-        ) from error
+        message = (
+            f"{path} is damaged, or a pickle of something other than tensors; nothing of it was run: fetch it again"
+        )
+        if name := re.search(r"GLOBAL (\S+)", str(error)):
+            message = (
+                f"{path} holds {name[1]}, which is code or an object, not a tensor; nothing of it was run: save only the "
+                "state dict where it was made, torch.save(model.state_dict(), FILE)"
+            )
+        raise ValueError(message) from None
+    except Exception as error:  # damage inside a pickle can raise anything in the unpickler
+        reason = f"{type(error).__name__}: {_line(error)}"
+        raise ValueError(f"{path} is truncated, damaged or not a torch file ({reason}); fetch it again") from error
     return _tensors(path, content)
 
 
 def _kind(path: Path) -> str:
-    """`archive`, `pickle` or `safetensors`, by the first bytes; ValueError for what is none of them."""
+    """`archive`, `pickle` or `safetensors`, by the first bytes; ValueError for anything else."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -115,7 +115,7 @@ def _kind(path: Path) -> str:
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    """The innermost dict of tensors, its names without DataParallel's prefix."""
+    """The innermost dict of tensors, without DataParallel's prefix in the names."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:

@@ -32,9 +32,6 @@ Norm = Callable[[int], nn.Module]
 """Channels -> a norm."""
 
 
-# --------------------------------------------------------------------------------------------------- building blocks
-
-
 class DomainNorm(nn.Module):
     """A batch norm per domain. Images come in larger batches, so their running averages move faster, as released."""
 
@@ -101,9 +98,6 @@ def each_frame(function: Callable[..., Tensor], one_by_one: bool, *features_BTCh
         steps = zip(*(x_BTChw.unbind(1) for x_BTChw in features_BTChw), strict=True)
         return torch.stack([function(*step) for step in steps], 1)
     return function(*(x_BTChw.flatten(0, 1) for x_BTChw in features_BTChw)).unflatten(0, features_BTChw[0].shape[:2])
-
-
-# -------------------------------------------------------------------------------------------------------- the network
 
 
 class MobileNetV2(nn.Module):

@@ -21,9 +21,6 @@ AUX_HEADS = ("p23", "p17", "p11")
 """Expert 2's auxiliary heads, named after the tap at which each reads the decoder."""
 
 
-# ---------------------------------------------------------------------------------------------------------- expert 1
-
-
 class ResBlend3d(nn.Module):
     """Two 3x3x3 convolutions with a shortcut around them, normalised over the batch."""
 
@@ -138,9 +135,6 @@ class Expert1(nn.Module):
         return logits_BTHW
 
 
-# ---------------------------------------------------------------------------------------------------------- expert 2
-
-
 def normed_conv(channels_in: int, channels: int, groups: int, kernel: int = 1) -> nn.Sequential:
     """3-D convolution, GroupNorm, GELU."""
     conv = nn.Conv3d(channels_in, channels, kernel, padding=kernel // 2, bias=False)
@@ -241,9 +235,6 @@ class Expert2(nn.Module):
         auxiliary heads `p23`, `p17`, `p11`, of the same shape."""
         logits_BTHW, auxiliary = self.decoder(reduce_taps(self.dim_reducers, streams, self.config.trunk), aux)
         return logits_BTHW, auxiliary
-
-
-# ------------------------------------------------------------------------------------------- what both experts share
 
 
 def dim_reducers(config: VisageConfig) -> nn.ModuleList:

@@ -138,9 +138,9 @@ def test_archives_and_safetensors_are_mapped_not_read(tmp_path: Path) -> None:
         (b'{"error": "not found"}', "is not a weights file: it begins with b'{\"error\"'"),
         (archive(STATE)[:-200], "is truncated"),
         (archive(STATE)[:9], "is truncated"),
-        (old_pickle(STATE)[:-9], "is truncated, damaged or no torch file"),
-        (old_pickle(STATE)[:30], "is truncated, damaged or no torch file"),
-        (pickle.dumps(STATE), "damaged, or a pickle of other things than tensors"),
+        (old_pickle(STATE)[:-9], "is truncated, damaged or not a torch file"),
+        (old_pickle(STATE)[:30], "is truncated, damaged or not a torch file"),
+        (pickle.dumps(STATE), "damaged, or a pickle of something other than tensors"),
         (archive(torch.ones(2)), "holds one Tensor, not tensors by name"),
         (archive({}), "holds no tensors"),
         (archive({"epoch": 3}), "its entry 'epoch' is of type int, expected a tensor"),
@@ -173,7 +173,7 @@ def test_no_code_is_run(tmp_path: Path) -> None:
                 message(path)
                 assert not made.exists()
     path.write_bytes(archive({"model": STATE, "config": Code(os.mkdir, str(made))}))
-    assert "holds posix.mkdir, which is code or an object and no tensor; nothing of it was run" in message(path)
+    assert "holds posix.mkdir, which is code or an object, not a tensor; nothing of it was run" in message(path)
 
 
 def test_damaged_safetensors(tmp_path: Path) -> None:
