@@ -102,7 +102,7 @@ def _names(words: Iterable[str], where: str) -> list[str]:
     names = list(words)
     for name in names:
         if not _NAME.match(name):
-            raise ListError(f"{where}: {name[:40]!r} is no operator name; one name per line, '#' starts a comment")
+            raise ListError(f"{where}: {name[:40]!r} is not an operator name; one name per line, '#' starts a comment")
     return names
 
 
@@ -204,7 +204,7 @@ def _c_table(text: str, source: str) -> frozenset[str]:
             entry = "".join(literals)
             if literals and not ended:
                 if not _NAME.match(entry):
-                    raise problem(token, f"{entry[:40]!r} is no operator name")
+                    raise problem(token, f"{entry[:40]!r} is not an operator name")
                 ops.add(entry)
             literals = []
             if token.text == "}":

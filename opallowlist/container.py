@@ -77,7 +77,7 @@ def lfs_pointer(data: bytes) -> Violation | None:
 
 def _read_file(path: Path, max_bytes: int) -> bytes | Violation:
     try:
-        # A pipe would block on open, a device might never end; both are told by stat alone.
+        # A pipe would block on open, a device might never end; so only stat is used on them.
         kind = path.stat()
         if stat.S_ISDIR(kind.st_mode):
             return Violation("directory", "a directory, not a model", remedy="name the files: DIR/*.onnx")

@@ -84,7 +84,7 @@ def _check_names(model: messages.Model, graph: messages.Graph, step: bool) -> It
             hint = "list state_in in graph.input and give it an initializer of that name"
             yield _wrong("contract-state", message, hint)
     elif not step and optional and model.ir_version >= _FIRST_OPTIONAL_IR:
-        message = f"optional inputs {_listed(optional)}; an image model has no other input than 'input'"
+        message = f"optional inputs {_listed(optional)}; an image model has only the input 'input'"
         hint = "take initializers out of graph.input, so that they are constants"
         if "state_in" in optional:
             hint = "this is a step file: check it with --contract saliency-step"
@@ -207,7 +207,7 @@ def _check_own_names(graph: messages.Graph) -> Iterator[Violation]:
     for name, where in places.items():
         if len(where) > 1 and any(value in ("state_in", "state_out") for value, _ in where):
             shown = ", ".join(f"{short(value)}[{axis}]" for value, axis in where[:4])
-            message = f"dimension name '{short(name)}' stands at {shown}{', ...' if len(where) > 4 else ''}"
+            message = f"dimension name '{short(name)}' occurs at {shown}{', ...' if len(where) > 4 else ''}"
             hint = "name the state's axes apart or leave them unset; clear value_info"
             yield _wrong("contract-dim-names", message, hint)
 

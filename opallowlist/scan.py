@@ -233,14 +233,16 @@ def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> 
         return "no trip count: the Loop may run for ever"
     producers = [node for node in nodes if source in node.output]
     if not producers:
-        return f"trip count '{short(source)}' is no Constant of this graph (an initializer, an input, or from outside)"
+        return (
+            f"trip count '{short(source)}' is not a Constant of this graph (an initializer, an input, or from outside)"
+        )
     if len(producers) > 1 or producers[0].op_type != "Constant" or producers[0].domain not in DEFAULT_DOMAINS:
         return f"trip count '{short(source)}' is computed by {short(producers[-1].op_type)}"
     attributes = producers[0].attribute
     tensor = attributes[0].t if len(attributes) == 1 and attributes[0].name == "value" else None
     count = None if tensor is None else _int64_scalar(tensor)
     if count is None:
-        return f"trip count '{short(source)}' is no single int64 in the Constant's 'value'"
+        return f"trip count '{short(source)}' is not a single int64 in the Constant's 'value'"
     if not 0 <= count <= MAX_TRIP_COUNT:
         return f"trip count {count:,}; accepted are 0 to {MAX_TRIP_COUNT:,}"
     return ""

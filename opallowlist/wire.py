@@ -86,14 +86,16 @@ _SCALARS: dict[str, list[tuple[int, int, int]]] = {
 def _compile() -> _Message:
     messages = {name: _Message(make) for name, (make, _) in SCHEMA.items()}
     for message_name, (make, fields) in SCHEMA.items():
-        kept = set(make.__dataclass_fields__) if make else set()
+        stored = set(make.__dataclass_fields__) if make else set()
         for number, spec in fields.items():
             kind, _, rest = spec.partition(" ")
             name, _, slot = rest.partition("|")
             once = None if kind.endswith("*") else slot or name
             for wire, how, width in _SCALARS.get(kind, [(_LEN, _MESSAGE, 0)]):
                 target = messages[kind.rstrip("*")] if how == _MESSAGE else None
-                messages[message_name].by_tag[number << 3 | wire] = _Field(how, name, name in kept, once, width, target)
+                messages[message_name].by_tag[number << 3 | wire] = _Field(
+                    how, name, name in stored, once, width, target
+                )
     return messages["Model"]
 
 
@@ -199,7 +201,7 @@ def decode(data: bytes) -> Model:
                     _put(target, entry, view[value_start:at])
             elif how == _PACKED_FIXED:
                 if (at - value_start) % entry.width:
-                    raise Malformed(f"truncated: '{entry.name}' is no whole number of elements", start)
+                    raise Malformed(f"truncated: '{entry.name}' is not a whole number of elements", start)
                 if keep:
                     _put(target, entry, view[value_start:at])
             elif how == _PACKED_VARINT:

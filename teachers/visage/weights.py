@@ -1,4 +1,4 @@
-"""Weights of ViSAGE: the released experts' files on a published InternVideo2, and random weights for trials."""
+"""Weights of ViSAGE: the released experts' files on a published InternVideo2, and random weights for benchmarks and smoke tests."""
 
 import math
 import os

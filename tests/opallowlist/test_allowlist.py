@@ -79,14 +79,14 @@ def test_the_table_is_chosen_by_its_name(tmp_path):
         ('char *ops[] = {"Conv",\n#ifdef X\n"Where",\n#endif\n};', "a.c:2: preprocessor line"),
         ('char *ops[] = {\n#if 0\n"Where",\n#endif\n};', "a.c:2: preprocessor line"),
         ('char *ops[] = {"Conv",\nOP(Relu),\n};', "a.c:2: 'OP' where only string literals"),
-        ('char *ops[] = {"Co\\x6ev"};', "is no operator name inside ops"),
-        ('char *ops[] = {"Conv", "two words"};', "'two words' is no operator name inside ops"),
+        ('char *ops[] = {"Co\\x6ev"};', "is not an operator name inside ops"),
+        ('char *ops[] = {"Conv", "two words"};', "'two words' is not an operator name inside ops"),
         ('char *ops[] = {"Conv", "Relu"', "table ops has no end"),
         ('char *ops[] = {"Conv", /* "Relu" };', "table ops has no end"),
         ('struct op ops[] = {{"Conv", 1}};', "no table of strings"),
         ('char *ops[] = {"Conv", {"Relu"}};', "'{' where only string literals"),
         ("char *ops[] = {NULL};", "no table of strings"),
-        ('char *ops[] = {"", NULL};', "'' is no operator name"),
+        ('char *ops[] = {"", NULL};', "'' is not an operator name"),
     ],
 )
 def test_c_source_that_is_no_plain_table_is_an_error(tmp_path, text, message):
@@ -111,8 +111,8 @@ com.microsoft;1;FusedConv
     [
         ("ai.onnx;17;Conv\nRelu\n", "ops:2: expected 'domain;opset;Op,Op'"),
         ("ai.onnx;17;Conv{\n", "ops:1: braces do not match"),
-        ("Conv\nRe lu!\n", "ops:2: 'lu!' is no operator name"),
-        ('"Conv",\n', "ops:1: '\"Conv\"' is no operator name"),
+        ("Conv\nRe lu!\n", "ops:2: 'lu!' is not an operator name"),
+        ('"Conv",\n', "ops:1: '\"Conv\"' is not an operator name"),
         ("# nothing\n", "no operators in this list"),
         ("com.microsoft;1;FusedConv", "no operators in this list"),
     ],

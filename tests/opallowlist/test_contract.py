@@ -254,7 +254,7 @@ def test_the_state_shares_no_dimension_name(step, name):
 def test_value_info_counts_as_sharing(step):
     step.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [1, 1, "p", "other"]))
     report = check(step, contract="saliency-step")
-    assert report.violations[0].message == "dimension name 'p' stands at state_out[2], c[2]"
+    assert report.violations[0].message == "dimension name 'p' occurs at state_out[2], c[2]"
 
 
 def test_a_contract_on_a_refused_model_still_reports_content(image):
