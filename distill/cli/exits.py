@@ -54,7 +54,8 @@ def run_command(arguments: Sequence[str]) -> int:
         message = " ".join(message.split())
         if "--json" in arguments:
             print_json({"schema": 1, "error": message, "exit_code": code})
-        print(f"distill: {message}", file=sys.stderr)
+        if message:  # `distill` alone has printed the help
+            print(f"distill: {message}", file=sys.stderr)
         return code
 
 
