@@ -1,4 +1,4 @@
-"""Ranks of one job, as threads over one store. Real processes under torchrun: tests/test_label.py."""
+"""Ranks of one job, as threads over one store. Real processes under torchrun: tests/labels/test_label.py."""
 
 import threading
 
@@ -35,7 +35,7 @@ def job(monkeypatch):
 
 
 def together(*works):
-    """Runs each in a thread of its own; returns what each returned, or raised."""
+    """Runs each in its own thread; returns what each returned or raised."""
     results = [None] * len(works)
 
     def run(i, work):
@@ -49,7 +49,7 @@ def together(*works):
         thread.start()
     for thread in threads:
         thread.join(20)
-        assert not thread.is_alive(), "a rank waits for ever"
+        assert not thread.is_alive(), "a rank waits forever"
     return results
 
 
@@ -78,7 +78,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
         assert this.ended() is None
 
 
-def test_followers_are_called_into_stages_and_go_home_at_the_end(job):
+def test_other_ranks_join_the_announced_stages_and_end_with_rank_0(job):
     first, *others = job(3)
     total = []
 
@@ -103,7 +103,7 @@ def test_followers_are_called_into_stages_and_go_home_at_the_end(job):
     assert total == [201, 210], "what is counted in one stage is not counted in the next"
 
 
-def test_rank_0_waits_for_all_and_hears_what_failed(job):
+def test_rank_0_waits_for_all_and_reports_what_failed(job):
     first, second = job(2)
 
     def lead():
@@ -120,7 +120,7 @@ def test_rank_0_waits_for_all_and_hears_what_failed(job):
     assert str(led) == "rank 1 of 2: clip 7 is damaged; leave it out; run the same command again to resume"
 
 
-def test_when_rank_0_fails_the_others_end_in_silence(job):
+def test_when_rank_0_fails_the_others_end_silently(job):
     first, second = job(2)
 
     def lead():
@@ -143,7 +143,7 @@ def test_when_rank_0_fails_inside_a_stage_the_others_are_interrupted(job):
     assert str(led) == "no weights" and isinstance(followed, Interrupted)
 
 
-def test_an_interrupt_ends_the_waiting(job):
+def test_an_interrupt_ends_the_wait(job):
     first, second = job(2)
 
     def lead():

@@ -1,4 +1,4 @@
-"""A whole run, small: what it leaves, that it continues, and that being killed costs nothing but time."""
+"""A small run from end to end: what it leaves, that it continues, and that a kill costs time only."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from filelock import FileLock
 
 from distill.opallowlist import check
 from distill.recipe.files import load_recipe
@@ -136,15 +137,12 @@ def test_running_again_does_nothing_and_another_configuration_is_refused(finishe
 
 
 def test_a_run_that_another_process_works_in_is_refused(finished):
-    import fcntl
-
-    with (finished / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(finished / ".lock"):
         result = distill("run", "--out", finished, *SETS)
     assert result.returncode == 2 and "another process is working in" in result.stderr
 
 
-def test_a_stage_that_lost_a_file_makes_it_again(finished):
+def test_a_stage_that_lost_a_file_runs_again(finished):
     (finished / "labels" / "003.npy").unlink()
     (finished / "export" / "student.onnx").write_bytes(b"x")  # damaged, not only missing
     assert distill("run", "--out", finished, *SETS).returncode == 0
@@ -231,7 +229,7 @@ def test_input_that_changed_under_a_run_is_noticed(tmp_path):
     assert result.returncode == 2 and "the corpus at" in result.stderr and "--force" in result.stderr
 
 
-def test_advice_given_before_anything_was_done_can_be_followed(tmp_path):
+def test_the_advice_of_an_early_error_can_be_followed(tmp_path):
     from tests.helpers import make_clip
 
     for i in (1, 2, 3):
@@ -290,7 +288,7 @@ def test_inspect_of_a_refused_model_fails(golden):
     assert result.returncode == 1 and "refused" in result.stdout
 
 
-def test_bench_and_inspect_speak_of_the_files(finished):
+def test_bench_and_inspect_read_the_files_of_a_run(finished):
     model = finished / "export" / "student.onnx"
     rows = json.loads(distill("bench", model, model, "--size", "64x48", "--rounds", "2", "--json").stdout)["results"]
     assert len(rows) == 2 and all(row["median_ms"] > 0 for row in rows)
@@ -304,7 +302,7 @@ def test_bench_and_inspect_speak_of_the_files(finished):
         assert json.loads(invoke("inspect", path, "--json").stdout)["kind"] == kind
 
 
-# --- killed, and continued -------------------------------------------------------------------------------------------
+# --- killed and continued --------------------------------------------------------------------------------------------
 
 
 def start(path):
@@ -355,7 +353,7 @@ def test_kill_9_in_labelling_and_in_training_changes_no_number(tmp_path):
     assert not list(killed.rglob(".*.tmp*"))
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
+def test_ctrl_c_saves_and_exits_130_with_the_command_that_resumes(tmp_path):
     process = start(tmp_path / "run")
     wait_for(process, lambda: steps(tmp_path / "run") >= 5)
     process.send_signal(signal.SIGINT)
