@@ -166,13 +166,9 @@ def warp(x_BTCHW: Tensor, affine_B23: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _rgb_to_yuv(kr: float, kb: float) -> np.ndarray:
     kg = 1 - kr - kb
-    return np.array(
-        [
-            [kr, kg, kb],
-            [-0.5 * kr / (1 - kb), -0.5 * kg / (1 - kb), 0.5],
-            [0.5, -0.5 * kg / (1 - kr), -0.5 * kb / (1 - kr)],
-        ]
-    )
+    blue = [-0.5 * kr / (1 - kb), -0.5 * kg / (1 - kb), 0.5]
+    red = [0.5, -0.5 * kg / (1 - kr), -0.5 * kb / (1 - kr)]
+    return np.array([[kr, kg, kb], blue, red])
 
 
 def vary_colour(rng: np.random.Generator, config: Train) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from distill.run.errors import UsageError
-from distill.run.files import write_bytes
+from distill.run.files import atomic, write_bytes
 
 FORMAT = 2
 
@@ -58,12 +62,25 @@ def check_resumable(path: Path) -> None:
         )
 
 
+def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all, without a second copy in memory."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    try:
+        with atomic(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            safetensors.torch.save_file(tensors, temporary, metadata)
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path} cannot be written: {error}") from None
+
+
 def last_good(path: Path) -> str:
     """What a run that must stop still has, for its error message."""
     return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
 
 
-def restore(module: torch.nn.Module, values: dict[str, torch.Tensor], path: Path) -> None:
+def restore(module: torch.nn.Module, values: dict[str, Tensor], path: Path) -> None:
     """Loads weights. Raises UsageError where their shapes differ: another version wrote them, or another configuration."""
     try:
         module.load_state_dict(values)

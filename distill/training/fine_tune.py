@@ -27,8 +27,9 @@ from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config, load
 from distill.teachers.visage import Visage, VisageConfig, load_released
 from distill.teachers.weights import read_weights
 from distill.training import visage_windows
+from distill.training.checkpoint import write_tensors
 from distill.training.loop import TrainingContext, fit
-from distill.training.two_stages import TwoStages, write_tensors
+from distill.training.two_stages import TwoStages
 
 
 def layout(size: str, config: Teach) -> VisageConfig:
@@ -70,7 +71,9 @@ def teach(
         visage_windows.cache(cache, clip, visage)
     wait_for_ranks()
     train, val = ([visage_windows.load(cache, clip, visage) for clip in some] for some in (annotated, held_out))
-    precision = precision_for(config, context.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if context.device.type == "cuda" else "fp32"
     trunk = _trunk(visage, base, config.base_frames, context.seed)
     trunk = trunk.to(context.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     written = folder / "visage" / "trunk.safetensors"
@@ -82,7 +85,7 @@ def teach(
         f"{ranks} {'process' if ranks == 1 else 'processes'}"
     )
     task = TwoStages(train, val, config, visage, trunk, starts, precision, context)
-    progress = fit(task, context, folder / "visage.jsonl")
+    progress = fit(task, folder / "visage.jsonl")
     if rank == 0:
         description = {
             "base": str(base) if base else str(written.relative_to(folder)),
@@ -103,14 +106,8 @@ def open_tuned(folder: Path, device: torch.device, how: Inference = PLAIN) -> Vi
         config = VisageConfig.from_dict(description["config"])
         files = [folder / name for name in description["experts"]]
         dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
-        net = load_released(
-            config,
-            folder / description["base"],
-            files,
-            orig_t_size=description["base_frames"],
-            dtype=dtype,
-            device=device,
-        )
+        base, frames = folder / description["base"], description["base_frames"]
+        net = load_released(config, base, files, orig_t_size=frames, dtype=dtype, device=device)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return Visage(net.eval(), config, device=device, how=how)
@@ -136,10 +133,3 @@ def _trunk(visage: VisageConfig, base: Path | None, base_frames: int, seed: int)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return trunk
-
-
-def precision_for(config: Teach, device: torch.device) -> str:
-    """`bf16` or `fp32`: what `auto` means on a device."""
-    if config.precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return config.precision

@@ -39,8 +39,7 @@ Place = tuple[str, list[int]]
 class TrainingContext:
     """Where and how something is trained."""
 
-    folder: Path
-    """Of the checkpoints."""
+    folder: Path  # of the checkpoints
     device: torch.device
     seed: int
     narrator: Narrator
@@ -83,19 +82,30 @@ class Task(ABC):
 
     verb = "teach"  # or "train": names the progress bar, and with "ing" what was interrupted
     lr_key: str  # the recipe key that an error message advises to lower
+    context: TrainingContext
     resume_file: str
     modules: dict[str, nn.Module]  # what is trained, by the names that error messages use
     phase_steps: tuple[int, ...]
+    labels: tuple[dict[str, Any], ...] = ({},)  # of each phase: keys for its lines in the log
+    kept_files: tuple[dict[str, str | None], ...] = ({},)
+    # Of each phase: the files that its validation keeps, and the score that each is the best by; None: the latest is kept.
     checkpoint_every: int
     validate_every = 0  # 0: at the end of a phase only
     phase_intervals = False  # whether these two count the steps of the phase instead of all
     validate_start = False  # whether the weights that training starts from are validated and kept
     max_norm = 1.0  # of each module's gradient
-    ema: float | None = None  # largest decay of the averaged weights, which are validated and kept; None: no average
+    ema: float | None = None  # largest decay of the averaged weights; None: no average
+    averages: dict[
+        str, nn.Module
+    ]  # what is validated and kept; `fit` sets it: the modules themselves without an average
     average_buffers = False  # whether BatchNorm's statistics, running averages themselves, are averaged as well
     phase_average = False  # whether averaging starts anew with a phase
     rank_batches = False  # whether every rank draws its own batches; then a job continues with as many ranks only
     state: Tensor | None = None  # what a rank carries from step to step beside the weights
+
+    @property
+    def resume_path(self) -> Path:
+        return self.context.folder / self.resume_file
 
     @abstractmethod
     def enter(self, phase: int) -> torch.optim.Optimizer:
@@ -113,20 +123,12 @@ class Task(ABC):
     def backward(self, batch: Any, at: Moment) -> Losses:
         """Forward pass, loss, and gradients that are the mean over ranks."""
 
-    def labels(self, phase: int) -> dict[str, Any]:
-        """Keys for the phase's lines in the log."""
+    def validate(self, phase: int) -> dict[str, float]:
+        """Scores of the averages, alike on all ranks; higher is better. Empty where no clip is held out."""
         return {}
 
-    def validate(self, modules: dict[str, nn.Module], phase: int) -> dict[str, float]:
-        """Scores, alike on all ranks; higher is better. Empty where no clip is held out."""
-        return {}
-
-    def kept_files(self, phase: int) -> dict[str, str | None]:
-        """The files that validation keeps, and the score that each is the best by; None: the latest is kept."""
-        return {}
-
-    def keep(self, name: str, modules: dict[str, nn.Module], scores: dict[str, float], step: int) -> None:
-        """Writes one of `kept_files`; on rank 0."""
+    def keep(self, name: str, scores: dict[str, float], step: int) -> None:
+        """Writes one of `kept_files` from the averages; on rank 0."""
         raise NotImplementedError
 
     def load_kept(self, phase: int) -> None:
@@ -134,25 +136,25 @@ class Task(ABC):
         raise NotImplementedError
 
 
-def fit(task: Task, context: TrainingContext, log: Path | None = None) -> Progress:
+def fit(task: Task, log: Path | None = None) -> Progress:
     """Trains, or continues training, to the last step.
 
     Raises Interrupted after saving when the narrator says stop, on all ranks after the same step; UsageError where a loss or
     gradient is not finite, before it touches the weights, and where the resume file does not fit.
     """
-    rank, _ = rank_and_world()
-    narrator = context.narrator if rank == 0 else Narrator(quiet=True, stop=context.narrator.stop)
+    narrator = task.context.narrator
+    if rank_and_world()[0]:
+        narrator = Narrator(quiet=True, stop=narrator.stop)
     total, ends = sum(task.phase_steps), set(accumulate(task.phase_steps))
-    averages = task.modules
+    task.averages = task.modules
     if task.ema is not None:
-        averages = {name: copy.deepcopy(module).eval().requires_grad_(False) for name, module in task.modules.items()}
-    resume_path = context.folder / task.resume_file
-    progress, optimizer = _resume(task, averages, resume_path, log, context.device)
+        task.averages = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
+    progress, optimizer = _resume(task, log)
     started, first = time.perf_counter(), progress.first
     if optimizer:
         narrator.say(f"{task.verb}: continuing at step {first} of {total}")
     elif task.validate_start:
-        _validate(task, averages, moment(task.phase_steps, 0).phase, progress, context.folder, log)
+        _validate(task, moment(task.phase_steps, 0).phase, progress, log)
     with narrator.bar(task.verb, total, first) as bar:
         for step in range(first, total):
             at = moment(task.phase_steps, step)
@@ -160,7 +162,7 @@ def fit(task: Task, context: TrainingContext, log: Path | None = None) -> Progre
                 if step > 0:
                     task.load_kept(at.phase - 1)  # a phase starts from what validated best in the one before
                     for name, module in task.modules.items():
-                        averages[name].load_state_dict(module.state_dict())
+                        task.averages[name].load_state_dict(module.state_dict())
                 optimizer = task.enter(at.phase)
             rates = task.learning_rates(at)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -170,24 +172,23 @@ def fit(task: Task, context: TrainingContext, log: Path | None = None) -> Progre
             tick = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             losses = task.backward(batch, at)
-            values = _finite_values(task, losses, step, resume_path)
+            values = _finite_values(task, losses, step)
             optimizer.step()
             progress.seconds_in_model += time.perf_counter() - tick
 
             if task.ema is not None:
                 decay = ema_decay(task.ema, at.phase_step if task.phase_average else step)
                 for name, module in task.modules.items():
-                    update_average(averages[name], module, decay, task.average_buffers)
+                    update_average(task.averages[name], module, decay, task.average_buffers)
             done = progress.step = step + 1
-            labels = task.labels(at.phase)
-            append(log, step=done, **labels, lr=max(rates), **values)
+            append(log, step=done, **task.labels[at.phase], lr=max(rates), **values)
             count = at.phase_step + 1 if task.phase_intervals else done
             if done in ends or (task.validate_every and count % task.validate_every == 0):
-                _validate(task, averages, at.phase, progress, context.folder, log)
-            bar.advance(note=_note(labels, values, progress, task.kept_files(at.phase)))
-            stop = done < total and any_rank(narrator.stop(), context.device)
+                _validate(task, at.phase, progress, log)
+            bar.advance(note=_note(task, at.phase, values, progress))
+            stop = done < total and any_rank(narrator.stop(), task.context.device)
             if stop or done in ends or count % task.checkpoint_every == 0:
-                _save(task, averages, optimizer, progress, resume_path)
+                _save(task, optimizer, progress)
             if stop:
                 raise Interrupted(f"{task.verb}ing, after step {done} of {total}")
     progress.seconds = time.perf_counter() - started
@@ -207,14 +208,12 @@ def moment(phase_steps: Sequence[int], step: int) -> Moment:
 # --- the guard -------------------------------------------------------------------------------------------------------
 
 
-def _finite_values(task: Task, losses: Losses, step: int, resume_path: Path) -> dict[str, float]:
+def _finite_values(task: Task, losses: Losses, step: int) -> dict[str, float]:
     """Clips the gradients; all numbers of the step leave the device at once. Raises UsageError if one is not finite."""
-    norms = {
-        f"the gradient of {name}": nn.utils.clip_grad_norm_(
-            [p for p in m.parameters() if p.requires_grad], task.max_norm
-        )
-        for name, m in task.modules.items()
-    }
+    norms = {}
+    for name, module in task.modules.items():
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        norms[f"the gradient of {name}"] = nn.utils.clip_grad_norm_(learning, task.max_norm)
     scalars = losses.values | norms
     values = dict(zip(scalars, torch.stack([x.detach().float() for x in scalars.values()]).tolist(), strict=True))
     wrong = [name for name, x in values.items() if not math.isfinite(x) and (name in norms or name.startswith("loss"))]
@@ -227,7 +226,7 @@ def _finite_values(task: Task, losses: Losses, step: int, resume_path: Path) -> 
         clip, frames = losses.places[b]
         what, where = "the loss", f"clip {clip}, frame {frames[t]}"
     raise UsageError(
-        f"{task.verb}: {what} is not finite at step {step + 1}: {where}; {checkpoint.last_good(resume_path)}; "
+        f"{task.verb}: {what} is not finite at step {step + 1}: {where}; {checkpoint.last_good(task.resume_path)}; "
         f"try a smaller {task.lr_key}"
     )
 
@@ -251,44 +250,37 @@ def update_average(average: nn.Module, live: nn.Module, decay: float, buffers: b
             buffer.copy_(value)
 
 
-def _validate(
-    task: Task, averages: dict[str, nn.Module], phase: int, progress: Progress, folder: Path, log: Path | None
-) -> None:
-    files = task.kept_files(phase)
-    if not files:
+def _validate(task: Task, phase: int, progress: Progress, log: Path | None) -> None:
+    if not task.kept_files[phase]:
         return
-    rank, _ = rank_and_world()
-    scores = task.validate(averages, phase)
+    scores = task.validate(phase)
     append(log, step=progress.step, split="val", **scores)
-    for name, by in files.items():
+    for name, by in task.kept_files[phase].items():
         score, best = scores.get(by) if by else None, progress.kept.get(name)
         if score is None or best is None or score > best:
             progress.kept[name] = score
-            if rank == 0:
-                task.keep(name, averages, scores, progress.step)
+            if rank_and_world()[0] == 0:
+                task.keep(name, scores, progress.step)
     wait_for_ranks()
 
 
-def _save(
-    task: Task, averages: dict[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Progress, path: Path
-) -> None:
+def _save(task: Task, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     states = gather_from_ranks(task.state)
     if rank_and_world()[0] == 0:
-        live, mean = ({name: m.state_dict() for name, m in some.items()} for some in (task.modules, averages))
+        live, mean = ({name: m.state_dict() for name, m in some.items()} for some in (task.modules, task.averages))
         values = {
             "step": progress.step, "kept": progress.kept, "live": live, "averages": mean if task.ema is not None else {},
             "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "states": states,
         }  # fmt: skip
-        checkpoint.save_for_resume(path, values)
+        checkpoint.save_for_resume(task.resume_path, values)
     wait_for_ranks()
 
 
-def _resume(
-    task: Task, averages: dict[str, nn.Module], path: Path, log: Path | None, device: torch.device
-) -> tuple[Progress, torch.optim.Optimizer | None]:
-    """Restores the training that `path` holds and repairs its log; a new one, without optimizer, where there is none."""
+def _resume(task: Task, log: Path | None) -> tuple[Progress, torch.optim.Optimizer | None]:
+    """Restores a training from its resume file and repairs its log. Without one: a new progress and no optimizer."""
     rank, ranks = rank_and_world()
     progress, optimizer = Progress(), None
+    path, device = task.resume_path, task.context.device
     saved = checkpoint.load_for_resume(path, device) if path.exists() and (log is None or log.exists()) else None
     if saved and all((path.parent / name).exists() for name in saved["kept"]):  # else start again
         if task.rank_batches and len(saved["states"]) != ranks:
@@ -299,7 +291,7 @@ def _resume(
         for name, module in task.modules.items():
             checkpoint.restore(module, saved["live"][name], path)
             if task.ema is not None:
-                checkpoint.restore(averages[name], saved["averages"][name], path)
+                checkpoint.restore(task.averages[name], saved["averages"][name], path)
         progress = Progress(saved["step"], saved["step"], saved["kept"])
         optimizer = task.enter(moment(task.phase_steps, progress.step - 1).phase)
         optimizer.load_state_dict(saved["optimizer"])
@@ -334,9 +326,13 @@ def repair(log: Path, step: int) -> None:
     write_bytes(log, "".join(lines).encode())
 
 
-def _note(labels: dict[str, Any], values: dict[str, float], progress: Progress, files: dict[str, str | None]) -> str:
+def _note(task: Task, phase: int, values: dict[str, float], progress: Progress) -> str:
     """What the progress bar shows: the phase, the losses and the best validation scores."""
     losses = " ".join(f"{value:.3f}" for name, value in values.items() if name.startswith("loss"))
-    best = " ".join(f"{score:.3f}" for name in files if (score := progress.kept.get(name)) is not None)
-    parts = [*(f"{name} {value}" for name, value in labels.items()), f"loss {losses}", f"val CC {best}" * bool(best)]
+    best = " ".join(f"{score:.3f}" for name in task.kept_files[phase] if (score := progress.kept.get(name)) is not None)
+    parts = [
+        *(f"{name} {value}" for name, value in task.labels[phase].items()),
+        f"loss {losses}",
+        f"val CC {best}" * bool(best),
+    ]
     return " · ".join(part for part in parts if part)

@@ -67,7 +67,7 @@ def train(
         f"then {clip_steps} of {config.batch} x {config.window} frames of clips"
         + (f"; each of {ranks} processes as many" if ranks > 1 else "")
     )
-    progress = fit(task, context, log)
+    progress = fit(task, log)
     best = context.folder / "best.pt"
     if not clip_steps:  # the image student is all there is
         if rank_and_world()[0] == 0:
@@ -86,6 +86,7 @@ class StudentTask(Task):
 
     verb, lr_key, resume_file = "train", "train.lr", "last.pt"
     average_buffers = phase_average = rank_batches = True
+    labels = ({"phase": "frames"}, {"phase": "clips"})
 
     def __init__(
         self, samples: Sequence[Sample], validation: Sequence[CachedClip], config: Train, student_config: TinyUNetConfig,
@@ -101,7 +102,8 @@ class StudentTask(Task):
         frame_steps = round(config.frames_first * config.steps) if self.videos else config.steps
         self.phase_steps = (frame_steps, config.steps - frame_steps)
         self.validate_every, self.checkpoint_every = config.validate_every, config.checkpoint_every
-        self.ema = config.ema
+        self.ema, by = config.ema, "cc" if config.keep == "best" else None
+        self.kept_files = ({"image.pt": by}, {"best.pt": by})
 
     def enter(self, phase: int) -> torch.optim.Optimizer:
         # Frames of one clip are too correlated for batch statistics: in the clips phase BatchNorm keeps those it has.
@@ -139,24 +141,18 @@ class StudentTask(Task):
             average_over_ranks([b for b in self.student.buffers() if b.dtype.is_floating_point])
         return Losses({"loss": loss} | parts, batch.places, loss_BT)
 
-    def labels(self, phase: int) -> dict[str, Any]:
-        return {"phase": ("frames", "clips")[phase]}
-
-    def validate(self, modules: dict[str, nn.Module], phase: int) -> dict[str, float]:
+    def validate(self, phase: int) -> dict[str, float]:
         rank, ranks = rank_and_world()
-        student = modules["student"]
+        student = self.averages["student"]
         assert isinstance(student, TinyUNet)
         return validate(student, self.validation[rank::ranks], self.context.device, streaming=phase == CLIPS)
 
-    def kept_files(self, phase: int) -> dict[str, str | None]:
-        return {("image.pt", "best.pt")[phase]: "cc" if self.config.keep == "best" else None}
-
-    def keep(self, name: str, modules: dict[str, nn.Module], scores: dict[str, float], step: int) -> None:
-        values = {"student": modules["student"].state_dict(), "config": asdict(self.student.config), "step": step}
+    def keep(self, name: str, scores: dict[str, float], step: int) -> None:
+        values = {"student": self.averages["student"].state_dict(), "config": asdict(self.student.config), "step": step}
         checkpoint.save(self.context.folder / name, values | {"val": scores})
 
     def load_kept(self, phase: int) -> None:
-        path = self.context.folder / next(iter(self.kept_files(phase)))
+        path = self.context.folder / next(iter(self.kept_files[phase]))
         checkpoint.restore(self.student, checkpoint.load(path, self.context.device)["student"], path)
 
 

@@ -19,15 +19,13 @@ Legend: B windows · T frames · C channels · H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -35,12 +33,12 @@ from torch.nn.parallel import DistributedDataParallel
 from distill.recipe.keys import Teach
 from distill.run.collectives import rank_and_world, sum_over_ranks
 from distill.run.errors import UsageError
-from distill.run.files import atomic
 from distill.teachers.internvideo2 import InternVideo2
 from distill.teachers.lora import TRUNK_PREFIX, Lora
 from distill.teachers.visage import KINDS, Expert1, Expert2, VisageConfig, fuse, normalise
 from distill.teachers.weights import load_state_dict_exact, read_weights
 from distill.teachers.windows import autocast
+from distill.training.checkpoint import write_tensors
 from distill.training.loop import Losses, Moment, Task, TrainingContext
 from distill.training.losses import VISAGE_AUX_WEIGHTS, frame_losses, visage_losses
 from distill.training.schedules import visage_rate
@@ -101,6 +99,7 @@ class TwoStages(Task):
 
     lr_key, resume_file = "teach.lr", "visage_last.pt"
     phase_intervals = validate_start = True
+    labels = ({"stage": 1}, {"stage": 2})
 
     def __init__(
         self, train: Sequence[WindowClip], validation: Sequence[WindowClip], config: Teach, visage: VisageConfig,
@@ -126,10 +125,11 @@ class TwoStages(Task):
                 trainer.load_released(start)
         self.learners: list[nn.Module] = [*self.trainers]
         self.modules = {f"expert {n}": trainer for n, trainer in enumerate(self.trainers, 1)}
-        self.files = [f"visage/expert{n}.safetensors" for n in expert_numbers(visage)]
+        self.files = [f"visage/expert{n}.safetensors" for n, _ in enumerate(visage.experts, 1)]
         self.phase_steps = (config.stage1_steps, config.stage2_steps)
         self.validate_every, self.checkpoint_every = config.validate_every, config.checkpoint_every
-        self.ema = config.ema
+        kept: dict[str, str | None] = {file: f"cc{n}" for n, file in enumerate(self.files, 1)}
+        self.ema, self.kept_files = config.ema, (kept, kept)
 
     def enter(self, phase: int) -> torch.optim.Optimizer:
         for trainer in self.trainers:
@@ -147,13 +147,10 @@ class TwoStages(Task):
         return [visage_rate(at.phase_step, self.phase_steps[at.phase], peak, self.config.warmup) for peak in peaks]
 
     def batch(self, at: Moment) -> Windows:
-        torch.manual_seed(
-            int(np.random.default_rng((self.context.seed, at.step, self.rank)).integers(2**62))
-        )  # dropout
-        length = self.visage.trunk.frames
-        return read(
-            draw(self.clips, length, self.config.batch, self.context.seed, at.step)[self.rank :: self.ranks], length
-        )
+        seed, length = self.context.seed, self.visage.trunk.frames
+        torch.manual_seed(int(np.random.default_rng((seed, at.step, self.rank)).integers(2**62)))  # dropout
+        starts = draw(self.clips, length, self.config.batch, seed, at.step)
+        return read(starts[self.rank :: self.ranks], length)
 
     def backward(self, batch: Windows, at: Moment) -> Losses:
         """Losses are means over the counted frames of all processes."""
@@ -178,29 +175,25 @@ class TwoStages(Task):
                     loss = (each * counts).sum() / count
                     (loss * self.ranks).backward()  # DistributedDataParallel takes the mean over processes
                     losses[n] += loss.detach()
-        values = zip(expert_numbers(self.visage), sum_over_ranks(losses), strict=True)
-        return Losses({f"loss{n}": value for n, value in values}, batch.places)
+        return Losses({f"loss{n}": value for n, value in enumerate(sum_over_ranks(losses), 1)}, batch.places)
 
     def _shared_streams(self, clip_BCTHW: Tensor, phase: int) -> Sequence[Tensor] | None:
         """The plain trunk's outputs, which both experts share in stage 1; None in stage 2."""
         with autocast(self.context.device, self.precision):
             return self.trunk(clip_BCTHW, self.visage.taps) if phase == 0 else None
 
-    def labels(self, phase: int) -> dict[str, Any]:
-        return {"stage": phase + 1}
-
     @torch.no_grad()
-    def validate(self, modules: dict[str, nn.Module], phase: int) -> dict[str, float]:
+    def validate(self, phase: int) -> dict[str, float]:
         """CC of each expert and CC and NSS of both fused, means over the frames of `val_windows` windows per clip."""
         device, length = self.context.device, self.visage.trunk.frames
         starts = spread(self.validation, length, self.config.val_windows)[self.rank :: self.ranks]
         size = self.config.at_once or max(1, self.config.batch // self.ranks)
-        sums = torch.zeros(len(modules) + 3, device=device)  # CC of each expert and of both, NSS of both, frames
+        sums = torch.zeros(len(self.averages) + 3, device=device)  # CC of each expert and of both, NSS of both, frames
         for windows in (read(starts[i : i + size], length) for i in range(0, len(starts), size)):
             clip_BCTHW = normalise(windows.frames_BTCHW.to(device)).transpose(1, 2)
             streams = self._shared_streams(clip_BCTHW, phase)
             with autocast(device, self.precision):
-                logits = [trainer(self.trunk, clip_BCTHW, streams)[0].float() for trainer in modules.values()]
+                logits = [trainer(self.trunk, clip_BCTHW, streams)[0].float() for trainer in self.averages.values()]
             counted = windows.counts_BT.flatten().to(device)
             density, fixations = (
                 x.flatten(0, 1).to(device)[counted] for x in (windows.density_BTHW, windows.fixations_BTHW)
@@ -211,36 +204,15 @@ class TwoStages(Task):
             sums[-2] -= parts["nss"].sum()
             sums[-1] += counted.sum()
         *values, frames = sum_over_ranks(sums).tolist()
-        names = [*(f"cc{n}" for n in expert_numbers(self.visage)), "cc", "nss"]
-        scores = {name: value / frames for name, value in zip(names, values, strict=True)} if frames else {}
-        return {"stage": phase + 1} | scores
+        names = [*self.kept_files[phase].values(), "cc", "nss"]
+        scores = {str(name): value / frames for name, value in zip(names, values, strict=True)} if frames else {}
+        return self.labels[phase] | scores
 
-    def kept_files(self, phase: int) -> dict[str, str | None]:
-        return {file: f"cc{n}" for n, file in enumerate(self.files, 1)}
-
-    def keep(self, name: str, modules: dict[str, nn.Module], scores: dict[str, float], step: int) -> None:
-        trainer = modules[f"expert {self.files.index(name) + 1}"]
+    def keep(self, name: str, scores: dict[str, float], step: int) -> None:
+        trainer = self.averages[f"expert {self.files.index(name) + 1}"]
         assert isinstance(trainer, ExpertTrainer)
         write_tensors(self.context.folder / name, trainer.released(), {"lora_alpha": str(self.config.alpha)})
 
     def load_kept(self, phase: int) -> None:
         for trainer, file in zip(self.trainers, self.files, strict=True):
             trainer.load_released(self.context.folder / file)
-
-
-def expert_numbers(visage: VisageConfig) -> range:
-    """The experts' numbers, from 1."""
-    return range(1, len(visage.experts) + 1)
-
-
-def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all, without a second copy in memory."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    try:
-        with atomic(path) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            safetensors.torch.save_file(tensors, temporary, metadata)
-            temporary.chmod(mode)  # safetensors makes files that only their owner can read
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} cannot be written: {error}") from None

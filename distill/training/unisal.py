@@ -91,7 +91,7 @@ def train_unisal(
         raise UsageError(str(error)) from None
     net = net.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = UnisalTask(cached, config, net, bool(start or trunk), context)
-    fit(task, context)
+    fit(task)
     weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
     checkpoint.save(context.folder / "unisal.pt", weights)
     (context.folder / task.resume_file).unlink(missing_ok=True)

@@ -36,20 +36,11 @@ def train_visage(
             "teacher visage trains on fixations, but no training clip is annotated; use --teacher maps with your own labels"
         )
     task = TinyVisage(annotated, config, visage, context)
-    fit(task, context)
+    fit(task)
     teacher = Visage(task.net.eval(), visage, device=context.device)
     checkpoint.save(context.folder / "visage.pt", teacher.saved_state())
     (context.folder / task.resume_file).unlink(missing_ok=True)
     return teacher
-
-
-@dataclass
-class Batch:
-    """Windows, mirrored half of the time."""
-
-    clip_BCTHW: Tensor  # normalised
-    density_BTHW: Tensor
-    places: list[Place]
 
 
 @dataclass
@@ -74,7 +65,8 @@ class TinyVisage(Task):
     def learning_rates(self, at: Moment) -> list[float]:
         return [self.config.lr * tiny_visage_share(at.step, self.config.steps)]
 
-    def batch(self, at: Moment) -> Batch:
+    def batch(self, at: Moment) -> tuple[Tensor, Tensor, list[Place]]:
+        """Normalised clips `[B,C,T,H,W]`, their densities `[B,T,H,W]` and places; mirrored half of the time."""
         visage, T = self.visage, self.visage.trunk.frames
         rng = np.random.default_rng([self.context.seed, 1, at.step])  # 1: another stream than the student's
         inputs, targets, places = [], [], []
@@ -93,11 +85,12 @@ class TinyVisage(Task):
             inputs.append(frames_TCHW.transpose(0, 1))
             targets.append(density)
             places.append((cached.clip.id, cached.numbers(index)))
-        return Batch(torch.stack(inputs), torch.stack(targets), places)
+        return torch.stack(inputs), torch.stack(targets), places
 
-    def backward(self, batch: Batch, at: Moment) -> Losses:
-        out = self.net(batch.clip_BCTHW.to(self.context.device))
-        target = batch.density_BTHW.to(self.context.device).flatten(0, 1)
+    def backward(self, batch: tuple[Tensor, Tensor, list[Place]], at: Moment) -> Losses:
+        clip_BCTHW, density_BTHW, places = batch
+        out = self.net(clip_BCTHW.to(self.context.device))
+        target = density_BTHW.to(self.context.device).flatten(0, 1)
         seen = target.sum((1, 2)) > 0
         heads = [
             *((1.0, logits) for logits in out.experts),
@@ -108,4 +101,4 @@ class TinyVisage(Task):
             each, _ = frame_losses(logits_BTHW.flatten(0, 1)[seen], target[seen], None, VISAGE_WEIGHTS)
             loss = loss + weight * each.sum() / seen.sum().clamp(min=1)
         loss.backward()
-        return Losses({"loss": loss}, batch.places)
+        return Losses({"loss": loss}, places)

@@ -17,6 +17,7 @@ class Line(Task):
     """Moves one weight by SGD towards 1, or towards what `targets` has for a step."""
 
     lr_key, resume_file, checkpoint_every, ema = "test.lr", "last.pt", 2, 0.0
+    labels, kept_files = ({}, {}), ({"phase0": "score"}, {"phase1": "score"})
 
     def __init__(self, context, phase_steps=(2, 3), targets=None):
         self.context, self.phase_steps, self.targets, self.entered, self.loaded = (
@@ -46,13 +47,10 @@ class Line(Task):
         values = {"loss": each.mean(), "known": each.sum(), "nothing": torch.tensor(torch.nan)}
         return Losses(values, [("a", [5, 7]), ("b", [9])], each if self.targets.get("frames") else None)
 
-    def validate(self, modules, phase):
-        return {"score": float(modules["line"].weight)}
+    def validate(self, phase):
+        return {"score": float(self.averages["line"].weight)}
 
-    def kept_files(self, phase):
-        return {f"phase{phase}": "score"}
-
-    def keep(self, name, modules, scores, step):
+    def keep(self, name, scores, step):
         (self.context.folder / name).write_text(json.dumps([step, scores["score"]]))
 
     def load_kept(self, phase):
@@ -69,7 +67,7 @@ def log(folder):
 
 def train(folder, stop=lambda: False, **options):
     task = Line(context(folder, stop), **options)
-    return task, fit(task, task.context, folder / "log.jsonl")
+    return task, fit(task, folder / "log.jsonl")
 
 
 def test_where_a_step_lies():

@@ -61,7 +61,7 @@ def task(cached, folder, config=CONFIG, narrator=None, trunk_=None, starts=(None
 def train(cached, folder, *given, **more):
     folder.mkdir(exist_ok=True)
     made = task(cached, folder, *given, **more)
-    return fit(made, made.context, folder / "visage.jsonl")
+    return fit(made, folder / "visage.jsonl")
 
 
 def after(steps):
@@ -218,8 +218,8 @@ def test_each_expert_keeps_its_best(cached, tmp_path, monkeypatch):
     scores = iter([{"cc1": 0.1, "cc2": 0.1}, {"cc1": 0.3, "cc2": 0.2}, {"cc1": 0.2, "cc2": 0.4}])
     states = []
 
-    def validate(self, averages, phase):
-        states.append([copy.deepcopy(a.expert.state_dict()) for a in averages.values()])
+    def validate(self, phase):
+        states.append([copy.deepcopy(a.expert.state_dict()) for a in self.averages.values()])
         return next(scores)
 
     monkeypatch.setattr(ts.TwoStages, "validate", validate)
@@ -235,8 +235,8 @@ def test_stage_2_goes_on_from_the_best_of_stage_1(cached, tmp_path, monkeypatch)
     scores = iter([0.0, 0.5, 0.4, 0.3])
     states = []
 
-    def validate(self, averages, phase):
-        states.append([copy.deepcopy(a.state_dict()) for a in averages.values()])
+    def validate(self, phase):
+        states.append([copy.deepcopy(a.state_dict()) for a in self.averages.values()])
         score = next(scores)
         return {"cc1": score, "cc2": score}
 
@@ -269,7 +269,9 @@ def test_a_kept_expert_loads_in_the_released_layout(cached, tmp_path):
         def forward(self, trunk_, clip, streams):
             return net(clip).experts[self.number], {}
 
-    scores = task(cached, tmp_path, trunk_=base).validate({n: AsTrainer(i) for i, n in enumerate(EXPERTS)}, phase=1)
+    made = task(cached, tmp_path, trunk_=base)
+    made.averages = {n: AsTrainer(i) for i, n in enumerate(EXPERTS)}
+    scores = made.validate(phase=1)
     assert [scores["cc1"], scores["cc2"]] == pytest.approx(list(progress.kept.values()), abs=1e-5)
 
 
@@ -376,7 +378,7 @@ narrator = Narrator(quiet=True, stop=lambda: steps.append(1) is None and rank ==
 context = TrainingContext(Path(out), torch.device("cpu"), 0, narrator)
 task = ts.TwoStages(clips[1:], clips[:1], teach, shape, InternVideo2(shape.trunk), [None, None], "fp32", context)
 try:
-    fit(task, context, Path(out) / "visage.jsonl")
+    fit(task, Path(out) / "visage.jsonl")
 except Interrupted as interrupted:
     print(interrupted)
 digest = hashlib.sha256()
