@@ -21,6 +21,8 @@ from distill.run.errors import UsageError
 from distill.run.files import atomic, write_bytes
 
 FORMAT = 2
+RESUME_FILES = {"teach": ("visage_last.pt", "unisal_last.pt"), "train": ("last.pt",)}
+"""Of each stage that trains, in the run's folder of checkpoints. Only the student's stays when its stage is done."""
 
 
 def save(path: Path, values: dict[str, Any]) -> None:

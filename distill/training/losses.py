@@ -1,10 +1,10 @@
 """Saliency losses on logits, frame by frame.
 
-    frame_losses    the student's, and the small teacher's that trains from scratch
-    visage_losses   those that ViSAGE was published with, for fine-tuning it
+    frame_losses    for the student, and for the tiny ViSAGE that trains from scratch
+    visage_losses   the published losses of ViSAGE, for fine-tuning it
 
-Both look at sigmoid(logits), the map that ships, not at a softmax of the logits. The student's targets are non-negative
-maps of any scale, densities or a teacher's maps; each loss normalises as its definition wants.
+Both are losses of sigmoid(logits), the map that ships, not of a softmax of the logits. The student's targets are non-negative
+maps of any scale, densities or a teacher's maps; each loss normalises them as its definition says.
 
 Legend: N frames · h, w cells of the logits' grid.
 """
@@ -20,11 +20,11 @@ from torch import Tensor
 EPS = 1e-8
 VISAGE_EPS = 1e-7
 VISAGE_WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}
-"""Of the published loss; its NSS term has weight 0 and is left out here."""
+"""The terms of the published loss. Its NSS term has weight 0 and is left out."""
 VISAGE_AUX_WEIGHTS = {"p23": 0.10, "p17": 0.15, "p11": 0.20}
-"""Of expert 2's auxiliary heads, by name."""
+"""Weights of expert 2's auxiliary heads, by name."""
 FIXATION_GAIN = 3.0
-"""How much more a fixation adds to its pixel's weight in the published cross-entropy."""
+"""What a fixation adds to the weight 1 of its pixel in the published cross-entropy."""
 
 
 def frame_losses(
@@ -72,8 +72,8 @@ def visage_losses(
         10 KL(g || p) + 2 (1 - CC) + (1 - SIM) + BCE weighted by (1 + 3 f)
 
     density_Nhw: g, in [0, 1] with maximum 1. fixations_Nhw: fixation counts per cell; f is their 3x3 maximum. Without
-    them only the dense terms remain, KL, CC and SIM: the loss of an auxiliary head. p is held in [1e-7, 1 - 1e-7], and
-    1e-7 stands in every quotient and logarithm, where the published code has it. In float32 whatever comes in.
+    them only the dense terms remain, KL, CC and SIM: the loss of an auxiliary head. p is clamped to [1e-7, 1 - 1e-7], and
+    1e-7 is added in every quotient and logarithm, where the published code adds it. Computed in float32.
     """
     eps = VISAGE_EPS
     p = torch.sigmoid(logits_Nhw.float()).flatten(1).clamp(eps, 1 - eps)

@@ -40,9 +40,7 @@ MOMENTUM, WEIGHT_DECAY, TRUNK_WEIGHT_DECAY = 0.9, 1e-4, 1e-5  # of SGD
 TRUNK_LR = 0.1  # the trunk's learning rate, as a share of the others'; a trunk with random weights learns like the rest
 FROZEN_EPOCHS = 2  # before a trained trunk learns at all
 MAX_NORM = 2.0  # of the gradient
-IMAGE_WEIGHT = (
-    0.5  # of an image batch's loss. As published; the released code keeps it in its settings and never applies it
-)
+IMAGE_WEIGHT = 0.5  # of an image batch's loss, as published; the released code never applies its setting for it
 CC_WEIGHT, NSS_WEIGHT = 0.1, 0.1  # beside KL's 1
 
 
