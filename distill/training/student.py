@@ -42,6 +42,7 @@ from distill.training.losses import frame_losses
 from distill.training.schedules import warmup_cosine
 
 FRAMES, CLIPS = 0, 1  # the phases
+VALIDATION_FRAMES = 32  # at once
 LR_FACTORS = {"memory": 1.0, "motion": 5.0, "onset": 20.0}
 """The temporal parts, and the learning rate of each as a multiple of train.clips_lr: those that add to the logits have few
 weights, each with a visible effect; the memory has thousands, before a frozen decoder."""
@@ -141,11 +142,36 @@ class StudentTask(Task):
             average_over_ranks([b for b in self.student.buffers() if b.dtype.is_floating_point])
         return Losses({"loss": loss} | parts, batch.places, loss_BT)
 
+    @torch.no_grad()
     def validate(self, phase: int) -> dict[str, float]:
-        rank, ranks = rank_and_world()
+        """CC and NSS on the logits' grid, mean over the clips of all ranks; with the state carried, or frame by frame. A quick
+        check, not the evaluation."""
+        (rank, ranks), device, scores = rank_and_world(), self.context.device, []
         student = self.averages["student"]
         assert isinstance(student, TinyUNet)
-        return validate(student, self.validation[rank::ranks], self.context.device, streaming=phase == CLIPS)
+        for cached in self.validation[rank::ranks]:
+            assert cached.truth is not None  # validation clips are annotated
+            state, cc, nss = None, [], []
+            dt = torch.tensor([1 / cached.fps], device=device)
+            for start in range(0, len(cached.frames), VALIDATION_FRAMES):
+                part = slice(start, start + VALIDATION_FRAMES)
+                frames_TChw = normalise(torch.from_numpy(cached.frames[part]).to(device))
+                if phase == CLIPS:
+                    logits_BTChw, state = student(frames_TChw[None], state, dt)
+                    logits_Thw = logits_BTChw[0, :, 0]
+                else:
+                    logits_Thw = student.image(frames_TChw)[:, 0]
+                truth = torch.from_numpy(on_logit_grid(cached.truth[part])).to(device)
+                seen = truth[:, 1].sum((1, 2)) > 0
+                if seen.any():
+                    _, parts = frame_losses(logits_Thw[seen], truth[seen, 0], truth[seen, 1], {"nss": 1.0})
+                    cc += (1 - parts["cc"]).tolist()
+                    nss += (-parts["nss"]).tolist()
+            if cc:
+                scores.append((np.mean(cc), np.mean(nss)))
+        sums = torch.tensor([*np.sum(scores or [(0.0, 0.0)], 0), len(scores)], dtype=torch.float64)
+        cc_sum, nss_sum, count = sum_over_ranks(sums).tolist()
+        return {"cc": cc_sum / count, "nss": nss_sum / count} if count else {}
 
     def keep(self, name: str, scores: dict[str, float], step: int) -> None:
         values = {"student": self.averages["student"].state_dict(), "config": asdict(self.student.config), "step": step}
@@ -191,34 +217,3 @@ def mixed_loss(logits_BThw: Tensor, batch: Batch, config: Train) -> tuple[Tensor
     parts = {f"soft.{k}": v.mean() for k, v in soft_parts.items()}
     parts |= {f"truth.{k}": (v * has_truth).sum() / has_truth.sum() for k, v in truth_parts.items()}
     return loss.unflatten(0, logits_BThw.shape[:2]), parts
-
-
-@torch.no_grad()
-def validate(
-    student: TinyUNet, clips: Sequence[CachedClip], device: torch.device, streaming: bool, window: int = 32
-) -> dict[str, float]:
-    """CC and NSS on the logits' grid, mean over the clips of all ranks; with the state carried, or frame by frame. A quick
-    check, not the evaluation."""
-    scores = []
-    for cached in clips:
-        assert cached.truth is not None  # validation clips are annotated
-        state, cc, nss = None, [], []
-        dt = torch.tensor([1 / cached.fps], device=device)
-        for start in range(0, len(cached.frames), window):
-            frames_TChw = normalise(torch.from_numpy(cached.frames[start : start + window]).to(device))
-            if streaming:
-                logits_BTChw, state = student(frames_TChw[None], state, dt)
-                logits_Thw = logits_BTChw[0, :, 0]
-            else:
-                logits_Thw = student.image(frames_TChw)[:, 0]
-            truth = torch.from_numpy(on_logit_grid(cached.truth[start : start + window])).to(device)
-            seen = truth[:, 1].sum((1, 2)) > 0
-            if seen.any():
-                _, parts = frame_losses(logits_Thw[seen], truth[seen, 0], truth[seen, 1], {"nss": 1.0})
-                cc += (1 - parts["cc"]).tolist()
-                nss += (-parts["nss"]).tolist()
-        if cc:
-            scores.append((np.mean(cc), np.mean(nss)))
-    sums = torch.tensor([*np.sum(scores or [(0.0, 0.0)], 0), len(scores)], dtype=torch.float64)
-    cc_sum, nss_sum, count = sum_over_ranks(sums).tolist()
-    return {"cc": cc_sum / count, "nss": nss_sum / count} if count else {}
