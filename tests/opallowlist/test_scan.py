@@ -208,9 +208,9 @@ def test_constant_trip_counts(count):
     [
         ("m = Constant <value = int64 {1025}> ()", "trip count 1,025"),
         ("m = Constant <value = int64 {-1}> ()", "trip count -1"),
-        ("m = Constant <value = int32 {4}> ()", "no single int64"),
-        ("m = Constant <value = int64[2] {1, 2}> ()", "no single int64"),
-        ("m = Constant <value_int = 4> ()", "no single int64"),
+        ("m = Constant <value = int32 {4}> ()", "not a single int64"),
+        ("m = Constant <value = int64[2] {1, 2}> ()", "not a single int64"),
+        ("m = Constant <value_int = 4> ()", "not a single int64"),
         ("k1 = Constant <value = int64 {4}> ()  m = Identity (k1)", "computed by Identity"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_trip_count_from_an_initializer_is_refused():
     model.graph.initializer.add().CopyFrom(model.graph.node[0].attribute[0].t)
     model.graph.initializer[-1].name = "m"
     del model.graph.node[0]
-    assert "no Constant of this graph" in only(check(model)).message
+    assert "not a Constant of this graph" in only(check(model)).message
 
 
 def test_a_trip_count_with_two_values_is_refused():
