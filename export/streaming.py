@@ -10,8 +10,6 @@ closest to its own rate, and each map is repeated until the next one. Of a slowe
 decays more slowly than it should (`slowdown` says by how much). An image file sees every frame.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A trained student as the two graphs that ship, verified: image mode and step mode."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Every ONNX file that ships passes `verify` first: image, step, luma, int8. Nothi
 the graph that passed. Needs no torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 

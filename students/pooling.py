@@ -13,8 +13,6 @@ These are the downstream's four aggregators (lusoris/vmaf, `vmaf-tune`), made ca
 sampled frames, here one map per frame from the frames so far. Numpy only.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

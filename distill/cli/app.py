@@ -3,8 +3,6 @@
 Standard output is the result, standard error the narration.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any
 

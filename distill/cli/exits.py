@@ -3,8 +3,6 @@
 Exit codes: 0 done, 1 a gate or check failed, 2 could not run, 130 interrupted and resumable; nothing else ever.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

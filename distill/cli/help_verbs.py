@@ -1,7 +1,5 @@
 """Verbs that describe: `inspect` a run, store, corpus or model; `doctor` for this machine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

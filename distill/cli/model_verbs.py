@@ -1,7 +1,5 @@
 """Verbs about ONNX students: predict, bench, and the variants int8 and luma."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -4,8 +4,6 @@ A verb is a plain function. Where it takes a parameter whose type is a dataclass
 fields of the dataclass on the command line and hands the verb the filled dataclass.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

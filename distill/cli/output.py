@@ -1,7 +1,5 @@
 """What the command line prints: JSON, tables and scores on standard output; Ctrl-C, and narration on standard error."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

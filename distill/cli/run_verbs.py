@@ -1,7 +1,5 @@
 """Verbs that carry out a run or one of its stages (`run`, `label`, `train`, ...), `eval` and `init`."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Verbs about teachers: the catalogue, conversion of published weights, calibration of labels."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated

@@ -5,8 +5,6 @@ through all points, with the monotone slopes of Fritsch and Butland (SIAM J. Sci
 conditions of HEVC; the original fits one cubic to four points.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

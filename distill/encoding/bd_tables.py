@@ -1,7 +1,5 @@
 """The results of `compare` as tables, CSV and curves."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

@@ -8,8 +8,6 @@ Intervals are bootstrap intervals over clips; two maps are compared by their dif
 (`distill.evaluation.statistics`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations

@@ -5,8 +5,6 @@
 The offsets can also, or only, be written to a file for another encoder (`roi_files`).
 """
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ and ignore them silently where it is off. So `check_map_counts` first encodes tw
 where both give the same bytes, the map would be ignored, and nothing is encoded.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator

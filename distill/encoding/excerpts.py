@@ -4,8 +4,6 @@ The weights of a clip with gaze are the density of its fixations. A clip without
 that is not among the compared, its sum 1. The two are never averaged together, and no model may weight its own measurement.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 decoded frame -> small upright RGB -> saliency map -> QP offsets
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Bit depth and chroma, aspect of pixels, colour tags, mastering display and light
 reported.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import struct

@@ -9,8 +9,6 @@ Every `stride`-th frame is scored against the observers' fixations. Frames witho
 counted. The fixations of all clips are read first, since sAUC draws a frame's negatives from other frames.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Where observers looked in all scored clips: the negatives of sAUC, the mean map of the other clips, halves of observers."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 

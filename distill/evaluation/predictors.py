@@ -1,7 +1,5 @@
 """The ONNX files that are scored: loading one, the frame sizes that it takes, a frame's map."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

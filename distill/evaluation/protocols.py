@@ -9,8 +9,6 @@ The same map scores differently under another protocol (8 bits, resizing, standa
 result names its own. A frame without fixations cannot be scored: `ground_truth` raises, and the caller counts it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

@@ -8,8 +8,6 @@ independent, clips nearly are. Two predictors are compared by their differences 
 sensitive than two intervals side by side. The draws are seeded: the same scores give the same intervals.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

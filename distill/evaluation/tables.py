@@ -1,7 +1,5 @@
 """Results as tables: cells for the command line, the report and the model card; one value per line as CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """From a recipe to a teacher that labels: its members built, fused, calibrated, and described for the label store."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

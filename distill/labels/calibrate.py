@@ -10,8 +10,6 @@ cross-validation: groups of clips take turns at being held out. Without a gain o
 Legend: N frames · T frames of one clip · h, w cells of the logits' grid.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

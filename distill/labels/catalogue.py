@@ -4,8 +4,6 @@
 device; one multiply-accumulate is two FLOPs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from distill.recipe.files import did_you_mean

@@ -9,8 +9,6 @@ checked by loading it into its network, built on the meta device.
 What no teacher reads is left out: the text and audio encoders of a multi-modal file, and pre-training heads.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

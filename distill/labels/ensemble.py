@@ -5,8 +5,6 @@ hesitant one. Each member keeps its own preprocessing, frame rate and windows. S
 bilinearly. Logits are clamped to +-log((1 - eps) / eps) first, so that no member alone can outvote the others.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@ The ranks of a torchrun job divide the clips by frame count. A clip's labels do 
 network mixes clips, and batches on the CPU have the same size everywhere.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

@@ -4,8 +4,6 @@ The chain of a teacher lists its parts and their licences; it goes into the labe
 metadata and model card.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

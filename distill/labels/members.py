@@ -10,8 +10,6 @@
 `members` parses this, `check` reports what is missing, `source` says where the weights come from.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -4,8 +4,6 @@ A student can thus teach a smaller one (a teacher assistant). The model's first 
 ImageNet-normalised, and its first output `saliency_map` f32 [1,1,H,W] in [0, 1].
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Its keys are the catalogue's (name, size). `maps` is not among them: it looks labels up (`building.open_maps`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

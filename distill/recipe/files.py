@@ -7,8 +7,6 @@ The loader is ours on purpose: the core install needs no configuration library (
 right one as a suggestion, in any section. That takes about a hundred lines.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json

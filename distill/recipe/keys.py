@@ -3,8 +3,6 @@
 `distill.recipe.files` reads, overrides and writes recipes. Torch-free, so that the command line starts quickly.
 """
 
-from __future__ import annotations
-
 import re
 import types
 import typing

@@ -3,8 +3,6 @@
 It is written for a stranger who has only these files. It states what is not known as not known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

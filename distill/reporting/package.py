@@ -6,8 +6,6 @@ NAME.registry.json           entries for the downstream's registry
 NAME.md                      model card
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where a student comes from, as its ONNX files, sidecars, card and report state it; `distill.run.provenance` collects it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from dataclasses import dataclass

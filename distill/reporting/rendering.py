@@ -4,8 +4,6 @@ Text that comes from files or names is printed literally, never as markup: every
 for its format, unless the value is Markup or the template says `| safe`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

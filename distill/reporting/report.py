@@ -3,8 +3,6 @@
 This module collects what the report shows, `drawings` draws it, `templates/report.html.j2` lays it out.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping

@@ -10,8 +10,6 @@ The downstream's rules, which this module follows:
     the schema refuses unknown keys, ids and file names with other than plain characters, and long texts
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -3,8 +3,6 @@
 Without a group a process is rank 0 of 1, and every function here returns at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count

@@ -1,7 +1,5 @@
 """The device and the CPU threads of a run, and the reason for the choice."""
 
-from __future__ import annotations
-
 import torch
 
 from distill.run.errors import UsageError

@@ -5,8 +5,6 @@ before it was skipped too: a stage that runs again makes all later ones run agai
 join the shared stages. An interrupted stage resumes by itself from what it finds in the run directory.
 """
 
-from __future__ import annotations
-
 import time
 from itertools import takewhile
 

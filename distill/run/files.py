@@ -3,8 +3,6 @@
 `atomic` is the only way in which the pipeline writes a file; the writers below use it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -5,8 +5,6 @@ stage that is done under the same fingerprint is skipped. `stages` does the work
 imports no torch, so that `--dry-run` and usage errors cost none.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

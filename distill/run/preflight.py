@@ -5,8 +5,6 @@ outside the run directory, so that a run notices when its corpus or its weights 
 The stage of the same name (stages.py) goes further: it exports a student with random weights and opens the teacher.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from distill.corpora import CORPORA, find, fingerprints, parts_of

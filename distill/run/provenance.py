@@ -4,8 +4,6 @@
 fingerprints, never a place on this machine, because it ships.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

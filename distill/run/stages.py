@@ -15,8 +15,6 @@
 work itself is done in the rooms that they call.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ NAME.onnx -> NAME_luma_1920x1080.onnx, .json and .registry.json: a package of it
 unchanged. The run's scores were measured on colour frames, so the new package states none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -11,8 +11,6 @@ both. The package of the original stays as it was. To switch to int8, copy the f
 registry entry replaces the one of the same id.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

@@ -10,8 +10,6 @@ The separator is comma, semicolon or tab; .gz is unpacked. `read` keeps columns 
 table of ten million samples fits in memory. Rows that are dropped are counted in `Table.dropped`, by clip.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io
