@@ -179,27 +179,6 @@ def test_a_reader_that_leaves_is_no_error():
     assert result.returncode == 0 and "Traceback" not in result.stderr and "Broken" not in result.stderr
 
 
-def test_the_readme_names_verbs_and_options_that_are_there():
-    import re
-
-    import typer.main
-
-    from distill.cli.app import app
-
-    commands = typer.main.get_command(app).commands
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^\$ (distill .*)$", re.sub(r"\\\n\s*", "", text), re.M)
-    assert len(lines) > 6 and not re.search(r"\{[A-Z_]+\}", text)
-    under = commands["teach"].commands
-    for line in lines:
-        for call in re.findall(r"distill (\w+)([^#&;]*)", line):
-            verb = commands[call[0]]
-            if call[0] == "teach":
-                verb = under.get(call[1].split()[0], under["stage"])
-            known = {o for p in verb.params for o in p.opts}
-            assert set(re.findall(r"(?<!\S)--?[a-z-]+", call[1])) <= known, line
-
-
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     import errno
 
