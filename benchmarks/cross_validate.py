@@ -29,9 +29,7 @@ START = "import os, runpy; {cores} and os.sched_setaffinity(0, {cores}); runpy.r
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument(
-        "--fold", action="append", required=True, help="clips held out together, comma-separated; repeatable"
-    )
+    parser.add_argument("--fold", action="append", required=True, help="clips held out together, comma-separated; repeatable")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -47,16 +45,7 @@ def main() -> int:
         sets = [f"corpus.val_clips={fold}", *options.set]
         flags = [word for one in sets for word in ("--set", one)]
         cores = free.get()
-        command = [
-            sys.executable,
-            "-c",
-            START.format(cores=cores),
-            "eval",
-            str(options.recipe),
-            "--out",
-            str(folder),
-            *flags,
-        ]
+        command = [sys.executable, "-c", START.format(cores=cores), "eval", str(options.recipe), "--out", str(folder), *flags]
         with folder.with_suffix(".log").open("a") as log:
             status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
         free.put(cores)
@@ -66,9 +55,7 @@ def main() -> int:
     with ThreadPoolExecutor(jobs) as pool:
         if bad := [status for status in pool.map(run, range(1, len(options.fold) + 1), options.fold) if status]:
             return bad[0]
-    results = {
-        f"fold{n}": read_json(options.out / f"fold{n}" / "metrics.json") for n in range(1, len(options.fold) + 1)
-    }
+    results = {f"fold{n}": read_json(options.out / f"fold{n}" / "metrics.json") for n in range(1, len(options.fold) + 1)}
 
     whole = statistics.merge(results)
     tables.write_csv(options.out / "scores.csv", {"all folds": whole}, per_clip=True)

@@ -99,9 +99,7 @@ def measure(path: Path, runs: int) -> None:
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         commands.append(float(result.stderr))
     verdict = "accepted" if checks[0]["ok"] else "refused"
-    print(
-        f"{path.name}: {size:,} bytes, {checks[0]['nodes']} nodes, {verdict}; median (min, max) of {runs} fresh processes"
-    )
+    print(f"{path.name}: {size:,} bytes, {checks[0]['nodes']} nodes, {verdict}; median (min, max) of {runs} fresh processes")
     total = [run["import"] + run["check"] for run in checks]
     rows = {
         "import distill.opallowlist": [run["import"] for run in checks],

@@ -117,9 +117,7 @@ def measure(size: str, device: torch.device, options: argparse.Namespace, most: 
     if options.channels_last:
         for weight in net.experts.parameters():
             if weight.ndim >= 4:
-                weight.data = weight.data.to(
-                    memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-                )
+                weight.data = weight.data.to(memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d)
     teacher = Visage(net, config, device=device, how=how)
     windows = 1
 
@@ -179,9 +177,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="the experts' convolutions in that memory format")
     parser.add_argument("--batch", type=int, default=0, help="windows at once; 0: as `distill label` decides")
     parser.add_argument("--seconds", type=float, default=20.0, help="at least, per size")
-    parser.add_argument(
-        "--windows", type=int, default=0, help="of the clip; 0: four batches, on the CPU a pair per thread"
-    )
+    parser.add_argument("--windows", type=int, default=0, help="of the clip; 0: four batches, on the CPU a pair per thread")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
     options = parser.parse_args()
     try:

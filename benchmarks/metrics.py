@@ -104,9 +104,7 @@ def plain() -> dict[str, Callable[[Frame], Any]]:
         "sim": sim,
         "auc_judd": auc_judd,
         "kld": kld,
-        "s_auc": lambda f: float(
-            np.mean([(v > f.prediction.ravel()[f.others]).mean() for v in f.prediction[f.fixations]])
-        ),
+        "s_auc": lambda f: float(np.mean([(v > f.prediction.ravel()[f.others]).mean() for v in f.prediction[f.fixations]])),
     }
 
 
@@ -164,9 +162,7 @@ def one_by_one(made: list[Frame]) -> None:
                 took[name], results = milliseconds(functions[metric], made)
                 values[name] = np.array(results)
                 sums[name] += took[name] if metric in FIVE else 0
-        difference = max(
-            (float(np.abs(values["ours"] - v).max()) for n, v in values.items() if n != "ours"), default=None
-        )
+        difference = max((float(np.abs(values["ours"] - v).max()) for n, v in values.items() if n != "ours"), default=None)
         line(metrics.LABELS[metric], took, list(table), "" if difference is None else f"{difference:.1e}")
     line("the first five", {name: total for name, total in sums.items() if total}, list(table))
 

@@ -72,9 +72,7 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
     writer.output(leave.resize(small, "saliency_map", shape=shape), [1, 1, height, width])
     for node in pooling:
         for place in range(len(node.inputs)):
-            node.replace_input_with(
-                place, None
-            )  # the pass below keeps what a branch reads, even of a node that it removes
+            node.replace_input_with(place, None)  # the pass below keeps what a branch reads, even of a node that it removes
     common.RemoveUnusedNodesPass()(model)
     graph.sort()
     return writer.model(model.metadata_props, image.producer_name)
@@ -113,9 +111,7 @@ def _core(graph: ir.Graph) -> tuple[ir.Value, ir.Value, tuple[int, int], list[ir
     shape = entry[1].inputs[3] if entry and len(entry[1].inputs) == 4 else None
     sizes = ir.convenience.get_const_tensor(shape) if shape is not None else None
     if not leave or sizes is None or sizes.size != 4:
-        raise ExportRefused(
-            "it is no image file of this exporter: a luma file is made from NAME.onnx of a run's export"
-        )
+        raise ExportRefused("it is no image file of this exporter: a luma file is made from NAME.onnx of a run's export")
     height, width = (int(size) // 2 for size in sizes.numpy()[2:])
     graphs = (attribute.as_graph() for attribute in entry[2].attributes.values())
     branches = [node for branch in graphs for node in ir.traversal.RecursiveGraphIterator(branch)]

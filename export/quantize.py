@@ -50,9 +50,7 @@ class Drift:
     plcc: float  # Pearson's correlation of all values of all maps
 
 
-def quantise(
-    model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], every: int = 4, note: str = ""
-) -> onnx.ModelProto:
+def quantise(model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], every: int = 4, note: str = "") -> onnx.ModelProto:
     """`model` in int8, verified; its ranges are those of every `every`-th frame of the clips.
 
     clips: uint8 RGB frames `[H,W,3]`; each clip is streamed from its start, with the state of the floating-point model.
@@ -166,9 +164,7 @@ def rounded_nodes(model: onnx.ModelProto) -> list[str]:
 
     graph = ir.from_proto(model).graph
     in_float = _up_to_convolutions([v for v in graph.inputs if v.name in ("input", "state_in")], forward=True)
-    in_float |= _up_to_convolutions(
-        [v for v in graph.outputs if v.name in ("saliency_map", "state_out")], forward=False
-    )
+    in_float |= _up_to_convolutions([v for v in graph.outputs if v.name in ("saliency_map", "state_out")], forward=False)
     chosen: list[ir.Node] = []
     for node in graph:
         if node in in_float or not node.name or node.op_type not in ROUNDED:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def enter(
-    writer: Writer, frame: ir.Value, height: int, width: int, kernels: Sequence[int]
-) -> tuple[ir.Value, ir.Value]:
+def enter(writer: Writer, frame: ir.Value, height: int, width: int, kernels: Sequence[int]) -> tuple[ir.Value, ir.Value]:
     """A frame f32 `[1,3,H,W]` at the working resolution, f32 `[1,3,height,width]`, and its size, int64 `[2]`.
 
     kernels: of the first pooling, largest first.

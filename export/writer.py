@@ -66,9 +66,7 @@ class Writer:
         """The mean of every square of `kernel` x `kernel`."""
         return self.node("AveragePool", [value], name, kernel_shape=[kernel] * 2, strides=[kernel] * 2)
 
-    def resize(
-        self, value: ir.Value, name: str, scales: ir.Value | None = None, shape: ir.Value | None = None
-    ) -> ir.Value:
+    def resize(self, value: ir.Value, name: str, scales: ir.Value | None = None, shape: ir.Value | None = None) -> ir.Value:
         """Linear, half-pixel scaling by `scales`, f32 `[4]`, or to `shape`, int64 `[4]`."""
         inputs = [value, None, scales] if shape is None else [value, None, None, shape]
         return self.node("Resize", inputs, name, mode="linear", coordinate_transformation_mode="half_pixel")

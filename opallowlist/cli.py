@@ -63,9 +63,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 def check(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=".onnx files", show_default=False)],
     allowlist: ListName = BUILT_IN[0],
-    contract: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"also the interface: {', '.join(CONTRACTS)}")
-    ] = None,
+    contract: Annotated[str | None, typer.Option(metavar="NAME", help=f"also the interface: {', '.join(CONTRACTS)}")] = None,
     form: Annotated[Format, typer.Option("--format", help="how to report")] = Format.text,
     as_json: AsJson = False,
     max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="largest file accepted")] = MAX_BYTES,
@@ -106,8 +104,7 @@ def check(
 
 @app.command()
 def ops(
-    allowlist: Annotated[str, typer.Argument(metavar="[NAME|FILE]", help="the list")] = BUILT_IN[0],
-    as_json: AsJson = False,
+    allowlist: Annotated[str, typer.Argument(metavar="[NAME|FILE]", help="the list")] = BUILT_IN[0], as_json: AsJson = False
 ) -> int:
     """Print a list, one operator per line, sorted."""
     try:
@@ -115,9 +112,7 @@ def ops(
     except ListError as error:
         return _fail(str(error))
     names = sorted(allowed.ops)
-    _print(
-        json.dumps({"schema": formats.JSON_SCHEMA, "list": allowed.name, "ops": names}) if as_json else "\n".join(names)
-    )
+    _print(json.dumps({"schema": formats.JSON_SCHEMA, "list": allowed.name, "ops": names}) if as_json else "\n".join(names))
     return ACCEPTED
 
 

@@ -70,9 +70,7 @@ def explain(data: bytes) -> tuple[str, str] | None:
 def lfs_pointer(data: bytes) -> Violation | None:
     if not data.startswith(_LFS):
         return None
-    return Violation(
-        "git-lfs-pointer", "a git-lfs pointer, not the model itself", remedy="git lfs pull, or checkout with lfs"
-    )
+    return Violation("git-lfs-pointer", "a git-lfs pointer, not the model itself", remedy="git lfs pull, or checkout with lfs")
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes | Violation:
@@ -82,9 +80,7 @@ def _read_file(path: Path, max_bytes: int) -> bytes | Violation:
         if stat.S_ISDIR(kind.st_mode):
             return Violation("directory", "a directory, not a model", remedy="name the files: DIR/*.onnx")
         if not stat.S_ISREG(kind.st_mode):
-            return Violation(
-                "not-a-file", "a pipe, socket or device, not a regular file", remedy="save the model to a file"
-            )
+            return Violation("not-a-file", "a pipe, socket or device, not a regular file", remedy="save the model to a file")
         if kind.st_size > max_bytes:
             return _too_large(kind.st_size, max_bytes)
         with path.open("rb") as file:

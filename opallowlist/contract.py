@@ -133,9 +133,7 @@ def _check_luma(given: messages.Value | None, made: messages.Value | None) -> It
         yield _wrong("contract-shape", "'input' and 'saliency_map' differ in size", "give a value for every pixel")
 
 
-def _check_state(
-    graph: messages.Graph, state_in: messages.Value, state_out: messages.Value | None
-) -> Iterator[Violation]:
+def _check_state(graph: messages.Graph, state_in: messages.Value, state_out: messages.Value | None) -> Iterator[Violation]:
     dims = _float_dims(state_in)
     if isinstance(dims, Violation):
         yield dims

@@ -102,8 +102,7 @@ def sarif(reports: Sequence[Report], unread: Sequence[Unread], version: str) -> 
     """A SARIF 2.1.0 log with one run. `version` is that of the tool. Paths become URIs relative to where it ran."""
     rule_ids = list(RULES)
     failed = [
-        {"level": "error", "message": {"text": item.message}, "locations": [_location(item.source, None)]}
-        for item in unread
+        {"level": "error", "message": {"text": item.message}, "locations": [_location(item.source, None)]} for item in unread
     ]
     results = [
         _result(report, violation, level, rule_ids)
@@ -146,9 +145,7 @@ def _finding(mark: str, group: list[Violation]) -> list[str]:
 
 def _places(group: Sequence[Violation], at_most: int) -> str:
     places = [printable(item.place) for item in group if item.place]
-    shown = [
-        place if len(place) <= _WIDEST else f"{place[:20]}…{place[-(_WIDEST - 21) :]}" for place in places[:at_most]
-    ]
+    shown = [place if len(place) <= _WIDEST else f"{place[:20]}…{place[-(_WIDEST - 21) :]}" for place in places[:at_most]]
     return ", ".join(shown) + (", …" if len(places) > at_most and shown else "")
 
 
@@ -187,9 +184,7 @@ def _result(report: Report, violation: Violation, level: str, rule_ids: list[str
 
 def _location(source: str, violation: Violation | None) -> dict[str, object]:
     # Code scanning requires a region; line 1 is its convention for a file without lines.
-    location: dict[str, object] = {
-        "physicalLocation": {"artifactLocation": {"uri": _uri(source)}, "region": {"startLine": 1}}
-    }
+    location: dict[str, object] = {"physicalLocation": {"artifactLocation": {"uri": _uri(source)}, "region": {"startLine": 1}}}
     if violation is not None and violation.path:
         full = f"{violation.path}/{violation.label}" if violation.label else violation.path
         name = violation.label or violation.path

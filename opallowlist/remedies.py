@@ -42,15 +42,9 @@ REMEDIES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "Floor": ("integers: Div in int64; floats >= 0: Cast to int64 and back", "Cast Div"),
         "GRU": (_GATES, "Add MatMul Mul Sigmoid Tanh"),
         "GatherElements": ("GatherND with constant indices", "GatherND"),
-        "Greater": (
-            f"{_MASK}: Clip((a - b) * k, 0, 1), k large, exact where a - b is 0 or at least 1/k",
-            "Clip Mul Sub",
-        ),
+        "Greater": (f"{_MASK}: Clip((a - b) * k, 0, 1), k large, exact where a - b is 0 or at least 1/k", "Clip Mul Sub"),
         "GreaterOrEqual": (f"{_MASK}: 1 - Clip((b - a) * k, 0, 1), k large", "Clip Mul Sub"),
-        "GridSample": (
-            "Resize where the grid only scales; a constant warp as Gather on the flattened image",
-            "Gather Resize",
-        ),
+        "GridSample": ("Resize where the grid only scales; a constant warp as Gather on the flattened image", "Gather Resize"),
         "GroupNormalization": (
             "Reshape to [N, groups, -1], InstanceNormalization, Reshape back, Mul, Add",
             "Add InstanceNormalization Mul Reshape",

@@ -188,9 +188,7 @@ def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
             yield from subgraphs(attribute, path, "", 0)
 
 
-def _check_op(
-    node: messages.Node, index: int, scope: Scope, opset: int | None, allowed: Allowlist, found: Findings
-) -> None:
+def _check_op(node: messages.Node, index: int, scope: Scope, opset: int | None, allowed: Allowlist, found: Findings) -> None:
     op = node.op_type
     if not op or len(op.encode()) > MAX_OP_NAME_BYTES:
         rule, message = "op-name", "no operator name" if not op else f"operator name of {len(op.encode())} bytes"
@@ -233,9 +231,7 @@ def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> 
         return "no trip count: the Loop may run for ever"
     producers = [node for node in nodes if source in node.output]
     if not producers:
-        return (
-            f"trip count '{short(source)}' is not a Constant of this graph (an initializer, an input, or from outside)"
-        )
+        return f"trip count '{short(source)}' is not a Constant of this graph (an initializer, an input, or from outside)"
     if len(producers) > 1 or producers[0].op_type != "Constant" or producers[0].domain not in DEFAULT_DOMAINS:
         return f"trip count '{short(source)}' is computed by {short(producers[-1].op_type)}"
     attributes = producers[0].attribute

@@ -93,9 +93,7 @@ def _compile() -> _Message:
             once = None if kind.endswith("*") else slot or name
             for wire, how, width in _SCALARS.get(kind, [(_LEN, _MESSAGE, 0)]):
                 target = messages[kind.rstrip("*")] if how == _MESSAGE else None
-                messages[message_name].by_tag[number << 3 | wire] = _Field(
-                    how, name, name in stored, once, width, target
-                )
+                messages[message_name].by_tag[number << 3 | wire] = _Field(how, name, name in stored, once, width, target)
     return messages["Model"]
 
 
@@ -125,9 +123,7 @@ def decode(data: bytes) -> Model:
             start = at
             fields_left -= 1
             if fields_left < 0:
-                raise Malformed(
-                    f"more than {MAX_FIELDS:,} fields; no model that the downstream runs has as many", start
-                )
+                raise Malformed(f"more than {MAX_FIELDS:,} fields; no model that the downstream runs has as many", start)
             tag = data[at]
             at += 1
             if tag >= 0x80:
@@ -145,9 +141,7 @@ def decode(data: bytes) -> Model:
                 value_start = at
                 at += length
                 if at > end:
-                    raise Malformed(
-                        f"truncated: a field claims {length:,} bytes where {end - value_start:,} are left", start
-                    )
+                    raise Malformed(f"truncated: a field claims {length:,} bytes where {end - value_start:,} are left", start)
             elif wire == _VARINT:
                 number, at = _varint(data, at, end, 10)
             elif wire == _FIXED32:
@@ -162,9 +156,7 @@ def decode(data: bytes) -> Model:
                 continue
             if entry.once is not None:
                 if entry.once in seen:
-                    raise Malformed(
-                        f"field '{entry.name}' is given twice, and readers differ in which one counts", start
-                    )
+                    raise Malformed(f"field '{entry.name}' is given twice, and readers differ in which one counts", start)
                 seen.add(entry.once)
             how = entry.how
             keep = entry.keep and target is not None

@@ -56,9 +56,7 @@ class Pooling:
         Without a state the result is the map itself. Raises ValueError if the size changes within a stream.
         """
         if state is not None and state.saliency.shape != saliency.shape:
-            raise ValueError(
-                f"the maps of a stream must have one size; got {saliency.shape} after {state.saliency.shape}"
-            )
+            raise ValueError(f"the maps of a stream must have one size; got {saliency.shape} after {state.saliency.shape}")
         luma = _luma(frame) if self.kind == "motion-weighted" else None
         weight = 1.0
         if luma is not None:

@@ -77,9 +77,7 @@ def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
     return x_BCHW
 
 
-def conv_bn(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
-) -> nn.Sequential:
+def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if act else []))
 
@@ -117,8 +115,7 @@ class Context(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.coarse = nn.Sequential(
-            conv_bn(channels, channels, 3, stride=2, groups=channels, act=False),
-            InvertedResidual(channels, channels, expand=2),
+            conv_bn(channels, channels, 3, stride=2, groups=channels, act=False), InvertedResidual(channels, channels, expand=2)
         )
         self.everywhere = nn.Conv2d(channels, channels, 1)
 
@@ -221,9 +218,7 @@ class Motion(nn.Module):
         response: Tensor = self.say(F.relu(self.local(local) + self.overall(overall * 10)))
         return response
 
-    def step(
-        self, frame_BCHW: Tensor, logits: Tensor, maps: Tensor, mask: Tensor, decay: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, frame_BCHW: Tensor, logits: Tensor, maps: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
         """A frame, its logits `[B,1,h,w]` and the maps of the state `[B,3,h,w]` -> its logits with history, the new maps."""
         luma, mean = self.luma_of(frame_BCHW), maps[:, :2]
         response = self.response(luma, mean)

@@ -332,11 +332,7 @@ def trunk_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fit_to_window(
-    state: Mapping[str, Tensor],
-    config: InternVideo2Config,
-    *,
-    orig_t_size: int | None = None,
-    source: str = "the state dict",
+    state: Mapping[str, Tensor], config: InternVideo2Config, *, orig_t_size: int | None = None, source: str = "the state dict"
 ) -> dict[str, Tensor]:
     """`state` with its position embedding, if it has one, fitted to `config` by `resize_pos_embed`.
 
@@ -353,11 +349,7 @@ def fit_to_window(
 
 
 def load_trunk(
-    trunk: InternVideo2,
-    state: Mapping[str, Tensor],
-    *,
-    orig_t_size: int | None = None,
-    source: str = "the state dict",
+    trunk: InternVideo2, state: Mapping[str, Tensor], *, orig_t_size: int | None = None, source: str = "the state dict"
 ) -> LoadAccount:
     """Load `state` (published names, see `trunk_state`) into `trunk`, every key accounted for; see `fit_to_window`."""
     state = fit_to_window(state, trunk.config, orig_t_size=orig_t_size, source=source)

@@ -93,12 +93,7 @@ class LastFrameTeacher(ABC, Generic[Net, Config]):
 
     @classmethod
     def random(
-        cls,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        config: Config | None = None,
-        *,
-        how: Inference = PLAIN,
+        cls, seed: int = 0, device: torch.device | str = "cpu", config: Config | None = None, *, how: Inference = PLAIN
     ) -> Self:
         """The teacher with random weights, for smoke tests; they carry a signal to the output (He et al., 2015)."""
         config = config or cls.CONFIG()
@@ -160,11 +155,7 @@ def anchors(count: int, every: int) -> np.ndarray:
 
 
 def slide(
-    count: int,
-    every: int,
-    window: Callable[[int, int], np.ndarray],
-    saliency_of: Callable[[Tensor], Tensor],
-    batch: BatchSize,
+    count: int, every: int, window: Callable[[int, int], np.ndarray], saliency_of: Callable[[Tensor], Tensor], batch: BatchSize
 ) -> Tensor:
     """Logits of all `count` frames of a clip, `float32 [count, h, w]` on the CPU.
 

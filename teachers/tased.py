@@ -189,10 +189,7 @@ class TasedNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.base1 = nn.Sequential(SeparateConv(3, 64, 7, 2), Pool(2), pointwise(64, 64), SeparateConv(64, 192, 3))
-        self.base2 = nn.Sequential(
-            Mixed(192, (64, 96, 128, 16, 32, 32)),
-            Mixed(256, (128, 128, 192, 32, 96, 64)),
-        )
+        self.base2 = nn.Sequential(Mixed(192, (64, 96, 128, 16, 32, 32)), Mixed(256, (128, 128, 192, 32, 96, 64)))
         self.base3 = nn.Sequential(
             Mixed(480, (192, 96, 208, 16, 48, 64)),
             Mixed(512, (160, 112, 224, 24, 64, 64)),
@@ -200,10 +197,7 @@ class TasedNet(nn.Module):
             Mixed(512, (112, 144, 288, 32, 64, 64)),
             Mixed(528, (256, 160, 320, 32, 128, 128)),
         )
-        self.base4 = nn.Sequential(
-            Mixed(832, (256, 160, 320, 32, 128, 128)),
-            Mixed(832, (384, 192, 384, 48, 128, 128)),
-        )
+        self.base4 = nn.Sequential(Mixed(832, (256, 160, 320, 32, 128, 128)), Mixed(832, (384, 192, 384, 48, 128, 128)))
         relu = nn.Identity()  # keeps the released numbering; NormRelu includes the ReLU
         self.convtsp1 = nn.Sequential(
             SpaceConv(1024, 1024), NormRelu(1024), relu,

@@ -71,9 +71,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about pickles of other tools; their content is checked below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "archive")
     except pickle.UnpicklingError as error:
-        message = (
-            f"{path} is damaged, or a pickle of something other than tensors; nothing of it was run: fetch it again"
-        )
+        message = f"{path} is damaged, or a pickle of something other than tensors; nothing of it was run: fetch it again"
         if name := re.search(r"GLOBAL (\S+)", str(error)):
             message = (
                 f"{path} holds {name[1]}, which is code or an object, not a tensor; nothing of it was run: save only the "

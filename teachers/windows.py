@@ -147,11 +147,7 @@ def windows_that_fit(needed: int, free: int) -> int:
 
 
 def infer(
-    network: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    windows: Sequence[np.ndarray],
-    length: int,
-    batch: BatchSize,
+    network: Callable[[Tensor], Tensor], inputs: Tensor, windows: Sequence[np.ndarray], length: int, batch: BatchSize
 ) -> Tensor:
     """A clip's prepared frames `[T,...]` through `network`, window by window -> float32 logits `[T,h,w]` on the CPU.
 

@@ -68,9 +68,7 @@ def validate(registry: Path) -> dict:
         assert sha(model) == entry["sha256"]
         sidecar = model.with_suffix(".json")
         assert 0 < sidecar.stat().st_size <= 2**20
-        assert (
-            c_reads(sidecar, "quant_mode") == entry["quant_mode"] and entry["kind"] == c_reads(sidecar, "kind") == "nr"
-        )
+        assert c_reads(sidecar, "quant_mode") == entry["quant_mode"] and entry["kind"] == c_reads(sidecar, "kind") == "nr"
         assert int(c_reads(sidecar, "onnx_opset")) == entry["opset"] == onnx.load(model).opset_import[0].version
         if "int8_sha256" in entry:
             assert sha(model.with_suffix(".int8.onnx")) == entry["int8_sha256"]
@@ -104,9 +102,7 @@ def session_of(model):
 def c_extractor(model, x):
     """`vmaf_ort_run`: by name, as many inputs and outputs as the session has, the default of an optional one not counted."""
     session = session_of(c_opens(model))
-    assert [i.name for i in session.get_inputs()] == ["input"] and [o.name for o in session.get_outputs()] == [
-        "saliency_map"
-    ]
+    assert [i.name for i in session.get_inputs()] == ["input"] and [o.name for o in session.get_outputs()] == ["saliency_map"]
     assert not session.get_overridable_initializers()
     [out] = session.run(["saliency_map"], {"input": x})
     assert out.size == x.shape[2] * x.shape[3]

@@ -57,9 +57,7 @@ def invoke(*arguments, cwd="."):
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
-def make_clip(
-    root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False
-):
+def make_clip(root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False):
     """A clip in DHF1K's layout: frame t is of brightness 10 t, its fixation is at x = 5 t."""
     height, width = size
     (root / "video").mkdir(parents=True, exist_ok=True)

@@ -61,9 +61,7 @@ def test_a_real_teachers_maps_beat_the_centre(data):
         fixations = fixation_map(clip, 60)
         density = density_map(clip, 60, fixations)
         map_ = cv2.resize(saliency[60], (clip.width, clip.height))
-        better.append(
-            score(map_, density, fixations)["nss"] - score(centre_gaussian(clip, 60), density, fixations)["nss"]
-        )
+        better.append(score(map_, density, fixations)["nss"] - score(centre_gaussian(clip, 60), density, fixations)["nss"])
     assert np.mean(better) > 0.3
 
 

@@ -14,9 +14,7 @@ from distill.run.errors import Interrupted, UsageError
 def encode(
     *,
     source: Annotated[Path, Argument(metavar="INPUT", help="a video file")],
-    target: Annotated[
-        Path | None, Argument(metavar="[OUTPUT]", help=".mp4, .mkv, ...; optional with --roi-out")
-    ] = None,
+    target: Annotated[Path | None, Argument(metavar="[OUTPUT]", help=".mp4, .mkv, ...; optional with --roi-out")] = None,
     model: Annotated[Path | None, Option("--model", "-m", help="ONNX student, step or image file")] = None,
     map_: Annotated[str | None, Option("--map", help="instead of a model: centre (a centred Gaussian), none")] = None,
     crf: Annotated[float | None, Option(help="constant quality; default 23 (x264), 28 (x265)")] = None,
@@ -52,11 +50,7 @@ def encode(
     if target:
         print(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
     if offsets := facts["offsets"]:
-        print(
-            "QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(
-                **offsets
-            )
-        )
+        print("QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(**offsets))
     print_files(facts["files"])
 
 
@@ -65,8 +59,7 @@ def bd(
     inputs: Annotated[list[Path] | None, Argument(metavar="[INPUT...]", help="videos")] = None,
     models: Annotated[list[Path] | None, Option("--model", "-m", help="ONNX student; repeatable")] = None,
     proxy: Annotated[
-        Path | None,
-        Option("--judge", metavar="ONNX", help="proxy weights: a model, none of --model, for clips without gaze"),
+        Path | None, Option("--judge", metavar="ONNX", help="proxy weights: a model, none of --model, for clips without gaze")
     ] = None,
     corpus: Annotated[str | None, Option(help="clips with gaze: corpus.name")] = None,
     root: Annotated[Path | None, Option(help="folder of the corpus")] = None,

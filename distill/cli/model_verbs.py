@@ -14,16 +14,7 @@ from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 
 SIZES = ["640x360", "1920x1080"]
-BENCH_HEADS = (
-    "median\nms",
-    "p90\nms",
-    "times\nfaster",
-    "peak\nMiB",
-    "of\nbase",
-    "GMAC",
-    "param-\neters",
-    "of\nceiling",
-)
+BENCH_HEADS = ("median\nms", "p90\nms", "times\nfaster", "peak\nMiB", "of\nbase", "GMAC", "param-\neters", "of\nceiling")
 
 
 def predict(

@@ -24,9 +24,7 @@ NEUTRAL = "what stays as without a map: bits (the size, about), mean (the mean o
 RecipeArgument = Annotated[Path | None, Argument(metavar="[RECIPE.toml]", help="recipe; `distill init` writes one")]
 CorpusOption = Annotated[str | None, Option(help="corpus.name: dhf1k, gaze-table, ...; several: dhf1k:1,images:0.5")]
 LayoutOption = Annotated[str | None, Option("--corpus", help="name of the corpus, where its folders do not show it")]
-RootOption = Annotated[
-    list[Path] | None, Option(help="corpus.root: folder of the corpus; repeatable, for several corpora")
-]
+RootOption = Annotated[list[Path] | None, Option(help="corpus.root: folder of the corpus; repeatable, for several corpora")]
 SizesOption = Annotated[list[str] | None, Option("--size", metavar="WxH", help=SIZES)]
 JsonOption = Annotated[bool, Option("--json", help="one JSON object on standard output")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", help="no narration on standard error")]

@@ -54,9 +54,7 @@ def stage_verb(stage: str, about: str) -> Callable[..., None]:
     return verb
 
 
-def resolve(
-    recipe: Path | None, corpus: str | None, options: RunOptions, sets: Sequence[str] = ()
-) -> tuple[Recipe, Path]:
+def resolve(recipe: Path | None, corpus: str | None, options: RunOptions, sets: Sequence[str] = ()) -> tuple[Recipe, Path]:
     """The recipe that the options describe, and the run directory. A run directory stands for its own recipe.
 
     sets: overrides that come before those of `--set`.
@@ -132,14 +130,7 @@ def _print_result(directory: Any, stage: str, as_json: bool, per_clip: bool, tab
         seconds = {name: s["seconds"] for name, s in directory.manifest["stages"].items()}
         scores = metrics["predictors"] if metrics else None
         print_json(
-            {
-                "schema": 1,
-                "run": str(directory.path),
-                "stage": stage,
-                "seconds": seconds,
-                "scores": scores,
-                "files": files,
-            }
+            {"schema": 1, "run": str(directory.path), "stage": stage, "seconds": seconds, "scores": scores, "files": files}
         )
         return
     for name, result in results.items():
@@ -203,9 +194,7 @@ def evaluate(
         print_scores(name, result, per_clip)
 
 
-def init(
-    folder: Annotated[Path, Argument(help="where to write recipe.toml")] = Path(), as_json: JsonOption = False
-) -> None:
+def init(folder: Annotated[Path, Argument(help="where to write recipe.toml")] = Path(), as_json: JsonOption = False) -> None:
     """Write a commented recipe: every key, its default, what it means."""
     path = folder / "recipe.toml"
     if path.exists():

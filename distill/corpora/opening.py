@@ -60,17 +60,13 @@ def parts_of(name: str, roots: Roots) -> list[Part]:
         if corpus not in CORPORA:
             raise UsageError(f"unknown corpus '{corpus}'{did_you_mean(corpus, CORPORA)}")
         if named[1:] and corpus == "synthetic":
-            raise UsageError(
-                "the synthetic corpus cannot be a part of others; write it first and give its folder as dhf1k"
-            )
+            raise UsageError("the synthetic corpus cannot be a part of others; write it first and give its folder as dhf1k")
         try:
             weight = float(text) if colon else 1.0
         except ValueError:
             weight = 0.0
         if not 0 < weight < float("inf"):
-            raise UsageError(
-                f"corpus '{corpus}' has the weight '{text}'; give a number above 0, as in dhf1k:1,images:0.5"
-            )
+            raise UsageError(f"corpus '{corpus}' has the weight '{text}'; give a number above 0, as in dhf1k:1,images:0.5")
         same = sum(part.corpus == corpus for part in parts)
         parts.append(Part(f"{corpus}-{same + 1}" if same else corpus, corpus, weight, root))
     return parts

@@ -88,9 +88,7 @@ def _read_groups(path: Path, corpus: Corpus) -> dict[str, str]:
             raise UsageError(f"corpus.groups {path}, row {number}: must be `clip,group`, got {','.join(row)!r}")
         ids = ids_of.get(row[0].strip(), [])  # none where the row names a clip that is skipped
         if len(ids) > 1:
-            raise UsageError(
-                f"corpus.groups {path}, row {number}: {row[0]} may be {' or '.join(ids)}; give the full id"
-            )
+            raise UsageError(f"corpus.groups {path}, row {number}: {row[0]} may be {' or '.join(ids)}; give the full id")
         groups |= dict.fromkeys(ids, row[1].strip())
     if not groups:
         raise UsageError(f"corpus.groups {path} names no clip of {corpus.root}")

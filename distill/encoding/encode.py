@@ -62,7 +62,9 @@ def encode(
     with videos.open_video(source) as container, ExitStack() as stack:
         picture = videos.describe_picture(videos.video_stream(container), first, coding if target else None, narrator)
         if isinstance(maps, Stream) and (slower := maps.slowdown(float(picture.rate))) > 1.05:
-            rates = f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for {1 / maps.period:.4g}"
+            rates = (
+                f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for {1 / maps.period:.4g}"
+            )
             narrator.say(f"{rates}: it will remember {slower:.2g}x as long")
         if target and maps:
             check_map_counts(picture, coding)

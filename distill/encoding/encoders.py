@@ -87,9 +87,7 @@ def check_coding(coding: Coding) -> None:
     try:
         av.codec.Codec(coding.library, "w")
     except ValueError:
-        message = (
-            f"the FFmpeg of this PyAV ({av.__version__}) has no {coding.library}; the one of `pip install av` has it"
-        )
+        message = f"the FFmpeg of this PyAV ({av.__version__}) has no {coding.library}; the one of `pip install av` has it"
         raise UsageError(message) from None
 
 

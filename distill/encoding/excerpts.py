@@ -36,9 +36,7 @@ class Excerpt:
     picture: Picture
     frames: list[av.VideoFrame]  # yuv420p
     luma: np.ndarray  # uint8 [T,H,W]
-    weights: dict[
-        int, np.ndarray
-    ]  # by frame, float32 [h,w] that covers it, not all zero; frames without weights are not there
+    weights: dict[int, np.ndarray]  # by frame, float32 [h,w] that covers it, not all zero; frames without weights are not there
     weights_by: str | None = None  # the key in results: gaze, or judge for proxy weights
     proxy: str | None = None  # name of the model that gives proxy weights
 

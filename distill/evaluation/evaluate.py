@@ -81,9 +81,7 @@ def evaluate(
     multiples = {name: size_multiple(predictor) for name, predictor in opened.items()}
     for name, multiple in multiples.items():
         if any(side % multiple for clip in annotated for side in (clip.height, clip.width)):
-            narrator.say(
-                f"eval: {name} runs at multiples of {multiple} px only: other frames are extended, right and bottom"
-            )
+            narrator.say(f"eval: {name} runs at multiples of {multiple} px only: other frames are extended, right and bottom")
 
     with cancelling_pool(threads or usable_cores()) as pool:
         read = pool.map(lambda clip: read_fixations(clip, stride, narrator.stop), annotated)
@@ -227,9 +225,7 @@ class _Scorer:
                 raise UsageError(f"clip {clip.id}: {error}") from None
             if needed:
                 for name, reference in self.references.items():
-                    maps[name] = cv2.resize(
-                        reference(clip, index), (clip.width, clip.height), interpolation=cv2.INTER_LINEAR
-                    )
+                    maps[name] = cv2.resize(reference(clip, index), (clip.width, clip.height), interpolation=cv2.INTER_LINEAR)
             if index in to_score:
                 flicker = {}
                 if with_flicker and before:
@@ -254,9 +250,7 @@ class _Scorer:
         except (ValueError, IndexError) as error:
             raise UsageError(f"clip {clip.id}, frame {index + 1}: {error}") from None
 
-    def _ceiling(
-        self, clip: Clip, index: int, points: Points, halves: tuple[np.ndarray, np.ndarray]
-    ) -> list[dict[str, float]]:
+    def _ceiling(self, clip: Clip, index: int, points: Points, halves: tuple[np.ndarray, np.ndarray]) -> list[dict[str, float]]:
         """The scores of one half of the observers, blurred, against the other; empty where a half has no fixation here."""
         if points.observers is None:
             return []

@@ -20,9 +20,7 @@ from distill.evaluation.protocols import PROTOCOLS, Protocol
 DRAWS = 2000
 
 
-def mean_and_interval(
-    values: Sequence[float], weights: Sequence[float] | None = None
-) -> tuple[float, list[float] | None]:
+def mean_and_interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, list[float] | None]:
     """The mean over clips and its 95 % interval, `[low, high]`; None as interval of a single clip.
 
     weights: frames per clip, to average over frames instead of clips.

@@ -58,17 +58,11 @@ def score_table(result: Mapping[str, Any]) -> dict[str, Any]:
     "rows": [(predictor, [{"value", "interval", "best"}])]}`. Flicker has no best: a constant map has none, which alone is no
     merit."""
     shown, scores = metrics_in(result), result["predictors"]
-    best = {
-        m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in scores.values() if m in s)
-        for m in shown
-        if m != "flicker"
-    }
+    best = {m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in scores.values() if m in s) for m in shown if m != "flicker"}
     rows = []
     for name, cells in score_cells(result):
         columns = zip(shown, cells.values(), strict=True)
-        marked = [
-            {"value": v, "interval": i, "best": m in best and scores[name].get(m) == best[m]} for m, (v, i) in columns
-        ]
+        marked = [{"value": v, "interval": i, "best": m in best and scores[name].get(m) == best[m]} for m, (v, i) in columns]
         rows.append((name, marked))
     return {"metrics": shown, "columns": [LABELS[m] for m in shown], "rows": rows}
 

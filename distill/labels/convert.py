@@ -106,9 +106,7 @@ def _write(tensors: State, target: Path, size: int, metadata: dict[str, str]) ->
     try:
         with atomic(target) as temporary:
             temporary.touch()
-            mode = (
-                temporary.stat().st_mode
-            )  # by the user's umask; safetensors makes files that only their owner can read
+            mode = temporary.stat().st_mode  # by the user's umask; safetensors makes files that only their owner can read
             save_file(separate, temporary, metadata)
             temporary.chmod(mode)
             try:
@@ -187,9 +185,7 @@ def _shape(state: Mapping[str, Tensor], key: str, source: str) -> tuple[int, ...
 
 
 KINDS = {
-    "internvideo2": Kind(
-        "the video trunk, of stage 1, stage 2 or distilled", "blocks.0.attn.q_norm.weight", _internvideo2
-    ),
+    "internvideo2": Kind("the video trunk, of stage 1, stage 2 or distilled", "blocks.0.attn.q_norm.weight", _internvideo2),
     "visage": Kind("an expert of either kind", "dim_reducers.0.weight", _visage),
     "unisal": Kind("its weights_best.pth", "coarse_gaussians_dhf1k", _network(UnisalNet)),
     "tased": Kind("its TASED_v2.pt", "convtsp4.13.weight", _network(TasedNet)),

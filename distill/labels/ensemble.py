@@ -26,9 +26,7 @@ class Ensemble:
 
     def __init__(self, name: str, members: Sequence[Teacher], weights: Sequence[float]) -> None:
         if not members or len(members) != len(weights) or min(weights) <= 0:
-            raise ValueError(
-                f"an ensemble of {len(members)} teachers needs one positive weight each, got {list(weights)}"
-            )
+            raise ValueError(f"an ensemble of {len(members)} teachers needs one positive weight each, got {list(weights)}")
         self.name, self.members = name, tuple(members)
         self.shares = tuple(weight / sum(weights) for weight in weights)
 

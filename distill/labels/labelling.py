@@ -135,9 +135,7 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
     On rank 0 it returns when all ranks are done and the store is complete. Raises Interrupted after the current clip.
     """
     ranks = job()
-    missing_ids = set(
-        ranks.agree("lacking", lambda: [clip.id for clip in clips if clip.id not in store], narrator.stop)
-    )
+    missing_ids = set(ranks.agree("lacking", lambda: [clip.id for clip in clips if clip.id not in store], narrator.stop))
     missing = [clip for clip in clips if clip.id in missing_ids]
     if len(missing) < len(clips):
         narrator.say(f"label: {len(clips) - len(missing)} of {len(clips)} clips are in the store")

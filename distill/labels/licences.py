@@ -76,9 +76,7 @@ def check_licences(options: Teacher) -> None:
     names = [member.name for member in team]
     for name in options.accept_licence:
         if name not in names:
-            raise UsageError(
-                f"--accept-licence {name}: this run's teacher is {options.name}{did_you_mean(name, names)}"
-            )
+            raise UsageError(f"--accept-licence {name}: this run's teacher is {options.name}{did_you_mean(name, names)}")
     for member in team:
         unclear = [f"{part}: {licence}" for part, licence in binding(member) if not permissive(licence)]
         if unclear and member.name not in (*options.accept_licence, "maps"):

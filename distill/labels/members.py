@@ -104,9 +104,7 @@ def _expand_random(weights: Sequence[str], chosen: Sequence[Entry]) -> list[str]
     return result
 
 
-def _by_name(
-    key: str, values: Sequence[str], needed: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, list[str]]:
+def _by_name(key: str, values: Sequence[str], needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
     """NAME=VALUE entries by name, in order. A VALUE without a name goes to the only name needed, if there is one."""
     names, result = (*needed, *optional), dict[str, list[str]]()
     for text in values:
@@ -156,13 +154,9 @@ def check(recipe: Recipe) -> None:
                 problem = "is a folder" if Path(file).is_dir() else "does not exist"
                 raise UsageError(f"teacher.weights {name}={file} {problem}; name a weights file")
     if options.calibration and not Path(options.calibration).is_file():
-        raise UsageError(
-            f"teacher.calibration {options.calibration} does not exist; `distill teach calibrate` writes one"
-        )
+        raise UsageError(f"teacher.calibration {options.calibration} does not exist; `distill teach calibrate` writes one")
     if recipe.teach.finetune and not any(trained_here(recipe, m) and m.entry.size != "tiny" for m in team):
-        raise UsageError(
-            "teach.finetune is for unisal and for visage of a published size: --set teacher.size=6B, or another"
-        )
+        raise UsageError("teach.finetune is for unisal and for visage of a published size: --set teacher.size=6B, or another")
 
 
 def _missing_weights_message(member: Member, lacking: Sequence[str]) -> str:

@@ -138,10 +138,7 @@ def _build_onnx(recipe: Recipe, member: Member, device: torch.device, checkpoint
 
 REGISTRY: dict[tuple[str, str], Registered] = {
     ("visage", "tiny"): Registered(_build_tiny, _train_tiny),
-    **{
-        ("visage", size): Registered(_build_released, _train_released, all_ranks=True)
-        for size in ("S", "B", "L", "1B", "6B")
-    },
+    **{("visage", size): Registered(_build_released, _train_released, all_ranks=True) for size in ("S", "B", "L", "1B", "6B")},
     ("unisal", ""): Registered(_build_unisal, _train_unisal),
     ("tased", ""): Registered(_build_tased),
     **{("salfom", size): Registered(_build_salfom) for size in ("L", "B")},

@@ -92,9 +92,7 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any], folder: Path, whe
                 raise UsageError(f"{where}: unknown key '{section}.{option}'{_nearest_key(section, option)}")
             value = _typed(value, types_[option], f"{section}.{option}", where)
             if fields[option].metadata.get("path") and value:
-                value = (
-                    _absolute(value, folder) if isinstance(value, str) else tuple(_absolute(v, folder) for v in value)
-                )
+                value = _absolute(value, folder) if isinstance(value, str) else tuple(_absolute(v, folder) for v in value)
             values[section][option] = value
 
 

@@ -24,9 +24,7 @@ def model_card(
 ) -> str:  # fmt: skip
     """The card in Markdown. models: the ONNX files by mode, `image` and `step`. metrics: as in metrics.json, None if not
     evaluated."""
-    files = {
-        mode: {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for mode, path in models.items()
-    }
+    files = {mode: {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for mode, path in models.items()}
     columns = tables.metrics_in(metrics) if metrics else []
     return render(
         "model_card.md", origin=origin, **files, version=__version__, revision=revision, metrics=metrics,

@@ -46,9 +46,7 @@ def write_package(
     return [*models.values(), *sidecars, registry, card]
 
 
-def _write_sidecar(
-    mode: str, path: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None
-) -> Path:
+def _write_sidecar(mode: str, path: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None) -> Path:
     about = (
         f"Video saliency, {'one frame at a time' if mode == 'image' else 'streaming with one recurrent state'}; "
         f"{origin.parameters} parameters, working resolution {origin.working_size[0]}x{origin.working_size[1]}."

@@ -32,9 +32,7 @@ NAMES = {"step": "student, step file", "image": "student, image file"}
 Picture = tuple[str, str]
 
 
-def write(
-    run: RunDir, recipe: Recipe, corpus: Corpus, labels: LabelStore, origin: Provenance, narrator: Narrator
-) -> None:
+def write(run: RunDir, recipe: Recipe, corpus: Corpus, labels: LabelStore, origin: Provenance, narrator: Narrator) -> None:
     """Writes `report.html` from the files of an evaluated run. The maps of `report.clips` validation clips are computed anew."""
     metrics = read_json(run / "metrics.json")
     parity = read_json(run / "export" / f"{origin.name}.parity.json")
@@ -42,8 +40,7 @@ def write(
     shown = [clip for clip in corpus.select(corpus.val) if clip.id in metrics["clips"]][: recipe.report.clips]
     step, image = (load_predictor(run / "export" / f"{origin.name}{suffix}.onnx") for suffix in ("_step", ""))
     clips = [
-        _clip(clip, metrics["clips"][clip.id], labels, step, image)
-        for clip in narrator.track(shown, "report", len(shown))
+        _clip(clip, metrics["clips"][clip.id], labels, step, image) for clip in narrator.track(shown, "report", len(shown))
     ]
     page = render(
         "report.html", origin=origin, steps=recipe.train.steps, caveats=metrics["caveats"], parts=score_parts(metrics),
@@ -69,9 +66,7 @@ def score_parts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def _clip(
-    clip: Clip, result: Mapping[str, Any], labels: LabelStore, step: Predictor, image: Predictor
-) -> dict[str, Any]:
+def _clip(clip: Clip, result: Mapping[str, Any], labels: LabelStore, step: Predictor, image: Predictor) -> dict[str, Any]:
     """A clip's frames and maps at a few times, and its NSS over time."""
     shown = np.unique(np.linspace(clip.frames * 0.08, clip.frames - 1, FRAMES_SHOWN).astype(int))
     logits = labels.read(clip.id, clip.frames)[shown].astype(np.float32)

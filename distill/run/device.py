@@ -23,9 +23,7 @@ def choose(wanted: str) -> tuple[torch.device, str]:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"run.device '{wanted}' is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"run.device is '{wanted}', but {torch.cuda.device_count()} CUDA devices are visible; use auto or cpu"
-        )
+        raise UsageError(f"run.device is '{wanted}', but {torch.cuda.device_count()} CUDA devices are visible; use auto or cpu")
     if wanted == "cuda":
         device = _this_ranks_gpu()
     return device, f"{device} (asked for)"

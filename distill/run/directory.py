@@ -72,9 +72,7 @@ def _refuse_other_files(path: Path) -> None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if isinstance(manifest, dict) and {"schema", "created", "stages"} <= set(manifest):
             return
-    raise UsageError(
-        f"--out {path} is not empty and holds no run; choose another directory (--force replaces runs only)"
-    )
+    raise UsageError(f"--out {path} is not empty and holds no run; choose another directory (--force replaces runs only)")
 
 
 class RunDir:
@@ -136,9 +134,7 @@ class RunDir:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise UsageError(
-                f"another process is working in {self.path}; wait for it, or choose another --out"
-            ) from None
+            raise UsageError(f"another process is working in {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
             raise UsageError(f"--out {self.path} is not writable: {error.strerror}") from None
         self._lock = lock
@@ -169,9 +165,7 @@ class RunDir:
         before = self.manifest.setdefault("inputs", {})
         for what, value in now.items():
             if before.get(what, value) != value:
-                raise UsageError(
-                    f"{what} changed since {self.path} read it; choose another --out, or --force to start over"
-                )
+                raise UsageError(f"{what} changed since {self.path} read it; choose another --out, or --force to start over")
         if before != now:
             before.update(now)
             self._save()

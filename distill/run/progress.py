@@ -42,9 +42,7 @@ class Bar:
             self.live.update(self.task, completed=self.done, text=self.text)
         elif time.monotonic() - self.last_line >= PLAIN_SECONDS:
             self.last_line = time.monotonic()
-            self.narrator.say(
-                f"{self.title}: {self.done}/{self.total} {self.unit}, {self._left()} left {self.text}".rstrip()
-            )
+            self.narrator.say(f"{self.title}: {self.done}/{self.total} {self.unit}, {self._left()} left {self.text}".rstrip())
 
     def _left(self) -> str:
         elapsed, steps = time.monotonic() - self.started, self.done - self.first

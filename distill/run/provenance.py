@@ -102,11 +102,7 @@ def caveats(corpus: Corpus, teacher: Mapping[str, Any] | None = None) -> list[st
         clips = ", ".join(corpus.val)
         warnings.append(f"the only annotated clips ({clips}) train and validate: their scores are not held-out scores")
     if not corpus.val:
-        warnings.append(
-            "no clip is held out, or none has fixations: nothing is scored, and the last step is taken as the best"
-        )
+        warnings.append("no clip is held out, or none has fixations: nothing is scored, and the last step is taken as the best")
     if corpus.name == "synthetic":
-        warnings.append(
-            "trained on a procedural corpus: it shows that the pipeline works, and says little about real video"
-        )
+        warnings.append("trained on a procedural corpus: it shows that the pipeline works, and says little about real video")
     return warnings

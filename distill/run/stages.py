@@ -222,9 +222,7 @@ def _train(context: Context) -> Done:
     samples = _samples(context, corpus)
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
     with process_group(training.device):
-        facts = student.train(
-            samples, validation, recipe.train, recipe.student, training, context.run / "metrics.jsonl"
-        )
+        facts = student.train(samples, validation, recipe.train, recipe.student, training, context.run / "metrics.jsonl")
     return Done(["checkpoints/best.pt", "metrics.jsonl"], facts)
 
 

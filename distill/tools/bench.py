@@ -148,9 +148,7 @@ def display_names(models: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in models]
 
 
-def _work(
-    path: Path, name: str, frames: Mapping[str, np.ndarray], narrator: Narrator
-) -> dict[str, tuple[float | None, int]]:
+def _work(path: Path, name: str, frames: Mapping[str, np.ndarray], narrator: Narrator) -> dict[str, tuple[float | None, int]]:
     """GMAC of one frame, None if the graph does not determine it, and number of parameters; by size."""
     model = onnx.load(path)
     work: dict[str, tuple[float | None, int]] = {}

@@ -119,9 +119,7 @@ def _draw_dots(picture: np.ndarray, rows: np.ndarray, columns: np.ndarray, obser
         colour: tuple[int, ...] = (120, 255, 255)
         if observers is not None:
             hue = people.index(observers[i]) * 0.618034 % 1  # steps of the golden ratio keep successive hues apart
-            colour = tuple(
-                (255 + int(255 * part)) // 2 for part in colormaps["hsv"](hue)[:3]
-            )  # pastel, unlike the heat
+            colour = tuple((255 + int(255 * part)) // 2 for part in colormaps["hsv"](hue)[:3])  # pastel, unlike the heat
         cv2.circle(picture, centre, 4, colour, -1, cv2.LINE_AA)
 
 

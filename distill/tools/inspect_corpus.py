@@ -36,9 +36,7 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
     clips = corpus.clips
     with_maps = [clip for clip in clips if clip.maps]
     maps = (
-        f"of {counted(len(with_maps), 'clip')}"
-        if with_maps
-        else f"none: built from fixations, sigma {SIGMA:.2%} of the width"
+        f"of {counted(len(with_maps), 'clip')}" if with_maps else f"none: built from fixations, sigma {SIGMA:.2%} of the width"
     )
     return corpus, {
         "kind": f"corpus, {DESCRIPTIONS.get(name, name)}",

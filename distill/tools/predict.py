@@ -26,9 +26,7 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     predictor = load_predictor(model, threads)
     suffix = out.suffix.lower()
     if suffix not in (*Writer.CODECS, ".npy", ""):
-        raise UsageError(
-            f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)"
-        )
+        raise UsageError(f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)")
     for read in (video, model):
         if out.exists() and read.exists() and out.samefile(read):
             raise UsageError(f"--out {out} is one of the files that are read; choose another")

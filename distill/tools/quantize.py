@@ -108,9 +108,7 @@ def _write(
     write_bytes(copy, model.read_bytes())
     write_bytes(path, content)
     license_, chain = sidecar.origin_of(properties)
-    about = (
-        "Tiny video saliency student, in floating point and in int8: where people look, as a map in [0,1] per pixel."
-    )
+    about = "Tiny video saliency student, in floating point and in int8: where people look, as a map in [0,1] per pixel."
     measured = {**facts, "scores": facts["scores"] and facts["scores"]["predictors"], "calibration_set": note}
     more = _carried_over(model) | {"int8": {"file": path.name, **measured}}
     described = sidecar.write_sidecar(copy, about, license_, chain, more, "static")

@@ -95,9 +95,7 @@ class Task(ABC):
     validate_start = False  # whether the weights that training starts from are validated and kept
     max_norm = 1.0  # of each module's gradient
     ema: float | None = None  # largest decay of the averaged weights; None: no average
-    averages: dict[
-        str, nn.Module
-    ]  # what is validated and kept; `fit` sets it: the modules themselves without an average
+    averages: dict[str, nn.Module]  # what is validated and kept; `fit` sets it: the modules themselves without an average
     average_buffers = False  # whether BatchNorm's statistics, running averages themselves, are averaged as well
     phase_average = False  # whether averaging starts anew with a phase
     rank_batches = False  # whether every rank draws its own batches; then a job continues with as many ranks only

@@ -44,17 +44,15 @@ def frame_losses(
         "kl": (q * (torch.log(q + EPS) - torch.log(p + EPS))).sum(1),
         "cc": 1 - _correlation(saliency, target),
         "sim": 1 - torch.minimum(p, q).sum(1),
-        "bce": F.binary_cross_entropy_with_logits(
-            logits, target / (target.amax(1, keepdim=True) + EPS), reduction="none"
-        ).mean(1),
+        "bce": F.binary_cross_entropy_with_logits(logits, target / (target.amax(1, keepdim=True) + EPS), reduction="none").mean(
+            1
+        ),
     }
     if fixations_Nhw is not None and weights.get("nss"):
         fixations = fixations_Nhw.flatten(1)
         z = (saliency - saliency.mean(1, keepdim=True)) / (saliency.std(1, keepdim=True) + 1e-4)
         parts["nss"] = -(z * fixations).sum(1) / (fixations.sum(1) + EPS)
-    total = sum(
-        (weights[name] * value for name, value in parts.items() if weights.get(name)), logits.new_zeros(len(logits))
-    )
+    total = sum((weights[name] * value for name, value in parts.items() if weights.get(name)), logits.new_zeros(len(logits)))
     return total, parts
 
 
@@ -64,9 +62,7 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPS)
 
 
-def visage_losses(
-    logits_Nhw: Tensor, density_Nhw: Tensor, fixations_Nhw: Tensor | None
-) -> tuple[Tensor, dict[str, Tensor]]:
+def visage_losses(logits_Nhw: Tensor, density_Nhw: Tensor, fixations_Nhw: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of each frame as ViSAGE (2026) trained with, `[N]`, and its unweighted parts `[N]`:
 
         10 KL(g || p) + 2 (1 - CC) + (1 - SIM) + BCE weighted by (1 + 3 f)

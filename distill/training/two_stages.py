@@ -109,9 +109,7 @@ class TwoStages(Task):
         self.precision, self.context = precision, context
         self.rank, self.ranks = rank_and_world()
         if config.batch % self.ranks:
-            raise UsageError(
-                f"teach.batch {config.batch} does not divide over {self.ranks} processes; make it a multiple"
-            )
+            raise UsageError(f"teach.batch {config.batch} does not divide over {self.ranks} processes; make it a multiple")
         self.trunk = trunk.requires_grad_(False).eval()
         trunk.checkpointing = config.recompute
         torch.manual_seed(context.seed)
@@ -195,9 +193,7 @@ class TwoStages(Task):
             with autocast(device, self.precision):
                 logits = [trainer(self.trunk, clip_BCTHW, streams)[0].float() for trainer in self.averages.values()]
             counted = windows.counts_BT.flatten().to(device)
-            density, fixations = (
-                x.flatten(0, 1).to(device)[counted] for x in (windows.density_BTHW, windows.fixations_BTHW)
-            )
+            density, fixations = (x.flatten(0, 1).to(device)[counted] for x in (windows.density_BTHW, windows.fixations_BTHW))
             for n, maps in enumerate([*logits, fuse(logits, self.visage.weights, self.visage.fusion)]):
                 _, parts = frame_losses(maps.flatten(0, 1)[counted], density, fixations, {"nss": 1.0})
                 sums[n] += (1 - parts["cc"]).sum()

@@ -26,9 +26,7 @@ from distill.training.losses import VISAGE_AUX_WEIGHTS, VISAGE_WEIGHTS, frame_lo
 from distill.training.schedules import tiny_visage_share
 
 
-def train_visage(
-    clips: Sequence[CachedClip], config: TeacherConfig, visage: VisageConfig, context: TrainingContext
-) -> Visage:
+def train_visage(clips: Sequence[CachedClip], config: TeacherConfig, visage: VisageConfig, context: TrainingContext) -> Visage:
     """Trains, or continues training, and leaves `visage.pt` in the context's folder. Raises Interrupted after saving."""
     annotated = [c for c in clips if c.truth is not None]
     if not annotated:
@@ -92,10 +90,7 @@ class TinyVisage(Task):
         out = self.net(clip_BCTHW.to(self.context.device))
         target = density_BTHW.to(self.context.device).flatten(0, 1)
         seen = target.sum((1, 2)) > 0
-        heads = [
-            *((1.0, logits) for logits in out.experts),
-            *((VISAGE_AUX_WEIGHTS[n], aux) for n, aux in out.aux.items()),
-        ]
+        heads = [*((1.0, logits) for logits in out.experts), *((VISAGE_AUX_WEIGHTS[n], aux) for n, aux in out.aux.items())]
         loss = torch.zeros((), device=self.context.device)
         for weight, logits_BTHW in heads:
             each, _ = frame_losses(logits_BTHW.flatten(0, 1)[seen], target[seen], None, VISAGE_WEIGHTS)

@@ -177,8 +177,7 @@ class ConvGRUCell(nn.Module):
     def forward(self, x_BTChw: Tensor, hidden_BChw: Tensor | None, domain: str) -> tuple[Tensor, Tensor]:
         """Input and previous state (None at a video's start) -> the state after every frame, and after the last."""
         r_x, z_x, h_x = (
-            each_frame(partial(self.path, domain, name), self.training, x_BTChw).unbind(1)
-            for name in ("r_x", "z_x", "h_x")
+            each_frame(partial(self.path, domain, name), self.training, x_BTChw).unbind(1) for name in ("r_x", "z_x", "h_x")
         )
         hidden = torch.zeros_like(r_x[0]) if hidden_BChw is None else hidden_BChw
         if self.training:  # recurrent dropout: one mask for all time steps of a gradient step
@@ -279,9 +278,7 @@ def pointwise(channels_in: int, channels: int) -> Chain:
 def skip(channels_in: int, channels: int) -> Chain:
     """From a tap to the decoder."""
     reduction = Chain(nn.Conv2d(2 * channels_in, channels, 1), DomainNorm(channels))
-    return Chain(
-        OrderedDict(expansion=pointwise(channels_in, 2 * channels_in), dropout=nn.Dropout2d(0.6), reduction=reduction)
-    )
+    return Chain(OrderedDict(expansion=pointwise(channels_in, 2 * channels_in), dropout=nn.Dropout2d(0.6), reduction=reduction))
 
 
 def twice(x_BChw: Tensor) -> Tensor:

@@ -137,9 +137,7 @@ class Unisal:
         return fingerprint(json.dumps(conventions), self.net)
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: torch.device | str = "cpu"
-    ) -> "Unisal":
+    def load(cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: torch.device | str = "cpu") -> "Unisal":
         """The teacher of a weights file in the released layout. ValueError, one line, for any other file."""
         state = read_weights(path)
         with torch.device("meta"):

@@ -62,9 +62,7 @@ class VisageConfig:
     """Weight of each expert in the fusion, in their order."""
 
     def __post_init__(self) -> None:
-        require_whole_numbers(
-            self, "reduced_width", "embed_width", "head_width_1", "head_width_2", "norm_groups", "out_px"
-        )
+        require_whole_numbers(self, "reduced_width", "embed_width", "head_width_1", "head_width_2", "norm_groups", "out_px")
         if len(self.taps) != 4 or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"VisageConfig.taps {self.taps} must be four different blocks, shallow to deep")
         if self.taps[0] < 0 or self.taps[-1] >= self.trunk.depth:
@@ -80,9 +78,7 @@ class VisageConfig:
         if not self.experts or not set(self.experts) <= set(EXPERT_KINDS):
             raise ValueError(f"VisageConfig.experts {self.experts} must each be of kind 1 or 2")
         if not isinstance(self.lora_rank, int) or self.lora_rank < 0 or (self.lora_rank and not self.shared_trunk):
-            raise ValueError(
-                f"VisageConfig.lora_rank is {self.lora_rank}; it must be whole, and 0 without a shared trunk"
-            )
+            raise ValueError(f"VisageConfig.lora_rank is {self.lora_rank}; it must be whole, and 0 without a shared trunk")
         if len(self.weights) != len(self.experts) or min(self.weights) < 0 or not sum(self.weights) > 0:
             count = len(self.experts)
             raise ValueError(f"VisageConfig.weights {self.weights} must be {count} numbers >= 0, not all 0")

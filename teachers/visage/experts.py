@@ -93,10 +93,7 @@ class Decoder1(nn.Module):
         self.blend11 = ResBlend3d(2 * embed, embed)
         self.blend5 = ResBlend3d(2 * embed, embed)
         self.final_head = nn.Sequential(
-            nn.Conv2d(embed, head, 3, padding=1, bias=False),
-            nn.BatchNorm2d(head),
-            nn.ReLU(),
-            nn.Conv2d(head, 1, 3, padding=1),
+            nn.Conv2d(embed, head, 3, padding=1, bias=False), nn.BatchNorm2d(head), nn.ReLU(), nn.Conv2d(head, 1, 3, padding=1)
         )
         self.center_bias = CenterBias(config.out_px, config.prior_init)
         start_head(self.final_head, config.logit_init)

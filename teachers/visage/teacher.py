@@ -112,12 +112,7 @@ class Visage:
 
     @classmethod
     def load(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        name: str = "visage",
-        device: torch.device | str = "cpu",
-        how: Inference = PLAIN,
+        cls, path: str | os.PathLike[str], *, name: str = "visage", device: torch.device | str = "cpu", how: Inference = PLAIN
     ) -> "Visage":
         """The teacher in a file of `saved_state`. No code in the file is run. ValueError for any other file."""
         try:

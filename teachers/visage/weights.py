@@ -63,11 +63,7 @@ def load_released(
 
 
 def random_net(
-    config: VisageConfig,
-    seed: int = 0,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    config: VisageConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> VisageNet:
     """An ensemble with random weights, for benchmarks and smoke tests; equal seeds give equal weights on one kind of device.
 

@@ -53,18 +53,7 @@ def test_the_command_line_surface_is_frozen():
         for name, verb in verbs.items()
         if name != "teach"  # that it is the stage, its help shows
     }
-    stage = [
-        "--accept-licence",
-        "--corpus",
-        "--force",
-        "--json",
-        "--maps",
-        "--out",
-        "--quiet",
-        "--root",
-        "--set",
-        "--teacher",
-    ]
+    stage = ["--accept-licence", "--corpus", "--force", "--json", "--maps", "--out", "--quiet", "--root", "--set", "--teacher"]
     assert flags == {
         "run": sorted([*stage, "--dry-run"]), "stage": stage, "label": stage, "train": stage, "export": stage, "report": stage,
         "eval": sorted([*stage, "--baseline", "--csv", "--per-clip", "--protocol"]), "init": ["--json"],
@@ -133,10 +122,7 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message):
     if arguments[:3] == ["run", "--set", "run.device=cuda:99"]:
         arguments = [
             *arguments,
-            *(
-                f"--set={s}"
-                for s in ("synthetic.clips=2", "synthetic.frames=4", "synthetic.height=32", "synthetic.width=64")
-            ),
+            *(f"--set={s}" for s in ("synthetic.clips=2", "synthetic.frames=4", "synthetic.height=32", "synthetic.width=64")),
         ]
     result = invoke(*arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr

@@ -126,9 +126,7 @@ def test_groups_stay_on_one_side(tmp_path):
     groups.write_text("# clip,group\n001,a\n002,a\n003,b\n004,b\n", encoding="utf-8")
     for seed in range(12):
         parts = split(corpus, 0.34, groups=groups, seed=seed)
-        assert set(parts.train) | set(parts.val) == {c.id for c in corpus.clips} and not set(parts.train) & set(
-            parts.val
-        )
+        assert set(parts.train) | set(parts.val) == {c.id for c in corpus.clips} and not set(parts.train) & set(parts.val)
         for pair in ({"001", "002"}, {"003", "004"}):
             assert pair <= set(parts.train) or pair <= set(parts.val)
         assert len(parts.val) == 2

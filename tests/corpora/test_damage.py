@@ -45,9 +45,7 @@ def damaged(whole: bytes):
             data[place] = value
         return bytes(data)
 
-    change = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=4).map(
-        changed
-    )
+    change = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=4).map(changed)
     return st.one_of(st.binary(max_size=300), cut, change)
 
 

@@ -107,10 +107,7 @@ def test_a_matlab_matrix_is_read(tmp_path, compressed, order, dtype):
         (lambda p: writers.mat(p, np.zeros((2, 2), np.uint8), name="J"), "has no numeric matrix I; it holds J"),
         (lambda p: p.write_bytes(b"<html>"), "is not a MATLAB file"),
         (lambda p: p.write_bytes(b"MATLAB 7.3 MAT-file".ljust(200)), "save -v7"),
-        (
-            lambda p: p.write_bytes(writers.mat(p, np.zeros((40, 40), np.uint8)).read_bytes()[:-9]),
-            "cannot be read|truncated",
-        ),
+        (lambda p: p.write_bytes(writers.mat(p, np.zeros((40, 40), np.uint8)).read_bytes()[:-9]), "cannot be read|truncated"),
     ],
 )
 def test_a_matlab_file_that_cannot_be_used_is_named(tmp_path, write, message):
@@ -161,10 +158,7 @@ def test_raw_gaze_is_mapped_as_record_mapping_does(tmp_path, short):
     second = fixation_points(clip, 1)
     assert (second.rows.tolist(), second.columns.tolist()) == ([180], [320])
     assert len(fixation_points(clip, 2).rows) == len(fixation_points(clip, 3).rows) == 0
-    assert clip.troubles == {
-        "points outside the frame": 2,
-        "points after the last frame or before the first": 1,
-    }
+    assert clip.troubles == {"points outside the frame": 2, "points after the last frame or before the first": 1}
     assert any(note.startswith("points outside the frame: 2 dropped, in 1 clip (001: 2)") for note in corpus.notes)
 
 

@@ -191,13 +191,8 @@ def test_videos_and_images_are_labelled_and_trained_on_together(tmp_path, two, n
         engine.carry_out(run, recipe, narrator, until="train")
         corpus = Corpus.from_dict(json.loads((run / "corpus.json").read_text(encoding="utf-8")))
         for clip in corpus.clips:
-            labels, cached = (
-                np.load(run / "labels" / f"{clip.id}.npy"),
-                np.load(run / "frames" / f"{clip.id}.frames.npy"),
-            )
-            assert len(labels) == clip.frames and len(cached) == (
-                1 if clip.static else 2
-            )  # 6 frames at 8 of 30 per second
+            labels, cached = (np.load(run / "labels" / f"{clip.id}.npy"), np.load(run / "frames" / f"{clip.id}.frames.npy"))
+            assert len(labels) == clip.frames and len(cached) == (1 if clip.static else 2)  # 6 frames at 8 of 30 per second
         assert (run / "checkpoints" / "best.pt").is_file()
     assert corpus.weights == {"dhf1k": 1.0, "images": 0.5} and len(corpus.val) == 3
 

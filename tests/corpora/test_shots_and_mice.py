@@ -95,9 +95,7 @@ def test_mouse_corpora_are_read_with_their_multiplicity(tmp_path, name):
 
 def test_a_split_that_is_missing_or_does_not_fit_is_noted(tmp_path):
     writers.avimos(tmp_path)
-    (tmp_path / "TrainTestSplit.json").write_text(
-        '{"train": ["0001", "0009"], "public_test": ["0003"]}', encoding="utf-8"
-    )
+    (tmp_path / "TrainTestSplit.json").write_text('{"train": ["0001", "0009"], "public_test": ["0003"]}', encoding="utf-8")
     corpus = open_corpus("avimos", tmp_path)
     assert corpus.notes == (
         f"TrainTestSplit.json names 1 clip not in {tmp_path.name} (0009)",

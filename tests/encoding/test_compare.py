@@ -10,14 +10,7 @@ from distill.corpora import open_corpus
 from distill.encoding import bd_tables, compare
 from distill.encoding.compare import CENTRE, NO_MAP, gains, measure_point, plan_offsets, summary
 from distill.encoding.encoders import Coding
-from distill.encoding.excerpts import (
-    check_proxy,
-    find_sources,
-    make_excerpt,
-    read_clip,
-    unique_names,
-    with_proxy_weights,
-)
+from distill.encoding.excerpts import check_proxy, find_sources, make_excerpt, read_clip, unique_names, with_proxy_weights
 from distill.encoding.planner import open_maps
 from distill.encoding.qp_offsets import Shaping
 from distill.evaluation import tables
@@ -63,10 +56,7 @@ def test_a_map_of_where_people_look_gains_there_and_loses_elsewhere(tmp_path):
     points = {
         title: [
             measure_point(
-                excerpt,
-                plan_offsets(excerpt, own, Shaping(4, prior=0)),
-                Coding(crf=crf, preset="ultrafast", threads=1),
-                16,
+                excerpt, plan_offsets(excerpt, own, Shaping(4, prior=0)), Coding(crf=crf, preset="ultrafast", threads=1), 16
             )
             for crf in (20, 26, 32)
         ]
@@ -182,11 +172,7 @@ def test_a_proxys_map_is_a_weight_of_every_pixel(students):
         make_excerpt(iter(pixels), 25.0, {}), open_maps(students / "one_step.onnx", None), "one_step.onnx"
     )
     weight = excerpt.weight(1)
-    assert (
-        weight.shape == excerpt.picture.size == (60, 94)
-        and weight.sum() == pytest.approx(1, abs=1e-5)
-        and weight.min() >= 0
-    )
+    assert weight.shape == excerpt.picture.size == (60, 94) and weight.sum() == pytest.approx(1, abs=1e-5) and weight.min() >= 0
     assert np.corrcoef(weight.ravel(), cv2.resize(excerpt.weights[1], (94, 60)).ravel())[0, 1] == pytest.approx(1)
 
 
@@ -258,8 +244,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "v.mp4").touch()
     same = [
-        name
-        for name, _ in find_sources([tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mp4"], None, None, None, 5, narrator)
+        name for name, _ in find_sources([tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mp4"], None, None, None, 5, narrator)
     ]
     assert same == [str(tmp_path / "a" / "v.mp4"), str(tmp_path / "b" / "v.mp4")]  # neither sources the other's place
 
@@ -267,10 +252,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
 def test_what_cannot_be_written_is_told_before_anything_is_encoded(tmp_path):
 
     (tmp_path / "file").write_text("")
-    for option, wrong, reason in (
-        ("--out", tmp_path, "a folder"),
-        ("--csv", tmp_path / "file" / "x.csv", "below a file"),
-    ):
+    for option, wrong, reason in (("--out", tmp_path, "a folder"), ("--csv", tmp_path / "file" / "x.csv", "below a file")):
         told = invoke("bd", "clip.mp4", option, wrong)
         assert told.returncode == 2 and told.stderr.strip().endswith(f"cannot be written: it is {reason}")
     told = invoke("bd", "clip.mp4", "--out", tmp_path / "new" / "x.png")  # a folder is made when it is needed

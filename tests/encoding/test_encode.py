@@ -49,9 +49,7 @@ def pictures(count, height=H, width=W):
         yield np.clip(frame, 0, 255).astype(np.uint8)
 
 
-def write_clip(
-    path, count=12, size=(H, W), format_="yuv420p", times=None, audio=False, codec="ffv1", opts=None, **context
-):
+def write_clip(path, count=12, size=(H, W), format_="yuv420p", times=None, audio=False, codec="ffv1", opts=None, **context):
     with av.open(str(path), "w") as out:
         video = out.add_stream(codec, rate=25, options=opts or {})
         video.height, video.width = size
@@ -187,9 +185,7 @@ def test_any_size_and_depth(tmp_path, heard, format_, size, codec, kept, cut):
     facts = run(clip, tmp_path / "out.mkv", left, heard, coding)
     with av.open(str(tmp_path / "out.mkv")) as container:
         frame = next(container.decode(video=0))
-    assert (
-        frame.format.name.replace("yuvj", "yuv") == kept and (frame.height, frame.width) == cut and facts["frames"] == 2
-    )
+    assert frame.format.name.replace("yuvj", "yuv") == kept and (frame.height, frame.width) == cut and facts["frames"] == 2
     assert any("odd" in line for line in heard.said) == (size != cut)
     if format_ != "bgr0":
         before, after = luma(clip)[0][:, : cut[0], : cut[1]], luma(tmp_path / "out.mkv")[0]
@@ -232,14 +228,8 @@ def packets(path, kind):
 def test_audio_and_subtitles_are_copied_byte_for_byte(tmp_path, heard):
     clip = write_clip(tmp_path / "sound.mkv", audio=True)
     (tmp_path / "words.srt").write_text("1\n00:00:00,100 --> 00:00:00,300\nwords\n")
-    with (
-        av.open(str(clip)) as a,
-        av.open(str(tmp_path / "words.srt")) as b,
-        av.open(str(tmp_path / "in.mkv"), "w") as out,
-    ):
-        streams = {
-            (n, s.index): out.add_stream_from_template(s, opaque=True) for n, c in enumerate((a, b)) for s in c.streams
-        }
+    with av.open(str(clip)) as a, av.open(str(tmp_path / "words.srt")) as b, av.open(str(tmp_path / "in.mkv"), "w") as out:
+        streams = {(n, s.index): out.add_stream_from_template(s, opaque=True) for n, c in enumerate((a, b)) for s in c.streams}
         streams[0, 1].metadata["language"] = "eng"
         for n, container in enumerate((a, b)):
             for packet in container.demux():
@@ -468,9 +458,7 @@ def test_maps_for_other_encoders_go_with_or_without_a_video(clip, tmp_path, hear
     # 160x96 in 3x2 blocks of 64, a quarter of the second one salient: -5, 2.5, 5 in steps of 3 QP, and 4 of qindex for each
     assert (tmp_path / "map.txt").read_text() == "0 -24 12 24 -24 12 24\n"
     run(clip, None, left, heard, roi=(tmp_path / "cmd.sh", "addroi"))
-    assert (
-        "-vf addroi=80:0:80:96:0.117647,addroi=0:0:160:96:-0.117647 -c:v libx264" in (tmp_path / "cmd.sh").read_text()
-    )
+    assert "-vf addroi=80:0:80:96:0.117647,addroi=0:0:160:96:-0.117647 -c:v libx264" in (tmp_path / "cmd.sh").read_text()
 
 
 @pytest.mark.parametrize(
@@ -544,9 +532,7 @@ def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared
     before = luma(clip)[0]
 
     def measure(crf, maps):
-        facts = run(
-            clip, tmp_path / "out.mp4", maps, heard, Coding(codec, crf=crf, preset="superfast"), Shaping(prior=0)
-        )
+        facts = run(clip, tmp_path / "out.mp4", maps, heard, Coding(codec, crf=crf, preset="superfast"), Shaping(prior=0))
         error = ((before - luma(tmp_path / "out.mp4")[0]) ** 2).mean(0)
         return facts["bytes"], *(-10 * np.log10(error[part].mean()) for part in (there > 0.5, there < 0.05))
 

@@ -16,9 +16,7 @@ def qp_offsets(saliency, strength, block=16, size=None, previous=None, bits=None
 
 
 MAPS = arrays(
-    np.float32,
-    st.tuples(st.integers(1, 70), st.integers(1, 70)),
-    elements=st.floats(0, 1, width=32, allow_subnormal=False),
+    np.float32, st.tuples(st.integers(1, 70), st.integers(1, 70)), elements=st.floats(0, 1, width=32, allow_subnormal=False)
 )
 BLOCK = st.sampled_from([16, 32, 64])
 quick = settings(max_examples=40, deadline=None)
@@ -73,11 +71,7 @@ def test_more_salient_is_never_a_higher_qp_and_nothing_is_beyond_the_limit(salie
 def left_over(offsets, weights, neutral):
     """By how many QP all blocks would have to be moved once more; 0 where the frame keeps what `neutral` promises."""
     weights = weights / weights.sum()
-    return (
-        (offsets * weights).sum()
-        if neutral == "mean"
-        else -HALVING * np.log2((np.exp2(-offsets / HALVING) * weights).sum())
-    )
+    return (offsets * weights).sum() if neutral == "mean" else -HALVING * np.log2((np.exp2(-offsets / HALVING) * weights).sum())
 
 
 @quick
@@ -130,9 +124,7 @@ def test_bits_are_where_something_is_and_changes():
     still[:, :32] += noise[:, :32]
     first = block_bits(still, None, 16, still.shape)
     assert first.shape == (3, 4) and first.sum() == pytest.approx(1)
-    assert first[:2, :2].min() > 50 * first[:2, 2].max() and first[0, 2] == pytest.approx(
-        8 * first[0, 3]
-    )  # 16 and 2 columns
+    assert first[:2, :2].min() > 50 * first[:2, 2].max() and first[0, 2] == pytest.approx(8 * first[0, 3])  # 16 and 2 columns
     moved = still.copy()
     moved[:16, :16] = rng.normal(90, 30, (16, 16))
     second = block_bits(moved, still, 16, still.shape)

@@ -6,19 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.encoding.roi_files import (
-    RoiFile,
-    addroi,
-    addroi_command,
-    kvazaar_binary,
-    kvazaar_text,
-    rectangles,
-    svt_event,
-)
+from distill.encoding.roi_files import RoiFile, addroi, addroi_command, kvazaar_binary, kvazaar_text, rectangles, svt_event
 
-MAP = np.array(
-    [[2, 2, 2], [2, -6, -6]], np.int32
-)  # of 40x24 pixels in blocks of 16: partial at the right and at the bottom
+MAP = np.array([[2, 2, 2], [2, -6, -6]], np.int32)  # of 40x24 pixels in blocks of 16: partial at the right and at the bottom
 
 
 def test_kvazaar_byte_for_byte(tmp_path):

@@ -101,9 +101,7 @@ def test_scores_are_those_of_the_files_run_frame_by_frame(models, clips, narrato
 
 
 def test_the_number_of_threads_does_not_change_the_result(models, clips, narrator):
-    once, again = (
-        evaluate(models, {}, clips, 6, threads, narrator, baselines=["max"], mean_map=True) for threads in (1, 3)
-    )
+    once, again = (evaluate(models, {}, clips, 6, threads, narrator, baselines=["max"], mean_map=True) for threads in (1, 3))
     assert once == again
 
 
@@ -198,9 +196,7 @@ def test_shuffled_auc_draws_from_ten_frames_of_other_clips(clips):
 def test_points_of_a_clip_of_another_size_are_scaled(models, tmp_path):
     small = open_corpus("gaze-table", gaze_corpus(tmp_path / "a", (48, 64))).clips[0]
     large = open_corpus("gaze-table", gaze_corpus(tmp_path / "b", (96, 192))).clips[1]
-    gaze = Fixations(
-        [small, large], [{0: Points(np.array([47]), np.array([63]))}, {0: Points(np.array([95]), np.array([3]))}]
-    )
+    gaze = Fixations([small, large], [{0: Points(np.array([47]), np.array([63]))}, {0: Points(np.array([95]), np.array([3]))}])
     assert [int(a[0]) for a in gaze.others(large, 0, own_clip=False)] == [94, 189]
     assert [int(a[0]) for a in gaze.others(small, 0, own_clip=False)] == [47, 1]
 
@@ -251,9 +247,7 @@ def test_the_interval_of_one_clip_allows_for_correlated_frames():
     assert (
         0.85 < covered[0.0] / 150 < 0.99 and 0.75 < covered[0.8] / 150 < 0.99
     )  # with single frames drawn, the second covers 0.5
-    assert (
-        statistics.interval_over_frames([2.0] * 8) == [2.0, 2.0] and statistics.interval_over_frames([2.0] * 7) is None
-    )
+    assert statistics.interval_over_frames([2.0] * 8) == [2.0, 2.0] and statistics.interval_over_frames([2.0] * 7) is None
     result = made_up_scores(step=0.1, image=0.0)
     result["clips"]["c3"]["nss_over_time"] = {"step": [1.0, 2.0] * 10}
     cells = dict(tables.clip_cells(result))
@@ -397,9 +391,7 @@ def test_a_recipe_with_an_unknown_protocol_or_baseline_fails_before_the_run(key,
 def test_models_with_the_same_file_name_are_named_by_path(models, tmp_path, tiny_root, narrator):
     other = tmp_path / "tiny.onnx"
     other.write_bytes(models["image"].read_bytes())
-    recipe = load_recipe(
-        None, [f'corpus.root="{tiny_root}"', "corpus.name=dhf1k", "eval.stride=12", "eval.baselines=[]"]
-    )
+    recipe = load_recipe(None, [f'corpus.root="{tiny_root}"', "corpus.name=dhf1k", "eval.stride=12", "eval.baselines=[]"])
     (name, result), *_ = evaluate_corpora([models["image"], other, models["step"]], recipe, narrator).items()
     assert name == f"dhf1k:{tiny_root.name}"
     assert list(result["predictors"])[:3] == [str(models["image"]), str(other), "tiny_step.onnx"]

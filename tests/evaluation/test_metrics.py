@@ -242,9 +242,7 @@ def test_block_iou_is_computed_like_the_downstreams():
     prediction[48:, 64:] = 1.0
     assert metrics.block_iou(prediction, density) == pytest.approx(1 / 5)
     assert metrics.block_iou(prediction * 0.4, density) == 0  # it reads absolute values
-    assert metrics.block_iou(prediction * 255, density) == metrics.block_iou(
-        prediction, density
-    )  # 8 bits: by its maximum
+    assert metrics.block_iou(prediction * 255, density) == metrics.block_iou(prediction, density)  # 8 bits: by its maximum
     assert metrics.block_iou(density * 0, density * 0) == 1
     assert np.isnan(metrics.block_iou(np.ones((15, 90)), np.ones((15, 90))))
 

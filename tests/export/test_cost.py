@@ -85,19 +85,11 @@ def test_a_shape_that_only_a_run_tells_is_named():
     with pytest.raises(ValueError, match=r"If y: the frame's size does not decide which branch"):
         count(model, 99, 40)
     conv = helper.make_node("Conv", ["x", "w"], ["y"], name="late")
-    nodes = [
-        helper.make_node("NonZero", ["input"], ["i"]),
-        helper.make_node("Gather", ["input", "i"], ["x"], axis=3),
-        conv,
-    ]
+    nodes = [helper.make_node("NonZero", ["input"], ["i"]), helper.make_node("Gather", ["input", "i"], ["x"], axis=3), conv]
     with pytest.raises(ValueError, match=r"Conv late"):
         count(graph(nodes, {"input": [1, 3, "h", "w"]}, {"w": (2, 3, 1, 1)}), 8, 8)
     with pytest.raises(ValueError, match=r"the input 'other'"):
-        count(
-            graph([helper.make_node("Add", ["input", "other"], ["y"])], {"input": [1, 3, 8, 8], "other": ["n"]}, {}),
-            8,
-            8,
-        )
+        count(graph([helper.make_node("Add", ["input", "other"], ["y"])], {"input": [1, 3, 8, 8], "other": ["n"]}, {}), 8, 8)
 
 
 @pytest.mark.parametrize("mode", ["image", "step"])

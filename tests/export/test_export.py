@@ -51,9 +51,7 @@ def test_onnxruntime_and_pytorch_agree_over_sizes_and_time(student, graphs):
 
 def test_the_default_student_agrees_at_full_hd():
     student = lively(TinyUNetConfig())
-    parity = compare(
-        student, image_graph(student, {}), step_graph(student, 30.0, {}), 30.0, sizes=((1080, 1920),), length=2
-    )
+    parity = compare(student, image_graph(student, {}), step_graph(student, 30.0, {}), 30.0, sizes=((1080, 1920),), length=2)
     assert parity.failures == []
 
 
@@ -162,9 +160,7 @@ def test_an_operation_that_the_writer_does_not_know_is_named():
 
     writer = Writer.new("odd")
     x = writer.builder.input("x", ir.DataType.FLOAT, [1, 2])
-    with pytest.raises(
-        ExportRefused, match=r"^the student uses cumsum at cumsum, .*add it to EMIT in export/graph.py$"
-    ):
+    with pytest.raises(ExportRefused, match=r"^the student uses cumsum at cumsum, .*add it to EMIT in export/graph.py$"):
         trace(writer, Odd(), [x], ["y"])
 
 

@@ -31,9 +31,7 @@ def test_random_weights_are_the_same_every_time(tmp_path, name):
 
 def test_a_file_of_the_authors_layout_opens(tmp_path):
     torch.save({"state_dict": UnisalNet().state_dict()}, tmp_path / "u.pth")
-    recipe = load_recipe(
-        None, ["teacher.name=unisal", f"teacher.weights={tmp_path / 'u.pth'}", "teacher.domain=SALICON"]
-    )
+    recipe = load_recipe(None, ["teacher.name=unisal", f"teacher.weights={tmp_path / 'u.pth'}", "teacher.domain=SALICON"])
     check(recipe)
     assert list(try_out(recipe, torch.device("cpu"), PLAIN)) == ["unisal, u.pth"]
     opened = open_teacher(recipe, torch.device("cpu"), tmp_path)
@@ -41,16 +39,7 @@ def test_a_file_of_the_authors_layout_opens(tmp_path):
 
 
 def test_a_published_size_opens_with_its_fusion(tmp_path):
-    small = (
-        "frames=4",
-        "px=28",
-        "out_px=16",
-        "reduced_width=16",
-        "embed_width=16",
-        "head_width=8",
-        "norm_groups=4",
-        "rank=4",
-    )
+    small = ("frames=4", "px=28", "out_px=16", "reduced_width=16", "embed_width=16", "head_width=8", "norm_groups=4", "rank=4")
     sets = ["teacher.size=S", "teacher.weights=random", "teacher.fusion=max", *(f"teach.{s}" for s in small)]
     recipe = load_recipe(None, [*sets, "teacher.expert_weights=[1,3]"])
     check(recipe)
@@ -148,9 +137,7 @@ def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, with_metad
     assert parts == [entry["part"] for entry in sidecar["license_chain"]] == [
         "corpus synthetic", "teacher visage tiny", "teacher onnx: ta.onnx", "ta.onnx: corpus far",
     ]  # fmt: skip
-    check_licences(
-        Teacher(name="onnx", weights=(str(tmp_path / "r" / "export" / "student.onnx"),))
-    )  # a link of the next chain
+    check_licences(Teacher(name="onnx", weights=(str(tmp_path / "r" / "export" / "student.onnx"),)))  # a link of the next chain
 
 
 def test_labels_are_taken_over_and_calibrated(tmp_path, students):
@@ -161,11 +148,7 @@ def test_labels_are_taken_over_and_calibrated(tmp_path, students):
     values = json.loads((tmp_path / "c.json").read_text())
     values["calibration"] = {"temperature": 2.0, "bias": 1.0, "blur": 0.0}
     (tmp_path / "c.json").write_text(json.dumps(values))
-    again = (
-        "teacher.name=maps",
-        f"teacher.maps={tmp_path / 'a' / 'labels'}",
-        f"teacher.calibration={tmp_path / 'c.json'}",
-    )
+    again = ("teacher.name=maps", f"teacher.maps={tmp_path / 'a' / 'labels'}", f"teacher.calibration={tmp_path / 'c.json'}")
     assert label_with(tmp_path / "b", *again)[0] == 0
     a, b = (np.load(tmp_path / run / "labels" / "001.npy").astype(np.float32) for run in "ab")
     assert np.allclose(b, np.clip(a, -BOUND, BOUND) / 2 + 1, atol=1e-2)

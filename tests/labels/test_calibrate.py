@@ -140,9 +140,7 @@ def test_a_teacher_that_is_right_is_left_alone(clips: list[Clip]) -> None:
     assert abs(fit.after["kld"] - fit.before["kld"]) < 0.05
 
 
-def test_what_helps_only_the_clips_it_was_fitted_to_is_not_used(
-    clips: list[Clip], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_helps_only_the_clips_it_was_fitted_to_is_not_used(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = Calibration(5.0)
     monkeypatch.setattr(module, "fit_parts", lambda samples, parts: [fitted] * (1 + len(parts)))
     fit = calibrate(clips, knowing(lambda logits: logits), Narrator(quiet=True), frames=2)
@@ -198,9 +196,7 @@ def test_a_calibrated_teacher_is_another_teacher() -> None:
     frames = np.zeros((4, 2, 2, 3), np.uint8)
     assert teacher.infer(teacher.prepare(frames), 6.0).tolist() == teacher.logits(frames, 6.0).tolist()
     assert torch.equal(teacher.logits(frames, 6.0), torch.full((4, 2, 3), 4.0))
-    prints = {
-        Calibrated(Constant(), Calibration(*values)).fingerprint() for values in ((2.0, 1.0), (2.0, 1.1), (2.1, 1.0))
-    }
+    prints = {Calibrated(Constant(), Calibration(*values)).fingerprint() for values in ((2.0, 1.0), (2.0, 1.1), (2.1, 1.0))}
     assert len(prints) == 3 and Constant().fingerprint() not in prints
     assert Calibrated(Constant(), IDENTITY).fingerprint() == Constant().fingerprint()
 
@@ -212,9 +208,7 @@ def test_a_file_of_one_teacher_is_not_used_for_another(flat: Fit, tmp_path: Path
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written["teacher"] == {"name": "constant", "fingerprint": "a" * 64}
     assert written["report"]["after"] == flat.after
-    with pytest.raises(
-        UsageError, match=r"was fitted to teacher constant .a{12}., this one is b{12}; calibrate it anew"
-    ):
+    with pytest.raises(UsageError, match=r"was fitted to teacher constant .a{12}., this one is b{12}; calibrate it anew"):
         load(path, "b" * 64)
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(UsageError, match=r"calibration\.json is not a calibration"):

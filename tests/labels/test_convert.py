@@ -24,8 +24,7 @@ def layout(golden: Path, name: str) -> dict[str, Tensor]:
     shapes = json.loads((golden / "teachers" / f"{name}.keys.json").read_text(encoding="utf-8"))["shapes"]
     whole = ("num_batches_tracked", "relative_position_index")
     return {
-        key: torch.full((), n if key.endswith(whole) else n / 8).expand(shape)
-        for n, (key, shape) in enumerate(shapes.items())
+        key: torch.full((), n if key.endswith(whole) else n / 8).expand(shape) for n, (key, shape) in enumerate(shapes.items())
     }
 
 
@@ -115,9 +114,7 @@ def test_sources_that_are_refused(golden: Path, tmp_path: Path) -> None:
     source.write_text("<!doctype html>", encoding="utf-8")
     assert "is a web page" in message(source, target)
     torch.save({"weight": torch.ones(3)}, source)
-    assert "is not a known kind of file: its first key is 'weight' of 1; known are internvideo2 (" in message(
-        source, target
-    )
+    assert "is not a known kind of file: its first key is 'weight' of 1; known are internvideo2 (" in message(source, target)
     state = an_expert(golden, 2)
     torch.save(state | {"decoder.fuse17.norm1.weight": torch.ones(31)}, source)
     text = message(source, target)

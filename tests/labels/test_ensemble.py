@@ -47,7 +47,5 @@ def test_no_member_can_outvote_the_rest_alone():
 
 def test_an_ensembles_fingerprint_is_of_members_and_ratios():
     a, b = Constant("a", [[0.0]], 4), Constant("b", [[0.0]], 4)
-    prints = [
-        Ensemble("e", m, w).fingerprint() for m, w in (([a, b], [1, 1]), ([a, b], [2, 1]), ([b, a], [1, 1]), ([a], [1]))
-    ]
+    prints = [Ensemble("e", m, w).fingerprint() for m, w in (([a, b], [1, 1]), ([a, b], [2, 1]), ([b, a], [1, 1]), ([a], [1]))]
     assert len(set(prints)) == 4 and prints[0] == Ensemble("other", [a, b], [5, 5]).fingerprint()

@@ -119,9 +119,7 @@ def test_what_goes_wrong_names_the_clip():
 
     class Full(FakeTeacher):
         def infer(self, inputs, fps):
-            raise torch.OutOfMemoryError(
-                "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is full. Long advice. More."
-            )
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is full. Long advice. More.")
 
     with pytest.raises(UsageError, match="clip 4: teacher fake: frames are too small"):
         list(computed_by(Blind())([FakeClip("4")]))
@@ -200,9 +198,7 @@ def test_it_says_how_fast_and_how_long_still(tmp_path, capsys, monkeypatch):
 def test_auto_precision_follows_the_device():
     assert inference(Label(), torch.device("cpu")) == Inference(0.0, "fp32", False, 0)
     assert inference(Label(), torch.device("cuda")).precision == "bf16"
-    assert inference(Label(precision="bf16", overlap=0.5, batch=3), torch.device("cpu")) == Inference(
-        0.5, "bf16", False, 3
-    )
+    assert inference(Label(precision="bf16", overlap=0.5, batch=3), torch.device("cpu")) == Inference(0.5, "bf16", False, 3)
     with pytest.raises(UsageError, match=r"label\.precision must be auto, bf16 or fp32, got 'fp8'"):
         load_recipe(None, ["label.precision=fp8"])
 
@@ -343,9 +339,7 @@ def test_ctrl_c_ends_all_ranks_after_the_clip_in_work(taught, tmp_path, torchrun
     job.send_signal(signal.SIGINT)  # to torchrun, as a terminal does; it passes it on
     _, stderr = job.communicate(timeout=120)
     assert job.returncode != 0 and stderr.count("interrupted: ") == 1
-    assert re.search(
-        r"interrupted: labelling, after clip 00\d, \d of 5.*torchrun --nproc-per-node 2 -m distill label", stderr
-    )
+    assert re.search(r"interrupted: labelling, after clip 00\d, \d of 5.*torchrun --nproc-per-node 2 -m distill label", stderr)
     assert not list((tmp_path / "run").rglob("*.tmp"))
     for name, content in stored(tmp_path / "run" / "labels").items():
         assert content == (taught / "alone" / "labels" / name).read_bytes()

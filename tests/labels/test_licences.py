@@ -20,9 +20,7 @@ def test_licences_that_allow_any_use(free):
     assert permissive(free)
 
 
-@pytest.mark.parametrize(
-    "unclear", ["", UNSTATED, "CC BY-NC 4.0", "MIT-like", "GPL-3.0-only", "Apache-2.0; not for sale"]
-)
+@pytest.mark.parametrize("unclear", ["", UNSTATED, "CC BY-NC 4.0", "MIT-like", "GPL-3.0-only", "Apache-2.0; not for sale"])
 def test_licences_that_the_user_must_judge(unclear):
     assert not permissive(unclear)
 
@@ -62,9 +60,7 @@ def test_labels_list_what_their_teacher_is_made_of(tmp_path, with_metadata):
     built = open_teacher(recipe, torch.device("cpu"), tmp_path)
     description = describe(recipe, built)
     assert description["name"] == built.name == "unisal:2+onnx" and description["fingerprint"] == built.fingerprint()
-    assert description["source"] == "2 x unisal, RANDOM WEIGHTS; 1 x onnx, s.onnx" and description["random"] == [
-        "unisal"
-    ]
+    assert description["source"] == "2 x unisal, RANDOM WEIGHTS; 1 x onnx, s.onnx" and description["random"] == ["unisal"]
     assert description["chain"] == [
         ["teacher unisal, code", "Apache-2.0"],
         ["teacher unisal, weights", "BSD-2-Clause-Patent (random)"],

@@ -160,9 +160,7 @@ def test_a_real_interrupt_is_130(tmp_path, good):
     # A job in the background starts with it ignored.
     script += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script += f"c.check_model = lambda *a, **k: os.kill(os.getpid(), {int(signal.SIGINT)})\nc.main()"
-    result = subprocess.run(
-        [sys.executable, "-c", script, "check", good], cwd=tmp_path, capture_output=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", script, "check", good], cwd=tmp_path, capture_output=True, check=False)
     assert result.returncode == 130 and result.stderr == b""
 
 
@@ -173,9 +171,7 @@ def test_formats_exit_alike(run, good, bad):
         assert run("check", bad, "none.onnx", "--format", form)[0] == 2
     assert json.loads(run("check", bad, "--json")[1]) == json.loads(run("check", bad, "--format", "json")[1])
     assert json.loads(run("check", bad, "--format", "sarif")[1])["version"] == "2.1.0"
-    assert run("check", bad, "--format", "github")[1].startswith(
-        "::error file=bad.onnx,title=opallowlist%3A op Floor::"
-    )
+    assert run("check", bad, "--format", "github")[1].startswith("::error file=bad.onnx,title=opallowlist%3A op Floor::")
 
 
 def test_quiet_says_only_what_is_refused(run, good, bad):
@@ -213,15 +209,11 @@ def test_version(run):
     assert code == 0 and out.startswith("opallowlist ")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["check", "bad.onnx"], ["ops"], ["check", "bad.onnx", "--format", "sarif"], ["--help"]]
-)
+@pytest.mark.parametrize("arguments", [["check", "bad.onnx"], ["ops"], ["check", "bad.onnx", "--format", "sarif"], ["--help"]])
 def test_a_closed_pipe_is_quiet_and_keeps_the_verdict(tmp_path, bad, arguments):
     reader, writer = os.pipe()
     os.close(reader)
-    result = subprocess.run(
-        [*OPALLOWLIST, *arguments], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, check=False
-    )
+    result = subprocess.run([*OPALLOWLIST, *arguments], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert result.stderr == b"" and result.returncode == (1 if "check" in arguments else 0)
 
@@ -241,9 +233,7 @@ def test_closed_standard_output_keeps_the_verdict(tmp_path, bad):
 
 def test_a_narrow_encoding_does_not_break_the_report(tmp_path, bad):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    result = subprocess.run(
-        [*OPALLOWLIST, "check", bad], cwd=tmp_path, capture_output=True, env=environment, check=False
-    )
+    result = subprocess.run([*OPALLOWLIST, "check", bad], cwd=tmp_path, capture_output=True, env=environment, check=False)
     assert result.returncode == 1 and b"? Floor" in result.stdout and result.stderr == b""
 
 

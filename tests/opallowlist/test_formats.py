@@ -202,9 +202,7 @@ def test_sarif_has_the_schemas_form(bad, image, tmp_path):
     results = check_sarif(json.loads(sarif(reports, [Unread("C:x y.onnx", "C:x y.onnx: cannot be read")], "0.1.0")))
     assert [result["ruleId"] for result in results[:4]] == ["op", "op", "op", "op"]
     assert results[0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "bad%20model.onnx"
-    assert results[0]["locations"][0]["logicalLocations"] == [
-        {"name": "/neck/Split", "fullyQualifiedName": "main//neck/Split"}
-    ]
+    assert results[0]["locations"][0]["logicalLocations"] == [{"name": "/neck/Split", "fullyQualifiedName": "main//neck/Split"}]
     assert results[-1]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "a%3Ab.onnx"
     assert {result["level"] for result in results} == {"error", "warning"}
 

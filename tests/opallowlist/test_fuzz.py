@@ -90,8 +90,6 @@ def test_damaged_files_get_a_verdict(scanner, image, step):
                 raise AssertionError(f"case {number}: protobuf cannot read it, wire can")
         outcomes[report.violations[0].rule if report.violations else "accepted"] += 1
     peak = peak_megabytes() - before
-    print(
-        f"\n{CASES} files, slowest {slowest * 1e3:.1f} ms, {peak:.0f} MB more at the peak, {dict(outcomes.most_common())}"
-    )
+    print(f"\n{CASES} files, slowest {slowest * 1e3:.1f} ms, {peak:.0f} MB more at the peak, {dict(outcomes.most_common())}")
     assert slowest < 2 and peak < 500
     assert len(outcomes) > 5, "the damage should reach more than one rule"

@@ -10,9 +10,7 @@ HEAVY = ["torch", "onnxruntime", "cv2", "matplotlib", "onnxscript", "numpy", "on
 
 def loaded_after(statement: str) -> set[str]:
     script = f"import sys\n{statement}\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
-    return set(
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    )
+    return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_importing_the_gate_imports_nothing_heavy():

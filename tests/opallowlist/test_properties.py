@@ -96,9 +96,7 @@ def connect(model: onnx.ModelProto) -> None:
                 node.input[0] = f"v{count - 1}"  # the Constant before it
             node.output[:] = [f"v{count}"] if node.output else []
             for attribute in node.attribute:
-                todo += [
-                    graph.node for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-                ]
+                todo += [graph.node for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]]
 
 
 @repeatable

@@ -35,13 +35,7 @@ def test_a_refused_operator_is_named_with_its_place_and_a_remedy():
     model = body("m = Relu (x)  n = Greater (m, k)  y = Where (n, m, x)")
     model.graph.node[2].name = "/gate/Where"
     greater, where = check(model).violations
-    assert (greater.rule, greater.op_type, greater.path, greater.node, greater.index) == (
-        "op",
-        "Greater",
-        "main",
-        "",
-        1,
-    )
+    assert (greater.rule, greater.op_type, greater.path, greater.node, greater.index) == ("op", "Greater", "main", "", 1)
     assert greater.place == "main: Greater_1"
     assert (where.op_type, where.node, where.index, where.place) == ("Where", "/gate/Where", 2, "main: /gate/Where")
     assert "m * a + (1 - m) * b" in where.remedy
@@ -76,10 +70,7 @@ def test_operators_inside_subgraphs_are_found_where_they_are():
                                           else_branch: graph = ee () => (float[1,3,H,W] ee) { ee = Ceil (u) }> }>"""
     )
     places = {violation.op_type: violation.path for violation in check(model).violations}
-    assert places == {
-        "Floor": "main/If_1.else_branch/If_1.then_branch",
-        "Ceil": "main/If_1.else_branch/If_1.else_branch",
-    }
+    assert places == {"Floor": "main/If_1.else_branch/If_1.then_branch", "Ceil": "main/If_1.else_branch/If_1.else_branch"}
 
 
 def test_graph_lists_are_searched_on_any_operator():
@@ -260,9 +251,7 @@ def test_the_trip_count_must_be_in_the_loops_own_graph():
 
 @pytest.mark.parametrize(("loops", "expected"), [(16, []), (17, ["loop-count"]), (40, ["loop-count"])])
 def test_loops_are_counted_over_the_whole_model(loops, expected):
-    nodes = "m = Constant <value = int64 {1}> ()" + "".join(
-        f"v{i} = Loop (m, cond, x) {LOOP}" for i in range(loops - 1)
-    )
+    nodes = "m = Constant <value = int64 {1}> ()" + "".join(f"v{i} = Loop (m, cond, x) {LOOP}" for i in range(loops - 1))
     branch = f"m2 = Constant <value = int64 {{1}}> ()  t = Loop (m2, cond, x) {LOOP}"
     other = "else_branch: graph = e () => (float[1,3,H,W] e) { e = Relu (x) }"
     model = body(f"{nodes} y = If (cond) <then_branch: graph = t () => (float[1,3,H,W] t) {{ {branch} }}, {other}>")

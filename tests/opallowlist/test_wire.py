@@ -130,9 +130,7 @@ def test_reads_what_protobuf_reads():
 
 def test_accepts_the_other_legal_encodings():
     data = rich_model().SerializeToString()
-    relabelled = (
-        data + tagged(999, b"future field") + varint(998 << 3) + varint(1 << 63) + varint(997 << 3 | 5) + b"abcd"
-    )
+    relabelled = data + tagged(999, b"future field") + varint(998 << 3) + varint(1 << 63) + varint(997 << 3 | 5) + b"abcd"
     assert len(wire.decode(relabelled + varint(996 << 3 | 1) + b"12345678").functions) == 1
     packed_dims = tagged(7, tagged(5, tagged(1, varint(3) + varint(1 << 40))))
     assert wire.decode(packed_dims).graph.initializer[0].dims == [3, 1 << 40]

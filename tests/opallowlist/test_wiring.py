@@ -67,11 +67,7 @@ def branch(output: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
 
 def test_subgraphs_see_the_graphs_around_them(image):
     inner = helper.make_node(
-        "If",
-        ["flag"],
-        ["i"],
-        then_branch=branch("t", helper.make_node("Relu", ["c"], ["t"])),
-        else_branch=branch("c"),
+        "If", ["flag"], ["i"], then_branch=branch("t", helper.make_node("Relu", ["c"], ["t"])), else_branch=branch("c")
     )
     outer = helper.make_node(
         "If",

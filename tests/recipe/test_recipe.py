@@ -24,9 +24,7 @@ def test_a_resolved_recipe_reads_back(tmp_path):
 
 def test_a_recipe_says_what_differs_from_its_base(tmp_path):
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "first.toml").write_text(
-        '[train]\nsteps = 7\nlr = 0.5\n[corpus]\nroot = "gaze"', encoding="utf-8"
-    )
+    (tmp_path / "sub" / "first.toml").write_text('[train]\nsteps = 7\nlr = 0.5\n[corpus]\nroot = "gaze"', encoding="utf-8")
     (tmp_path / "second.toml").write_text('base = "sub/first.toml"\n[train]\nlr = 0.25', encoding="utf-8")
     (tmp_path / "third.toml").write_text('base = "second.toml"\n[train]\nema = 0.5', encoding="utf-8")
     recipe = load_recipe(tmp_path / "third.toml", ["train.warmup=0.2"])

@@ -107,9 +107,7 @@ def test_any_text_about_a_model_gives_an_accepted_entry(tmp_path_factory, name, 
     assert c_opens(model) == (sibling if int8 else model)
 
 
-GRAPH = onnx.parser.parse_graph(
-    "g (float[1,3,H,W] input) => (float[1,3,H,W] saliency_map) { saliency_map = Relu (input) }"
-)
+GRAPH = onnx.parser.parse_graph("g (float[1,3,H,W] input) => (float[1,3,H,W] saliency_map) { saliency_map = Relu (input) }")
 
 
 @given(NAMES)
@@ -176,14 +174,8 @@ def test_the_image_file_declares_its_input_and_output_as_bound(package):
     assert (given_.name, made.name) == ("input", "saliency_map")
     for value, channels in ((given_, 3), (made, 1)):
         dims = value.type.tensor_type.shape.dim
-        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and [d.dim_value for d in dims[:2]] == [
-            1,
-            channels,
-        ]
-        assert (
-            all(d.dim_param and not d.HasField("dim_value") for d in dims[2:])
-            and dims[2].dim_param != dims[3].dim_param
-        )
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and [d.dim_value for d in dims[:2]] == [1, channels]
+        assert all(d.dim_param and not d.HasField("dim_value") for d in dims[2:]) and dims[2].dim_param != dims[3].dim_param
     assert model.ir_version == 8 and [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     assert not model.functions and not any(t.external_data for t in model.graph.initializer)
 
@@ -241,9 +233,7 @@ def test_a_mixture_names_the_licence_of_each_part(tmp_path):
     chain = corpus_chain(recipe, corpus)
     assert chain == (("dhf1k:ours", "BSD-2-Clause-Patent (procedural)"), ("images:theirs", "CC BY-NC 4.0"))
     teacher = {"license": "BSD-2-Clause-Patent"}
-    assert stated_license(recipe, chain, teacher).startswith(
-        "not stated; corpus: BSD-2-Clause-Patent (procedural); CC BY-NC"
-    )
+    assert stated_license(recipe, chain, teacher).startswith("not stated; corpus: BSD-2-Clause-Patent (procedural); CC BY-NC")
     assert stated_license(recipe, chain[:1], teacher) == "BSD-2-Clause-Patent"
     assert stated_license(recipe, chain[:1], {"license": "none stated"}).endswith("teacher: none stated")
     stated = load_recipe(None, ["export.license=MIT"])
@@ -268,14 +258,7 @@ def test_text_from_files_and_names_is_not_markup_in_the_card(package, text):
     assert "\x1b" not in body
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(body)
     inline = [child for token in tokens for child in token.children or ()]
-    assert not {t.type for t in [*tokens, *inline]} & {
-        "html_inline",
-        "html_block",
-        "link_open",
-        "image",
-        "em_open",
-        "s_open",
-    }
+    assert not {t.type for t in [*tokens, *inline]} & {"html_inline", "html_block", "link_open", "image", "em_open", "s_open"}
     assert all(re.fullmatch(r"[\w .+-]+", t.content) and t.content != "x" for t in inline if t.type == "code_inline")
     shown = ["".join(c.content for c in t.children) for t in tokens if t.type == "inline"]
     assert sum(text.replace("\x1b", " ") in line for line in shown) == 8

@@ -52,15 +52,9 @@ def test_the_files_ship_with_proof_and_provenance(finished):
         path = finished / "export" / f"student{suffix}.onnx"
         assert check(path, contract=f"saliency-{mode}").ok
         props = {p.key: p.value for p in onnx.load(path).metadata_props}
-        assert {
-            "license",
-            "training_corpus",
-            "teacher",
-            "frame_rate",
-            "git_revision",
-            "metrics",
-            "gate_tau_seconds",
-        } <= set(props)
+        assert {"license", "training_corpus", "teacher", "frame_rate", "git_revision", "metrics", "gate_tau_seconds"} <= set(
+            props
+        )
         assert props["license"] == "BSD-2-Clause-Patent" and props["frame_rate"] == "24"
         assert json.loads(props["metrics"])[mode]["nss"] == pytest.approx(metrics["predictors"][mode]["nss"], abs=1e-3)
         assert str(finished).encode() not in path.read_bytes()
@@ -90,9 +84,7 @@ def test_the_registry_entry_is_what_the_downstreams_schema_accepts(finished):
     allowed = {"id", "kind", "onnx", "sha256", "opset", "quant_mode", "license", "description", "notes"}
     for entry in registry["models"]:
         assert set(entry) <= allowed and entry["kind"] == "nr" and entry["opset"] == 17
-        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", entry["id"]) and re.fullmatch(
-            r"[a-z0-9][a-z0-9_./-]*\.onnx", entry["onnx"]
-        )
+        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", entry["id"]) and re.fullmatch(r"[a-z0-9][a-z0-9_./-]*\.onnx", entry["onnx"])
         assert entry["sha256"] == hashlib.sha256((finished / "export" / entry["onnx"]).read_bytes()).hexdigest()
         assert len(entry["license"]) <= 128 and len(entry["description"]) <= 256 and len(entry["notes"]) <= 512
 
@@ -108,11 +100,7 @@ def test_stamping_the_metrics_changes_no_node_and_no_weight(finished):
 
 def test_the_report_stands_alone(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert (
-        not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", page)
-        and "<script" not in page
-        and "@import" not in page
-    )
+    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", page) and "<script" not in page and "@import" not in page
     for wanted in (
         "centred Gaussian",
         "mean training map",

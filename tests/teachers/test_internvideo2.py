@@ -113,9 +113,7 @@ def test_pos_embed_in_space() -> None:
 
 @pytest.mark.parametrize("orig_t_size", [1, 3, 8, 16])
 def test_a_wrong_orig_t_size_is_an_error(orig_t_size: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"not orig_t_size={orig_t_size} frames of 4x4 but 4 frames; set orig_t_size=4"
-    ):
+    with pytest.raises(ValueError, match=f"not orig_t_size={orig_t_size} frames of 4x4 but 4 frames; set orig_t_size=4"):
         resize_pos_embed(sincos_pos_embed(64, 4, 4), TINY, orig_t_size=orig_t_size)
     with pytest.raises(ValueError, match="nor any other number of frames; set orig_t_size and orig_grid"):
         resize_pos_embed(sincos_pos_embed(64, 4, 3), TINY, orig_t_size=orig_t_size)
@@ -143,14 +141,7 @@ def official_layout(size: str, frames: int, decoders: int) -> dict[str, tuple[in
     shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
     shapes |= {f"{name}pos_embed": (1, 1 + frames * 256, width) for name in ("", "clip_")}
     shapes |= {"patch_embed.proj.weight": (width, 3, 1, 14, 14), "patch_embed.proj.bias": (width,)}
-    vectors = (
-        "norm1.weight",
-        "norm2.weight",
-        "attn.q_norm.weight",
-        "attn.k_norm.weight",
-        "attn.proj.bias",
-        "ls1.gamma",
-    )
+    vectors = ("norm1.weight", "norm2.weight", "attn.q_norm.weight", "attn.k_norm.weight", "attn.proj.bias", "ls1.gamma")
     for n in range(depth):
         shapes |= {f"blocks.{n}.{name}": (width,) for name in (*vectors, "ls2.gamma", "mlp.fc2.bias")}
         shapes |= {f"blocks.{n}.attn.qkv.weight": (3 * width, width), f"blocks.{n}.attn.proj.weight": (width, width)}

@@ -28,11 +28,7 @@ def test_convolutions_merge_too() -> None:
     clip = torch.randn(1, 3, 2, 4, 4)
     layer = f"{TRUNK_PREFIX}patch_embed.proj"
     merged = merge_lora(
-        {
-            f"{layer}.base_layer.weight": weight,
-            f"{layer}.lora_A.default.weight": a,
-            f"{layer}.lora_B.default.weight": b,
-        },
+        {f"{layer}.base_layer.weight": weight, f"{layer}.lora_A.default.weight": a, f"{layer}.lora_B.default.weight": b},
         alpha=2,
     )
     conv = torch.nn.functional.conv3d
@@ -69,10 +65,7 @@ def test_the_base_may_come_under_its_published_name_and_keeps_its_type() -> None
             },
             r"B \[6, 2\] by A \[2, 4\], does not fit its weight \[6, 5\]",
         ),
-        (
-            {"blocks.0.norm1.weight": torch.ones(4), f"{TRUNK_PREFIX}blocks.0.block.norm1.weight": torch.ones(4)},
-            "occurs twice",
-        ),
+        ({"blocks.0.norm1.weight": torch.ones(4), f"{TRUNK_PREFIX}blocks.0.block.norm1.weight": torch.ones(4)}, "occurs twice"),
     ],
 )
 def test_faults_are_named(state: dict[str, torch.Tensor], message: str) -> None:
@@ -158,9 +151,7 @@ def test_released_names_come_and_go() -> None:
     account = again.load_released(state | {unused: torch.ones(3, 16), "decoder.proj17.weight": torch.ones(1)})
     assert account == (18, (unused,))
     assert all(torch.equal(one, other) for one, other in zip(lora.parameters(), again.parameters(), strict=True))
-    with pytest.raises(
-        ValueError, match=r"expert\.pt does not fit Lora; its keys: of another shape 18, first 'encoder"
-    ):
+    with pytest.raises(ValueError, match=r"expert\.pt does not fit Lora; its keys: of another shape 18, first 'encoder"):
         Lora(SMALL, rank=4).load_released(state, source="expert.pt")
     state[f"{TRUNK_PREFIX}blocks.2.block.attn.qkv.lora_A.default.weight"] = torch.ones(3, 16)
     with pytest.raises(ValueError, match=r"unexpected 1, first '.*blocks\.2\.block\.attn\.qkv\.lora_A"):

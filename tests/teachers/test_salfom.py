@@ -12,15 +12,7 @@ from torch import Tensor, nn
 
 from distill.teachers import Inference
 from distill.teachers.frames import IMAGENET
-from distill.teachers.salfom import (
-    Salfom,
-    SalfomConfig,
-    SalfomNet,
-    TimeBlock,
-    finish,
-    relative_positions,
-    window,
-)
+from distill.teachers.salfom import Salfom, SalfomConfig, SalfomNet, TimeBlock, finish, relative_positions, window
 from distill.teachers.umt import Umt, UmtConfig, sinusoid_pos_embed
 from distill.teachers.weights import load_state_dict_exact
 

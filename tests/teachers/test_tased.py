@@ -60,9 +60,7 @@ def test_the_network_agrees_with_the_official_code(
     def with_the_tie_given(z_BTCHW: Tensor, x_BTCHW: Tensor) -> Tensor:
         if x_BTCHW.shape[2] == 192:
             t, c, row, column = place[1:]
-            cell = x_BTCHW[
-                0, t, c, row - 2 : row + 1, column - 2 : column + 1
-            ]  # the pooled 3x3 that it is the corner of
+            cell = x_BTCHW[0, t, c, row - 2 : row + 1, column - 2 : column + 1]  # the pooled 3x3 that it is the corner of
             lead = cell.max() / x_BTCHW[place] - 1
             if 0 < lead < 1e-6:  # in another case of this form there is none here
                 ties.append(float(lead))

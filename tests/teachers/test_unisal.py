@@ -258,7 +258,5 @@ def test_the_trunk_loads_imagenet_weights(official, tmp_path):
     assert torch.equal(net.cnn.state_dict()["features.7.conv.3.weight"], official["cnn.features.7.conv.3.weight"])
     assert torch.equal(net.post_rnn.state_dict()["0.weight"], before)
     with pytest.raises(ValueError, match=r"features\.0\.0\.weight"):
-        torch.save(
-            {key: value for key, value in published.items() if key != "features.0.0.weight"}, tmp_path / "bad.pt"
-        )
+        torch.save({key: value for key, value in published.items() if key != "features.0.0.weight"}, tmp_path / "bad.pt")
         load_trunk(net, tmp_path / "bad.pt")

@@ -146,8 +146,7 @@ def released_files(folder: Path, golden_state: Any) -> tuple[Path, list[Path]]:
     base, paths = folder / "base.pt", [folder / "expert1.pth", folder / "expert2.safetensors"]
     torch.save({"module": trunk | others, "global_step": 7}, base)
     experts = [
-        {key: value for key, value in state.items() if ".lora_" in key or not key.startswith(TRUNK_PREFIX)}
-        for state in states
+        {key: value for key, value in state.items() if ".lora_" in key or not key.startswith(TRUNK_PREFIX)} for state in states
     ]
     torch.save(experts[0], paths[0])
     save_file(experts[1], paths[1])
@@ -163,9 +162,7 @@ def built_from(base: Path, experts: list[Path], size: str, dtype: Any = torch.fl
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_teacher_is_built_from_published_files(
-    shared: bool, golden_state: Any, golden_arrays: Any, tmp_path: Path
-) -> None:
+def test_the_teacher_is_built_from_published_files(shared: bool, golden_state: Any, golden_arrays: Any, tmp_path: Path) -> None:
     base, experts = released_files(tmp_path, golden_state)
     teacher = built_from(base, experts, "S", **SHAPE, shared_trunk=shared)
     assert teacher.config.experts == (1, 2)
@@ -208,9 +205,7 @@ def test_faults_of_published_files_are_one_line(golden_state: Any, tmp_path: Pat
     state = torch.load(experts[0], weights_only=True)
     gone = f"{TRUNK_PREFIX}blocks.2.block.mlp.fc1.lora_B.default.weight"
     torch.save({key: value for key, value in state.items() if key != gone}, experts[0])
-    assert f"expert1.pth does not fit Lora; its keys: missing 1, first {gone!r} of shape [256, 64]" in message(
-        base, experts
-    )
+    assert f"expert1.pth does not fit Lora; its keys: missing 1, first {gone!r} of shape [256, 64]" in message(base, experts)
 
 
 def test_a_released_key_that_is_missing_is_named(golden_state: Any) -> None:

@@ -129,10 +129,7 @@ def test_archives_and_safetensors_are_mapped_not_read(tmp_path: Path) -> None:
     ("data", "expected"),
     [
         (b"", "is empty"),
-        (
-            b"\n\n<!DOCTYPE html><html><head><title>Sign in</title>",
-            "is a web page, not weights; download the file itself",
-        ),
+        (b"\n\n<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page, not weights; download the file itself"),
         (b"<html>" + b" " * 600, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer"),
         (b'{"error": "not found"}', "is not a weights file: it begins with b'{\"error\"'"),
@@ -157,18 +154,9 @@ def test_files_that_are_no_weights(data: bytes, expected: str, tmp_path: Path) -
 
 def test_no_code_is_run(tmp_path: Path) -> None:
     path, made = tmp_path / "weights.pt", tmp_path / "made"
-    for code in (
-        Code(os.mkdir, str(made)),
-        Code(Path.mkdir, made),
-        Code(eval, f"__import__('os').mkdir({str(made)!r})"),
-    ):
+    for code in (Code(os.mkdir, str(made)), Code(Path.mkdir, made), Code(eval, f"__import__('os').mkdir({str(made)!r})")):
         for content in ({"a": code}, {"model": STATE, "config": code}, code):
-            for data in (
-                archive(content),
-                old_pickle(content),
-                pickle.dumps(content),
-                pickle.dumps(content, protocol=0),
-            ):
+            for data in (archive(content), old_pickle(content), pickle.dumps(content), pickle.dumps(content, protocol=0)):
                 path.write_bytes(data)
                 message(path)
                 assert not made.exists()
@@ -220,10 +208,7 @@ def test_exactly_the_modules_keys_and_what_is_dropped() -> None:
         ({"0.weight": None}, "its keys: missing 1, first '0.weight' of shape [3, 4]"),
         ({"0.weight": None, "0.bias": None}, "missing 2, first '0.weight'"),
         ({"0.weight": torch.ones(3, 5)}, "of another shape 1, first '0.weight': [3, 5], expected [3, 4]"),
-        (
-            {"0.bias": torch.ones(3, dtype=torch.int32)},
-            "another type 1, first '0.bias': torch.int32, expected torch.float32",
-        ),
+        ({"0.bias": torch.ones(3, dtype=torch.int32)}, "another type 1, first '0.bias': torch.int32, expected torch.float32"),
         ({"2.weight": torch.ones(1)}, "unexpected 1, first '2.weight' of shape [1]"),
         ({"0.bias": None, "bias": torch.ones(3)}, "missing 1, first '0.bias' of shape [3]; unexpected 1, first 'bias'"),
     ],

@@ -139,9 +139,7 @@ def test_one_window_that_does_not_fit_is_an_error() -> None:
         list(BatchSize("cuda", fixed=4).passes(step, torch.arange(10)))
 
 
-@pytest.mark.parametrize(
-    ("needed", "free", "windows"), [(10, 100, 8), (10, 60, 4), (10, 5, 1), (0, 100, 8), (10, 0, 1)]
-)
+@pytest.mark.parametrize(("needed", "free", "windows"), [(10, 100, 8), (10, 60, 4), (10, 5, 1), (0, 100, 8), (10, 0, 1)])
 def test_the_batch_follows_from_free_memory(needed: int, free: int, windows: int) -> None:
     assert windows_that_fit(needed, free) == windows
 

@@ -29,8 +29,7 @@ def wide_model(path, channels):
         helper.make_node("Sigmoid", ["narrow"], ["saliency_map"]),
     ]
     value = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, "h", "w"])
-        for n, c in (("input", 3), ("saliency_map", 1))
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, "h", "w"]) for n, c in (("input", 3), ("saliency_map", 1))
     ]
     graph = helper.make_graph(nodes, "g", value[:1], value[1:], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -39,11 +38,7 @@ def wide_model(path, channels):
 
 @pytest.fixture
 def models(tmp_path):
-    return [
-        wide_model(tmp_path / "thin.onnx", 4),
-        wide_model(tmp_path / "wide.onnx", 64),
-        step_model(tmp_path / "step.onnx"),
-    ]
+    return [wide_model(tmp_path / "thin.onnx", 4), wide_model(tmp_path / "wide.onnx", 64), step_model(tmp_path / "step.onnx")]
 
 
 def test_rows_say_what_was_measured_against_the_last(models):
@@ -65,9 +60,7 @@ def test_another_base_is_measured_too_and_only_once(models, monkeypatch):
     found = measure(models[:1], ["64x48"], [1], 1, against=models[1])
     assert [row.model for row in found.rows] == ["thin.onnx", "wide.onnx"] and found.against == "wide.onnx"
     found = measure(models[:2], ["64x48"], [1, 2], 1, against=models[0])
-    assert [(row.threads, row.model) for row in found.rows] == [
-        (n, m) for n in (1, 2) for m in ("thin.onnx", "wide.onnx")
-    ]
+    assert [(row.threads, row.model) for row in found.rows] == [(n, m) for n in (1, 2) for m in ("thin.onnx", "wide.onnx")]
     assert found.rows[0].speedup == 1 and [c.threads for c in found.ceilings] == [1, 2]
 
 
@@ -114,9 +107,7 @@ def test_a_graph_that_cannot_be_counted_is_measured_all_the_same(models, monkeyp
     monkeypatch.setattr(bench, "count", refuse)
     [row] = measure(models[:1], ["64x48"], [1], 1, narrator=Narrator()).rows
     assert row.gmac is None and row.ceiling_fraction is None and row.parameters == 16
-    assert "the multiply-adds of thin.onnx at 64x48 are not counted: Loop /l" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "the multiply-adds of thin.onnx at 64x48 are not counted: Loop /l" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_does_not_run_is_one_line(tmp_path, models):

@@ -44,8 +44,7 @@ def test_every_size_gets_a_package_that_the_downstream_accepts(model, tmp_path, 
         sidecar = json.loads((tmp_path / f"{name}.json").read_text())
         assert c_reads(tmp_path / f"{name}.json", "name") == f"vmaf_tiny_{name}"
         assert (
-            sidecar["license_chain"] == [{"part": "corpus a", "license": "CC BY 4.0"}]
-            and sidecar["frame_size"] == one["size"]
+            sidecar["license_chain"] == [{"part": "corpus a", "license": "CC BY 4.0"}] and sidecar["frame_size"] == one["size"]
         )
     assert len(list(tmp_path.iterdir())) == 7
 
@@ -80,22 +79,7 @@ def test_what_vmaf_roi_makes_of_it_is_the_image_files_map_of_the_grey_frame(mode
 @pytest.mark.parametrize(
     "size",
     [
-        *(
-            "",
-            "0x0",
-            "0x64",
-            "64x0",
-            "64",
-            "x",
-            "64x",
-            "x64",
-            "-64x64",
-            "64x64x64",
-            "64.5x64",
-            "1e3x64",
-            "wide",
-            "64 x 64",
-        ),
+        *("", "0x0", "0x64", "64x0", "64", "x", "64x", "x64", "-64x64", "64x64x64", "64.5x64", "1e3x64", "wide", "64 x 64"),
         *(
             "15x64",
             "64x15",

@@ -42,9 +42,7 @@ def test_a_faster_file_is_written_with_what_it_lost(student, recipe, tmp_path, n
     names = ["student_step.int8.onnx", "student_step.int8.registry.json", "student_step.json", "student_step.onnx"]
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == names == sorted(Path(p).name for p in found["files"])
     assert check(found["file"], contract="saliency-step").ok and found["drift"]["plcc"] > 0.99
-    assert not set(found["calibration"]) & set(found["held_out"]) and found["drift"]["frames"] == 24 * len(
-        found["held_out"]
-    )
+    assert not set(found["calibration"]) & set(found["held_out"]) and found["drift"]["frames"] == 24 * len(found["held_out"])
     assert 0 < found["drift"]["mean_abs"] < found["drift"]["max_abs"] < 0.2
     scores = found["scores"]["predictors"]
     assert abs(scores["int8"]["cc"] - scores["float"]["cc"]) < 0.05 and found["scores"]["differences"]["of"] == "int8"
@@ -56,9 +54,7 @@ def test_a_slower_one_leaves_no_file_unless_it_is_kept(student, recipe, tmp_path
         quantize, "race", lambda model, int8, size, _: result_of(*((1.2, 1.0) if size == "64x48" else (0.9, 0.2)))
     )
     out = tmp_path / "p"
-    with pytest.raises(
-        GateFailed, match=r"not faster in int8 \(0.90 times as fast at 96x64\); nothing was written, --keep"
-    ):
+    with pytest.raises(GateFailed, match=r"not faster in int8 \(0.90 times as fast at 96x64\); nothing was written, --keep"):
         quantise_file(student, out, recipe, ["64x48", "96x64"], False, narrator)
     assert not list(tmp_path.iterdir())
     assert quantise_file(student, out, recipe, ["64x48", "96x64"], True, narrator)["times"]["96x64"]["speedup"] == 0.9
@@ -77,9 +73,7 @@ def test_what_holds_in_int8_too_is_carried_over(student, recipe, tmp_path, narra
     assert sidecar["quant_mode"] == "static"
 
 
-def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(
-    student, recipe, tmp_path, narrator, monkeypatch
-):
+def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(student, recipe, tmp_path, narrator, monkeypatch):
     monkeypatch.setattr(quantize, "race", lambda *_: result_of(1.2, 1.0))
     before = {path: path.read_bytes() for path in student.parent.iterdir()}
     found = quantise_file(student, tmp_path, recipe, ["64x48"], False, narrator)
@@ -90,9 +84,7 @@ def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(
     assert entry["quant_accuracy_budget_plcc"] == 0.01 >= 1 - found["drift"]["plcc"]
     assert model.read_bytes() == student.read_bytes() and c_opens(model) == int8 and c_opens(int8) == int8
     x = np.random.default_rng(0).standard_normal((1, 3, 48, 64), np.float32)
-    assert not np.array_equal(
-        tuner(model, x), tuner(c_opens(model), x)
-    )  # callers without the loader get what they name
+    assert not np.array_equal(tuner(model, x), tuner(c_opens(model), x))  # callers without the loader get what they name
     assert before == {path: path.read_bytes() for path in student.parent.iterdir()}
     int8.unlink()
     with pytest.raises(AssertionError):
@@ -102,9 +94,7 @@ def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(
 def test_maps_that_differ_too_much_leave_no_file_unless_they_are_kept(student, recipe, tmp_path, narrator, monkeypatch):
     monkeypatch.setattr(quantize, "race", lambda *_: result_of(1.2, 1.0))
     monkeypatch.setattr(quantize, "drift", lambda *_: Drift(24, 0.5, 0.1, 0.9712))
-    with pytest.raises(
-        GateFailed, match=r"not the same in int8 \(the maps correlate by 0.9712, at least 0.99 is required\)"
-    ):
+    with pytest.raises(GateFailed, match=r"not the same in int8 \(the maps correlate by 0.9712, at least 0.99 is required\)"):
         quantise_file(student, tmp_path / "p", recipe, ["64x48"], False, narrator)
     assert not list(tmp_path.iterdir())
     quantise_file(student, tmp_path / "p", recipe, ["64x48"], True, narrator)
@@ -120,9 +110,7 @@ def test_what_the_gate_refuses_leaves_no_file(student, recipe, tmp_path, narrato
 
 
 def test_clips_that_calibrate_are_never_those_that_compare(recipe):
-    clips = list(
-        open_corpus("dhf1k", recipe.corpus.root, track=Narrator(quiet=True).track, options=recipe.corpus).clips
-    )
+    clips = list(open_corpus("dhf1k", recipe.corpus.root, track=Narrator(quiet=True).track, options=recipe.corpus).clips)
     for validated in ("", clips[1].id, "elsewhere", ",".join(clip.id for clip in clips)):
         calibrating, held_out = split(clips, validated)
         assert calibrating and held_out and not {c.id for c in calibrating} & {c.id for c in held_out}
@@ -153,9 +141,7 @@ def test_wrong_input_is_one_line(student, recipe, tiny_root, golden, tmp_path, n
 
 def test_the_command_writes_and_tells(student, tiny_root, tmp_path):
     out = tmp_path / "p"
-    result = distill(
-        "quantize", str(student), "--root", str(tiny_root), "-o", str(out), "--size", "64x48", "--keep", "--quiet"
-    )
+    result = distill("quantize", str(student), "--root", str(tiny_root), "-o", str(out), "--size", "64x48", "--keep", "--quiet")
     assert result.returncode == 0, result.stderr
     assert "times as fast, faster in" in result.stdout and "held-out clips" in result.stdout
     assert {str(file) for file in out.iterdir()} == set(result.stdout.splitlines()[-4:])

@@ -20,13 +20,7 @@ class Line(Task):
     labels, kept_files = ({}, {}), ({"phase0": "score"}, {"phase1": "score"})
 
     def __init__(self, context, phase_steps=(2, 3), targets=None):
-        self.context, self.phase_steps, self.targets, self.entered, self.loaded = (
-            context,
-            phase_steps,
-            targets or {},
-            [],
-            [],
-        )
+        self.context, self.phase_steps, self.targets, self.entered, self.loaded = (context, phase_steps, targets or {}, [], [])
         torch.manual_seed(0)
         self.module = torch.nn.Linear(1, 1, bias=False)
         self.modules = {"line": self.module}
@@ -115,9 +109,7 @@ def test_the_guard_stops_before_the_weights_and_names_what_it_saw(tmp_path, fram
         if frames
         else ("the gradient of line is not finite at step 4: clip a frames 5 to 7, clip b frame 9;")
     )
-    with pytest.raises(
-        UsageError, match=rf"teach: {where} the last good checkpoint is .*last\.pt; try a smaller test\.lr"
-    ):
+    with pytest.raises(UsageError, match=rf"teach: {where} the last good checkpoint is .*last\.pt; try a smaller test\.lr"):
         train(tmp_path, targets=targets)
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
     assert [line["step"] for line in log(tmp_path) if "loss" in line] == [1, 2, 3]

@@ -15,15 +15,7 @@ from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig
 from distill.training import checkpoint, frames, student
-from distill.training.batches import (
-    Sample,
-    crop_and_flip,
-    draw_frames,
-    draw_windows,
-    reflect,
-    vary_colour,
-    warp,
-)
+from distill.training.batches import Sample, crop_and_flip, draw_frames, draw_windows, reflect, vary_colour, warp
 from distill.training.loop import TrainingContext
 from distill.training.student import CLIPS, FRAMES, LR_FACTORS, learning_rates, mixed_loss, parameter_groups, train
 
@@ -82,11 +74,7 @@ def test_the_cache_holds_what_the_graph_will_see(samples, tiny_root):
 
 def test_training_lowers_the_loss(samples, tmp_path):
     plain = replace(CONFIG, flip=False, colour=False)
-    run(
-        samples[:2],
-        tmp_path,
-        replace(plain, steps=60, frames_first=1.0, validate_every=60, checkpoint_every=60, lr=1e-2),
-    )
+    run(samples[:2], tmp_path, replace(plain, steps=60, frames_first=1.0, validate_every=60, checkpoint_every=60, lr=1e-2))
     losses = [line["loss"] for line in log(tmp_path) if "loss" in line]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
@@ -139,8 +127,7 @@ def test_streams_enter_clips_anywhere_and_often_at_their_beginning(samples):
 def test_crops_come_first_and_whole_frames_after_them(samples, tmp_path, monkeypatch):
     sides = [crop_and_flip(np.random.default_rng(n), CONFIG, 0.6).abs()[[0, 1], [0, 1]] for n in range(200)]
     assert (
-        min(float(s.min()) for s in sides) >= 0.6 * np.exp(-0.2) - 1e-6
-        and np.mean([float(s.min()) < 1 for s in sides]) > 0.9
+        min(float(s.min()) for s in sides) >= 0.6 * np.exp(-0.2) - 1e-6 and np.mean([float(s.min()) < 1 for s in sides]) > 0.9
     )
     assert torch.equal(crop_and_flip(np.random.default_rng(0), CONFIG, 1.0).abs()[:, :2], torch.eye(2))
     seen = []
@@ -224,9 +211,7 @@ def test_either_phase_may_be_left_out(samples, tmp_path, share):
 
 
 def test_still_images_train_the_image_student_alone(samples, tmp_path):
-    still = [
-        replace(s, cached=replace(s.cached, frames=s.cached.frames[:1], truth=s.cached.truth[:1])) for s in samples
-    ]
+    still = [replace(s, cached=replace(s.cached, frames=s.cached.frames[:1], truth=s.cached.truth[:1])) for s in samples]
     run([*samples[:1], *still], tmp_path)
     assert (tmp_path / "best.pt").exists()
     batch = draw_frames(still, CONFIG, STUDENT, (0, 0), 0, CPU)
@@ -249,8 +234,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(samples, tmp_path, at):
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert all(
-        torch.equal(v, weights(tmp_path / "parts", "best.pt")[k])
-        for k, v in weights(tmp_path / "whole", "best.pt").items()
+        torch.equal(v, weights(tmp_path / "parts", "best.pt")[k]) for k, v in weights(tmp_path / "whole", "best.pt").items()
     )
     assert log(tmp_path / "whole") == log(tmp_path / "parts")
 
@@ -272,8 +256,7 @@ def test_nan_stops_before_the_weights_and_names_the_frame(samples, tmp_path):
     run(samples, tmp_path, replace(CONFIG, steps=2))
     before = weights(tmp_path)
     with pytest.raises(
-        UsageError,
-        match=r"the loss is not finite at step \d+: clip 002, frame \d+; the last good checkpoint is .*last\.pt",
+        UsageError, match=r"the loss is not finite at step \d+: clip 002, frame \d+; the last good checkpoint is .*last\.pt"
     ):
         run([samples[0], replace(samples[1], labels=spoiled)], tmp_path, replace(CONFIG, steps=6))
     after = weights(tmp_path)
@@ -337,9 +320,7 @@ def test_two_processes_train_one_student(samples, tiny_root, tmp_path):
     script.write_text(RANK.format(tests=str(Path(__file__).parent), root=str(tiny_root), out=str(tmp_path)))
     (tmp_path / "run").mkdir()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert saved["step"] == CONFIG.steps and len(saved["states"]) == 2

@@ -101,9 +101,7 @@ def test_the_loss_falls_in_both_stages(cached, tmp_path):
     one = replace(
         cached[1], frames=cached[1].frames[:4], density=cached[1].density[:4], points=points[points[:, 0] < 4]
     )  # one window, over and over
-    config = replace(
-        CONFIG, stage1_steps=20, stage2_steps=20, batch=1, dropout=0.0, validate_every=20, checkpoint_every=20
-    )
+    config = replace(CONFIG, stage1_steps=20, stage2_steps=20, batch=1, dropout=0.0, validate_every=20, checkpoint_every=20)
     train([cached[0], one], tmp_path, config)
     lines = [line for line in log(tmp_path) if "lr" in line]
     for n in (1, 2):
@@ -185,9 +183,7 @@ def test_bfloat16_trains_float32_weights_on_a_bfloat16_trunk(cached, tmp_path):
     config = replace(CONFIG, precision="bf16", stage1_steps=1, stage2_steps=1)
     train(cached, tmp_path, config, trunk_=trunk().to(torch.bfloat16))
     states = kept(tmp_path)
-    assert {value.dtype for state in states for key, value in state.items() if "num_batches" not in key} == {
-        torch.float32
-    }
+    assert {value.dtype for state in states for key, value in state.items() if "num_batches" not in key} == {torch.float32}
     assert all(np.isfinite(line["loss1"]) for line in log(tmp_path) if "loss1" in line)
 
 
@@ -200,9 +196,7 @@ def test_what_is_kept_is_the_average(cached, tmp_path):
     for n, state in zip(EXPERTS, kept(tmp_path), strict=True):
         average, live = saved["averages"][n], saved["live"][n]
         assert all(
-            torch.equal(state[key.removeprefix("expert.")], average[key])
-            for key in average
-            if key.startswith("expert.")
+            torch.equal(state[key.removeprefix("expert.")], average[key]) for key in average if key.startswith("expert.")
         )
         assert changed(average, live)
 
@@ -241,9 +235,7 @@ def test_stage_2_goes_on_from_the_best_of_stage_1(cached, tmp_path, monkeypatch)
         return {"cc1": score, "cc2": score}
 
     monkeypatch.setattr(ts.TwoStages, "validate", validate)
-    config = replace(
-        CONFIG, stage1_steps=2, stage2_steps=1, validate_every=1, lr_decoder=0.0, lr_lora=0.0, weight_decay=0.0
-    )
+    config = replace(CONFIG, stage1_steps=2, stage2_steps=1, validate_every=1, lr_decoder=0.0, lr_lora=0.0, weight_decay=0.0)
     train(cached, tmp_path, config)
     for n in (0, 1):
         assert same(states[3][n], states[1][n]) and changed(states[2][n], states[1][n])

@@ -196,8 +196,6 @@ def test_what_cannot_be_trained_is_refused(clips, tmp_path, monkeypatch):
         train(clips[:1], tmp_path, start=tmp_path / "none.pth")
     with pytest.raises(UsageError, match="does not exist"):
         train(clips[:1], tmp_path, trunk=tmp_path / "none.pth.tar")
-    with pytest.raises(
-        UsageError, match=r"not finite at step \d+: clip [abxyz] frames? \d.*; try a smaller unisal\.lr"
-    ):
+    with pytest.raises(UsageError, match=r"not finite at step \d+: clip [abxyz] frames? \d.*; try a smaller unisal\.lr"):
         monkeypatch.setattr(module.UnisalTask, "max_norm", 1e20)
         train(clips, tmp_path / "diverged", replace(RECIPE, epochs=8, lr=1e20))

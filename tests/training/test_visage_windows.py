@@ -8,9 +8,7 @@ from distill.teachers.visage import VisageConfig, resize
 from distill.training import visage_windows
 
 SHAPE = VisageConfig(
-    trunk=InternVideo2Config(width=16, depth=4, heads=2, mlp_width=16, frames=4, px=16, patch=8),
-    out_px=12,
-    sample_fps=12.0,
+    trunk=InternVideo2Config(width=16, depth=4, heads=2, mlp_width=16, frames=4, px=16, patch=8), out_px=12, sample_fps=12.0
 )
 
 
@@ -26,16 +24,12 @@ def cached(tiny_root, tmp_path_factory):
 def centre(density):
     """Centre of mass, as shares of height and width."""
     total = density.sum(dtype=np.float64)
-    return np.array(
-        [(density.sum(1 - axis) * (np.arange(n) + 0.5) / n).sum() / total for axis, n in enumerate(density.shape)]
-    )
+    return np.array([(density.sum(1 - axis) * (np.arange(n) + 0.5) / n).sum() / total for axis, n in enumerate(density.shape)])
 
 
 def test_the_cache_holds_what_the_teacher_sees_and_where_people_looked(cached):
     clip = cached[0].clip
-    assert (
-        cached[0].stride == 2 and cached[0].frames.shape == (12, 3, 16, 16) and cached[0].density.shape == (12, 12, 12)
-    )
+    assert cached[0].stride == 2 and cached[0].frames.shape == (12, 3, 16, 16) and cached[0].density.shape == (12, 12, 12)
     decoded = list(clip.read(2))
     assert np.array_equal(cached[0].frames[5], resize(decoded[5][None], 16)[0])
     points = cached[0].points[:]

@@ -28,15 +28,11 @@ def find(root: Path, options: Options) -> list[Entry]:
     """The clips under `root`, sorted by name. Raises UsageError if there are no videos, or the split cannot be read."""
     videos, maps, fixations = _folders(root)
     if not videos:
-        raise UsageError(
-            f"{root} holds no videos; the layout is Videos/NAME.mp4, with Saliency*/ and Fixations*/ beside"
-        )
+        raise UsageError(f"{root} holds no videos; the layout is Videos/NAME.mp4, with Saliency*/ and Fixations*/ beside")
     sides = _sides(root)
     tracks = [p for p in sorted(root.iterdir()) if p.name.lower().endswith(table.SUFFIXES) and table.columns_of(p)]
     if len(tracks) > 1:
-        raise UsageError(
-            f"{root} holds several tables of tracks, {tracks[0].name} and {tracks[1].name}; keep one of them"
-        )
+        raise UsageError(f"{root} holds several tables of tracks, {tracks[0].name} and {tracks[1].name}; keep one of them")
     entries = []
     for name in sorted(videos, key=images.numbered):
         path, annotation = fixations.get(name) or ((tracks[0], "tracks") if tracks else (None, "json"))
