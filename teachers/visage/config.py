@@ -81,9 +81,7 @@ class VisageConfig:
             raise ValueError(f"VisageConfig.lora_rank is {self.lora_rank}; it must be whole, and 0 without a shared trunk")
         if len(self.weights) != len(self.experts) or min(self.weights) < 0 or not sum(self.weights) > 0:
             count = len(self.experts)
-            raise ValueError(
-                f"VisageConfig.weights {self.weights} must be {count} numbers >= 0, one per expert, not all 0"
-            )
+            raise ValueError(f"VisageConfig.weights {self.weights} must be {count} numbers >= 0, one per expert, not all 0")
 
     @classmethod
     def released(cls, size: str = "6B", **fields: Any) -> "VisageConfig":
