@@ -73,7 +73,7 @@ def describe_error(error: BaseException) -> tuple[str, int]:
             return f"the disk is full{where}; free some space and run the command again", 2
         case OSError():
             return f"{error.filename or 'file'}: {error.strerror or error}", 2
-        case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in (*TRAIN_MODULES, "av"):
-            extras = "train,encode" if name.startswith("av") else "train"
+        case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in (*TRAIN_MODULES, "av", "scipy"):
+            extras = "train" if name.split(".")[0] in TRAIN_MODULES else "train,encode"
             return f"{name} is not installed; pip install 'saliency-distill[{extras}]'", 2
     return f"internal error: {type(error).__name__}: {error}; put --debug before the verb for a traceback", 2

@@ -3,12 +3,9 @@
 Audio, subtitles, attachments and cover art go where the container can hold them; what is left out is reported.
 """
 
-from __future__ import annotations
-
 import contextlib
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -24,53 +21,39 @@ COVERS = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
 
 
 class EncodedFile:
-    """The encoded file; it gets its name only when it is complete. A context manager."""
-
-    container: Any  # PyAV's types do not show which kind of stream a name gives
+    """The encoded file. The end of `stack` closes it, and gives it its name only where there was no error."""
 
     def __init__(
-        self, target: Path, source: Any, first: av.VideoFrame, picture: Picture, coding: Coding, video_only: bool, narrator: Narrator
+        self, stack: contextlib.ExitStack, target: Path, source: Any, first: av.VideoFrame, picture: Picture, coding: Coding,
+        video_only: bool, narrator: Narrator,
     ) -> None:  # fmt: skip
-        self.target, self.source, self.first, self.picture, self.coding = target, source, first, picture, coding
-        self.video_only, self.narrator = video_only, narrator
+        self.target, self.source = target, source
         self.copied: dict[int, Any] = {}  # streams of the output by the index of the source's
         self.bytes = self.packets = 0
         self._covers: list[tuple[Any, av.Packet]] = []
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> EncodedFile:
+        temporary = stack.enter_context(atomic(target))
         try:
-            temporary = self._stack.enter_context(atomic(self.target))
-            try:
-                self.container = av.open(str(temporary), "w")
-            except ValueError:
-                raise UsageError(f"{self.target}: the suffix names no container; .mp4 and .mkv do") from None
-            self._stack.push(self._close)
-            self._set_up()
-        except BaseException:
-            self._stack.__exit__(*sys.exc_info())
-            raise
-        return self
-
-    def _set_up(self) -> None:
-        video = video_stream(self.source)
+            self.container = av.open(str(temporary), "w")
+        except ValueError:
+            raise UsageError(f"{target}: the suffix names no container; .mp4 and .mkv do") from None
+        stack.push(self._close)
         try:
-            self.stream = self.container.add_stream(self.coding.library, rate=self.picture.rate)
+            self.stream = cast(av.VideoStream, self.container.add_stream(coding.library, rate=picture.rate))
         except ValueError as error:
-            message = f"{self.target} cannot hold {self.coding.codec} video ({error}); write .mp4 or .mkv"
-            raise UsageError(message) from None
-        configure(self.stream.codec_context, self.picture, self.coding)
-        self.stream.time_base = self.picture.time_base
-        matrix: Any = self.first.side_data.get("DISPLAYMATRIX")
+            raise UsageError(f"{target} cannot hold {coding.codec} video ({error}); write .mp4 or .mkv") from None
+        configure(self.stream.codec_context, picture, coding)
+        self.stream.time_base = picture.time_base
+        matrix: Any = first.side_data.get("DISPLAYMATRIX")
         if matrix:
             self.stream.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
+        video = video_stream(source)
         self.stream.metadata.update({k: v for k, v in video.metadata.items() if k != "encoder"})
-        others = [s for s in self.source.streams if s.index != video.index] if not self.video_only else []
+        others = [s for s in source.streams if s.index != video.index] if not video_only else []
         if left_out := [_describe(stream) for stream in others if not self._add_stream(stream)]:
-            self.narrator.say(f"left out: {', '.join(left_out)}")
-        self.container.metadata.update(self.source.metadata)
-        self.container.set_chapters(self.source.chapters())
-        with refusals(self.coding):
+            narrator.say(f"left out: {', '.join(left_out)}")
+        self.container.metadata.update(source.metadata)
+        self.container.set_chapters(source.chapters())
+        with refusals(coding):
             self.container.start_encoding()
         for copy, cover in self._covers:
             cover.stream, cover.pts, cover.dts = copy, 0, 0
@@ -83,8 +66,8 @@ class EncodedFile:
         try:
             copy = self.container.add_stream_from_template(stream)
         except ValueError as error:
-            message = f"{self.target} cannot hold the {stream.type} of the source ({error})"
-            raise UsageError(f"{message}; write .mkv, or leave it out with --video-only") from None
+            message = f"{self.target} cannot hold the {stream.type} of the source ({error}); write .mkv, or --video-only leaves it out"
+            raise UsageError(message) from None
         copy.metadata.update(stream.metadata)
         copy.disposition = stream.disposition
         self.copied[stream.index] = copy
@@ -134,9 +117,6 @@ class EncodedFile:
     def _close(self, kind: type[BaseException] | None, *_: object) -> None:
         with contextlib.suppress(av.FFmpegError) if kind else contextlib.nullcontext():
             self.container.close()
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
 
 
 def _set_decoding_times(packets: list[av.Packet]) -> None:

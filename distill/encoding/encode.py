@@ -62,18 +62,14 @@ def encode(
     with videos.open_video(source) as container, ExitStack() as stack:
         picture = videos.describe_picture(videos.video_stream(container), first, coding if target else None, narrator)
         if isinstance(maps, Stream) and (slower := maps.slowdown(float(picture.rate))) > 1.05:
-            rates = (
-                f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for {1 / maps.period:.4g}"
-            )
-            narrator.say(f"{rates}: it will remember {slower:.2g}x as long")
+            rates = f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for"
+            narrator.say(f"{rates} {1 / maps.period:.4g}: it will remember {slower:.2g}x as long")
         if target and maps:
             check_map_counts(picture, coding)
         planner = Planner(picture, maps, shaping)
         if roi and maps and roi[1] != "addroi":
             planner.add_file(stack.enter_context(RoiFile(*roi)))
-        out = None
-        if target:
-            out = stack.enter_context(EncodedFile(target, container, first, picture, coding, video_only, narrator))
+        out = EncodedFile(stack, target, container, first, picture, coding, video_only, narrator) if target else None
         marker = RegionMarker(picture, shaping.block)
         frames = videos.read_frames(source, container, first, out.copied if out else {}, out.copy if out else None)
         for frame in narrator.track(frames, "encode", videos.expected_frames(container), "frames"):

@@ -21,8 +21,8 @@ import onnx
 from distill.corpora import Clip, density_map, fixation_map, open_corpus
 from distill.corpora.video import probe, read_frames
 from distill.encoding.encoders import Picture
-from distill.encoding.planner import Planner
-from distill.encoding.qp_offsets import Shaping
+from distill.encoding.planner import saliency_of
+from distill.encoding.qp_offsets import check_map
 from distill.export.streaming import Stream
 from distill.recipe import keys
 from distill.run.errors import UsageError
@@ -95,9 +95,15 @@ def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str) -> Excerpt:
     if excerpt.weights:
         return excerpt
     stream.reset()
-    planner = Planner(excerpt.picture, stream, Shaping())
-    maps = {i: planner.saliency(frame, float(frame.time or 0)) for i, frame in enumerate(excerpt.frames)}
-    maps = {i: saliency.astype(np.float32) for i, saliency in maps.items() if saliency.any()}
+    maps = {}
+    for index, frame in enumerate(excerpt.frames):
+        try:
+            saliency, _ = saliency_of(frame, excerpt.picture.size, stream.map, float(frame.time or 0))
+            check_map(saliency)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if saliency.any():
+            maps[index] = saliency.astype(np.float32)
     return replace(excerpt, weights=maps, weights_by="judge", proxy=name) if maps else excerpt
 
 

@@ -50,6 +50,19 @@ def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, thre
     return centre_map if name == "centre" else None
 
 
+def saliency_of(frame: av.VideoFrame, size: tuple[int, int], maps: Maps, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """The map `[h,w]` of a frame, and the luma float32 `[h,w]` of the small frame that it is of, both as the frame is stored.
+
+    size: height and width of the part that is encoded. The model sees it upright. Raises ValueError where it gives no map.
+    """
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise, to show the frame upright
+    scale = min(1.0, MODEL_WIDTH / size[1 - turns % 2])
+    height, width = (max(16, 8 * round(side * scale / 8)) for side in size)  # some models take only multiples of 8
+    rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+    saliency = np.rot90(maps(np.ascontiguousarray(np.rot90(rgb, turns)), seconds), -turns)
+    return saliency, rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+
+
 @dataclass
 class OffsetTrack:
     """The offsets of consecutive frames, shaped in one way."""
@@ -105,14 +118,13 @@ class Planner:
                 f"frame {index + 1} is interlaced, and FFmpeg's encoders ignore a map there; "
                 "deinterlace first: ffmpeg -i IN -vf bwdif OUT"
             )
-        before, (luma, rgb) = self._luma, self._small(frame)
-        self._luma, previous = luma, self._track.offsets
+        before, previous = self._luma, self._track.offsets
         try:
-            saliency = self._saliency(frame, rgb)
-            offsets = self._track.step(saliency, luma, before)
+            saliency, self._luma = saliency_of(frame, self.picture.size, self.maps, self._time)
+            offsets = self._track.step(saliency, self._luma, before)
             if self._file:
                 file, track = self._file
-                file.add(track.step(saliency, luma, before))
+                file.add(track.step(saliency, self._luma, before))
         except ValueError as error:
             raise UsageError(f"frame {self.frames}: {error}") from None
         self.changes += previous is not None and not np.array_equal(offsets, previous)
@@ -121,32 +133,6 @@ class Planner:
         self.total += float((offsets * weights).sum() / weights.sum())
         self._sum = saliency.astype(float) if self._sum is None else self._sum + saliency
         return offsets
-
-    def saliency(self, frame: av.VideoFrame, seconds: float) -> np.ndarray:
-        """The map `[h,w]` of a frame, without planning offsets. Raises UsageError where the model gives none."""
-        self._time = seconds
-        try:
-            saliency = self._saliency(frame, self._small(frame)[1])
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        if not (saliency.min() >= 0 and saliency.max() <= 1):  # false for NaN
-            raise UsageError(f"a saliency map must lie in [0, 1]; got {saliency.min():g} to {saliency.max():g}")
-        return saliency
-
-    def _small(self, frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Luma float32 `[h,w]` and RGB uint8 `[h,w,3]` of the frame at the size that models see, in its stored orientation."""
-        height, width = self.picture.size
-        scale = min(1.0, MODEL_WIDTH / (height if _quarter_turns(frame) % 2 else width))
-        # Multiples of 8: some models take no other sizes.
-        height, width = (max(16, 8 * round(side * scale / 8)) for side in (height, width))
-        rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-        return rgb @ np.array([0.299, 0.587, 0.114], np.float32), rgb
-
-    def _saliency(self, frame: av.VideoFrame, rgb: np.ndarray) -> np.ndarray:
-        """The frame's map `[h,w]`, in its stored orientation; models see it upright."""
-        assert self.maps is not None
-        turns = _quarter_turns(frame)
-        return np.rot90(self.maps(np.ascontiguousarray(np.rot90(rgb, turns)), self._time), -turns)
 
     def static(self) -> np.ndarray:
         """The offsets of the mean of all maps."""
@@ -166,8 +152,3 @@ class Planner:
             return None
         mean = round(self.total / max(self.frames, 1), 3)
         return {"lowest": self.lowest, "mean": mean, "highest": self.highest, "changes": self.changes}
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Counter-clockwise quarter turns that show the frame upright."""
-    return round(frame.rotation / 90) % 4

@@ -40,13 +40,18 @@ def block_means(saliency: np.ndarray, block: int, size: tuple[int, int] | None =
     """Block means, float64 `[rows, columns]`, of a map `[h,w]` that covers a frame of `size`.
 
     size: height and width of the frame, by default the map's. Pixels of the map that a block covers in part count in part.
-    Raises ValueError for a map that is not two-dimensional, is empty, or has values outside [0, 1].
+    Raises ValueError for a map that is none, see `check_map`.
     """
+    check_map(saliency)
+    return _means(saliency, block, size or (saliency.shape[0], saliency.shape[1]))
+
+
+def check_map(saliency: np.ndarray) -> None:
+    """Raises ValueError for a map that is not two-dimensional, is empty, or has values outside [0, 1]."""
     if saliency.ndim != 2 or saliency.size == 0:
         raise ValueError(f"a saliency map must be [height, width]; got {list(saliency.shape)}")
     if not (saliency.min() >= 0 and saliency.max() <= 1):  # false for NaN
         raise ValueError(f"a saliency map must lie in [0, 1]; got {saliency.min():g} to {saliency.max():g}")
-    return _means(saliency, block, size or (saliency.shape[0], saliency.shape[1]))
 
 
 def _means(picture: np.ndarray, block: int, size: tuple[int, int]) -> np.ndarray:

@@ -7,13 +7,10 @@
 Offsets are int `[rows, columns]` as `distill.encoding.qp_offsets` gives them: QP on the scale of 0 to 51.
 """
 
-from __future__ import annotations
-
 import shlex
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -100,32 +97,24 @@ def addroi_command(source: Path, offsets: np.ndarray, block: int, size: tuple[in
     return (shlex.join([*command, "-c:a", "copy", "out.mp4"]) + "\n").encode()
 
 
-class RoiFile:
+class RoiFile(ExitStack):
     """Offsets over time, written frame by frame in the format of `kvazaar` or `svt-av1`; a context manager.
 
     The file gets its name only when the block ends without an error.
     """
 
     def __init__(self, path: Path, format_: str) -> None:
-        self.path, self.format = path, format_
+        super().__init__()
+        self.format, self.binary = format_, path.suffix.lower() == ".bin"
         self.frames = 0
         self._last: np.ndarray | None = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> RoiFile:
-        temporary = self._stack.enter_context(atomic(self.path))
-        self._file = self._stack.enter_context(temporary.open("wb"))
-        return self
+        self._file = self.enter_context(self.enter_context(atomic(path)).open("wb"))
 
     def add(self, offsets: np.ndarray) -> None:
         """The offsets of the next frame."""
         if self.format == "kvazaar":
-            binary = self.path.suffix.lower() == ".bin"
-            self._file.write(kvazaar_binary(offsets) if binary else kvazaar_text(offsets))
+            self._file.write(kvazaar_binary(offsets) if self.binary else kvazaar_text(offsets))
         elif self._last is None or not np.array_equal(offsets, self._last):  # a line is valid until the next
             self._file.write(svt_event(self.frames, offsets))
         self._last = offsets
         self.frames += 1
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
