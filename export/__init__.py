@@ -12,6 +12,6 @@ Nothing here writes a file under its final name: callers do. Only `student`, `gr
 onnxruntime alone.
 """
 
-from distill.export.errors import ExportRefused
+from distill.export.limits import ExportRefused
 
 __all__ = ["ExportRefused"]

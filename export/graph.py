@@ -10,29 +10,25 @@ dynamic sizes it specialised the entry's branch to the example frame without a w
 with this one, which a test checks.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distill.export.errors import ExportRefused
+from distill.export.limits import ExportRefused
 from distill.export.resolution import enter, leave
 from distill.export.writer import Writer
 from distill.students.tiny_unet import ENTRY_KERNELS, TinyUNet
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 
 def image_graph(student: TinyUNet, metadata: dict[str, str]) -> onnx.ModelProto:
@@ -76,8 +72,6 @@ class StepMode(nn.Module):
 
 
 def _model(student: TinyUNet, fps: float | None, metadata: dict[str, str]) -> onnx.ModelProto:
-    import onnx_ir as ir
-
     config = student.config
     student = copy.deepcopy(student).cpu().float().eval()
     fold_batch_norm(student)
@@ -106,9 +100,6 @@ def fold_batch_norm(module: nn.Module) -> None:
                 conv, norm = child[i], child[i + 1]
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     child[i], child[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
-
-
-# --- following the trace ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -169,8 +160,6 @@ class _Trace(fx.Interpreter):
         return self.call_function(getattr(Tensor, target), args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        import onnx_ir as ir
-
         values: list[ir.Value] = []
         fx.node.map_aggregate((args, kwargs), lambda a: values.append(a) if isinstance(a, ir.Value) else None)
         if not values:
@@ -184,9 +173,6 @@ class _Trace(fx.Interpreter):
                 f"know; use one of: {known}, or add it to EMIT in export/graph.py"
             )
         return emit(Call(self.writer, self.name, target, args, kwargs))
-
-
-# --- the operations that a student may use ---------------------------------------------------------------------------
 
 
 def _conv(call: Call) -> ir.Value:

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from distill.export.errors import ExportRefused
-from distill.export.limits import TOLERANCE
+from distill.export.limits import TOLERANCE, ExportRefused
 from distill.export.resolution import to_working_size
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, largest_gap
 from distill.export.verification import verify
@@ -128,9 +127,6 @@ def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
         nodes.append(node)
         value = node.inputs[0]
     return nodes
-
-
-# --- verification ----------------------------------------------------------------------------------------------------
 
 
 def verify_luma(luma: onnx.ModelProto, image: onnx.ModelProto) -> LumaParity:

@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from distill.export.errors import ExportRefused
+from distill.export.limits import ExportRefused
 from distill.export.runner import Predictor, normalise
 from distill.export.verification import verify
 
@@ -151,9 +151,6 @@ def _pearson(means: np.ndarray) -> float:
     return float((xy - x * y) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
-# --- what is rounded -------------------------------------------------------------------------------------------------
-
-
 def rounded_nodes(model: onnx.ModelProto) -> list[str]:
     """The names of the body's nodes: Conv, Add and Relu after the first convolution of the frame and of the state, and before
     the last convolution of the map and of the state.
@@ -199,9 +196,6 @@ def _up_to_convolutions(values: list[ir.Value], forward: bool) -> set[ir.Node]:
                 beyond = node.outputs if forward else node.inputs
                 values += [] if _is_learned(node) else [value for value in beyond if value is not None]
     return reached
-
-
-# --- onnxruntime's quantiser -----------------------------------------------------------------------------------------
 
 
 def _feeds(predictor: Predictor, clips: Iterable[Iterable[np.ndarray]], every: int) -> Iterator[dict[str, np.ndarray]]:

@@ -9,8 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import onnx
 
-from distill.export.errors import ExportRefused
-from distill.export.limits import MAX_BYTES
+from distill.export.limits import MAX_BYTES, ExportRefused
 from distill.opallowlist import check
 
 

@@ -106,9 +106,6 @@ def _pixels(fixations: np.ndarray) -> np.ndarray:
     return np.flatnonzero(fixations) if fixations.dtype == bool else fixations
 
 
-# --- one map against density or fixations ----------------------------------------------------------------------------
-
-
 def nss(prediction: Array, fixations: np.ndarray, ddof: int = 1, floor: float = 0.0) -> float:
     """Normalised scanpath saliency (Peters et al. 2005): the mean z-score at the fixations.
 
@@ -230,9 +227,6 @@ def s_auc_splits(
     return float(np.trapezoid(np.broadcast_to(true, false.shape), false, axis=1).mean())
 
 
-# --- blocks and time -------------------------------------------------------------------------------------------------
-
-
 def block_means(values: np.ndarray, side: int = BLOCK) -> np.ndarray:
     """Means of whole blocks of `side` px: `[H,W]` -> `[H//side,W//side]`."""
     rows, columns = values.shape[0] // side, values.shape[1] // side
@@ -283,9 +277,6 @@ def flicker(now: np.ndarray, before: np.ndarray, still: np.ndarray) -> float:
     predictors on the same clips only.
     """
     return float(block_means(np.abs(now - before))[still].mean()) if still.any() else float("nan")
-
-
-# --- sizes and depths ------------------------------------------------------------------------------------------------
 
 
 def as_8_bit(prediction: np.ndarray) -> np.ndarray:

@@ -84,8 +84,6 @@ def clip_cells(result: Mapping[str, Any]) -> Cells:
     return rows
 
 
-# --- tables on a terminal --------------------------------------------------------------------------------------------
-
 NAME_WIDTH = 24  # characters at which the column of names may fold in a narrow terminal
 
 
@@ -119,8 +117,6 @@ def table_width(rows: Sequence[Mapping[str, str]], name_width: int = 1000) -> in
     widths = [max(len(line) for row in rows for line in (key, *row[key].split("\n"))) for key in rows[0]]
     return 1 + sum(3 + w for w in (min(widths[0], name_width), *widths[1:]))
 
-
-# --- CSV -------------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("corpus", "protocol", "clip", "frames", "predictor", "minus", "metric", "value", "low", "high")
 

@@ -19,9 +19,6 @@ COLOURS = {"step": "#d1495b", "image": "#2e86ab", "teacher": "#6a994e"}
 PICTURE_WIDTH = 300  # pixels
 
 
-# --- frames and maps -------------------------------------------------------------------------------------------------
-
-
 def overlay(frame: np.ndarray, saliency: np.ndarray, strength: float = 0.75) -> np.ndarray:
     """A heat map over a darkened grey frame: uint8 `[H,W,3]`, `[h,w]` in [0, 1] -> uint8 `[H,W,3]`."""
     height, width = frame.shape[:2]
@@ -60,9 +57,6 @@ def data_uri(picture: np.ndarray) -> str:
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-
-
-# --- curves ----------------------------------------------------------------------------------------------------------
 
 
 def _figure(height: float) -> Figure:

@@ -14,7 +14,7 @@ import onnx
 from distill.reporting.model_card import model_card
 from distill.reporting.provenance import Provenance, metadata, rounded
 from distill.reporting.sidecar import registry_entry, write_registry, write_sidecar
-from distill.run.files import write_bytes
+from distill.run.files import write_bytes, write_together
 
 CLIPS_LISTED = 2000  # names of training clips in a sidecar, of which the downstream reads 1 MiB
 
@@ -30,10 +30,10 @@ def write_package(
     metrics = metrics if metrics and metrics["predictors"] else None
     models = {"image": folder / f"{origin.name}.onnx", "step": folder / f"{origin.name}_step.onnx"}
     properties = metadata(origin, metrics)
-    for path in models.values():
-        model = onnx.load(path)
-        onnx.helper.set_model_props(model, properties)
-        write_bytes(path, model.SerializeToString(deterministic=True))
+    graphs = {path: onnx.load(path) for path in models.values()}
+    for graph in graphs.values():
+        onnx.helper.set_model_props(graph, properties)
+    write_together({path: graph.SerializeToString(deterministic=True) for path, graph in graphs.items()})
     sidecars = [_write_sidecar(mode, path, origin, parity, metrics) for mode, path in models.items()]
     about = "Tiny video saliency student, {} mode: where people look, as a map in [0,1] per pixel."
     notes = f"Distilled from {origin.teacher} on {origin.corpus}."

@@ -1,18 +1,32 @@
-"""Where a student comes from, as its ONNX files, sidecars, card and report state it; `distill.run.provenance` collects it."""
+"""Where a student comes from: its corpus, its teacher, their licences, and what to know before believing its numbers.
+
+`provenance` is what the ONNX files, the sidecars, the model card and the report say of a run's best checkpoint. It names
+files and fingerprints, never a place on this machine, because it ships.
+"""
 
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill import __version__
+from distill.corpora import Corpus, parts_of
+from distill.labels.catalogue import OURS
+from distill.labels.licences import permissive
+from distill.labels.members import file_names
+from distill.recipe.files import to_dict
+from distill.recipe.keys import Recipe
+from distill.run.files import fingerprint
+from distill.students.tiny_unet import TinyUNet, parameter_count
+from distill.training import checkpoint
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a student comes from."""
-
     name: str
     license: str
     corpus: str
@@ -37,6 +51,92 @@ class Provenance:
     def chain(self) -> list[tuple[str, str]]:
         """Everything that the student was made from, and the licence of each part."""
         return [*((f"corpus {part}", license_) for part, license_ in self.corpus_chain), *self.teacher_chain]
+
+
+def load_student(path: Path, recipe: Recipe) -> tuple[TinyUNet, int]:
+    """The student of a checkpoint, in eval mode, and the training step that it is from."""
+    saved = checkpoint.load(path)
+    student = TinyUNet(recipe.student)
+    checkpoint.restore(student, saved["student"], path)
+    return student.eval(), int(saved["step"])
+
+
+def provenance(recipe: Recipe, corpus: Corpus, teacher: Mapping[str, Any], best: Path) -> tuple[Provenance, TinyUNet]:
+    """Where the student in the checkpoint `best` comes from, and the student. `teacher`: as its label store describes it."""
+    student, step = load_student(best, recipe)
+    tau = student.time_constants().numpy()
+    parts = corpus_chain(recipe, corpus)
+    teacher_chain = tuple((part, license_) for part, license_ in teacher["chain"])
+    chain = (*((f"corpus {name}", license_) for name, license_ in parts), *teacher_chain)
+    origin = Provenance(
+        name=recipe.run.name,
+        license=stated_license(recipe, parts, teacher),
+        corpus=corpus.title,
+        corpus_license=corpus.license,
+        corpus_chain=parts,
+        teacher=f"{teacher['name']} ({teacher['source']})",
+        teacher_license=teacher["license"],
+        teacher_chain=teacher_chain,
+        restricted=tuple(part for part, license_ in chain if not permissive(license_)),
+        train_clips=corpus.train,
+        val_clips=corpus.val,
+        held_out=corpus.held_out,
+        fps=recipe.export.fps or corpus.median_fps,
+        parameters=parameter_count(student),
+        working_size=(recipe.student.height, recipe.student.width),
+        tau_seconds=(float(tau.min()), float(np.median(tau)), float(tau.max())),
+        step=step,
+        chosen=bool(corpus.val) and recipe.train.keep == "best",
+        recipe_fingerprint=fingerprint(_without_paths(recipe)),
+    )
+    return origin, student
+
+
+def corpus_chain(recipe: Recipe, corpus: Corpus) -> tuple[tuple[str, str], ...]:
+    """The parts of the corpus as its title names them, and the licence of each."""
+    if len(corpus.roots) < 2:
+        return ((corpus.title, corpus.license),)
+    parts = parts_of(recipe.corpus.name, recipe.corpus.root)
+    return tuple((f"{part.name}:{part.root.name}", part.license) for part in parts)
+
+
+def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Mapping[str, Any]) -> str:
+    """The licence of the student's weights.
+
+    The one that the recipe states; ours, where both the corpus and the teacher are under it; otherwise "not stated", with
+    the licences of both.
+    """
+    licenses = list(dict.fromkeys(license_ for _, license_ in parts))
+    if recipe.export.license:
+        return recipe.export.license
+    if teacher["license"] == OURS and all(license_.split(" (")[0] == OURS for license_ in licenses):
+        return OURS
+    return f"not stated; corpus: {'; '.join(licenses)}; teacher: {teacher['license']}"
+
+
+def _without_paths(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values without those that name places on this machine."""
+    values = to_dict(recipe)
+    values["corpus"]["root"] = values["corpus"]["groups"] = values["teacher"]["maps"] = ""
+    values["teacher"]["weights"] = file_names(recipe.teacher)
+    values["teacher"]["calibration"] = Path(values["teacher"]["calibration"]).name
+    return values
+
+
+def caveats(corpus: Corpus, teacher: Mapping[str, Any] | None = None) -> list[str]:
+    """What a reader must know before believing the numbers. `teacher`: as its label store describes it."""
+    warnings = []
+    if teacher and teacher["random"]:
+        parts = ", ".join(teacher["random"])
+        warnings.append(f"the teacher had random weights ({parts}): the student has learned nothing worth using")
+    if not corpus.held_out:
+        clips = ", ".join(corpus.val)
+        warnings.append(f"the only annotated clips ({clips}) train and validate: their scores are not held-out scores")
+    if not corpus.val:
+        warnings.append("no clip is held out, or none has fixations: nothing is scored, and the last step is taken as the best")
+    if corpus.name == "synthetic":
+        warnings.append("trained on a procedural corpus: it shows that the pipeline works, and says little about real video")
+    return warnings
 
 
 def git_revision() -> str:

@@ -43,7 +43,10 @@ def _carry_out_stages(context: Context, until: str) -> None:
     wanted = STAGES[: 1 + [stage.name for stage in STAGES].index(until)]
     done = list(takewhile(lambda stage: run.is_done(stage.name, keys[stage.name]), wanted))
     pending = wanted[len(done) :]
-    _check_resumable(run, {stage.name for stage in pending})
+    # Another version may have left a training half done: reported before a stage has changed anything.
+    unfinished = {"teach": "checkpoints/*_last.pt", "train": "checkpoints/last.pt"}
+    for file in (file for stage in pending if stage.name in unfinished for file in run.path.glob(unfinished[stage.name])):
+        checkpoint.check_resumable(file)
     for stage in done:
         narrator.say(f"{stage.name}: up to date")
     for stage in pending:
@@ -52,13 +55,5 @@ def _carry_out_stages(context: Context, until: str) -> None:
         started = time.perf_counter()
         if stage.shared:
             job().announce(stage.name)
-        result = WORK[stage.name](context)
-        run.finish(stage.name, keys[stage.name], result.outputs, time.perf_counter() - started, result.facts)
-
-
-def _check_resumable(run: RunDir, pending: set[str]) -> None:
-    """Raises UsageError where another version left a training half done, before a stage has changed anything."""
-    files = [*run.path.glob("checkpoints/*_last.pt")] if "teach" in pending else []
-    files += [*run.path.glob("checkpoints/last.pt")] if "train" in pending else []
-    for file in files:
-        checkpoint.check_resumable(file)
+        outputs, facts = WORK[stage.name](context)
+        run.finish(stage.name, keys[stage.name], outputs, time.perf_counter() - started, facts)

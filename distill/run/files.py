@@ -1,6 +1,6 @@
 """Files that get their name only when they are complete, arrays that are open only while they are read, and JSON.
 
-`atomic` is the only way in which the pipeline writes a file; the writers below use it.
+`atomic_together` is the only way in which the pipeline writes files; all else here that writes uses it.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,21 +20,32 @@ from distill.run.errors import UsageError
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; at the end of the block the file is synced and renamed to `path`.
+def atomic_together(*paths: Path) -> Iterator[list[Path]]:
+    """Temporary paths beside `paths` to write to; at the end of the block all files are synced, then all are renamed.
 
-    If the block raises, the temporary file is removed and a file at `path` stays as it was. The suffix is kept, because some
-    writers choose the format by it. Missing folders above `path` are made.
+    If the block raises, the temporary files are removed and files at `paths` stay as they were. Suffixes are kept, because
+    some writers choose the format by it. Missing folders above `paths` are made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporaries = [path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}") for path in paths]
     try:
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporaries
+        for temporary in temporaries:
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """`atomic_together` for one file."""
+    with atomic_together(path) as [temporary]:
+        yield temporary
 
 
 def is_temporary(name: str) -> bool:
@@ -45,6 +56,13 @@ def is_temporary(name: str) -> bool:
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     with atomic(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: none gets its name before all are complete."""
+    with atomic_together(*files) as temporaries:
+        for temporary, data in zip(temporaries, files.values(), strict=True):
+            temporary.write_bytes(data)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

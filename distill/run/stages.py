@@ -1,23 +1,11 @@
 """What each stage of a run does. Every stage reads files of the run directory and writes its own.
 
-    preflight   a student with random weights is exported, gated and compared with PyTorch, and the teacher's files are
-                opened: an unshippable design and unusable weights fail before anything long
-    corpus      clips found, checked, split                               corpus.json (and corpus/, if synthetic)
-    frames      every clip decoded once at the working resolution         frames/
-    teach       the teacher is trained, if it needs training              checkpoints/visage.pt, ...
-    label       soft labels of every clip                                 labels/
-    train       the student                                               checkpoints/best.pt, metrics.jsonl
-    export      both graphs, verified, under their names                  export/
-    eval        the ONNX files scored on the validation clips             metrics.json
-    report      the report of the run                                     report.html
-
-`WORK` has a function for each stage of `plan.STAGES`: from a `Context` to the files that the stage leaves. They are glue; the
-work itself is done in the rooms that they call.
+`WORK` has a function for each stage of `plan.STAGES`: from a `Context` to the files that the stage leaves, which
+`run.directory` lists. They are glue; the work itself is done in the rooms that they call.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +18,7 @@ from distill.corpora import SIGMA, Clip, Corpus, open_corpus, split, synthetic
 from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.export import ExportRefused
-from distill.export.student import export_student
+from distill.export.student import Verified, export_student
 from distill.labels import building, members
 from distill.labels.labelling import computed_by, inference, label, looked_up_in
 from distill.labels.registry import registered
@@ -38,15 +26,14 @@ from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import report
 from distill.reporting.package import write_package
-from distill.reporting.provenance import Provenance, metadata
+from distill.reporting.provenance import Provenance, caveats, metadata, provenance
 from distill.run import device
 from distill.run.collectives import process_group
 from distill.run.directory import RunDir
 from distill.run.errors import GateFailed, Interrupted, UsageError
-from distill.run.files import ArrayFile, read_json, write_bytes, write_json
+from distill.run.files import ArrayFile, read_json, write_json, write_together
 from distill.run.parallel import job
 from distill.run.progress import Narrator
-from distill.run.provenance import caveats, provenance
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.training import frames, student
 from distill.training.batches import Sample
@@ -90,32 +77,23 @@ class Context:
         return TrainingContext(self.run / "checkpoints", chosen, self.recipe.run.seed, self.narrator)
 
 
-@dataclass(frozen=True)
-class Done:
-    """What a stage leaves: its files, relative to the run directory, and facts for the manifest."""
-
-    outputs: list[str]
-    facts: dict[str, Any]
+# What a stage leaves: its files, relative to the run directory, and facts for the manifest.
+Done = tuple[list[str], dict[str, Any]]
 
 
-@contextmanager
-def _refusal_fails(stage: str) -> Iterator[None]:
-    """Raises GateFailed where an export is refused."""
+def _verified(stage: str, student: TinyUNet, *arguments: Any, **options: Any) -> Verified:
+    """`export_student`; raises GateFailed where it is refused."""
     try:
-        yield
+        return export_student(student, *arguments, **options)
     except ExportRefused as error:
         raise GateFailed(f"{stage}: {error}; no file was written") from None
-
-
-# ------------------------------------------------------------------------------------------------------- the corpus
 
 
 def _preflight(context: Context) -> Done:
     recipe, say = context.recipe, context.narrator.say
     torch.manual_seed(recipe.run.seed)
     network = TinyUNet(recipe.student).eval()
-    with _refusal_fails("preflight"):
-        verified = export_student(network, recipe.export.fps or 30.0, {}, sizes=((97, 131), (360, 640)), length=3)
+    verified = _verified("preflight", network, recipe.export.fps or 30.0, {}, sizes=((97, 131), (360, 640)), length=3)
     parameters = parameter_count(network)
     say(f"preflight: {parameters:,} parameters export, pass the gate, and match PyTorch")
     least, most = PARAMETERS
@@ -124,7 +102,7 @@ def _preflight(context: Context) -> Done:
     chosen, _ = device.choose(recipe.run.device)
     for opened in building.try_out(recipe, chosen, inference(recipe.label, chosen)):
         say(f"preflight: teacher {opened} opens")
-    return Done([], {"parameters": parameters, "parity": verified.parity.to_dict()})
+    return [], {"parameters": parameters, "parity": verified.parity.to_dict()}
 
 
 def _corpus(context: Context) -> Done:
@@ -147,7 +125,7 @@ def _corpus(context: Context) -> Done:
         say(f"corpus: {part}, weight {weight:g}: {train} train, {val} held out")
     for note in [*corpus.notes, *caveats(corpus)]:
         say(f"corpus: {note}")
-    return Done(["corpus.json"], {"clips": len(corpus.clips), "frames": total})
+    return ["corpus.json"], {"clips": len(corpus.clips), "frames": total}
 
 
 def _few(names: Sequence[str], most: int = 12) -> str:
@@ -163,10 +141,7 @@ def _frames(context: Context) -> Done:
             bar.advance(clip.frames, note=f"clip {clip.id}")
             if context.narrator.stop() and number < len(clips):
                 raise Interrupted(f"frames, after {number} of {len(clips)} clips")
-    return Done([f"frames/{name}" for clip in clips for name in frames.names(clip)], {})
-
-
-# ------------------------------------------------------------------------------------------------------ the teacher
+    return [f"frames/{name}" for clip in clips for name in frames.names(clip)], {}
 
 
 def _teach(context: Context) -> Done:
@@ -187,7 +162,7 @@ def _teach(context: Context) -> Done:
             pass  # an unusable map is an error now, not in the middle of labelling
     if not outputs:
         context.narrator.say(f"teach: nothing to train: {members.source(recipe)}")
-    return Done(outputs, facts)
+    return outputs, facts
 
 
 def _label(context: Context) -> Done:
@@ -210,10 +185,7 @@ def _label(context: Context) -> Done:
         raise UsageError(f"rank {ranks.rank} and rank 0 have different teachers or devices; their labels do not mix")
     clips = context.corpus.clips
     label(clips, store, labels_of, narrator)
-    return Done(["labels/store.json", *(f"labels/{clip.id}.npy" for clip in clips)], {"teacher": description})
-
-
-# ------------------------------------------------------------------------------------------------------ the student
+    return ["labels/store.json", *(f"labels/{clip.id}.npy" for clip in clips)], {"teacher": description}
 
 
 def _train(context: Context) -> Done:
@@ -223,7 +195,7 @@ def _train(context: Context) -> Done:
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
     with process_group(training.device):
         facts = student.train(samples, validation, recipe.train, recipe.student, training, context.run / "metrics.jsonl")
-    return Done(["checkpoints/best.pt", "metrics.jsonl"], facts)
+    return ["checkpoints/best.pt", "metrics.jsonl"], facts
 
 
 def _samples(context: Context, corpus: Corpus) -> list[Sample]:
@@ -251,10 +223,8 @@ def _export(context: Context) -> Done:
     clip = corpus[(corpus.val or corpus.train)[0]]
     real = [frame for frame, _ in zip(clip.read(), range(60), strict=False)]
     say(f"export: writing, gating, and comparing with PyTorch on {len(real)} frames of clip {clip.id} and random ones")
-    with _refusal_fails("export"):
-        verified = export_student(network, origin.fps, metadata(origin, None), real)
-    for name, content in verified.files(recipe.run.name).items():
-        write_bytes(run / "export" / name, content)
+    verified = _verified("export", network, origin.fps, metadata(origin, None), real)
+    write_together({run / "export" / name: content for name, content in verified.files(recipe.run.name).items()})
     parity = verified.parity.to_dict()
     paths = write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
     proof = f"export/{recipe.run.name}.parity.json"
@@ -262,10 +232,7 @@ def _export(context: Context) -> Done:
     sizes = " and ".join(f"{path.stat().st_size:,}" for path in paths[:2])
     say(f"export: parity {max(verified.parity.image_max_abs, verified.parity.step_max_abs):.1e}, {sizes} bytes")
     outputs = [path.relative_to(run.path).as_posix() for path in paths]
-    return Done([*outputs, proof], {"parity": parity, "gate": verified.gate})
-
-
-# ------------------------------------------------------------------------------------------------- what it is worth
+    return [*outputs, proof], {"parity": parity, "gate": verified.gate}
 
 
 def _eval(context: Context) -> Done:
@@ -274,7 +241,7 @@ def _eval(context: Context) -> Done:
     if not corpus.val:
         context.narrator.say("eval: no held-out clip has fixations; nothing to score")
         write_json(run / "metrics.json", {"schema": 2, "predictors": {}, "clips": {}, "caveats": warnings})
-        return Done(["metrics.json"], {})
+        return ["metrics.json"], {}
     clips_of_part: dict[str, list[Clip]] = {}
     for clip in corpus.select(corpus.val):
         clips_of_part.setdefault(clip.corpus, []).append(clip)
@@ -291,7 +258,7 @@ def _eval(context: Context) -> Done:
     origin, _ = context.provenance()
     write_package(run / "export", origin, read_json(run / "export" / f"{name}.parity.json"), result, warnings)
     _say_scores(context.narrator, result)
-    return Done(["metrics.json"], {"frames_scored": result["frames_scored"]})
+    return ["metrics.json"], {"frames_scored": result["frames_scored"]}
 
 
 def _references(context: Context, corpus: Corpus) -> dict[str, Reference]:
@@ -326,7 +293,7 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
 def _report(context: Context) -> Done:
     origin, _ = context.provenance()
     report.write(context.run, context.recipe, context.corpus, context.labels, origin, context.narrator)
-    return Done(["report.html"], {})
+    return ["report.html"], {}
 
 
 WORK: dict[str, Callable[[Context], Done]] = {

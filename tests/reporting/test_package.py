@@ -219,7 +219,7 @@ def test_the_card_names_parts_that_not_everybody_may_use(package):
 
 def test_a_mixture_names_the_licence_of_each_part(tmp_path):
     from distill.corpora import Corpus
-    from distill.run.provenance import corpus_chain, stated_license
+    from distill.reporting.provenance import corpus_chain, stated_license
 
     for name, license_ in (("ours", "BSD-2-Clause-Patent (procedural)"), ("theirs", "CC BY-NC 4.0")):
         (tmp_path / name).mkdir()

@@ -1,5 +1,7 @@
 """A small run from end to end: what it leaves, that it continues, and that a kill costs time only."""
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -18,6 +20,7 @@ from filelock import FileLock
 
 from distill.opallowlist import check
 from distill.recipe.files import load_recipe
+from distill.run.files import write_together
 from tests.helpers import TINY, distill, invoke
 
 SETS = [part for override in TINY for part in ("--set", override)]
@@ -91,9 +94,9 @@ def test_the_registry_entry_is_what_the_downstreams_schema_accepts(finished):
 
 def test_stamping_the_metrics_changes_no_node_and_no_weight(finished):
     from distill.export.graph import step_graph
-    from distill.run import provenance
+    from distill.reporting.provenance import load_student
 
-    student, _ = provenance.load_student(finished / "checkpoints" / "best.pt", load_recipe(finished / "recipe.toml"))
+    student, _ = load_student(finished / "checkpoints" / "best.pt", load_recipe(finished / "recipe.toml"))
     fresh, shipped = step_graph(student, 24.0, {}), onnx.load(finished / "export" / "student_step.onnx")
     assert fresh.graph.SerializeToString(deterministic=True) == shipped.graph.SerializeToString(deterministic=True)
 
@@ -137,6 +140,45 @@ def test_a_stage_that_lost_a_file_runs_again(finished):
     assert check(finished / "export" / "student.onnx").ok and (finished / "labels" / "003.npy").exists()
     props = {p.key: p.value for p in onnx.load(finished / "export" / "student.onnx").metadata_props}
     assert "nss" in props["metrics"]  # and what follows it: the file carries its scores again
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_files_that_belong_together_are_all_complete_before_one_is_named(tmp_path, monkeypatch, call):
+    old, new = ({tmp_path / name: f"{age} {name}".encode() for name in ("a.onnx", "a_step.onnx")} for age in ("old", "new"))
+    write_together(old)
+    calls, fsync = [], os.fsync
+
+    def fail(descriptor):
+        calls.append(descriptor)
+        if len(calls) == call:
+            raise OSError(errno.EIO, "the disk fails")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="the disk fails") if call < 3 else contextlib.nullcontext():
+        write_together(new)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == (old if call < 3 else new)
+
+
+def test_an_export_that_fails_between_its_files_leaves_the_old_pair(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, run := tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    for stage in ("export", "eval", "report"):
+        del manifest["stages"][stage]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    pair = {run / "export" / "student.onnx": b"old image", run / "export" / "student_step.onnx": b"old step"}
+    write_together(pair)
+    write = Path.write_bytes
+
+    def fail(path, data):
+        if "student_step" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    result = invoke("export", "--out", run, *SETS)
+    assert result.returncode == 2 and "the disk is full" in result.stderr, result.stderr
+    assert {path: path.read_bytes() for path in pair} == pair and not list(run.rglob(".*.tmp*"))
 
 
 def as_an_earlier_version_left_it(run, target, *unfinished):
