@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from distill.cli.exits import run_command
-from distill.corpora.video import Writer
+from distill.corpora.video import write_video
 from distill.evaluation import statistics
 from distill.evaluation.protocols import PROTOCOLS
 from distill.reporting.provenance import Provenance
@@ -60,11 +60,8 @@ def invoke(*arguments, cwd="."):
 def make_clip(root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False):
     """A clip in DHF1K's layout: frame t is of brightness 10 t, its fixation is at x = 5 t."""
     height, width = size
-    (root / "video").mkdir(parents=True, exist_ok=True)
-    writer = Writer(root / "video" / f"{name}.avi", 25.0, size)
-    for t in range(frames):
-        writer.write(np.full((height, width, 3), 10 * (t % 20), np.uint8))
-    writer.close()
+    shades = (np.full((height, width, 3), 10 * (t % 20), np.uint8) for t in range(frames))
+    write_video(root / "video" / f"{name}.avi", 25.0, size, shades)
     for t in range(annotated or 0):
         image = np.zeros(size, np.uint8)
         image[height // 2, 5 * t % width] = 255

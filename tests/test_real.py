@@ -41,7 +41,7 @@ def test_the_centred_gaussian_scores_as_published(data):
     from distill.evaluation.evaluate import centre_gaussian
 
     scores = []
-    for clip in open_corpus("dhf1k", data / "hevc-gaze", skip=[]).clips[::3]:
+    for clip in open_corpus("dhf1k", data / "hevc-gaze").clips[::3]:
         for index in range(0, clip.annotated_frames, 60):
             fixations = fixation_map(clip, index)
             if fixations.any():

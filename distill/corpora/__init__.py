@@ -5,8 +5,7 @@ A corpus may have several parts, `dhf1k:1,images:0.5`, with a root folder for ea
 """
 
 from distill.corpora.clips import Clip, Corpus
-from distill.corpora.density import SIGMA, blur, density_map
-from distill.corpora.gaze import Points, fixation_map, fixation_points
+from distill.corpora.gaze import SIGMA, Points, blur, density_map, fixation_map, fixation_points
 from distill.corpora.layouts import CORPORA, detect_corpus
 from distill.corpora.opening import Part, find, fingerprints, open_corpus, parts_of
 from distill.corpora.splitting import split

@@ -1,4 +1,4 @@
-"""Where observers looked in each frame of a clip, in pixels of the clip. `Clip.annotation` names the format:
+"""Where observers looked in each frame of a clip, as points in its pixels and as density. `Clip.annotation` names the format:
 
     png      a folder of binary fixation maps, one per frame, in the order of their numbers
     mat      the same as MATLAB matrices, variable I (DHF1K)
@@ -10,17 +10,24 @@
 The first two are read frame by frame, the others clip by clip. Frames are numbered from 0.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from distill.corpora.clips import Clip
-from distill.corpora.fixations import ClipFixations
-from distill.corpora.readers import fixations_json, gaze_rows, images, matlab, smi
+from distill.corpora.fixations import ClipFixations, place
+from distill.corpora.readers import gaze_rows, images, matlab, smi
+from distill.corpora.video import read_gray_frame
 from distill.run.errors import UsageError
+
+# DHF1K's own blur: FWHM 30 px, sigma 12.74 px at 640 px width (Wang et al. 2018).
+SIGMA = 12.74 / 640
 
 
 class Points(NamedTuple):
@@ -62,6 +69,29 @@ def fixation_map(clip: Clip, index: int) -> np.ndarray | None:
     return None if points is None else points.as_map(clip)
 
 
+def density_map(clip: Clip, index: int, fixations: np.ndarray) -> np.ndarray:
+    """The density map of frame `index`, float32 `[H,W]`, not normalised.
+
+    It is read from the clip's density maps where it has them; otherwise `fixations` `[H,W]` (a fixation map, or the number
+    of fixations on each pixel) is blurred. Raises UsageError for a map that is missing or damaged.
+    """
+    if not clip.maps:
+        return blur(fixations, SIGMA * clip.width)
+    maps = Path(clip.maps)
+    if not maps.is_dir():
+        return read_gray_frame(maps, index).astype(np.float32) / 255
+    names = images.listing(maps)
+    if index >= len(names):
+        raise UsageError(f"{maps} holds {len(names)} maps, clip {clip.id} needs one for frame {index + 1}; restore it")
+    way_out = "restore it, or remove maps/ to build density from fixations"
+    return images.read_gray(maps / names[index], (clip.height, clip.width), way_out).astype(np.float32) / 255
+
+
+def blur(fixations: np.ndarray, sigma: float) -> np.ndarray:
+    """Sum of unit Gaussians of `sigma` pixels centred on the fixated pixels: `[H,W]` -> float32 `[H,W]`."""
+    return cv2.GaussianBlur(fixations.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+
+
 def clip_fixations(clip: Clip) -> ClipFixations:
     """All fixations of a clip whose format is read clip by clip. The last few clips are cached until their files change."""
     try:
@@ -98,13 +128,30 @@ def _read_mat(clip: Clip, index: int) -> np.ndarray:
     return matrix
 
 
+def _read_json(clip: Clip) -> ClipFixations:
+    path = Path(clip.fixations)
+    try:
+        frames = json.loads(path.read_text(encoding="utf-8"))
+        lengths = [len(frame) for frame in frames]
+        points = np.array([point for frame in frames for point in frame], np.float64)
+        if points.shape != (sum(lengths), 2) and points.size:
+            raise ValueError(f"points of shape {list(points.shape[1:])}")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is not a list of frames with [row, column] points: {error}") from None
+    points = points.reshape(-1, 2)
+    frame = np.repeat(np.arange(len(frames)), np.array(lengths, int))
+    return place(clip, frame, points[:, 1], points[:, 0], None, Counter(), len(frames))
+
+
 # Formats with a file per frame: suffix and reader of one fixation map. Formats that are read clip by clip: reader.
 FRAME_READERS: dict[str, tuple[str, Callable[[Clip, int], np.ndarray]]] = {
     "png": (".png", _read_png),
     "mat": (".mat", _read_mat),
 }
 CLIP_READERS: dict[str, Callable[[Clip], ClipFixations]] = {
-    "json": fixations_json.read,
+    "json": _read_json,
     "table": gaze_rows.read_fixations,
     "tracks": gaze_rows.read_mouse_tracks,
     "export": smi.read,

@@ -4,14 +4,13 @@ Finding lists files and decodes nothing; checking decodes each video once. `open
 clips; `survey` reports them instead.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
 from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, check, fingerprint_of, license_of
-from distill.corpora.layouts import CORPORA, Layout
+from distill.corpora.layouts import CORPORA
 from distill.recipe import keys
 from distill.recipe.files import did_you_mean
 from distill.run.errors import UsageError
@@ -34,14 +33,6 @@ class Part:
     weight: float
     root: Path
 
-    @property
-    def layout(self) -> Layout:
-        return CORPORA[self.corpus]
-
-    @property
-    def license(self) -> str:
-        return license_of(self.root)
-
 
 def parts_of(name: str, roots: Roots) -> list[Part]:
     """The parts that `dhf1k` or `dhf1k:1,images:0.5` names, with their roots in the same order.
@@ -51,10 +42,8 @@ def parts_of(name: str, roots: Roots) -> list[Part]:
     named = [part.strip().partition(":") for part in name.split(",")]
     folders = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
     if len(folders) != len(named):
-        raise UsageError(
-            f"corpus '{name}' has {len(named)} part{'s' if named[1:] else ''}, and there {'are' if len(folders) != 1 else 'is'} "
-            f"{len(folders)} --root; give one for each, in the same order"
-        )
+        given = f"has {counted(len(named), 'part')}, and --root names {counted(len(folders), 'folder')}"
+        raise UsageError(f"corpus '{name}' {given}; give one for each, in the same order")
     parts: list[Part] = []
     for (corpus, colon, text), root in zip(named, folders, strict=True):
         if corpus not in CORPORA:
@@ -81,11 +70,10 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, E
     for part in parts:
         if not part.root.is_dir():
             raise UsageError(f"corpus root {part.root} is not a folder; give the folder of the corpus with --root")
-        for entry in part.layout.find(part.root, replace(options, name=part.corpus)):
+        for entry in CORPORA[part.corpus].find(part.root, replace(options, name=part.corpus)):
             entries[f"{part.name}.{entry.id}" if parts[1:] else entry.id] = part, entry
     roots = ", ".join(str(part.root) for part in parts)
-    if unknown := set(options.skip) - set(entries):
-        name = min(unknown)
+    if name := min(set(options.skip) - set(entries), default=""):
         raise UsageError(f"corpus.skip names {name}, which is not in {roots}{did_you_mean_clip(name, entries)}")
     entries = {name: entry for name, entry in entries.items() if name not in options.skip}
     if not entries:
@@ -115,23 +103,20 @@ def survey(
         clips = tuple(clip for clip in (track(results, "corpus", len(entries)) if track else results) if clip)
     notes: list[str] = []
     for part in parts:
-        notes += part.layout.notes(part.root, [entry for owner, entry in entries.values() if owner is part])
-    corpus = Corpus(
-        name, "; ".join(dict.fromkeys(part.license for part in parts)), clips, notes=(*notes, *_notes_on(clips)),
-        roots={part.name: str(part.root) for part in parts}, weights={part.name: part.weight for part in parts},
-    )  # fmt: skip
+        notes += CORPORA[part.corpus].notes(part.root, [entry for owner, entry in entries.values() if owner is part])
+    licence = "; ".join(dict.fromkeys(license_of(part.root) for part in parts))
+    roots, weights = {part.name: str(part.root) for part in parts}, {part.name: part.weight for part in parts}
+    corpus = Corpus(name, licence, clips, roots=roots, weights=weights, notes=(*notes, *_notes_on(clips)))
     return corpus, {clip_id: problems[clip_id] for clip_id in entries if clip_id in problems}
 
 
-def open_corpus(
-    name: str, root: Roots, skip: Sequence[str] = (), track: Track | None = None, options: keys.Corpus | None = None
-) -> Corpus:
+def open_corpus(name: str, root: Roots, track: Track | None = None, options: keys.Corpus | None = None) -> Corpus:
     """Finds the clips under `root` (one per part of `name`) and checks each of them, decoding each video once.
 
-    Raises UsageError for an unknown corpus, a missing or empty root, or clips that cannot be used, naming all of them.
+    options: its root is not used, but its `skip`, `fps` and `mouse_lag_ms` are. Raises UsageError for an unknown corpus, a missing
+    or empty root, or clips that cannot be used, naming all of them.
     """
-    options = options or keys.Corpus()
-    corpus, problems = survey(name, root, replace(options, skip=(*options.skip, *skip)), track)
+    corpus, problems = survey(name, root, options, track)
     if problems:
         first, *others = problems
         more = f" ({len(others)} more clips have problems: {', '.join(others)})" if others else ""
@@ -149,15 +134,11 @@ def fingerprints(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[
 
 def _notes_on(clips: Sequence[Clip]) -> list[str]:
     """One line for each kind of problem: how often it occurs, and in which clips."""
-    kinds: dict[str, Counter[str]] = {}
-    for clip in clips:
-        for kind, count in clip.troubles.items():
-            kinds.setdefault(kind, Counter())[clip.id] += count
     lines = []
-    for kind, counts in kinds.items():
-        shown = list(counts) if kind in EVERY_CLIP else list(counts)[:SHOWN_CLIPS]
-        where = ", ".join(f"{clip_id}: {counts[clip_id]:,}" for clip_id in shown)
-        more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
-        dropped = "" if kind in EVERY_CLIP else " dropped"
-        lines.append(f"{kind}: {counts.total():,}{dropped}, in {counted(len(counts), 'clip')} ({where}{more})")
+    for kind in dict.fromkeys(kind for clip in clips for kind in clip.troubles):
+        counts = {clip.id: clip.troubles[kind] for clip in clips if kind in clip.troubles}
+        shown, dropped = (len(counts), "") if kind in EVERY_CLIP else (SHOWN_CLIPS, " dropped")
+        where = ", ".join(f"{clip_id}: {count:,}" for clip_id, count in list(counts.items())[:shown])
+        more = f" and {len(counts) - shown} more" if len(counts) > shown else ""
+        lines.append(f"{kind}: {sum(counts.values()):,}{dropped}, in {counted(len(counts), 'clip')} ({where}{more})")
     return lines

@@ -9,7 +9,6 @@ The simulated gaze (saccades, smooth pursuit, disagreement) has realistic magnit
 follows from the seed, with an independent stream per clip.
 """
 
-import errno
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ import cv2
 import numpy as np
 
 from distill.corpora.entries import LICENSE_FILES
-from distill.corpora.video import Writer, probe
+from distill.corpora.video import write_video
 from distill.recipe.keys import Synthetic
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import atomic, is_temporary, read_json, write_json
+from distill.run.files import is_temporary, read_json, write_json
 from distill.run.progress import Narrator
 
 LICENSE = "BSD-2-Clause-Patent (procedural)"
@@ -55,7 +54,7 @@ def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
     with narrator.bar("synthetic corpus", config.clips, unit="clips") as bar:
         for number in range(1, config.clips + 1):
             video = root / "video" / f"{number:03d}.avi"
-            if not video.exists():  # gets its name last, after the annotation is written
+            if not video.exists():  # it is written last, after the annotation
                 _write_clip(root, video, number, config)
             bar.advance()
             if narrator.stop() and number < config.clips:
@@ -68,21 +67,12 @@ def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     frames, targets, cuts, switches = _render(rng, config)
-    with atomic(video) as temporary:
-        writer = Writer(temporary, config.fps, (config.height, config.width))
-        for frame in frames:
-            writer.write(frame)
-        writer.close()
-        for index, points in enumerate(_simulate_gaze(rng, targets, cuts, switches, config)):
-            image = np.zeros((config.height, config.width), np.uint8)
-            image[points[:, 1], points[:, 0]] = 255
-            path = folder / f"{index + 1:04d}.png"
-            path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite would not report a full disk
-        if probe(temporary)[0] != len(frames):  # nor does the video writer
-            raise OSError(errno.ENOSPC, "the video is not complete", str(video))
-
-
-# --- the video -------------------------------------------------------------------------------------------------------
+    for number, points in enumerate(_simulate_gaze(rng, targets, cuts, switches, config), 1):
+        image = np.zeros((config.height, config.width), np.uint8)
+        image[points[:, 1], points[:, 0]] = 255
+        png = cv2.imencode(".png", image)[1].tobytes()  # imwrite would not report a full disk
+        (folder / f"{number:04d}.png").write_bytes(png)
+    write_video(video, config.fps, (config.height, config.width), frames)
 
 
 def _render(rng: np.random.Generator, config: Synthetic) -> tuple[list[np.ndarray], np.ndarray, list[int], list[int]]:
@@ -210,9 +200,6 @@ def _paste(frame: np.ndarray, item: MovingObject) -> None:
     if x0 < x1 and y0 < y1:
         part = moved[y0 - top : y1 - top, x0 - left : x1 - left]
         frame[y0:y1, x0:x1] += part[..., 3:] * (part[..., :3] - frame[y0:y1, x0:x1])
-
-
-# --- the observers ---------------------------------------------------------------------------------------------------
 
 
 def _simulate_gaze(

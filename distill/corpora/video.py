@@ -1,12 +1,12 @@
-"""Frames of a video file, of a folder of images, or of one still image, in order; and a writer of video files.
+"""Frames of a video file, of a folder of images, or of one still image, in order; and writing a video file.
 
 OpenCV's seeking is not frame-exact and its frame count is an estimate, so frames are always read from the start and counted
 by reading.
 """
 
+import errno
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,8 +14,10 @@ import numpy as np
 
 from distill.corpora.readers import images
 from distill.run.errors import UsageError
+from distill.run.files import atomic
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".y4m")
+CODECS = {".avi": "MJPG", ".mp4": "mp4v"}  # to write
 
 
 def _open(path: Path) -> cv2.VideoCapture:
@@ -27,29 +29,20 @@ def _open(path: Path) -> cv2.VideoCapture:
     return capture
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
-    capture = _open(path)
-    try:
-        yield capture
-    finally:
-        capture.release()
-
-
 def probe(path: Path) -> tuple[int, int, int, float]:
     """Frames (counted by decoding), height and width in pixels, frames per second.
 
     Raises UsageError if the file does not open, no frame decodes, or it ends early.
     """
-    with _opened(path) as capture:
-        ok, frame = capture.read()
-        if not ok:
-            raise UsageError(f"{path} opens, but no frame decodes; is it complete?")
-        frames = 1
-        while capture.grab():
-            frames += 1
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-        in_header = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # often off by a few
+    capture = _open(path)
+    ok, frame = capture.read()
+    if not ok:
+        raise UsageError(f"{path} opens, but no frame decodes; is it complete?")
+    frames = 1
+    while capture.grab():
+        frames += 1
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    in_header = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # often off by a few
     if frames < 0.95 * in_header - 2:
         raise UsageError(f"{path} ends early: {frames} frames decode, its header states {in_header}; is it complete?")
     if not 0.5 <= fps <= 1000:
@@ -81,16 +74,14 @@ def read_frames(path: Path, stride: int = 1) -> Iterator[np.ndarray]:
 
 
 def _read_video(path: Path, stride: int) -> Iterator[np.ndarray]:
-    with _opened(path) as capture:
-        index = 0
-        while capture.grab():
-            if index % stride == 0:
-                ok, frame = capture.retrieve()
-                if not ok:
-                    way_out = "re-encode the video or leave the clip out"
-                    raise UsageError(f"{path}: frame {index + 1} does not decode; {way_out}")
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            index += 1
+    capture, index = _open(path), 0
+    while capture.grab():
+        if index % stride == 0:
+            ok, frame = capture.retrieve()
+            if not ok:
+                raise UsageError(f"{path}: frame {index + 1} does not decode; re-encode the video or leave the clip out")
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        index += 1
 
 
 class _OpenVideo(threading.local):
@@ -113,47 +104,43 @@ def read_gray_frame(path: Path, index: int) -> np.ndarray:
     """
     video = _open_video
     key = (path, path.stat().st_mtime_ns if path.exists() else 0)
+    if video.key == key and index == video.index:
+        return video.image
     if video.key != key or index < video.index:
-        video.key, video.capture, video.index = key, _open(path), -1
+        video.capture, video.index = _open(path), -1
+    video.key = None  # after an error, reading begins anew
     while video.index < index:
         if not video.capture.grab():
-            read, video.key = video.index + 1, None
-            raise UsageError(f"{path} ends after {read} frames, before frame {index + 1}; is it complete?")
+            raise UsageError(f"{path} ends after {video.index + 1} frames, before frame {index + 1}; is it complete?")
         video.index += 1
-        if video.index == index:
-            ok, image = video.capture.retrieve()
-            if not ok:
-                video.key = None
-                raise UsageError(f"{path}: frame {index + 1} does not decode; restore the file")
-            video.image = cv2.transform(image, MEAN)
+    ok, image = video.capture.retrieve()
+    if not ok:
+        raise UsageError(f"{path}: frame {index + 1} does not decode; restore the file")
+    video.key, video.image = key, cv2.transform(image, MEAN)
     return video.image
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
     """Frames, height and width according to a video's header; the number of frames may be off by a few."""
-    properties = (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
-    with _opened(path) as capture:
-        frames, height, width = (int(capture.get(which)) for which in properties)
+    capture, which = _open(path), (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+    frames, height, width = (int(capture.get(number)) for number in which)
     return frames, height, width
 
 
-class Writer:
-    """Writes uint8 RGB frames `[H,W,3]` to a video file; the suffix chooses the codec (.avi: MJPEG, .mp4: MPEG-4)."""
+def write_video(path: Path, fps: float, size: Sequence[int], frames: Iterable[np.ndarray]) -> None:
+    """Writes uint8 RGB frames `[H,W,3]` of (height, width) `size` to a video file; its suffix chooses one of CODECS.
 
-    CODECS = {".avi": "MJPG", ".mp4": "mp4v"}
-
-    def __init__(self, path: Path, fps: float, size: Sequence[int]) -> None:
-        codec = self.CODECS.get(path.suffix.lower())
-        if codec is None:
-            raise UsageError(f"cannot write {path}: the suffix must be one of {', '.join(self.CODECS)}")
-        height, width = size
-        self.path = path
-        self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, (width, height))
-        if not self.writer.isOpened():
+    Raises UsageError if the file cannot be written, OSError if the disk is full.
+    """
+    codec = cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()])
+    with atomic(path) as temporary:
+        writer = cv2.VideoWriter(str(temporary), codec, fps, (size[1], size[0]))
+        if not writer.isOpened():
             raise UsageError(f"cannot write {path}; does the folder exist, is it writable, is the disk full?")
-
-    def write(self, frame: np.ndarray) -> None:
-        self.writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        self.writer.release()
+        count = 0
+        for frame in frames:
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            count += 1
+        writer.release()
+        if probe(temporary)[0] != count:  # the writer does not report a full disk
+            raise OSError(errno.ENOSPC, "the video is not complete", str(path))

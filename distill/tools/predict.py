@@ -1,6 +1,5 @@
 """Runs a student over a video, frame by frame, and writes an overlay to look at, or the maps themselves."""
 
-import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from distill.corpora.video import Writer, probe, read_frames
+from distill.corpora.video import CODECS, probe, read_frames, write_video
 from distill.evaluation.predictors import load_predictor
 from distill.reporting.drawings import overlay
 from distill.run.errors import UsageError
-from distill.run.files import atomic, write_array
+from distill.run.files import write_array
 from distill.run.progress import Narrator
 
 FAINT = 0.2  # overlays are scaled to the frame's maximum, but at least to this: a map this faint has no salient region
@@ -25,7 +24,7 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     """
     predictor = load_predictor(model, threads)
     suffix = out.suffix.lower()
-    if suffix not in (*Writer.CODECS, ".npy", ""):
+    if suffix not in (*CODECS, ".npy", ""):
         raise UsageError(f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)")
     for read in (video, model):
         if out.exists() and read.exists() and out.samefile(read):
@@ -52,13 +51,8 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     if suffix == ".npy":
         write_array(out, np.stack([saliency.astype(np.float16) for _, saliency in maps]))
     elif suffix:
-        with atomic(out) as temporary:
-            writer = Writer(temporary, fps, (height, width))
-            for frame, saliency in maps:
-                writer.write(overlay(frame, saliency / max(float(saliency.max()), FAINT)))
-            writer.close()
-            if probe(temporary)[0] != frames:  # the writer does not report a full disk
-                raise OSError(errno.ENOSPC, "the video is not complete", str(out))
+        overlays = (overlay(frame, saliency / max(float(saliency.max()), FAINT)) for frame, saliency in maps)
+        write_video(out, fps, (height, width), overlays)
     else:
         out.mkdir(exist_ok=True)
         for stale in out.glob("*.png"):  # left by a longer video

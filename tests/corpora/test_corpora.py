@@ -6,7 +6,7 @@ import pytest
 
 from distill.corpora import SIGMA, density_map, fixation_map, open_corpus, split, synthetic
 from distill.corpora.video import probe
-from distill.recipe.keys import Synthetic
+from distill.recipe import keys
 from distill.run.errors import UsageError
 from tests.helpers import make_clip
 
@@ -88,7 +88,7 @@ def test_a_damaged_clip_is_named_with_the_way_out(tmp_path, damage, message):
     with pytest.raises(UsageError, match=message) as error:
         open_corpus("dhf1k", tmp_path)
     assert "--set corpus.skip=001" in str(error.value)
-    assert [clip.id for clip in open_corpus("dhf1k", tmp_path, skip=["001"]).clips] == ["002"]
+    assert [clip.id for clip in open_corpus("dhf1k", tmp_path, options=keys.Corpus(skip=["001"])).clips] == ["002"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_single_annotated_clip_serves_both_sides_and_says_so(tmp_path):
     assert parts.train == ("001", "002") and parts.val == ("001",) and not parts.held_out
 
 
-SMALL = Synthetic(clips=2, frames=40, height=72, width=128, observers=8)
+SMALL = keys.Synthetic(clips=2, frames=40, height=72, width=128, observers=8)
 
 
 def test_the_synthetic_corpus_follows_from_its_seed_and_goes_on(tmp_path, narrator):
@@ -202,7 +202,7 @@ def test_the_synthetic_corpus_rewards_motion(tmp_path, narrator):
     """Where frames differ from the last one predicts gaze; where one frame has contrast does so much less."""
     from distill.evaluation.metrics import nss
 
-    config = Synthetic(clips=4, frames=48, height=72, width=128)
+    config = keys.Synthetic(clips=4, frames=48, height=72, width=128)
     synthetic.write(tmp_path, config, narrator)
     moving, still = [], []
     for clip in open_corpus("synthetic", tmp_path).clips:

@@ -9,6 +9,7 @@ import pytest
 from distill.corpora import Corpus, density_map, fixation_map, fixation_points, open_corpus, split
 from distill.corpora.readers.matlab import read_variable
 from distill.evaluation.metrics import nss
+from distill.recipe import keys
 from distill.run.errors import UsageError
 from tests.corpora import writers
 
@@ -202,7 +203,7 @@ def test_every_clip_whose_counts_differ_is_named(tmp_path):
     skip = str(error.value).partition("corpus.skip=")[2].partition(" ")[0].split(",")
     assert skip == [f"{number:03d}" for number in range(1, 15)]
     with pytest.raises(UsageError, match="no clips left"):
-        open_corpus("dhf1k", tmp_path, skip=skip)
+        open_corpus("dhf1k", tmp_path, options=keys.Corpus(skip=skip))
 
 
 def test_a_frame_that_is_missing_or_of_another_size_is_named(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from distill.corpora import Corpus, fixation_points, open_corpus, parts_of, split
+from distill.recipe import keys
 from distill.recipe.files import load_recipe, to_toml
 from distill.run import engine, plan, preflight
 from distill.run.directory import RunDir
@@ -88,19 +89,19 @@ def test_groups_may_name_clips_as_their_part_does(tmp_path, two):
 
 
 def test_clips_are_skipped_and_held_out_by_their_whole_name(two):
-    corpus = open_corpus("dhf1k,images", two, skip=["images.osie.001", "dhf1k.004"])
+    corpus = open_corpus("dhf1k,images", two, options=keys.Corpus(skip=["images.osie.001", "dhf1k.004"]))
     assert len(corpus.clips) == 12
     parts = split(corpus, 0.2, ["dhf1k.002"])
     assert parts.val == ("dhf1k.002",) and len(parts.train) == 11
     with pytest.raises(UsageError, match=r"corpus\.skip names 004, which is not in .*gaze, .*pictures"):
-        open_corpus("dhf1k,images", two, skip=["004"])
+        open_corpus("dhf1k,images", two, options=keys.Corpus(skip=["004"]))
 
 
 @pytest.mark.parametrize(
     ("name", "roots", "message"),
     [
-        ("dhf1k,images", ["a"], "has 2 parts, and there is 1 --root"),
-        ("dhf1k", ["a", "b"], "has 1 part, and there are 2 --root"),
+        ("dhf1k,images", ["a"], "has 2 parts, and --root names 1 folder"),
+        ("dhf1k", ["a", "b"], "has 1 part, and --root names 2 folders"),
         ("dhf1k:1,image:0.5", ["a", "b"], "unknown corpus 'image'; did you mean 'images'"),
         ("dhf1k:one,images", ["a", "b"], "has the weight 'one'; give a number above 0"),
         ("dhf1k:0,images", ["a", "b"], "has the weight '0'"),
@@ -178,7 +179,7 @@ def test_the_run_finds_the_labels_of_every_part(tmp_path, two):
         plan.dry_run(tmp_path / "run", recipe_of(two, labels))
     with pytest.raises(UsageError, match="names 3 folders, the corpus has 2 parts"):
         plan.dry_run(tmp_path / "run", recipe_of(two, labels, labels, labels))
-    with pytest.raises(UsageError, match="has 2 parts, and there is 1 --root"):
+    with pytest.raises(UsageError, match="has 2 parts, and --root names 1 folder"):
         plan.dry_run(tmp_path / "run", recipe_of(two[:1], labels))
 
 

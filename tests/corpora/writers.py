@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from distill.corpora.video import Writer
+from distill.corpora.video import write_video
 
 SIZE = (48, 80)
 ROW = SIZE[0] // 2
@@ -30,12 +30,8 @@ def density(t: int, size=SIZE) -> np.ndarray:
 
 
 def video(path: Path, frames: int, fps=25.0, size=SIZE, make=frame) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = Writer(path, fps, size)
-    for t in range(frames):
-        image = make(t, size)
-        writer.write(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2))
-    writer.close()
+    images = (make(t, size) for t in range(frames))
+    write_video(path, fps, size, (image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images))
     return path
 
 

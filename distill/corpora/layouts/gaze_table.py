@@ -1,9 +1,10 @@
-"""Your own gaze: videos or still images, and a CSV file of who looked where. A folder, or a folder of such folders:
+"""Your own videos, and your own gaze: videos or still images, and a CSV file of who looked where, in one folder or several:
 
     SET/fixations.csv[.gz]    a row per fixation or sample; see distill.corpora.readers.table for the columns
     SET/img/NAME.jpg          images and videos, in SET itself or in any folder in it
 
-An image becomes a static clip: one frame with all its fixations, and no recurrent state.
+An image becomes a static clip: one frame with all its fixations, and no recurrent state. `find_videos` needs no gaze: a
+teacher labels the videos and training draws from them, because the recurrent part of a student needs many scenes.
 """
 
 from pathlib import Path
@@ -31,14 +32,27 @@ def find(root: Path, options: Options) -> list[Entry]:
         files = sorted(_media(folder), key=lambda p: images.numbered(p.name))
         if not files:
             raise UsageError(f"{folder} has {path.name}, but no images or videos ({', '.join(MEDIA)}) beside it")
-        stems: dict[str, Path] = {}
-        for file in files:
-            if file.stem in stems:
-                raise UsageError(f"{stems[file.stem]} and {file} would be one clip, {file.stem}; rename one of them")
-            stems[file.stem] = file
-            clip = file.stem if len(tables) == 1 else f"{folder.name}.{file.stem}"
-            entries.append(Entry(clip, file, path, annotation="table", name=f"{folder.resolve().name}/{file.stem}"))
+        for stem, file in _by_stem(files).items():
+            clip = stem if len(tables) == 1 else f"{folder.name}.{stem}"
+            entries.append(Entry(clip, file, path, annotation="table", name=f"{folder.resolve().name}/{stem}"))
     return entries
+
+
+def find_videos(root: Path, _options: Options) -> list[Entry]:
+    """Every video in `root`, sorted by name. Raises UsageError if there are none, or two would be one clip."""
+    files = [p for p in sorted(root.iterdir()) if p.suffix.lower() in video.SUFFIXES and p.name[0] != "." and p.is_file()]
+    if not files:
+        raise UsageError(f"{root} holds no videos ({', '.join(video.SUFFIXES)})")
+    videos = _by_stem(files)
+    return [Entry(name, videos[name], name=name) for name in sorted(videos, key=images.numbered)]
+
+
+def _by_stem(files: list[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for file in files:
+        if (other := named.setdefault(file.stem, file)) != file:
+            raise UsageError(f"{other} and {file} would be one clip, {file.stem}; rename one of them")
+    return named
 
 
 def _tables(root: Path) -> list[Path]:

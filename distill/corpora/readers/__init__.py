@@ -1,1 +1,1 @@
-"""Readers of single files: images, MATLAB matrices, tables of gaze, lists of points, eye-tracker exports."""
+"""Readers of single files: images, MATLAB matrices, tables of gaze, eye-tracker exports."""

@@ -17,16 +17,15 @@ ROUNDING = 1e-3  # frames; a time that falls short of a frame by less is a round
 
 def read_fixations(clip: Clip) -> ClipFixations:
     """Every row is a fixation, and covers the frames of its duration. Raises UsageError if times do not fit the video."""
-    gaze, name, rows = _rows(clip)
+    gaze, name, rows, dropped = _rows(clip)
     x, y = _pixels(clip, gaze, gaze.x[rows], gaze.y[rows])
     when, duration = gaze.when[rows], gaze.duration[rows]
     observer = gaze.observer[rows] if gaze.observers else None
-    dropped = Counter(gaze.dropped.get(name, Counter()))
     if clip.static:  # times do not matter: all fixations belong to the one frame
         return place(clip, np.zeros(len(x)), x, y, observer, dropped)
     if not {"frame", "time"} & set(gaze.columns.at):
         raise UsageError(f"{gaze.path} has no column for the frame or the time, and {name} is a video; add one")
-    rate = 1.0 if gaze.by_frame else clip.fps
+    rate = 1.0 if "frame" in gaze.columns.at else clip.fps
     timed = ~np.isnan(when)
     dropped[NAN] += int((~timed).sum())
     x, y, when, duration = (values[timed] for values in (x, y, when, duration))
@@ -48,11 +47,10 @@ def read_fixations(clip: Clip) -> ClipFixations:
 
 def read_mouse_tracks(clip: Clip) -> ClipFixations:
     """Each observer's mouse track, resampled to 100 Hz by linear interpolation and moved back in time by `clip.lag`."""
-    gaze, name, rows = _rows(clip)
+    gaze, _, rows, dropped = _rows(clip)
     if "time" not in gaze.columns.at:
         raise UsageError(f"{gaze.path} has no column for the time; mouse tracks need one")
     x, y, when, observer = (values[rows] for values in (gaze.x, gaze.y, gaze.when, gaze.observer))
-    dropped = Counter(gaze.dropped.get(name, Counter()))
     usable = np.isfinite(x) & np.isfinite(y) & np.isfinite(when)
     dropped[NAN] += int((~usable).sum())
     sampled = []
@@ -71,11 +69,11 @@ def read_mouse_tracks(clip: Clip) -> ClipFixations:
     return place(clip, frame[inside], x, y, who[inside] if gaze.observers else None, dropped)
 
 
-def _rows(clip: Clip) -> tuple[table.Table, str, slice]:
-    """The clip's table, its name there, and its rows; an empty slice if the table does not mention it."""
+def _rows(clip: Clip) -> tuple[table.Table, str, slice, Counter[str]]:
+    """The clip's table, its name there, its rows (none if the table does not mention it), and a count of those dropped."""
     gaze = table.read(Path(clip.fixations))
     name, rows = gaze.rows_of(Path(clip.video)) or (clip.name, slice(0, 0))
-    return gaze, name, rows
+    return gaze, name, rows, Counter(gaze.dropped.get(name))
 
 
 def _pixels(clip: Clip, gaze: table.Table, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

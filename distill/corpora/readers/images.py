@@ -113,20 +113,15 @@ def check_sizes(folder: Path, names: Sequence[str], expected: tuple[int, int], o
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Height and width in a JPEG's frame header (ITU-T T.81, B.2.2); None if there is none."""
     at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
+    while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
         if marker == 0xFF:  # fill byte
             at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return height, width
-        if marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
-            at += 2
-            continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        else:  # some markers have no length
+            at += 2 if marker in (0x01, *range(0xD0, 0xD9)) else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 

@@ -2,6 +2,7 @@
 
 A file is a header of 128 bytes followed by elements: a type, a length, data padded to 8 bytes. An element may be
 compressed (zlib). A matrix is an element whose data are elements again: flags, dimensions, name, numbers.
+scipy.io.loadmat (1.17) is no substitute: one wrong byte, an unknown type of the numbers, crashes the process.
 """
 
 import struct
@@ -28,9 +29,8 @@ def read_variable(path: Path, name: str) -> np.ndarray:
         if order is None:
             raise UsageError(f"{path} is not a MATLAB file")
         names = []
-        for kind, body in _elements(data[128:], order):
-            inner = list(_elements(zlib.decompress(body), order)) if kind == COMPRESSED else [(kind, body)]
-            for kind, body in inner:
+        for outer, content in _elements(data[128:], order):
+            for kind, body in _elements(zlib.decompress(content), order) if outer == COMPRESSED else [(outer, content)]:
                 if kind == MATRIX:
                     stored_name, matrix = _matrix(body, order)
                     if stored_name == name and matrix is not None:
@@ -49,8 +49,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             kind, length, start = kind & 0xFFFF, kind >> 16, at + 4
             at += 8
         else:
-            start = at + 8
-            at = start + length + (-length % 8 if kind != COMPRESSED else 0)
+            start, at = at + 8, at + 8 + length + (-length % 8 if kind != COMPRESSED else 0)
         if start + length > len(data):
             raise ValueError("the file is truncated")
         yield kind, data[start : start + length]

@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import math
+import zlib
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -76,10 +77,6 @@ class Table:
     dropped: dict[str, Counter[str]]  # rows by clip and reason
     notes: list[str]  # how ambiguous columns were read
 
-    @property
-    def by_frame(self) -> bool:
-        return "frame" in self.columns.at
-
     @cached_property
     def _by_file(self) -> dict[str, str]:
         """Names in the table by the last part of their path, with and without suffix; "" where several share it."""
@@ -100,10 +97,7 @@ class Table:
 
 def columns_of(path: Path) -> Columns | None:
     """The columns of a file that looks like a gaze table (it has clip, x and y); None for other files."""
-    try:
-        start = _bytes(path, 1 << 14)
-    except (OSError, EOFError) as error:
-        raise _unreadable(path, error) from None
+    start = _bytes(path, 1 << 14)
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     lines = start.decode(encoding, "replace").splitlines()
     return _recognise(lines[0]) if lines else None
@@ -111,19 +105,15 @@ def columns_of(path: Path) -> Columns | None:
 
 def read(path: Path) -> Table:
     """The table, cached until the file changes. Raises UsageError for an unusable header or a table without usable rows."""
-    try:
-        return _read(path, path.stat().st_mtime_ns)
-    except (OSError, EOFError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError | EOFError) -> UsageError:
-    return UsageError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}")
+    return _read(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 def _bytes(path: Path, limit: int = -1) -> bytes:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        return file.read(limit)
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            return file.read(limit)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from None
 
 
 def _text(path: Path) -> tuple[str, list[str]]:
@@ -144,7 +134,7 @@ def _recognise(header: str) -> Columns | None:
     for i, name in enumerate(plain):
         if name in COLUMN_OF:
             at.setdefault(COLUMN_OF[name], i)
-    if "x" not in at or "y" not in at or "clip" not in at:
+    if not {"clip", "x", "y"} <= set(at):
         return None
     x = plain[at["x"]]
     normalised = True if "norm" in x or "rel" in x else False if "px" in x or "pix" in x else None
@@ -157,10 +147,8 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        text = text.strip().lower()
-        if text in MISSING:
-            return math.nan
-        return float(text.replace(",", "."))  # a decimal comma; ValueError if it is not a number at all
+        # Perhaps it has a decimal comma; ValueError if it is not a number at all.
+        return math.nan if text.strip().lower() in MISSING else float(text.replace(",", "."))
 
 
 @lru_cache(maxsize=8)
@@ -231,8 +219,8 @@ def _table(
         normalised = bool(len(values)) and float(np.quantile(values, 0.9)) <= 1.0
         unit = "fractions of the size" if normalised else "pixels"
         notes.append(f"x and y of {path.name} are read as {unit}, judging by their values")
-    nothing = np.full(len(rows["x"]), np.nan)
-    when, duration = nothing, rows.get("duration", nothing)
+    when = nothing = np.full(len(rows["x"]), np.nan)
+    duration = rows.get("duration", nothing)
     if "frame" in rows:
         first = 0 if columns.from_zero or np.nanmin(rows["frame"], initial=1) < 1 else 1
         when = rows["frame"] - first
