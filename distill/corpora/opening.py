@@ -33,6 +33,10 @@ class Part:
     weight: float
     root: Path
 
+    @property
+    def license(self) -> str:
+        return license_of(self.root)
+
 
 def parts_of(name: str, roots: Roots) -> list[Part]:
     """The parts that `dhf1k` or `dhf1k:1,images:0.5` names, with their roots in the same order.
@@ -104,9 +108,9 @@ def survey(
     notes: list[str] = []
     for part in parts:
         notes += CORPORA[part.corpus].notes(part.root, [entry for owner, entry in entries.values() if owner is part])
-    licence = "; ".join(dict.fromkeys(license_of(part.root) for part in parts))
-    roots, weights = {part.name: str(part.root) for part in parts}, {part.name: part.weight for part in parts}
-    corpus = Corpus(name, licence, clips, roots=roots, weights=weights, notes=(*notes, *_notes_on(clips)))
+    licence = "; ".join(dict.fromkeys(part.license for part in parts))
+    folders, weights = {part.name: str(part.root) for part in parts}, {part.name: part.weight for part in parts}
+    corpus = Corpus(name, licence, clips, roots=folders, weights=weights, notes=(*notes, *_notes_on(clips)))
     return corpus, {clip_id: problems[clip_id] for clip_id in entries if clip_id in problems}
 
 
