@@ -78,7 +78,7 @@ for _panel, _verbs in VERBS.items():
         app.command(_name, rich_help_panel=_panel)(expand_groups(_verb))
 
 
-def _print_version(value: bool) -> None:
+def _version(value: bool) -> None:
     if value:
         print(f"distill {__version__}")
         raise typer.Exit
@@ -86,9 +86,7 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     pass

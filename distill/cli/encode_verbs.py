@@ -19,15 +19,11 @@ def encode(
     map_: Annotated[str | None, Option("--map", help="instead of a model: centre (a centred Gaussian), none")] = None,
     crf: Annotated[float | None, Option(help="constant quality; default 23 (x264), 28 (x265)")] = None,
     bitrate: Annotated[int | None, Option(help="kbit/s, instead of --crf", min=1)] = None,
-    params: Annotated[
-        list[str] | None, Option("--param", metavar="KEY=VALUE", help="option of the encoder; repeatable")
-    ] = None,
+    params: Annotated[list[str] | None, Option("--param", metavar="KEY=VALUE", help="encoder option; repeatable")] = None,
     encoder: EncoderOptions,
     cuts: Annotated[bool, Option("--cuts/--no-cuts", help="scene cuts reset the model's state")] = True,
     roi_out: Annotated[Path | None, Option(metavar="FILE", help="write the offsets for another encoder")] = None,
-    format_: Annotated[
-        str | None, Option("--format", help="format of --roi-out: kvazaar (text, or *.bin), svt-av1, addroi")
-    ] = None,
+    format_: Annotated[str | None, Option("--format", help="of --roi-out: kvazaar (text, or *.bin), svt-av1, addroi")] = None,
     video_only: Annotated[bool, Option("--video-only", help="leave audio and subtitles out")] = False,
     threads: Annotated[int, Option(help="threads of model and encoder; 0: one, and the encoder's choice", min=0)] = 0,
     output: Output,
@@ -58,9 +54,7 @@ def bd(
     *,
     inputs: Annotated[list[Path] | None, Argument(metavar="[INPUT...]", help="videos")] = None,
     models: Annotated[list[Path] | None, Option("--model", "-m", help="ONNX student; repeatable")] = None,
-    proxy: Annotated[
-        Path | None, Option("--judge", metavar="ONNX", help="proxy weights: a model, none of --model, for clips without gaze")
-    ] = None,
+    proxy: Annotated[Path | None, Option("--judge", metavar="ONNX", help="another model, to weight clips without gaze")] = None,
     corpus: Annotated[str | None, Option(help="clips with gaze: corpus.name")] = None,
     root: Annotated[Path | None, Option(help="folder of the corpus")] = None,
     clips: Annotated[str | None, Option(metavar="ID,ID", help="clips of the corpus; default: all with gaze")] = None,

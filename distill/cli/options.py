@@ -17,15 +17,15 @@ from typer import Argument, Option
 
 ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
 RUN_DIRECTORY = "run directory; default runs/CORPUS-TEACHER, with a recipe runs/NAME"
-OVERRIDE = "override any recipe key; repeatable"
-SIZES = "frame size; repeatable; default 640x360, 1920x1080"
 NEUTRAL = "what stays as without a map: bits (the size, about), mean (the mean offset is 0), off (nothing)"
 
 RecipeArgument = Annotated[Path | None, Argument(metavar="[RECIPE.toml]", help="recipe; `distill init` writes one")]
 CorpusOption = Annotated[str | None, Option(help="corpus.name: dhf1k, gaze-table, ...; several: dhf1k:1,images:0.5")]
 LayoutOption = Annotated[str | None, Option("--corpus", help="name of the corpus, where its folders do not show it")]
 RootOption = Annotated[list[Path] | None, Option(help="corpus.root: folder of the corpus; repeatable, for several corpora")]
-SizesOption = Annotated[list[str] | None, Option("--size", metavar="WxH", help=SIZES)]
+SizesOption = Annotated[
+    list[str] | None, Option("--size", metavar="WxH", help="frame size; repeatable; default 640x360, 1920x1080")
+]
 JsonOption = Annotated[bool, Option("--json", help="one JSON object on standard output")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", help="no narration on standard error")]
 
@@ -47,7 +47,7 @@ class RunOptions:
     maps: Annotated[list[Path] | None, Option(help="teacher.maps: folder of soft labels; repeatable")] = None
     accept: Annotated[list[str] | None, Option("--accept-licence", metavar="NAME", help=ACCEPT)] = None
     out: Annotated[Path | None, Option("--out", "-o", help=RUN_DIRECTORY)] = None
-    sets: Annotated[list[str] | None, Option("--set", metavar="SECTION.KEY=VALUE", help=OVERRIDE)] = None
+    sets: Annotated[list[str] | None, Option("--set", metavar="SECTION.KEY=VALUE", help="any recipe key; repeatable")] = None
     force: Annotated[bool, Option("--force", help="start over: replace the run in --out")] = False
 
 
@@ -63,21 +63,18 @@ class EncoderOptions:
     neutral: Annotated[str, Option(help=NEUTRAL)] = "bits"
 
 
-KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
-
-
 def expand_groups(verb: Callable[..., None]) -> Callable[..., None]:
     """The verb as typer needs it: every parameter that is a dataclass is replaced by the fields of that dataclass."""
     hints = typing.get_type_hints(verb, include_extras=True)
-    parameters, groups = [], {}
+    parameters, groups, keyword = [], {}, inspect.Parameter.KEYWORD_ONLY
     for name, parameter in inspect.signature(verb).parameters.items():
         if dataclasses.is_dataclass(group := hints[name]):
             own = typing.get_type_hints(group, include_extras=True)
             groups[name] = {f.name: (own[f.name], f.default) for f in dataclasses.fields(group)}
             for field, (type_, default) in groups[name].items():
-                parameters.append(inspect.Parameter(field, KEYWORD_ONLY, default=default, annotation=type_))
+                parameters.append(inspect.Parameter(field, keyword, default=default, annotation=type_))
         else:
-            parameters.append(parameter.replace(kind=KEYWORD_ONLY, annotation=group))
+            parameters.append(parameter.replace(kind=keyword, annotation=group))
 
     @functools.wraps(verb)
     def expanded(**values: Any) -> None:

@@ -1,10 +1,11 @@
 """What the command line prints: JSON, tables and scores on standard output; Ctrl-C, and narration on standard error."""
 
 import json
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -18,10 +19,6 @@ PIPED_WIDTH = 160  # columns of a table that is not printed on a terminal
 
 def interruptible(quiet: bool) -> Narrator:
     """A narrator for long work: the first Ctrl-C asks for an orderly end, the second ends at once."""
-    return Narrator(quiet, _stop_on_ctrl_c())
-
-
-def _stop_on_ctrl_c() -> Callable[[], bool]:
     asked = threading.Event()
 
     def handle(signum: int, frame: object) -> None:
@@ -33,7 +30,7 @@ def _stop_on_ctrl_c() -> Callable[[], bool]:
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
-    return asked.is_set
+    return Narrator(quiet, asked.is_set)
 
 
 def print_json(value: Any) -> None:
@@ -54,14 +51,15 @@ def print_facts(facts: Mapping[str, Any], title: str = "", as_json: bool = False
     if as_json:
         print_json({"schema": 1, **facts})
         return
-    print_rows([{"": name, " ": _text(value)} for name, value in facts.items()], title)
+    texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
+    print_rows([{"": name, " ": text} for name, text in texts.items()], title)
 
 
 def print_rows(rows: list[dict[str, str]], title: str = "") -> None:
     """Rows with the same keys, as a table; columns of numbers are right-aligned."""
     table = Table(title=title or None, title_justify="left", title_style="")
     for i, name in enumerate(rows[0] if rows else []):
-        number = i > 0 and all(_is_number(str(row[name])) for row in rows)
+        number = i > 0 and all(re.sub("[.,-]", "", str(row[name])).isdigit() for row in rows)
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
@@ -77,13 +75,10 @@ def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
     """Tables of one corpus: scores, differences and, with per_clip, every clip."""
     from distill.evaluation import tables
 
-    skipped = result["frames_without_fixations"]
-    title = (
-        f"{name}: {len(result['clips'])} clips, {result['frames_scored']:,} frames"
-        + (f", {skipped:,} without fixations skipped" if skipped else "")
-        + f"\n{result['protocol']}: {result['about']}; 95 % intervals over clips"
-    )
-    print_cells(title, "predictor", tables.score_cells(result))
+    skipped = f", {n:,} without fixations skipped" if (n := result["frames_without_fixations"]) else ""
+    counts = f"{name}: {len(result['clips'])} clips, {result['frames_scored']:,} frames{skipped}"
+    protocol = f"{result['protocol']}: {result['about']}; 95 % intervals over clips"
+    print_cells(f"{counts}\n{protocol}", "predictor", tables.score_cells(result))
     if result["differences"]:
         first = result["differences"]["of"]
         print_cells(f"how {first} differs, on the same clips", first, tables.difference_cells(result))
@@ -95,22 +90,13 @@ def print_cells(heading: str, head: str, cells: list[Any]) -> None:
     """A table that fits the terminal, with columns left out and named where it is narrow; piped, it is complete."""
     from distill.evaluation import tables
 
-    terminal = Console(highlight=False)
-    rows, left_out = tables.fit_to_width(head, cells, terminal.width if terminal.is_terminal else None)
+    rows, left_out = tables.fit_to_width(head, cells, Console().width if sys.stdout.isatty() else None)
     table = Table()
     for i, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     print(heading)
-    (terminal if terminal.is_terminal else Console(highlight=False, width=tables.table_width(rows))).print(table)
+    print_table(table, tables.table_width(rows))
     if left_out:
         print(f"no room for {', '.join(left_out)}: use a wider terminal, --csv or --json")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "").replace("-", "").replace(",", "").isdigit()

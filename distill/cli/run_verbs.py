@@ -16,6 +16,8 @@ from distill.recipe.keys import PROTOCOLS, Recipe
 from distill.run import parallel
 from distill.run.errors import Interrupted, UsageError
 
+BASELINES = "eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"
+
 
 def run(
     *,
@@ -140,22 +142,13 @@ def _print_result(directory: Any, stage: str, as_json: bool, per_clip: bool, tab
 
 def evaluate(
     *,
-    targets: Annotated[
-        list[Path] | None, Argument(metavar="MODEL.onnx|RECIPE.toml", help="ONNX students, or a recipe")
-    ] = None,
-    corpora: Annotated[
-        list[str] | None, Option("--corpus", help="corpus.name; repeated, with a --root each: several corpora, one table each")
-    ] = None,
+    targets: Annotated[list[Path] | None, Argument(metavar="MODEL.onnx|RECIPE.toml", help="ONNX students, or a recipe")] = None,
+    corpora: Annotated[list[str] | None, Option("--corpus", help="corpus.name; repeatable, with a --root each")] = None,
     options: RunOptions,
-    baselines: Annotated[
-        list[str] | None,
-        Option("--baseline", metavar="KIND", help="eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"),
-    ] = None,
+    baselines: Annotated[list[str] | None, Option("--baseline", metavar="KIND", help=BASELINES)] = None,
     protocol: Annotated[str | None, Option(help=f"eval.protocol: {', '.join(PROTOCOLS)}")] = None,
     per_clip: Annotated[bool, Option("--per-clip", help="also print the NSS of every clip")] = False,
-    table: Annotated[
-        Path | None, Option("--csv", metavar="FILE", help="write all values, one per line; of clips too with --per-clip")
-    ] = None,
+    table: Annotated[Path | None, Option("--csv", metavar="FILE", help="write all values; of clips too with --per-clip")] = None,
     output: Output,
 ) -> None:  # fmt: skip
     """Score the run's ONNX files; or any ONNX students on all annotated clips of one corpus or several.

@@ -138,9 +138,9 @@ def measure_point(excerpt: Excerpt, offsets: list[np.ndarray | None], coding: Co
         if index in excerpt.weights:
             weighted.append(float((error * excerpt.weight(index)).sum()))
     seconds = len(excerpt.frames) / float(excerpt.picture.rate)
-    point = {"crf": float(coding.crf or 0), "kbps": sum(p.size for p in packets) * 8 / 1000 / seconds}
-    point["plain"] = _psnr(plain)
-    return {**point, excerpt.weights_by: _psnr(weighted)} if excerpt.weights_by else point
+    kbps = sum(packet.size for packet in packets) * 8 / 1000 / seconds
+    qualities = {"plain": _psnr(plain)} | ({excerpt.weights_by: _psnr(weighted)} if excerpt.weights_by else {})
+    return {"crf": float(coding.crf or 0), "kbps": kbps, **qualities}
 
 
 def _psnr(errors: list[float]) -> float:
@@ -149,16 +149,12 @@ def _psnr(errors: list[float]) -> float:
 
 def gains(points: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """BD-rates and the change of size at equal CRF, in per cent, of every map against none; and why a BD-rate is left out."""
-    rates: dict[str, dict[str, float]] = {}
+    rates: dict[str, dict[str, float]] = {title: {} for title in points if title != NO_MAP}
     left_out: dict[str, dict[str, str]] = {}
     sizes: dict[str, float] = {}
-    for title, with_map in points.items():
-        if title == NO_MAP:
-            continue
-        rates[title] = {}
-        for quality in QUALITIES:
-            if quality not in with_map[0]:
-                continue
+    for title in rates:
+        with_map = points[title]
+        for quality in (q for q in QUALITIES if q in with_map[0]):
             reference, tested = ([(p["kbps"], p[quality]) for p in curve] for curve in (points[NO_MAP], with_map))
             try:
                 rates[title][quality] = bd_rate(reference, tested)
@@ -178,10 +174,7 @@ def summary(clips: Mapping[str, Any]) -> dict[str, Any]:
     the Gaussian and with the models named after it.
     """
     titles = list(next(iter(clips.values()))["size"])
-    measures: dict[str, list[dict[str, float]]] = {title: [] for title in titles}
-    for facts in clips.values():
-        for title in titles:
-            measures[title].append({**facts["bd_rate"][title], "size": facts["size"][title]})
+    measures = {t: [{**facts["bd_rate"][t], "size": facts["size"][t]} for facts in clips.values()] for t in titles}
     differences = []
     for one, other in [*((title, titles[0]) for title in titles[1:]), *combinations(titles[1:], 2)]:
         pairs = zip(measures[one], measures[other], strict=True)

@@ -4,7 +4,7 @@ Later values win: the defaults of `distill.recipe.keys`, the recipe file after t
 `--set section.key=value`. The resolved recipe is written into the run directory and can itself be run.
 
 The loader is ours on purpose: the core install needs no configuration library (pydantic and its kin), and a wrong key gets the nearest
-right one as a suggestion, in any section. That takes about a hundred lines.
+right one as a suggestion, in any section.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
 
     Raises UsageError for a missing or unreadable file, an unknown key, a wrong type, or a value out of range.
     """
-    values = to_dict(Recipe())
+    values = dataclasses.asdict(Recipe())
     for file, contents in _with_bases(path) if path is not None else ():
         _merge(values, contents, folder=file.resolve().parent, where=str(file))
     for override in overrides:
@@ -39,7 +39,11 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
         if not equals or name.count(".") != 1:
             raise UsageError(f"--set takes section.key=value, got {override!r}")
         section, option = name.strip().split(".")
-        _merge(values, {section: {option: _parse_value(text.strip())}}, folder=Path.cwd(), where=f"--set {override}")
+        try:
+            value = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()  # a bare word is a string: --set corpus.name=dhf1k
+        _merge(values, {section: {option: value}}, folder=Path.cwd(), where=f"--set {override}")
     return from_dict(values)
 
 
@@ -51,7 +55,12 @@ def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             raise UsageError(f"recipe {path} builds on itself, over {', '.join(str(file) for file, _ in chain)}")
         if chain and not path.is_file():
             raise UsageError(f"recipe {chain[0][0]} builds on {path}, which does not exist")
-        contents = _read_toml(path)
+        try:
+            contents = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"no recipe at {path}; `distill init` writes one") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise UsageError(f"recipe {path} cannot be read: {error}") from None
         base = contents.pop("base", None)
         chain.insert(0, (path, contents))
         if base is None:
@@ -59,22 +68,6 @@ def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         if not isinstance(base, str) or "\0" in base:
             raise UsageError(f"recipe {path}: `base` must be the path of another recipe, got {base!r}")
         path = path.parent / Path(base).expanduser()
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"no recipe at {path}; `distill init` writes one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"recipe {path} cannot be read: {error}") from None
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word is a string: --set corpus.name=dhf1k
 
 
 def _merge(values: dict[str, Any], changes: Mapping[str, Any], folder: Path, where: str) -> None:
@@ -128,28 +121,21 @@ def _typed(value: Any, type_: Any, name: str, where: str) -> Any:
         return str(value[0]) if len(value) == 1 else tuple(str(item) for item in value)
     if typing.get_origin(type_) is tuple:
         inner = typing.get_args(type_)[0]
-        if isinstance(value, str):
-            value = value.split(",")
-        items = value if isinstance(value, list | tuple) else [value]
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         return tuple(str(item) if inner is str else _typed(item, inner, name, where) for item in items)
-    if type_ is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type_ is str and isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
+    if type_ in (float, str) and type(value) in (int, float):
+        value = type_(value)
     if type(value) is not type_:
         raise UsageError(f"{where}: '{name}' must be {type_.__name__}, got {value!r}")
     return value
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from nested plain values (lists for tuples); a value out of bounds raises UsageError."""
+    """A recipe from nested plain values; a value out of bounds raises UsageError."""
     sections: dict[str, Any] = {}
     for name, section_type in SECTIONS.items():
-        options = dict(values[name])
         for f in dataclasses.fields(section_type):
-            value = options[f.name]
-            if isinstance(value, list):
-                options[f.name] = value = tuple(value)
+            value = values[name][f.name]
             low, high = f.metadata.get("low"), f.metadata.get("high")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{name}.{f.name} must be finite, got {value}")
@@ -160,20 +146,15 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
             if (among := f.metadata.get("among")) and value not in among:
                 raise UsageError(f"{name}.{f.name} must be {', '.join(among[:-1])} or {among[-1]}, got {value!r}")
         try:
-            sections[name] = section_type(**options)
+            sections[name] = section_type(**values[name])
         except ValueError as error:
             raise UsageError(str(error)) from None
     return Recipe(**sections)
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as nested plain values."""
-    return dataclasses.asdict(recipe)
-
-
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """`section.key: old -> new` for every key in which two recipes differ."""
-    a, b = to_dict(old), to_dict(new)
+    a, b = dataclasses.asdict(old), dataclasses.asdict(new)
     return [f"{s}.{o}: {a[s][o]!r} -> {b[s][o]!r}" for s in a for o in a[s] if a[s][o] != b[s][o]]
 
 

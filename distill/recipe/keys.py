@@ -40,10 +40,8 @@ class Run:
     def __post_init__(self) -> None:
         # The downstream's registry accepts no other file names, and ids of 64 characters.
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,47}", self.name):
-            raise ValueError(
-                "run.name may hold lower case letters, digits, '-' and '_', starts with a letter or digit, and has at most "
-                f"48 characters; got {self.name!r}"
-            )
+            rule = "may hold lower case letters, digits, '-' and '_', starts with a letter or digit, has at most 48 characters"
+            raise ValueError(f"run.name {rule}; got {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -54,20 +52,15 @@ class Corpus:
         "synthetic", "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table, images, videos; or several with "
         "weights: dhf1k:1,images:0.5,videos:0.2",
     )  # fmt: skip
-    root: str | tuple[str, ...] = key(
-        "", "the corpus's folder, or a list with one per part; synthetic writes its own into the run directory", path=True,
-    )  # fmt: skip
+    root: str | tuple[str, ...] = key("", "folder of the corpus, or a list with one per part; synthetic needs none", path=True)
     split: str = key(
-        "official", "official: the corpus's own split where it has one; share: hold out corpus.val of the clips",
-        among=("official", "share"),
-    )  # fmt: skip
+        "official", "official: the corpus's split, if any; share: hold out corpus.val", among=("official", "share")
+    )
     val: float = key(0.2, "share of the clips held out for validation, by group", low=0.0, high=0.9)
     val_clips: tuple[str, ...] = key((), "ids of the clips to hold out, instead of the share")
     groups: str = key("", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True)  # fmt: skip
     skip: tuple[str, ...] = key((), "ids of clips to leave out")
-    fps: float = key(
-        0.0, "frame rate of clips stored as folders of frames; 0: 30, and 24 for Hollywood-2 and UCF Sports", low=0.0, high=1000.0,
-    )  # fmt: skip
+    fps: float = key(0.0, "frame rate of folders of frames; 0: 30, and 24 for Hollywood-2 and UCF Sports", low=0.0, high=1000.0)
     mouse_lag_ms: float = key(300.0, "avimos, ntire2026: delay of raw mouse tracks behind the gaze, in ms", low=0.0)
 
 
@@ -100,10 +93,7 @@ class Teacher:
     every: int = key(1, "tased, salfom: frames from one window to the next; maps in between are interpolated", low=1)
     accept_licence: tuple[str, ...] = key((), "teachers that you may use although their licence does not allow everybody to")  # fmt: skip
     calibration: str = key("", "file that `distill teach calibrate` wrote; applied to every label", path=True)
-    maps: str | tuple[str, ...] = key(
-        "", "maps: folder of precomputed maps, or a list with one per part of the corpus: CLIP.npz (maps, peak) or folders of PNGs",
-        path=True,
-    )  # fmt: skip
+    maps: str | tuple[str, ...] = key("", "maps: folder, or one per part, of CLIP.npz (maps, peak) or PNG folders", path=True)
     steps: int = key(320, "training steps of the tiny visage", low=1)
     batch: int = key(2, "windows per step of the tiny visage", low=1)
     lr: float = key(2e-3, "peak learning rate of the tiny visage", low=0.0)
@@ -113,10 +103,7 @@ class Teacher:
 class Teach:
     """Fine-tuning of ViSAGE on a published trunk, in two stages: the decoders, then LoRA in the trunk as well."""
 
-    finetune: bool = key(
-        False,
-        "train the teacher on this corpus: visage of a published size, from its base and experts; unisal as [unisal] says",
-    )
+    finetune: bool = key(False, "train the teacher: visage of a published size, from base and experts; unisal as [unisal] says")
     base_frames: int = key(4, "frames that the base was published with: 4 in its stage 2, 8 in stage 1", low=1)
     frames: int = key(20, "frames per window", low=1)
     px: int = key(224, "side of the trunk's input, a multiple of 14", low=14)
@@ -157,9 +144,7 @@ class Unisal:
     frames: int = key(12, "frames per window, 6 per second", low=1)
     windows: int = key(1, "windows drawn from each video per epoch", low=1)
     images: int = key(32, "still images per batch", low=1)
-    domains: tuple[str, ...] = key(
-        (), "PART=DOMAIN for parts of the corpus whose videos train another domain than DHF1K: Hollywood or UCFSports"
-    )
+    domains: tuple[str, ...] = key((), "PART=DOMAIN: a part's videos train Hollywood or UCFSports, not DHF1K")
 
 
 @dataclass(frozen=True)
@@ -178,10 +163,7 @@ class Train:
     """Training of the student."""
 
     steps: int = key(400, "optimiser steps", low=1)
-    frames_first: float = key(
-        0.6, "share of the steps that train the image student on single frames; the rest train its temporal part on clips",
-        low=0.0, high=1.0,
-    )  # fmt: skip
+    frames_first: float = key(0.6, "share of the steps that train on single frames; the rest train on clips", low=0.0, high=1.0)
     frames: int = key(32, "single frames per step, for the image student", low=1)
     batch: int = key(4, "streams of clips per step, for the temporal part", low=1)
     window: int = key(16, "frames per step and stream: the length of truncated back-propagation", low=1)
@@ -190,12 +172,9 @@ class Train:
     lr: float = key(3e-3, "peak learning rate of the image student (AdamW)", low=0.0)
     clips_lr: float = key(1e-3, "peak learning rate of the memory; motion uses 5 times, onset 20 times as much", low=0.0)  # fmt: skip
     parts: tuple[str, ...] = key(
-        TEMPORAL_PARTS, "temporal parts that clips train; the others keep their initial values: memory and onset add nothing, "
-        "motion averages a little",
-    )  # fmt: skip
-    image_lr: float = key(
-        0.0, "learning rate of the image student while clips train, as a share of train.lr; 0: frozen", low=0.0, high=1.0,
-    )  # fmt: skip
+        TEMPORAL_PARTS, "temporal parts that clips train; untrained, memory and onset add nothing, motion averages a little"
+    )
+    image_lr: float = key(0.0, "learning rate of the image student on clips, per train.lr; 0: frozen", low=0.0, high=1.0)
     warmup: float = key(0.05, "share of a phase's steps spent on warm-up", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "weight decay of AdamW, on convolution weights", low=0.0)
     ema: float = key(0.99, "decay of the EMA of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999)  # fmt: skip
@@ -204,18 +183,12 @@ class Train:
     cc: float = key(1.0, "weight of 1 - CC", low=0.0)
     sim: float = key(0.5, "weight of 1 - SIM", low=0.0)
     nss: float = key(0.1, "weight of -NSS, on fixations only", low=0.0)
-    bce: float = key(
-        0.5, "weight of binary cross-entropy against the map divided by its maximum: keeps the map mask-like", low=0.0
-    )
+    bce: float = key(0.5, "weight of binary cross-entropy against the map over its maximum: keeps it mask-like", low=0.0)
     flip: bool = key(True, "mirror half of the streams")
     crop: float = key(0.6, "smallest side of the random crop, as a share; 1: no crop", low=0.2, high=1.0)
-    cropped: float = key(
-        0.6, "share of the frames phase with random crops; full frames follow, which keep the centre bias", low=0.0, high=1.0,
-    )  # fmt: skip
+    cropped: float = key(0.6, "share of the frames phase with crops; then full frames, for the centre bias", low=0.0, high=1.0)
     colour: bool = key(True, "vary YUV matrices (601, 709), chroma gains and brightness, as consumers do")
-    keep: str = key(
-        "best", "best: ship the weights with the best validation score; last: those of the last step", among=("best", "last"),
-    )  # fmt: skip
+    keep: str = key("best", "best: ship the weights that validate best; last: those of the last step", among=("best", "last"))
     validate_every: int = key(100, "steps between validations", low=1)
     checkpoint_every: int = key(50, "steps between checkpoints", low=1)
 
@@ -223,9 +196,8 @@ class Train:
         if self.frames_first > 0 and self.lr == 0:
             raise ValueError("train.lr is 0, so nothing learns from frames")
         if self.frames_first < 1 and not (self.parts and self.clips_lr > 0) and self.image_lr * self.lr == 0:
-            raise ValueError(
-                "nothing learns from clips: set train.parts and train.clips_lr, or train.image_lr; or train.frames_first=1"
-            )
+            way_out = "set train.parts and train.clips_lr, or train.image_lr; or train.frames_first=1"
+            raise ValueError(f"nothing learns from clips: {way_out}")
         if unknown := set(self.parts) - set(TEMPORAL_PARTS):
             raise ValueError(f"train.parts are memory, motion and onset, got {min(unknown)!r}")
 

@@ -7,7 +7,7 @@ files and fingerprints, never a place on this machine, because it ships.
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from distill.corpora import Corpus, parts_of
 from distill.labels.catalogue import OURS
 from distill.labels.licences import permissive
 from distill.labels.members import file_names
-from distill.recipe.files import to_dict
 from distill.recipe.keys import Recipe
 from distill.run.files import fingerprint
 from distill.students.tiny_unet import TinyUNet, parameter_count
@@ -116,7 +115,7 @@ def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Ma
 
 def _without_paths(recipe: Recipe) -> dict[str, Any]:
     """The recipe's values without those that name places on this machine."""
-    values = to_dict(recipe)
+    values = asdict(recipe)
     values["corpus"]["root"] = values["corpus"]["groups"] = values["teacher"]["maps"] = ""
     values["teacher"]["weights"] = file_names(recipe.teacher)
     values["teacher"]["calibration"] = Path(values["teacher"]["calibration"]).name

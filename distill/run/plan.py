@@ -5,12 +5,11 @@ stage that is done under the same fingerprint is skipped. `stages` does the work
 imports no torch, so that `--dry-run` and usage errors cost none.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distill.corpora import find, parts_of
 from distill.labels.members import source
-from distill.recipe.files import to_dict
 from distill.recipe.keys import Recipe
 from distill.run.directory import read_manifest
 from distill.run.errors import UsageError
@@ -43,7 +42,7 @@ STAGES = (
 
 def stage_keys(recipe: Recipe) -> dict[str, str]:
     """The fingerprint of every stage."""
-    values, keys, key = to_dict(recipe), {}, ""
+    values, keys, key = asdict(recipe), {}, ""
     for stage in STAGES:
         key = fingerprint(stage.name, {section: values[section] for section in stage.sections}, key)
         keys[stage.name] = key

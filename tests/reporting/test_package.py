@@ -5,7 +5,7 @@ The rules are written down here a second time, from what the downstream was meas
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from distill.export.student import export_student
-from distill.recipe.files import from_dict, load_recipe, to_dict
+from distill.recipe.files import from_dict, load_recipe
 from distill.recipe.keys import Recipe, Run
 from distill.reporting.package import write_package
 from distill.reporting.sidecar import Int8, identifier, registry_entry, write_registry, write_sidecar
@@ -123,7 +123,7 @@ def test_every_valid_run_name_is_a_valid_id(name):
 @settings(deadline=None)
 def test_other_run_names_are_refused(name):
     try:
-        taken = from_dict(to_dict(Recipe()) | {"run": {**vars(Run()), "name": name}}).run.name
+        taken = from_dict(asdict(Recipe()) | {"run": {**vars(Run()), "name": name}}).run.name
     except UsageError as error:
         assert "run.name may hold" in str(error)
     else:
