@@ -10,15 +10,13 @@ A list that cannot be read exactly is an error, never a guess: a wrong extra nam
 Standard library only.
 """
 
-from __future__ import annotations
-
-import itertools
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 BUILT_IN = ("libvmaf",)
 
@@ -46,11 +44,6 @@ class Allowlist:
 
     def __len__(self) -> int:
         return len(self.ops)
-
-    def nearest(self, op_type: str) -> str | None:
-        """The listed operator that differs from `op_type` only in case, if there is one."""
-        folded = op_type.casefold()
-        return next((op for op in sorted(self.ops) if op.casefold() == folded), None)
 
 
 def load_list(source: str | os.PathLike[str]) -> Allowlist:
@@ -127,24 +120,15 @@ def _required_operators(text: str, source: str) -> frozenset[str]:
             raise ListError(f"{where}: expected 'domain;opset;Op,Op', got {content[:40]!r}")
         domain, _, names = parts
         if domain in ("", "ai.onnx"):
-            flat = _without_braces(names, where)
+            depth, flat = 0, ""  # without what stands in braces
+            for character in names:
+                if depth == 0 and character not in "{}":
+                    flat += character
+                depth += (character == "{") - (character == "}")
+            if depth:
+                raise ListError(f"{where}: braces do not match")
             ops.update(_names((word.strip() for word in flat.split(",") if word.strip()), where))
     return frozenset(ops)
-
-
-def _without_braces(text: str, where: str) -> str:
-    outside: list[str] = []
-    depth = 0
-    for character in text:
-        if character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-        elif depth == 0:
-            outside.append(character)
-    if depth:
-        raise ListError(f"{where}: braces do not match")
-    return "".join(outside)
 
 
 # C tokens, enough to read a flat table of string literals. A search for quoted words would be wrong: comments quote names that
@@ -162,16 +146,15 @@ _C_TOKEN = re.compile(
 _C_END = {"NULL", "nullptr", "0"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
+class _Token(NamedTuple):
+    kind: str | None
     text: str
     offset: int
 
 
 def _c_table(text: str, source: str) -> frozenset[str]:
     tokens = [
-        _Token(match.lastgroup or "", match.group(), match.start())
+        _Token(match.lastgroup, match.group(), match.start())
         for match in _C_TOKEN.finditer(text)
         if match.lastgroup not in ("comment", "space")
     ]
@@ -194,7 +177,7 @@ def _c_table(text: str, source: str) -> frozenset[str]:
     ops: set[str] = set()
     literals: list[str] = []
     ended = False  # the lookup loop stops at the first NULL
-    for token in itertools.islice(tokens, start, None):
+    for token in tokens[start:]:
         if token.kind == "directive":
             raise problem(token, "preprocessor line (give the list as plain text instead)")
         if token.kind == "string":

@@ -8,8 +8,6 @@ Exit codes: 0 every model accepted (lists equal), 1 at least one refused (lists 
 interrupted. Anything unforeseen is 2: 1 always means that a model was checked and refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -93,10 +91,8 @@ def check(
             _print("\n".join(blocks))
     elif form is Format.json:
         _print(formats.as_json(reports, unread))
-    elif form is Format.sarif:
-        _print(formats.sarif(reports, unread, _version()))
     else:
-        _print(formats.github(reports, unread))
+        _print(formats.sarif(reports, unread, _version()) if form is Format.sarif else formats.github(reports, unread))
     if unread:
         return NOT_RUN
     return ACCEPTED if all(report.ok for report in reports) else REFUSED
@@ -107,10 +103,7 @@ def ops(
     allowlist: Annotated[str, typer.Argument(metavar="[NAME|FILE]", help="the list")] = BUILT_IN[0], as_json: AsJson = False
 ) -> int:
     """Print a list, one operator per line, sorted."""
-    try:
-        allowed = load_list(allowlist)
-    except ListError as error:
-        return _fail(str(error))
+    allowed = load_list(allowlist)
     names = sorted(allowed.ops)
     _print(json.dumps({"schema": formats.JSON_SCHEMA, "list": allowed.name, "ops": names}) if as_json else "\n".join(names))
     return ACCEPTED
@@ -123,10 +116,7 @@ def diff(
     as_json: AsJson = False,
 ) -> int:
     """Compare two lists: '-' only in A, '+' only in B. Exit 0 if they are equal, 1 if not."""
-    try:
-        first, second = load_list(a), load_list(b)
-    except ListError as error:
-        return _fail(str(error))
+    first, second = load_list(a), load_list(b)
     gone, new = sorted(first.ops - second.ops), sorted(second.ops - first.ops)
     if as_json:
         _print(json.dumps({"schema": formats.JSON_SCHEMA, "a": a, "b": b, "only_a": gone, "only_b": new}))
@@ -151,6 +141,8 @@ def _run(arguments: list[str], debug: bool) -> int:
         return INTERRUPTED
     except SystemExit:
         return ACCEPTED  # typer exits only for `opallowlist --help | head`
+    except ListError as error:
+        return _fail(str(error))
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -194,10 +186,9 @@ def _coloured(block: str) -> str:
     if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return block
     colours = {"✗": "red", "!": "yellow"}
-    lines = []
-    for number, line in enumerate(block.splitlines()):
+    verdict, *lines = block.splitlines()
+    styled = [typer.style(verdict, fg="red" if ": refused  " in verdict else "green")]
+    for line in lines:
         colour = colours.get(line.lstrip()[:1])
-        if number == 0:
-            colour = "red" if ": refused  " in line else "green"
-        lines.append(typer.style(line, fg=colour) if colour else line)
-    return "\n".join(lines)
+        styled.append(typer.style(line, fg=colour) if colour else line)
+    return "\n".join(styled)

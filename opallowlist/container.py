@@ -3,8 +3,6 @@
 A file's kind and size are checked before it is read, and nothing beyond the size limit is read. Standard library only.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path
@@ -15,7 +13,7 @@ from distill.opallowlist.report import Violation
 MAX_BYTES = 50 * 1024 * 1024
 """Largest file that the downstream loads: 52,428,800 bytes."""
 
-_LFS = b"version https://git-lfs.github.com/spec/"
+LFS = b"version https://git-lfs.github.com/spec/"
 
 # Files that are not models: (offset, signature, what it is, way out).
 _SIGNATURES = (
@@ -62,15 +60,13 @@ def explain(data: bytes) -> tuple[str, str] | None:
     head = data[:512].lstrip()
     if head[:1] == b"<" and b"html" in head.lower():
         return "an HTML page (a download that needed a login, or a link to a viewer)", "download the raw file"
-    if head and all(byte >= 0x20 or byte in b"\t\r\n" for byte in head) and _is_utf8(head):
-        return "a text file", "give the binary .onnx file"
-    return None
-
-
-def lfs_pointer(data: bytes) -> Violation | None:
-    if not data.startswith(_LFS):
+    if not head or any(byte < 0x20 and byte not in b"\t\r\n" for byte in head):
         return None
-    return Violation("git-lfs-pointer", "a git-lfs pointer, not the model itself", remedy="git lfs pull, or checkout with lfs")
+    try:
+        head[:-4].decode("utf-8")  # the cut may split a character
+    except UnicodeDecodeError:
+        return None
+    return "a text file", "give the binary .onnx file"
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes | Violation:
@@ -103,11 +99,3 @@ def _too_large(size: int, max_bytes: int) -> Violation:
     return Violation(
         "too-large", f"{size:,} bytes; at most {max_bytes:,} are loaded", remedy="store weights as float16 or int8"
     )
-
-
-def _is_utf8(head: bytes) -> bool:
-    try:
-        head[:-4].decode("utf-8")  # the cut may split a character
-    except UnicodeDecodeError:
-        return False
-    return True

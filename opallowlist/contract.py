@@ -13,11 +13,10 @@ assumes that equal names mean equal sizes, and fails when the state grows. Insid
 time axis would mean a model of clips, and consumers feed frames. (Reshape may, as for a pixel shuffle.)
 """
 
-from __future__ import annotations
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
-from collections.abc import Iterator, Sequence
-
-from distill.opallowlist import messages, ranks
+from distill.opallowlist import messages
 from distill.opallowlist.report import Violation, short
 
 CONTRACTS = ("saliency-image", "saliency-step", "saliency-luma", "saliency")
@@ -47,21 +46,23 @@ def check_contract(model: messages.Model, contract: str) -> Iterator[Violation]:
         return
     step = contract == "saliency-step"
     yield from _check_names(model, graph, step)
-    inputs = {value.name: value for value in graph.input}
-    outputs = {value.name: value for value in graph.output}
+    inputs, outputs = (("input", "state_in"), ("saliency_map", "state_out")) if step else (("input",), ("saliency_map",))
+    values = {value.name: value for value in graph.input if value.name in inputs}
+    values |= {value.name: value for value in graph.output if value.name in outputs}
+    shapes: dict[str, Sequence[messages.Dim]] = {}
+    for value in values.values():
+        dims = _float_dims(value)
+        if isinstance(dims, Violation):
+            yield dims
+        else:
+            shapes[value.name] = dims
     if contract == "saliency-luma":
-        yield from _check_luma(inputs.get("input"), outputs.get("saliency_map"))
+        yield from _check_luma(shapes)
     else:
-        if "input" in inputs:
-            yield from _check_image(inputs["input"], channels=3)
-        if "saliency_map" in outputs:
-            yield from _check_image(outputs["saliency_map"], channels=1)
-    if step and "state_in" in inputs:
-        yield from _check_state(graph, inputs["state_in"], outputs.get("state_out"))
-    for node, index, rank in ranks.unsqueezed_beyond(graph, limit=4):
-        message = f"makes a tensor of rank {rank}; a model of single frames stays at rank 4"
-        way_out = "carry time in the state, and export the model for one frame"
-        yield Violation("contract-rank", message, "main", node.name, node.op_type, index, way_out)
+        yield from _check_image(shapes)
+    if "state_in" in shapes:
+        yield from _check_state(graph, shapes)
+    yield from _check_rank(graph)
 
 
 def _check_names(model: messages.Model, graph: messages.Graph, step: bool) -> Iterator[Violation]:
@@ -95,71 +96,53 @@ def _check_names(model: messages.Model, graph: messages.Graph, step: bool) -> It
         yield _wrong("contract-outputs", message, "rename or reorder them; consumers read the first as the map")
 
 
-def _check_image(value: messages.Value, channels: int) -> Iterator[Violation]:
-    dims = _float_dims(value)
-    if isinstance(dims, Violation):
-        yield dims
-        return
-    batch, channel, height, width = dims
-    if batch.value != 1 or channel.value != channels:
-        message = f"'{value.name}' is {_shown(dims)}; the contract has [1,{channels},H,W]"
-        yield _wrong("contract-shape", message, "export with batch 1")
-    if height.value is not None or width.value is not None:
-        message = f"'{value.name}' is {_shown(dims)}; height and width must be dynamic"
-        yield _wrong("contract-shape", message, "mark both as dynamic axes; consumers feed any frame size")
-    elif height.param and height.param == width.param:
-        message = f"'{value.name}' is {_shown(dims)}; height and width share a name, which says that frames are square"
-        yield _wrong("contract-shape", message, "give each its own name")
+def _check_image(shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Violation]:
+    for name, channels in (("input", 3), ("saliency_map", 1)):
+        if name not in shapes:
+            continue
+        dims = shapes[name]
+        batch, channel, height, width = dims
+        if batch.value != 1 or channel.value != channels:
+            yield _misshapen(name, dims, f"the contract has [1,{channels},H,W]", "export with batch 1")
+        if height.value is not None or width.value is not None:
+            hint = "mark both as dynamic axes; consumers feed any frame size"
+            yield _misshapen(name, dims, "height and width must be dynamic", hint)
+        elif height.param and height.param == width.param:
+            what = "height and width share a name, which says that frames are square"
+            yield _misshapen(name, dims, what, "give each its own name")
 
 
-def _check_luma(given: messages.Value | None, made: messages.Value | None) -> Iterator[Violation]:
+def _check_luma(shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Violation]:
     """Both must be [1,1,H,W] of one fixed size; _check_names reports missing ones."""
     sizes = set()
-    for value in filter(None, (given, made)):
-        dims = _float_dims(value)
-        if isinstance(dims, Violation):
-            yield dims
-            continue
+    for name, dims in shapes.items():
         batch, channel, height, width = dims
         if batch.value != 1 or channel.value != 1:
-            message = f"'{value.name}' is {_shown(dims)}; the contract has [1,1,H,W]"
-            yield _wrong("contract-shape", message, "export with batch 1, for luma")
+            yield _misshapen(name, dims, "the contract has [1,1,H,W]", "export with batch 1, for luma")
         if any(dim.value is None or dim.value < 1 for dim in (height, width)):
-            message = f"'{value.name}' is {_shown(dims)}; height and width must be fixed"
-            yield _wrong("contract-shape", message, "export for the one frame size; the consumer knows no other")
+            hint = "export for the one frame size; the consumer knows no other"
+            yield _misshapen(name, dims, "height and width must be fixed", hint)
         else:
             sizes.add((height.value, width.value))
     if len(sizes) > 1:
         yield _wrong("contract-shape", "'input' and 'saliency_map' differ in size", "give a value for every pixel")
 
 
-def _check_state(graph: messages.Graph, state_in: messages.Value, state_out: messages.Value | None) -> Iterator[Violation]:
-    dims = _float_dims(state_in)
-    if isinstance(dims, Violation):
-        yield dims
-        return
-    yield from _check_state_axes(state_in, dims)
-    yield from _check_default(graph, dims)
-    if state_out is not None:
-        out = _float_dims(state_out)
-        if isinstance(out, Violation):
-            yield out
-            return
-        yield from _check_state_axes(state_out, out)
-        if any(a.value is not None and a.value != b.value for a, b in zip(dims, out, strict=True)):
-            message = f"'state_out' {_shown(out)} cannot be fed back into 'state_in' {_shown(dims)}"
-            hint = "declare axes of state_in dynamic unless state_out has the same size"
-            yield _wrong("contract-state", message, hint)
+def _check_state(graph: messages.Graph, shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Violation]:
+    for name in ("state_in", "state_out"):
+        dims = shapes.get(name)
+        if dims is None:
+            continue
+        if dims[0].value != 1 or not dims[1].value or dims[1].value < 1:
+            yield _misshapen(name, dims, "the contract has [1,C,h,w] with C fixed", "fix batch and channels of the state")
+        if any(dim.value is not None and dim.value < 1 for dim in dims[2:]):
+            yield _misshapen(name, dims, "a fixed axis is at least 1", "leave a dynamic axis unset or name it")
+    given, made = shapes["state_in"], shapes.get("state_out")
+    yield from _check_default(graph, given)
+    if made is not None and any(a.value is not None and a.value != b.value for a, b in zip(given, made, strict=True)):
+        message = f"'state_out' {_shown(made)} cannot be fed back into 'state_in' {_shown(given)}"
+        yield _wrong("contract-state", message, "declare axes of state_in dynamic unless state_out has the same size")
     yield from _check_own_names(graph)
-
-
-def _check_state_axes(value: messages.Value, dims: Sequence[messages.Dim]) -> Iterator[Violation]:
-    if dims[0].value != 1 or not dims[1].value or dims[1].value < 1:
-        message = f"'{value.name}' is {_shown(dims)}; the contract has [1,C,h,w] with C fixed"
-        yield _wrong("contract-shape", message, "fix batch and channels of the state")
-    if any(dim.value is not None and dim.value < 1 for dim in dims[2:]):
-        message = f"'{value.name}' is {_shown(dims)}; a fixed axis is at least 1"
-        yield _wrong("contract-shape", message, "leave a dynamic axis unset or name it")
 
 
 def _check_default(graph: messages.Graph, dims: Sequence[messages.Dim]) -> Iterator[Violation]:
@@ -186,13 +169,10 @@ def _check_default(graph: messages.Graph, dims: Sequence[messages.Dim]) -> Itera
 
 def _all_zero(tensor: messages.Tensor) -> bool:
     """Whether the float32 tensor has as many elements as its dims say, all of them +0.0."""
-    size = 4
-    for dim in tensor.dims:
-        size *= dim
     data = tensor.raw_data if tensor.float_data is None else tensor.float_data
     if data is None or (tensor.raw_data is not None and tensor.float_data is not None):
         return False
-    return len(data) == size and not bytes(data).strip(b"\0")
+    return len(data) == 4 * math.prod(tensor.dims) and not bytes(data).strip(b"\0")
 
 
 def _check_own_names(graph: messages.Graph) -> Iterator[Violation]:
@@ -229,6 +209,10 @@ def _dims(value: messages.Value) -> Sequence[messages.Dim] | None:
     return tensor.shape.dim if tensor is not None and tensor.shape is not None else None
 
 
+def _misshapen(name: str, dims: Sequence[messages.Dim], what: str, remedy: str) -> Violation:
+    return _wrong("contract-shape", f"'{name}' is {_shown(dims)}; {what}", remedy)
+
+
 def _wrong(rule: str, message: str, remedy: str) -> Violation:
     return Violation(rule, message, "main", remedy=remedy)
 
@@ -240,3 +224,64 @@ def _listed(names: list[str]) -> str:
 def _shown(dims: Sequence[messages.Dim]) -> str:
     axes = ("?" if d.value is None and not d.param else short(d.param or str(d.value)) for d in dims)
     return f"[{','.join(axes)}]"
+
+
+# Operators whose output has the first input's rank, whatever the attributes.
+_SAME_RANK = frozenset((
+    "Abs", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear",
+    "Dropout", "Elu", "Erf", "Exp", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
+    "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "MaxPool", "Neg", "PRelu", "Pad",
+    "QuantizeLinear", "Reciprocal", "Relu", "Resize", "ScatterND", "Selu", "Sigmoid", "Slice", "Softmax", "Softplus",
+    "Softsign", "Sqrt", "Tanh", "Transpose",
+))  # fmt: skip
+# Broadcasting: the output has the highest rank among the inputs.
+_WIDEST_RANK = frozenset(("Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"))
+
+
+def _check_rank(graph: messages.Graph) -> Iterator[Violation]:
+    """No Unsqueeze of the main graph may make a tensor whose rank is known to be over 4.
+
+    Ranks follow from declarations and constants without shape inference; one is known only if the operator's definition
+    allows no other.
+    """
+    ranks: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+
+    def store(name: str, tensor: messages.Tensor) -> None:
+        ranks[name] = len(tensor.dims)
+        if len(tensor.dims) == 1:
+            sizes[name] = tensor.dims[0]
+
+    for tensor in graph.initializer:
+        store(tensor.name, tensor)
+    ranks |= {value.name: len(dims) for value in graph.input if (dims := _dims(value)) is not None}
+    for index, node in enumerate(graph.node):
+        constant = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if not node.output:
+            continue
+        if constant is not None:
+            store(node.output[0], constant)
+        elif (rank := _rank(node, ranks, sizes)) is not None:
+            ranks[node.output[0]] = rank
+            if node.op_type == "Unsqueeze" and rank > 4:
+                message = f"makes a tensor of rank {rank}; a model of single frames stays at rank 4"
+                way_out = "carry time in the state, and export the model for one frame"
+                yield Violation("contract-rank", message, "main", node.name, node.op_type, index, way_out)
+
+
+def _rank(node: messages.Node, ranks: Mapping[str, int], sizes: Mapping[str, int]) -> int | None:
+    inputs = [ranks.get(name) for name in node.input if name]
+    first = inputs[0] if inputs else None
+    if node.op_type in _SAME_RANK:
+        return first
+    known = [rank for rank in inputs if rank is not None]
+    if node.op_type in _WIDEST_RANK:
+        return max(known) if known and len(known) == len(inputs) else None
+    if node.op_type not in ("Unsqueeze", "Squeeze") or first is None:
+        return None
+    # The number of axes; from opset 13 on they are the second input.
+    declared = next((len(attribute.ints) for attribute in node.attribute if attribute.name == "axes"), None)
+    axes = sizes.get(node.input[1]) if len(node.input) > 1 else declared
+    if axes is None:
+        return None
+    return first + axes if node.op_type == "Unsqueeze" else first - axes

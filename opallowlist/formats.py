@@ -4,8 +4,6 @@ Every function returns a string and prints nothing. Text and annotations merge e
 a count; JSON and SARIF list each. Standard library only.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -1,9 +1,8 @@
 """The check: bytes, then wire format, then content, then contract. It returns a Report for any file."""
 
-from __future__ import annotations
-
 import hashlib
 import os
+from dataclasses import replace
 
 from distill.opallowlist import container, messages, wire
 from distill.opallowlist.allowlist import Allowlist, load_list
@@ -40,23 +39,18 @@ def check(
     decoded = _decode(data)
     if isinstance(decoded, Violation):
         return Report(source, allowed.name, len(allowed), contract, (decoded,), facts=facts)
-    applied = None if contract is None else resolve(contract, decoded)
     found = scan(decoded, allowed)
     if decoded.graph is not None:
         for violation in check_wiring(decoded.graph):
             found.refuse(violation)
-    if applied is not None:
-        for violation in check_contract(decoded, applied):
+    if contract is not None:
+        contract = resolve(contract, decoded)
+        for violation in check_contract(decoded, contract):
             found.refuse(violation)
-    facts = Facts(
-        bytes=facts.bytes,
-        sha256=facts.sha256,
-        ir_version=decoded.ir_version,
-        opset=default_opset(decoded),
-        nodes=found.ops.total(),
-        ops=dict(sorted(found.ops.items(), key=lambda item: (-item[1], item[0]))),
-    )
-    return Report(source, allowed.name, len(allowed), applied, tuple(found.violations), tuple(found.warned()), facts)
+    ops = dict(sorted(found.ops.items(), key=lambda item: (-item[1], item[0])))
+    opset = default_opset(decoded)
+    facts = replace(facts, ir_version=decoded.ir_version, opset=opset, nodes=found.ops.total(), ops=ops)
+    return Report(source, allowed.name, len(allowed), contract, tuple(found.violations), tuple(found.warned()), facts)
 
 
 def assert_allowed(
@@ -87,15 +81,17 @@ def require_contract(contract: str | None) -> None:
 
 
 def _decode(data: bytes) -> messages.Model | Violation:
-    pointer = container.lfs_pointer(data)
-    if pointer is not None:
-        return pointer
+    if data.startswith(container.LFS):
+        return Violation(
+            "git-lfs-pointer", "a git-lfs pointer, not the model itself", remedy="git lfs pull, or checkout with lfs"
+        )
+    refused = None
     try:
         model = wire.decode(data)
+        if model.graph is not None:
+            return model
     except wire.Malformed as error:
-        known = container.explain(data)
-        if known is not None:
-            return Violation("malformed", f"not an ONNX model but {known[0]}", remedy=known[1])
-        return Violation("malformed", f"not a readable ONNX protobuf: {error}", remedy="export or download it again")
-    known = None if model.graph is not None else container.explain(data)
-    return Violation("malformed", f"not an ONNX model but {known[0]}", remedy=known[1]) if known else model
+        refused = Violation("malformed", f"not a readable ONNX protobuf: {error}", remedy="export or download it again")
+    if (known := container.explain(data)) is not None:
+        return Violation("malformed", f"not an ONNX model but {known[0]}", remedy=known[1])
+    return refused or model

@@ -1,54 +1,49 @@
 """The result of a check, as plain frozen values. `formats` renders them, `cli` prints them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
 
-RULES: Mapping[str, str] = MappingProxyType(
-    {
-        # the file
-        "directory": "the path names a directory, not a file",
-        "not-a-file": "the path names a pipe, socket or device, not a regular file",
-        "empty": "the file is empty",
-        "too-large": "the file is larger than the downstream loads",
-        "git-lfs-pointer": "the file is a git-lfs pointer, not the model it points to",
-        "malformed": "the file is not an ONNX protobuf, is truncated, or has no single reading",
-        # the model
-        "no-graph": "the model has no graph",
-        "ir-version": "the IR version is outside what the downstream's ONNX Runtime loads",
-        "opset": "the default domain's opset is missing, ambiguous or outside what the downstream registers",
-        "local-function": "the model defines a local function, whose body the downstream does not scan",
-        "training-info": "the model carries training graphs",
-        "external-data": "a tensor's bytes lie outside the file",
-        "tensor-data": "a tensor has more or fewer bytes than its shape says",
-        # the nodes
-        "op": "the operator is not on the list",
-        "op-name": "the operator has no name, or one longer than the downstream's 127 bytes",
-        "op-opset": "the operator does not exist yet in the model's opset",
-        "custom-domain": "the node is from a custom operator domain",
-        "scan": "Scan is refused whatever the list says",
-        "subgraph-depth": "subgraphs are nested deeper than the downstream follows",
-        "loop-count": "the model has more Loops than the downstream allows",
-        "loop-trip-count": "a Loop's trip count is not a small constant",
-        "resize-mode": "Resize uses a mode other than nearest or linear",
-        "wiring": "a name is used before it is defined, defined twice, or promised and not delivered",
-        # the contract
-        "contract-inputs": "the inputs are not the contract's",
-        "contract-outputs": "the outputs are not the contract's",
-        "contract-type": "an input or output has the wrong element type or rank",
-        "contract-shape": "an input or output has the wrong axes",
-        "contract-rank": "the graph stacks frames into a fifth axis",
-        "contract-state": "the recurrent state is not optional, not zero at the start, or cannot be carried",
-        "contract-dim-names": "a symbolic dimension name is shared with the state",
-        # warnings only
-        "house-opset": "accepted, but not the house opset 17",
-        "house-ir": "accepted, but not the house IR version 8",
-        "unused-domain": "a custom domain is imported but not used",
-        "too-many": "more findings than are listed",
-    }
-)
+RULES = {
+    # the file
+    "directory": "the path names a directory, not a file",
+    "not-a-file": "the path names a pipe, socket or device, not a regular file",
+    "empty": "the file is empty",
+    "too-large": "the file is larger than the downstream loads",
+    "git-lfs-pointer": "the file is a git-lfs pointer, not the model it points to",
+    "malformed": "the file is not an ONNX protobuf, is truncated, or has no single reading",
+    # the model
+    "no-graph": "the model has no graph",
+    "ir-version": "the IR version is outside what the downstream's ONNX Runtime loads",
+    "opset": "the default domain's opset is missing, ambiguous or outside what the downstream registers",
+    "local-function": "the model defines a local function, whose body the downstream does not scan",
+    "training-info": "the model carries training graphs",
+    "external-data": "a tensor's bytes lie outside the file",
+    "tensor-data": "a tensor has more or fewer bytes than its shape says",
+    # the nodes
+    "op": "the operator is not on the list",
+    "op-name": "the operator has no name, or one longer than the downstream's 127 bytes",
+    "op-opset": "the operator does not exist yet in the model's opset",
+    "custom-domain": "the node is from a custom operator domain",
+    "scan": "Scan is refused whatever the list says",
+    "subgraph-depth": "subgraphs are nested deeper than the downstream follows",
+    "loop-count": "the model has more Loops than the downstream allows",
+    "loop-trip-count": "a Loop's trip count is not a small constant",
+    "resize-mode": "Resize uses a mode other than nearest or linear",
+    "wiring": "a name is used before it is defined, defined twice, or promised and not delivered",
+    # the contract
+    "contract-inputs": "the inputs are not the contract's",
+    "contract-outputs": "the outputs are not the contract's",
+    "contract-type": "an input or output has the wrong element type or rank",
+    "contract-shape": "an input or output has the wrong axes",
+    "contract-rank": "the graph stacks frames into a fifth axis",
+    "contract-state": "the recurrent state is not optional, not zero at the start, or cannot be carried",
+    "contract-dim-names": "a symbolic dimension name is shared with the state",
+    # warnings only
+    "house-opset": "accepted, but not the house opset 17",
+    "house-ir": "accepted, but not the house IR version 8",
+    "unused-domain": "a custom domain is imported but not used",
+    "too-many": "more findings than are listed",
+}
 """Rule id -> what it says, in the order in which a file is checked."""
 
 
@@ -88,10 +83,6 @@ class Violation:
         way_out = f"; try: {self.remedy}" if self.remedy else ""
         return printable(f"{self.rule}: {what}{where}{way_out}")
 
-    def to_dict(self) -> dict[str, object]:
-        """The fields by name, as JSON-ready values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -129,16 +120,7 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """The report as JSON-ready values."""
-        return {
-            "source": self.source,
-            "ok": self.ok,
-            "allowlist": self.allowlist,
-            "allowed": self.allowed,
-            "contract": self.contract,
-            "violations": [v.to_dict() for v in self.violations],
-            "warnings": [w.to_dict() for w in self.warnings],
-            "facts": asdict(self.facts),
-        }
+        return {"source": self.source, "ok": self.ok} | asdict(self)
 
 
 def printable(text: str) -> str:

@@ -5,12 +5,10 @@ functions, external data, opset, IR version, trip counts and Resize modes, becau
 registry refuses some of them, and with others the scanner's verdict could be evaded. Standard library only.
 """
 
-from __future__ import annotations
-
 import math
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from distill.opallowlist import messages, remedies, wire
@@ -37,20 +35,9 @@ MAX_FINDINGS = 1_000
 """Findings listed for one model; the report only counts the others."""
 
 # Opset that introduced a listed operator, if later than the first of OPSETS (a test compares this with onnx).
-FIRST_OPSET = {
-    "BitShift": 11,
-    "ConstantOfShape": 9,
-    "DequantizeLinear": 10,
-    "Erf": 9,
-    "Expand": 8,
-    "GatherND": 11,
-    "Gelu": 20,
-    "HardSwish": 14,
-    "LayerNormalization": 17,
-    "QuantizeLinear": 10,
-    "Resize": 10,
-    "ScatterND": 11,
-}
+FIRST_OPSET = {"Expand": 8, "ConstantOfShape": 9, "Erf": 9, "HardSwish": 14, "LayerNormalization": 17, "Gelu": 20}
+FIRST_OPSET |= dict.fromkeys(("DequantizeLinear", "QuantizeLinear", "Resize"), 10)
+FIRST_OPSET |= dict.fromkeys(("BitShift", "GatherND", "ScatterND"), 11)
 
 # TensorProto.DataType: bytes per element, and the types that share bytes between elements (4 and 2 bits).
 ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 14: 8, 15: 16, 16: 2}
@@ -93,8 +80,7 @@ class Scope:
     step: str
     """The last part of the path: `/If_3.then_branch`."""
     depth: int
-    nodes: Sequence[messages.Node]
-    graph: messages.Graph | None
+    graph: messages.Graph
 
     @property
     def path(self) -> str:
@@ -118,10 +104,9 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
     while todo:
         scope = todo.pop()
         path = scope.path
-        if scope.graph is not None:
-            _check_tensors(_graph_tensors(scope.graph), scope, None, found)
+        _check_tensors(_tensors(scope.graph.initializer, scope.graph.sparse_initializer), scope, None, found)
         inner: list[Scope] = []
-        for index, node in enumerate(scope.nodes):
+        for index, node in enumerate(scope.graph.node):
             used_domains.add(node.domain)
             found.ops[_qualified(node)] += 1
             _check_op(node, index, scope, opset, allowed, found)
@@ -169,19 +154,19 @@ def _check_header(model: messages.Model, found: Findings) -> int | None:
 def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
     """All top-level lists of nodes: the main graph, then training graphs and functions, which are refused."""
     if model.graph is not None:
-        yield Scope("main", "", 0, model.graph.node, model.graph)
+        yield Scope("main", "", 0, model.graph)
     for number, training in enumerate(model.training_info):
         path = f"training_info[{number}]"
         found.refuse(Violation("training-info", "training graphs", path, remedy="export for inference"))
         for name, graph in (("initialization", training.initialization), ("algorithm", training.algorithm)):
             if graph is not None:
-                yield Scope(path, f".{name}", 0, graph.node, graph)
+                yield Scope(path, f".{name}", 0, graph)
     for function in model.functions:
         qualified = short(f"{function.domain}.{function.name}" if function.domain else function.name)
         path = f"functions/{qualified}"
         way_out = "inline it: onnx.inliner.inline_local_functions(model)"
         found.refuse(Violation("local-function", f"local function '{qualified}'", path, remedy=way_out))
-        scope = Scope(path, "", 0, function.node, None)
+        scope = Scope(path, "", 0, messages.Graph(node=function.node))
         yield scope
         for attribute in function.attribute_proto:
             _check_tensors(_attribute_tensors(attribute), scope, None, found)
@@ -218,7 +203,7 @@ def _check_loop(node: messages.Node, index: int, scope: Scope, number: int, foun
         found.refuse(_at("loop-count", message, scope, node, index, "unroll short Loops"))
     if number > MAX_LOOPS:
         return  # already refused; looking up the producers of thousands of Loops would take too long
-    problem = _trip_count_problem(node, scope.nodes)
+    problem = _trip_count_problem(node, scope.graph.node)
     if problem:
         way_out = f"feed it from a Constant node (int64, 0 to {MAX_TRIP_COUNT}) in the same graph"
         found.refuse(_at("loop-trip-count", problem, scope, node, index, way_out))
@@ -297,36 +282,22 @@ def _data_problem(tensor: messages.Tensor) -> str:
     return ""
 
 
-def _graph_tensors(graph: messages.Graph) -> Iterator[messages.Tensor]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from _sparse_tensors(sparse)
-
-
-def _attribute_tensors(attribute: messages.Attribute) -> Iterator[messages.Tensor]:
+def _attribute_tensors(attribute: messages.Attribute) -> list[messages.Tensor]:
     # Regardless of `type`: some readers ignore it.
-    if attribute.t is not None:
-        yield attribute.t
-    yield from attribute.tensors
-    if attribute.sparse_tensor is not None:
-        yield from _sparse_tensors(attribute.sparse_tensor)
-    for sparse in attribute.sparse_tensors:
-        yield from _sparse_tensors(sparse)
+    return _tensors((attribute.t, *attribute.tensors), (attribute.sparse_tensor, *attribute.sparse_tensors))
 
 
-def _sparse_tensors(sparse: messages.SparseTensor) -> Iterator[messages.Tensor]:
-    if sparse.values is not None:
-        yield sparse.values
-    if sparse.indices is not None:
-        yield sparse.indices
+def _tensors(dense: Iterable[messages.Tensor | None], sparse: Iterable[messages.SparseTensor | None]) -> list[messages.Tensor]:
+    parts = (part for tensor in sparse if tensor is not None for part in (tensor.values, tensor.indices))
+    return [tensor for tensor in (*dense, *parts) if tensor is not None]
 
 
 def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:
     """The graphs in an attribute of `node` (`/If_3`) in the graph at the path `owner`, which is at `depth`."""
     if attribute.g is not None:
-        yield Scope(owner, f"{node}.{short(attribute.name)}", depth + 1, attribute.g.node, attribute.g)
+        yield Scope(owner, f"{node}.{short(attribute.name)}", depth + 1, attribute.g)
     for number, graph in enumerate(attribute.graphs):
-        yield Scope(owner, f"{node}.{short(attribute.name)}[{number}]", depth + 1, graph.node, graph)
+        yield Scope(owner, f"{node}.{short(attribute.name)}[{number}]", depth + 1, graph)
 
 
 def _warn_unused_domains(model: messages.Model, used: set[str], found: Findings) -> None:

@@ -4,8 +4,6 @@ The downstream's scanner accepts models that break these rules, and its ONNX Run
 hand is the most common cause. Standard library only.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Set
 
@@ -16,10 +14,10 @@ from distill.opallowlist.scan import MAX_DEPTH, Scope, label, subgraphs
 
 def check_wiring(main: messages.Graph) -> Iterator[Violation]:
     """Every violation in `main` and its subgraphs, down to the depth that the downstream follows. Iterative."""
-    todo: list[tuple[Scope, messages.Graph, tuple[Set[str], ...]]] = [(Scope("main", "", 0, main.node, main), main, ())]
+    todo: list[tuple[Scope, tuple[Set[str], ...]]] = [(Scope("main", "", 0, main), ())]
     while todo:
-        scope, graph, outer = todo.pop()
-        path = scope.path
+        scope, outer = todo.pop()
+        path, graph = scope.path, scope.graph
         defined = {tensor.name for tensor in graph.initializer}
         defined |= {sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None}
         inputs = [value.name for value in graph.input]
@@ -43,9 +41,7 @@ def check_wiring(main: messages.Graph) -> Iterator[Violation]:
             for attribute in node.attribute:
                 inside.extend(subgraphs(attribute, path, f"/{label(node, index)}", len(outer)))
         scopes = (*outer, visible)
-        for inner in reversed(inside):
-            if inner.depth <= MAX_DEPTH and inner.graph is not None:
-                todo.append((inner, inner.graph, scopes))
+        todo += [(inner, scopes) for inner in reversed(inside) if inner.depth <= MAX_DEPTH]
         for value in graph.output:
             if value.name not in defined:
                 yield _broken(f"output '{short(value.name)}' is computed nowhere in this graph", path)

@@ -178,8 +178,7 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, lora: BlockLora | None = None) -> Tensor:
         x_BND = self.ls1(x_BND, self.attn(self.norm1(x_BND), lora))
-        y_BND: Tensor = self.ls2(x_BND, self.mlp(self.norm2(x_BND), lora))
-        return y_BND
+        return self.ls2(x_BND, self.mlp(self.norm2(x_BND), lora))
 
 
 class PatchEmbed(nn.Module):

@@ -84,8 +84,7 @@ class TimeAttention(nn.Module):
         attention = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias_TTA.permute(2, 0, 1)
         if mask_RTT is not None:
             attention = attention + mask_RTT.unsqueeze(1)
-        y_NRTC: Tensor = self.proj((attention.softmax(-1) @ v).transpose(2, 3).flatten(3))
-        return y_NRTC
+        return self.proj((attention.softmax(-1) @ v).transpose(2, 3).flatten(3))
 
 
 def relative_positions(run: int) -> Tensor:
@@ -107,8 +106,7 @@ class TimeBlock(nn.Module):
 
     def forward(self, x_NTC: Tensor) -> Tensor:
         x_NTC = x_NTC + self._attend(self.norm1(x_NTC))
-        y_NTC: Tensor = x_NTC + self.mlp(self.norm2(x_NTC))
-        return y_NTC
+        return x_NTC + self.mlp(self.norm2(x_NTC))
 
     def _attend(self, x_NTC: Tensor) -> Tensor:
         steps = x_NTC.shape[1]

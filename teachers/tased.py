@@ -146,8 +146,7 @@ class SeparateConv(nn.Module):
 
     def of_pixels(self, x_BTCHW: Tensor) -> Tensor:
         """The temporal half, on each pixel."""
-        y_BTCHW: Tensor = self.bn_t(self.conv_t(x_BTCHW))
-        return y_BTCHW
+        return self.bn_t(self.conv_t(x_BTCHW))
 
     def forward(self, x_BTCHW: Tensor) -> Tensor:
         return self.of_pixels(in_space(self.of_images, x_BTCHW))

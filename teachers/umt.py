@@ -84,8 +84,7 @@ class Attention(nn.Module):
         qkv_BSD = F.linear(x_BSD, self.qkv.weight, bias)
         q_BASK, k_BASK, v_BASK = qkv_BSD.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y_BASK = F.scaled_dot_product_attention(q_BASK, k_BASK, v_BASK)
-        y_BSD: Tensor = self.proj(y_BASK.transpose(1, 2).flatten(2))
-        return y_BSD
+        return self.proj(y_BASK.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -97,8 +96,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        y_BSD: Tensor = self.fc2(F.gelu(self.fc1(x_BSD)))
-        return y_BSD
+        return self.fc2(F.gelu(self.fc1(x_BSD)))
 
 
 class Block(nn.Module):
@@ -113,8 +111,7 @@ class Block(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
-        y_BSD: Tensor = x_BSD + self.mlp(self.norm2(x_BSD))
-        return y_BSD
+        return x_BSD + self.mlp(self.norm2(x_BSD))
 
 
 class PatchEmbed(nn.Module):
@@ -147,8 +144,7 @@ class Umt(nn.Module):
         side = self.config.px
         if frames_NCHW.ndim != 4 or tuple(frames_NCHW.shape[1:]) != (3, side, side):
             raise ValueError(f"UMT got frames of shape {list(frames_NCHW.shape)}; it needs [N, 3, {side}, {side}]")
-        tokens_NPD: Tensor = self.patch_embed(frames_NCHW)
-        return tokens_NPD
+        return self.patch_embed(frames_NCHW)
 
     def forward(self, tokens_BTPD: Tensor) -> Tensor:
         """Windows of embedded frames `[B, frames, P, D]` -> the residual stream after the last block, same shape."""

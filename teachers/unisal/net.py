@@ -42,8 +42,7 @@ class DomainNorm(nn.Module):
             self.add_module(f"bn_{domain}", nn.BatchNorm2d(channels, momentum=momentum))
 
     def forward(self, x_BChw: Tensor, domain: str) -> Tensor:
-        normalised: Tensor = self.get_submodule(f"bn_{domain}")(x_BChw)
-        return normalised
+        return self.get_submodule(f"bn_{domain}")(x_BChw)
 
 
 class Chain(nn.Sequential):
@@ -202,8 +201,7 @@ class ConvGRU(nn.Module):
         self.cell_list = nn.ModuleList([ConvGRUCell(channels)])
 
     def forward(self, x_BTChw: Tensor, hidden_BChw: Tensor | None, domain: str) -> tuple[Tensor, Tensor]:
-        states: tuple[Tensor, Tensor] = self.cell_list[0](x_BTChw, hidden_BChw, domain)
-        return states
+        return self.cell_list[0](x_BTChw, hidden_BChw, domain)
 
 
 class UnisalNet(nn.Module):
@@ -260,8 +258,7 @@ class UnisalNet(nn.Module):
         """The backbone's last features and the domain's centre priors -> 256 channels."""
         priors_Chw = gaussian_maps(self.get_parameter(f"coarse_gaussians_{domain.lower()}"), *deep_BChw.shape[-2:])
         with_priors = torch.cat([deep_BChw, priors_Chw.expand(len(deep_BChw), -1, -1, -1)], 1)
-        encoded: Tensor = self.post_cnn(with_priors, domain)
-        return encoded
+        return self.post_cnn(with_priors, domain)
 
     def decode(self, domain: str, x_BChw: Tensor, at_16: Tensor, at_8: Tensor) -> Tensor:
         """256 channels at 1/32 and the backbone's taps -> maps `[B, 1, H, W]`, not yet normalised."""

@@ -128,8 +128,7 @@ class Expert1(nn.Module):
         cls_BD = streams[-1][:, 0].to(self.film_gamma.weight.dtype)
         gamma_BC, beta_BC = self.film_gamma(cls_BD), self.film_beta(cls_BD)
         taps = reduce_taps(self.dim_reducers, streams, self.config.trunk)
-        logits_BTHW: Tensor = self.decoder(taps, gamma_BC[..., None, None, None], beta_BC[..., None, None, None])
-        return logits_BTHW
+        return self.decoder(taps, gamma_BC[..., None, None, None], beta_BC[..., None, None, None])
 
 
 def normed_conv(channels_in: int, channels: int, groups: int, kernel: int = 1) -> nn.Sequential:
@@ -255,8 +254,7 @@ def map_frames(head: nn.Module, x_BCThw: Tensor, px: int) -> Tensor:
     """
     frames = x_BCThw.transpose(1, 2).flatten(0, 1)
     frames = F.interpolate(frames, size=(px, px), mode="bilinear", align_corners=False)
-    logits_BTHW: Tensor = head(frames).view(len(x_BCThw), -1, px, px)
-    return logits_BTHW
+    return head(frames).view(len(x_BCThw), -1, px, px)
 
 
 def start_head(head: nn.Sequential, logit: float) -> None:

@@ -93,8 +93,7 @@ class Visage:
 
     def _windows(self, frames_BTCHW: Tensor) -> Tensor:
         """Windows `uint8 [B, T, 3, px, px]` -> the ensemble's logits `[B, T, out_px, out_px]`."""
-        fused_BTHW: Tensor = self._forward(normalise(frames_BTCHW).transpose(1, 2)).fused
-        return fused_BTHW
+        return self._forward(normalise(frames_BTCHW).transpose(1, 2)).fused
 
     def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
         """`uint8 [T, H, W, 3]` RGB at `fps` frames per second -> `float32 [T, out_px, out_px]` on the CPU."""
