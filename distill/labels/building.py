@@ -11,10 +11,10 @@ from distill.labels.calibration import Calibrated, load
 from distill.labels.ensemble import Ensemble
 from distill.labels.licences import binding, chain
 from distill.labels.members import Member, map_folders, map_store, member_source, members, source, trained_here
-from distill.labels.registry import registered
+from distill.labels.registry import REGISTRY
 from distill.labels.store import StoredLabels
 from distill.recipe.keys import Recipe
-from distill.run.errors import UsageError
+from distill.run.errors import UsageError, usage_errors
 from distill.run.files import read_json
 from distill.teachers import PLAIN, Inference, Lookup, Teacher
 from distill.teachers.maps import MapsTeacher
@@ -32,12 +32,9 @@ def open_teacher(recipe: Recipe, device: torch.device, checkpoints: Path, how: I
 
 
 def _build(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    try:
-        with torch.random.fork_rng(devices=[]):  # random weights must be the same when a run is continued
-            torch.manual_seed(0)
-            return registered(member).build(recipe, member, device, checkpoints, how)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    with usage_errors(), torch.random.fork_rng(devices=[]):  # random weights must be the same when a run is continued
+        torch.manual_seed(0)
+        return REGISTRY[member.entry.name, member.entry.size].build(recipe, member, device, checkpoints, how)
 
 
 def try_out(recipe: Recipe, device: torch.device, how: Inference) -> Iterator[str]:
@@ -75,7 +72,7 @@ def open_maps(recipe: Recipe) -> MapsTeacher | StoredLabels:
         )
     if store := map_store(recipe.teacher):
         return StoredLabels(store)
-    try:
+    with usage_errors():
         if len(parts) < 2:
             return MapsTeacher(folders[0])
         if len(folders) == 1:
@@ -83,8 +80,6 @@ def open_maps(recipe: Recipe) -> MapsTeacher | StoredLabels:
             candidates = [(root / part.name, root / part.root.name, root) for part in parts]
             folders = [next((path for path in paths if path.is_dir()), root) for paths in candidates]
         return MapsTeacher({part.name: folder for part, folder in zip(parts, folders, strict=True)})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def calibrated(recipe: Recipe, teacher: Teacher | Lookup) -> Teacher | Lookup:

@@ -11,17 +11,13 @@ What no teacher reads is left out: the text and audio encoders of a multi-modal 
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.run.errors import UsageError
-from distill.run.files import atomic
+from distill.run.errors import UsageError, usage_errors
 from distill.teachers.internvideo2 import EXTRAS, SIZES, InternVideo2, InternVideo2Config, load_trunk, trunk_state
 from distill.teachers.lora import TRUNK_PREFIX
 from distill.teachers.salfom import SalfomConfig, SalfomNet
@@ -29,19 +25,18 @@ from distill.teachers.tased import TasedNet
 from distill.teachers.unisal import UnisalNet
 from distill.teachers.visage import VisageConfig, VisageNet, expert_kind, load_expert
 from distill.teachers.weights import load_state_dict_exact, read_weights
+from distill.training.checkpoint import write_tensors
 
 State = dict[str, Tensor]
 Check = Callable[[State, str], tuple[State, dict[str, Any]]]
 """A file's tensors and its name -> the tensors to keep, and facts about them. ValueError, one line, for what does not fit."""
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of file."""
 
     about: str
-    mark: str
-    """A key, or the end of one, that files of this kind have and no others."""
+    mark: str  # a key, or the end of one, that files of this kind have and no others
     check: Check
 
 
@@ -52,25 +47,26 @@ def convert(source: Path, target: Path, kind: str | None = None) -> dict[str, An
     source. Raises UsageError, one line, for a source that is damaged or of no known kind, for keys or shapes that do not fit,
     NaN, a target that exists or does not end in .safetensors, or too little space.
     """
-    source, target = Path(source), Path(target)
     if target.suffix != ".safetensors":
         raise UsageError(f"-o {target}: the output is safetensors; choose a name that ends in .safetensors")
     if target.exists():
         raise UsageError(f"-o {target} exists; remove it, or choose another name")
     if kind is not None and kind not in KINDS:
         raise UsageError(f"unknown kind '{kind}'; known are {', '.join(KINDS)}")
-    try:
+    with usage_errors():
         state = read_weights(source)
         name = kind or recognise(state, str(source))
         tensors, facts = KINDS[name].check(state, str(source))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UsageError(f"{source}: {key} holds NaN or infinity; the file is damaged, download it again")
     size = sum(value.numel() * value.element_size() for value in tensors.values())
     metadata = {"kind": name, "source": source.name, **{key: str(value) for key, value in facts.items()}}
-    _write(tensors, target, size, metadata)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < size:
+        raise UsageError(f"-o {target} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make space")
+    write_tensors(target, tensors, metadata, verify=True)
     return {
         "source": str(source), "target": str(target), "kind": name, **facts,
         "tensors": len(tensors), "parameters": sum(value.numel() for value in tensors.values()), "bytes": size,
@@ -88,42 +84,6 @@ def recognise(state: Mapping[str, Tensor], source: str) -> str:
     raise ValueError(
         f"{source} is not a known kind of file: its first key is {next(iter(state))!r} of {len(state)}; known are {known}"
     )
-
-
-def _write(tensors: State, target: Path, size: int, metadata: dict[str, str]) -> None:
-    """Raises UsageError where the disk is full or the written file differs from `tensors`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < size:
-        raise UsageError(f"-o {target} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make space")
-    # safetensors refuses tensors that share memory or are not contiguous: those are copied
-    seen: set[int] = set()
-    separate = {}
-    for key, value in tensors.items():
-        memory = value.untyped_storage().data_ptr()
-        separate[key] = value.clone() if memory in seen else value.contiguous()
-        seen.add(memory)
-    try:
-        with atomic(target) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode  # by the user's umask; safetensors makes files that only their owner can read
-            save_file(separate, temporary, metadata)
-            temporary.chmod(mode)
-            try:
-                written = read_weights(temporary)
-            except ValueError:  # not even a weights file
-                written = {}
-            if written.keys() != tensors.keys() or any(not _same(written[key], tensors[key]) for key in tensors):
-                raise UsageError(f"-o {target}: the written file differs from its source; try another disk")
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"-o {target} could not be written: {error}") from None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-
-
-# -------------------------------------------------------------------------------------------------- the kinds of files
 
 
 def _internvideo2(state: State, source: str) -> tuple[State, dict[str, Any]]:

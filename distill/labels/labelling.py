@@ -25,7 +25,7 @@ from torch import Tensor
 from distill.corpora import Clip
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Label
-from distill.run.errors import Interrupted, UsageError
+from distill.run.errors import Interrupted, UsageError, usage_errors
 from distill.run.parallel import job
 from distill.run.progress import Narrator, cancelling_pool
 from distill.teachers import Inference, Lookup, Prepared, Teacher
@@ -71,15 +71,14 @@ def computed_by(teacher: Teacher, workers: int = 2, pin: bool = False) -> Labels
 
 def _infer(teacher: Teacher, clip: Clip, inputs: Prepared) -> Tensor:
     try:
-        return teacher.infer(inputs, clip.fps)
+        with usage_errors(f"clip {clip.id}: teacher {teacher.name}: "):
+            return teacher.infer(inputs, clip.fps)
     except torch.OutOfMemoryError as error:
         reason = ". ".join(str(error).split(". ")[:3])
         raise UsageError(
             f"clip {clip.id}: teacher {teacher.name} does not fit into the GPU's memory, not even one window "
             f"({reason}); free the GPU, or choose a smaller teacher"
         ) from None
-    except ValueError as error:
-        raise UsageError(f"clip {clip.id}: teacher {teacher.name}: {error}") from None
 
 
 def decode(clip: Clip, teacher: Teacher, pin: bool = False, over: threading.Event | None = None) -> Prepared:
@@ -89,10 +88,8 @@ def decode(clip: Clip, teacher: Teacher, pin: bool = False, over: threading.Even
     while chunk := list(islice(frames, CHUNK)):
         if over is not None and over.is_set():
             raise Interrupted(f"decoding clip {clip.id}")
-        try:
+        with usage_errors(f"clip {clip.id}: teacher {teacher.name}: "):
             prepared = teacher.prepare(np.stack(chunk))
-        except ValueError as error:
-            raise UsageError(f"clip {clip.id}: teacher {teacher.name}: {error}") from None
         whole = _empty_like(prepared, clip.frames, pin) if whole is None else whole
         _copy(prepared, whole, done)
         done += len(chunk)
@@ -121,10 +118,9 @@ def looked_up_in(teacher: Lookup) -> LabelsOf:
 
     def labels(clips: Sequence[Clip]) -> Generator[Tensor, None, None]:
         for clip in clips:
-            try:
-                yield teacher.logits(clip.name, clip.frames, clip.corpus)
-            except ValueError as error:
-                raise UsageError(str(error)) from None
+            with usage_errors():
+                logits = teacher.logits(clip.name, clip.frames, clip.corpus)
+            yield logits
 
     return labels
 

@@ -127,9 +127,6 @@ def _next(values: dict[str, list[str]], name: str) -> str:
     return values[name].pop(0) if values.get(name) else ""
 
 
-# ------------------------------------------------------------------------------------------------------ before a run
-
-
 def trained_here(recipe: Recipe, member: Member) -> bool:
     """Whether the run trains this teacher: the tiny visage without a file, and with teach.finetune visage and unisal."""
     if member.entry.title == "visage tiny":
@@ -186,9 +183,6 @@ def weights_fingerprints(options: Teacher) -> dict[str, str]:
                     digest.update(content.read(END_BYTES))
             fingerprints[f"the weights {name}={file}"] = digest.hexdigest()[:16]
     return fingerprints
-
-
-# ----------------------------------------------------------------------------------------- where the labels come from
 
 
 def map_folders(options: Teacher) -> list[Path]:

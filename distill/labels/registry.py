@@ -50,9 +50,6 @@ class Registered:
     """Whether every rank of a torchrun job calls `train`, or rank 0 alone."""
 
 
-# ----------------------------------------------------------------------------------------------------------- visage
-
-
 def _build_tiny(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     if member.files[""] == RANDOM:
         config = _tiny_config(recipe)
@@ -105,9 +102,6 @@ def _fused(recipe: Recipe, teacher: Visage) -> Visage:
     return teacher
 
 
-# ----------------------------------------------------------------------------------------------------------- others
-
-
 def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     domain = recipe.teacher.domain
     if trained_here(recipe, member):
@@ -144,8 +138,3 @@ REGISTRY: dict[tuple[str, str], Registered] = {
     **{("salfom", size): Registered(_build_salfom) for size in ("L", "B")},
     ("onnx", ""): Registered(_build_onnx),
 }
-
-
-def registered(member: Member) -> Registered:
-    """How a recipe's teacher is built and trained; not for `maps`."""
-    return REGISTRY[member.entry.name, member.entry.size]

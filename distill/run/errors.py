@@ -1,5 +1,8 @@
 """The errors that a user can see, by exit code. Each message is one line: what is wrong, where, and the way out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(Exception):
     """Cannot run: wrong usage, missing or unusable input. Exit code 2."""
@@ -11,3 +14,12 @@ class GateFailed(Exception):
 
 class Interrupted(Exception):
     """Stopped by the user, after saving; the same command resumes. Exit code 130."""
+
+
+@contextmanager
+def usage_errors(where: str = "") -> Iterator[None]:
+    """Raises UsageError where the block raises ValueError, with `where` before the message."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{where}{error}") from None

@@ -6,8 +6,6 @@ mirrored, and decoded with another YUV matrix, chroma gain and brightness.
 Legend: B streams · T frames of a window · C channels · h, w working pixels or cells of the logits' grid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +23,6 @@ from distill.training.loop import Place
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
-Seed = tuple[int, int]
-"""The run's seed, and the rank."""
 START_SHARE = 1 / 3
 """Share of the streams that start where their clip does: how gaze behaves then can be learned nowhere else."""
 KR_KB = ((0.299, 0.114), (0.2126, 0.0722))
@@ -68,10 +64,10 @@ class View:
 
 
 def draw_frames(
-    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: Seed, step: int, device: torch.device,
+    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: tuple[int, int], step: int, device: torch.device,
     crop: float = 1.0,
 ) -> Batch:  # fmt: skip
-    """Single frames from all clips; `crop` is the smallest side of the random crop, as a share of the frame's."""
+    """Single frames from all clips. seed: the run's, and the rank. crop: the crop's smallest side, as a share of the frame's."""
     rng = np.random.default_rng([*seed, 0, step])
     views = []
     for i in _draw_samples(rng, samples, config.frames):
@@ -81,7 +77,7 @@ def draw_frames(
 
 
 def draw_windows(
-    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: Seed, step: int, device: torch.device
+    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: tuple[int, int], step: int, device: torch.device
 ) -> Batch:
     """A window of each of `config.batch` streams. For `config.windows` steps the streams follow the same clips, window by
     window; then new clips are drawn."""
@@ -113,11 +109,10 @@ def _batch(views: Sequence[View], student: TinyUNetConfig, device: torch.device)
         frames.append(torch.from_numpy(cached.frames[view.index]))
         labels = torch.from_numpy(view.sample.labels[view.index * cached.stride].astype(np.float32))
         soft = F.interpolate(torch.sigmoid(labels)[:, None], size=fine, mode="bilinear", antialias=True)
-        truth = torch.zeros(len(view.index), 2, *fine)
-        if cached.truth is not None:
-            truth = torch.from_numpy(cached.truth[view.index])
+        empty = np.zeros((len(view.index), 2, *fine), np.float32)
+        truth = torch.from_numpy(empty if cached.truth is None else cached.truth[view.index])
         targets.append(torch.cat([soft, truth], 1))
-        places.append((cached.clip.id, cached.numbers(view.index)))
+        places.append(cached.place(view.index))
 
     affine_B23 = torch.stack([view.affine_23 for view in views]).to(device)
     matrix_B33 = torch.stack([view.colour[0] for view in views]).to(device) / 255
@@ -138,10 +133,8 @@ def _batch(views: Sequence[View], student: TinyUNetConfig, device: torch.device)
 
 def reflect(index: np.ndarray, total: int) -> np.ndarray:
     """Indices reflected at the ends of a clip of `total` frames: streams run through a short clip forwards and backwards."""
-    if total == 1:
-        return np.zeros_like(index)
-    index = index % (2 * (total - 1))
-    return np.where(index < total, index, 2 * (total - 1) - index)
+    last = total - 1
+    return last - np.abs(index % max(1, 2 * last) - last)
 
 
 def crop_and_flip(rng: np.random.Generator, config: Train, crop: float) -> Tensor:

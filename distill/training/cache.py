@@ -1,18 +1,32 @@
 """Decoded clips on disk: each is decoded once, to FOLDER/CLIP.KIND.npy, one array for each kind.
 
 What the kinds are, and at which size, says who reads them: frames.py for the student, visage_windows.py and unisal.py for
-teachers. Frames and gaze of the same instants have the same index.
+teachers. Frame j of a cache is frame j * stride of the video; frames and gaze of the same instants have the same index.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from distill.corpora import SIGMA, Clip, blur, density_map
 from distill.run.files import ArrayFile, write_array
+from distill.training.loop import Place
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A clip in a cache."""
+
+    clip: Clip
+    stride: int
+    frames: ArrayFile
+
+    def place(self, index: np.ndarray) -> Place:
+        """Cached frames, as an error message names them."""
+        return self.clip.id, [int(i) * self.stride + 1 for i in index]
 
 
 def array_files(folder: Path, clip: Clip, kinds: Sequence[str]) -> list[ArrayFile]:
@@ -20,11 +34,20 @@ def array_files(folder: Path, clip: Clip, kinds: Sequence[str]) -> list[ArrayFil
     return [ArrayFile(folder / f"{clip.id}.{kind}.npy") for kind in kinds]
 
 
-def fill(files: Sequence[ArrayFile], decode: Callable[[], Sequence[np.ndarray]]) -> None:
-    """Writes a clip's arrays, in this order, unless all exist."""
-    if not all(file.path.exists() for file in files):
-        for file, array in zip(files, decode(), strict=True):
-            write_array(file.path, array)
+def fill(
+    files: Sequence[ArrayFile], clip: Clip, stride: int, convert: Callable[[int, np.ndarray], Sequence[np.ndarray]],
+    end: int | None = None,
+) -> None:  # fmt: skip
+    """Writes a clip's arrays, in this order, unless all exist.
+
+    convert: a frame's number (from 0) and pixels -> its part of each array, `[n,...]`. end: frames before it are read.
+    """
+    if all(file.path.exists() for file in files):
+        return
+    numbers = count(0, stride) if end is None else range(0, end, stride)
+    parts = [convert(number, frame) for number, frame in zip(numbers, clip.read(stride), strict=False)]
+    for file, arrays in zip(files, zip(*parts, strict=True), strict=True):
+        write_array(file.path, np.concatenate(arrays))
 
 
 def small_density(clip: Clip, index: int, counts: np.ndarray) -> np.ndarray:

@@ -4,21 +4,21 @@ A resume file, from which training continues, has the key `format`: FORMAT for t
 that later stages read (best.pt, visage.pt, unisal.pt) have no such key and are the same in all versions.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.run.errors import UsageError
 from distill.run.files import atomic, write_bytes
+from distill.teachers.weights import read_weights
 
 FORMAT = 2
 RESUME_FILES = {"teach": ("visage_last.pt", "unisal_last.pt"), "train": ("last.pt",)}
@@ -45,16 +45,6 @@ def load(path: Path, device: torch.device | str = "cpu", mapped: bool = False) -
     return values
 
 
-def save_for_resume(path: Path, values: dict[str, Any]) -> None:
-    save(path, {"format": FORMAT} | values)
-
-
-def load_for_resume(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What training continues from. Raises UsageError for a file of another version."""
-    check_resumable(path)
-    return load(path, device)
-
-
 def check_resumable(path: Path) -> None:
     """Raises UsageError where another version wrote the resume file, or it is damaged; it is not read as a whole."""
     if load(path, mapped=True).get("format") != FORMAT:
@@ -64,22 +54,39 @@ def check_resumable(path: Path) -> None:
         )
 
 
-def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all, without a second copy in memory."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+def write_tensors(
+    path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None, verify: bool = False
+) -> None:
+    """A safetensors file, whole or not at all, without a second copy in memory. verify: it is read back and compared first.
+
+    Raises UsageError where the disk is full, or the written file differs.
+    """
+    tensors, seen = {}, set[int]()
+    for key, value in state.items():
+        tensors[key] = value.detach().cpu().contiguous()
+        memory = tensors[key].untyped_storage().data_ptr()
+        if memory in seen:  # safetensors refuses tensors that share memory
+            tensors[key] = tensors[key].clone()
+        seen.add(memory)
     try:
         with atomic(path) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode
-            safetensors.torch.save_file(tensors, temporary, metadata)
+            save_file(tensors, temporary, metadata)
             temporary.chmod(mode)  # safetensors makes files that only their owner can read
+            if verify and not _holds(temporary, tensors):
+                raise UsageError(f"{path}: the written file differs from its source; try another disk")
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} cannot be written: {error}") from None
+        raise UsageError(f"{path} could not be written: {error}") from None
 
 
-def last_good(path: Path) -> str:
-    """What a run that must stop still has, for its error message."""
-    return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    with suppress(ValueError):  # not even a weights file
+        written = read_weights(path)
+        return written.keys() == tensors.keys() and all(
+            written[key].dtype == value.dtype and torch.equal(written[key], value) for key, value in tensors.items()
+        )
+    return False
 
 
 def restore(module: torch.nn.Module, values: dict[str, Tensor], path: Path) -> None:

@@ -1,15 +1,9 @@
 """Fine-tunes ViSAGE on a corpus: from clips and published files to a teacher that labels.
 
-teach         decodes the annotated clips, builds the trunk, trains both experts in two stages (two_stages.py)
-open_tuned    opens the fine-tuned teacher
-
 checkpoints/visage.json                                        shape of the teacher, its base, its experts
 checkpoints/visage/expert1.safetensors, expert2.safetensors    the trained weights, under the released files' names
 checkpoints/visage/trunk.safetensors                           the trunk, only where its weights are random
-frames/visage/                                                 the decoded clips (visage_windows.py)
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +14,7 @@ import torch
 from distill.corpora import Clip
 from distill.recipe.keys import Teach
 from distill.run.collectives import rank_and_world, wait_for_ranks
-from distill.run.errors import UsageError
+from distill.run.errors import UsageError, usage_errors
 from distill.run.files import read_json, write_json
 from distill.teachers import PLAIN, Inference
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config, load_trunk, trunk_state
@@ -34,15 +28,13 @@ from distill.training.two_stages import TwoStages
 
 def layout(size: str, config: Teach) -> VisageConfig:
     """The released layout on a trunk of this size, with the recipe's window and widths."""
-    try:
+    with usage_errors("[teach]: "):
         return VisageConfig.released(
             size, trunk=InternVideo2Config.of(size, frames=config.frames, px=config.px), reduced_width=config.reduced_width,
             embed_width=config.embed_width, head_width_1=config.head_width, head_width_2=config.head_width,
             norm_groups=config.norm_groups, out_px=config.out_px, sample_fps=config.fps, lora_rank=config.rank,
             lora_alpha=config.alpha,
         )  # fmt: skip
-    except ValueError as error:
-        raise UsageError(f"[teach]: {error}") from None
 
 
 def teach(
@@ -61,11 +53,10 @@ def teach(
         raise UsageError(
             "teach: experts to start from are two, expert1 and expert2, and have their LoRA: set teach.stage1_steps=0"
         )
-    annotated = [clip for clip in clips if clip.annotated_frames]
+    annotated, held_out = ([clip for clip in some if clip.annotated_frames] for some in (clips, validation))
     if not annotated:
         raise UsageError("teach: fine-tuning learns from fixations, but no training clip is annotated")
     rank, ranks = rank_and_world()
-    held_out = [clip for clip in validation if clip.annotated_frames]
     share = [*annotated, *held_out][rank::ranks]
     for clip in narrator.track(share, "teach: decode", len(share)):
         visage_windows.cache(cache, clip, visage)
@@ -87,13 +78,9 @@ def teach(
     task = TwoStages(train, val, config, visage, trunk, starts, precision, context)
     progress = fit(task, folder / "visage.jsonl")
     if rank == 0:
-        description = {
-            "base": str(base) if base else str(written.relative_to(folder)),
-            "base_frames": config.base_frames if base else config.frames,
-            "experts": task.files,
-            "config": visage.to_dict(),
-        }
-        write_json(folder / "visage.json", description)
+        base_name, base_frames = (base, config.base_frames) if base else (written.relative_to(folder), config.frames)
+        shape = {"base": str(base_name), "base_frames": base_frames, "experts": task.files, "config": visage.to_dict()}
+        write_json(folder / "visage.json", shape)
         (folder / task.resume_file).unlink(missing_ok=True)
     wait_for_ranks()
     return {"steps": progress.step, "val_cc": [progress.kept[file] for file in task.files]}
@@ -102,23 +89,19 @@ def teach(
 def open_tuned(folder: Path, device: torch.device, how: Inference = PLAIN) -> Visage:
     """The teacher that `teach` wrote to `folder`. Raises UsageError where files are missing or do not fit."""
     description = read_json(folder / "visage.json")
-    try:
+    with usage_errors():
         config = VisageConfig.from_dict(description["config"])
         files = [folder / name for name in description["experts"]]
         dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
         base, frames = folder / description["base"], description["base_frames"]
         net = load_released(config, base, files, orig_t_size=frames, dtype=dtype, device=device)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     return Visage(net.eval(), config, device=device, how=how)
 
 
 def outputs(random: bool) -> list[str]:
     """The files that `teach` writes, relative to its folder; `random`: without a published base."""
-    return [
-        "visage.json", "visage.jsonl", *(f"visage/expert{n}.safetensors" for n in (1, 2)),
-        *(["visage/trunk.safetensors"] if random else []),
-    ]  # fmt: skip
+    weights = ("expert1", "expert2", "trunk") if random else ("expert1", "expert2")
+    return ["visage.json", "visage.jsonl", *(f"visage/{name}.safetensors" for name in weights)]
 
 
 def _trunk(visage: VisageConfig, base: Path | None, base_frames: int, seed: int) -> InternVideo2:
@@ -128,8 +111,6 @@ def _trunk(visage: VisageConfig, base: Path | None, base_frames: int, seed: int)
         return InternVideo2(visage.trunk)
     with torch.device("meta"):
         trunk = InternVideo2(visage.trunk)
-    try:
+    with usage_errors():
         load_trunk(trunk, trunk_state(read_weights(base)), orig_t_size=base_frames, source=str(base))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     return trunk

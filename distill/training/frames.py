@@ -5,11 +5,8 @@
     frames/CLIP.truth.npy     float32 [T,2,h/2,w/2]: density (maximum 1) and fixation counts, on twice the logits' grid;
                               annotated clips only
 
-Frame j here is frame j * stride of the video; a still image has one. A frame without fixations or without annotation has a
-truth of zeros.
+A still image has one frame. A frame without fixations or without annotation has a truth of zeros.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +19,13 @@ from distill.corpora import Clip, fixation_points
 from distill.run.files import ArrayFile
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import fit_to_twice
-from distill.training.cache import array_files, fill, small_density
+from distill.training.cache import Cached, array_files, fill, small_density
 
 
 @dataclass(frozen=True)
-class CachedClip:
+class CachedClip(Cached):
     """A clip as training reads it. frames uint8 `[T,2h,2w,3]`, truth float32 `[T,2,h/2,w/2]` or None, both on disk."""
 
-    clip: Clip
-    stride: int
-    frames: ArrayFile
     truth: ArrayFile | None
 
     @property
@@ -43,10 +37,6 @@ class CachedClip:
         twice = self.frames[index]
         n, height, width, _ = twice.shape
         return np.rint(twice.reshape(n, height // 2, 2, width // 2, 2, 3).mean((2, 4), np.float32)).astype(np.uint8)
-
-    def numbers(self, index: np.ndarray) -> list[int]:
-        """The numbers, from 1, that cached frames have in the video."""
-        return [int(i) * self.stride + 1 for i in index]
 
 
 def names(clip: Clip) -> list[str]:
@@ -61,17 +51,12 @@ def stride_for(clip: Clip, sample_fps: float) -> int:
 
 def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) -> None:
     """Decodes a clip into the cache, unless it is there."""
-    stride = stride_for(clip, sample_fps)
 
-    def decode() -> list[np.ndarray]:
-        frames, truths = [], []
-        for j, frame in enumerate(clip.read(stride)):
-            frames.append(to_twice(frame, student))
-            if clip.annotated_frames:
-                truths.append(_truth(clip, j * stride, student))
-        return [np.stack(arrays) for arrays in (truths, frames) if arrays]
+    def convert(index: int, frame: np.ndarray) -> list[np.ndarray]:
+        frames = to_twice(frame, student)[None]
+        return [_truth(clip, index, student)[None], frames] if clip.annotated_frames else [frames]
 
-    fill(_files(folder, clip)[::-1], decode)
+    fill(_files(folder, clip)[::-1], clip, stride_for(clip, sample_fps), convert)
 
 
 def load(folder: Path, clip: Clip, sample_fps: float) -> CachedClip:

@@ -8,14 +8,13 @@ What a step sees must follow from (seed, step) alone: then a resumed run ends wi
 call `fit`; rank 0 writes.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -203,9 +202,6 @@ def moment(phase_steps: Sequence[int], step: int) -> Moment:
     raise ValueError("no phases")
 
 
-# --- the guard -------------------------------------------------------------------------------------------------------
-
-
 def _finite_values(task: Task, losses: Losses, step: int) -> dict[str, float]:
     """Clips the gradients; all numbers of the step leave the device at once. Raises UsageError if one is not finite."""
     norms = {}
@@ -218,22 +214,17 @@ def _finite_values(task: Task, losses: Losses, step: int) -> dict[str, float]:
     if not wrong:
         return {name: values[name] for name in losses.values if not math.isnan(values[name])}
     what = next((name for name in wrong if name in norms), "the loss")
-    where = ", ".join(_named(*place) for place in losses.places)
+    where = ", ".join(
+        f"clip {clip} frame" + (f"s {frames[0]} to {frames[-1]}" if len(frames) > 1 else f" {frames[0]}")
+        for clip, frames in losses.places
+    )
     if losses.each_BT is not None and not torch.isfinite(losses.each_BT).all():
         b, t = (~torch.isfinite(losses.each_BT)).nonzero()[0].tolist()
         clip, frames = losses.places[b]
         what, where = "the loss", f"clip {clip}, frame {frames[t]}"
-    raise UsageError(
-        f"{task.verb}: {what} is not finite at step {step + 1}: {where}; {checkpoint.last_good(task.resume_path)}; "
-        f"try a smaller {task.lr_key}"
-    )
-
-
-def _named(clip: str, frames: Sequence[int]) -> str:
-    return f"clip {clip} " + (f"frames {frames[0]} to {frames[-1]}" if len(frames) > 1 else f"frame {frames[0]}")
-
-
-# --- averaged weights, validation, checkpoints ----------------------------------------------------------------------
+    path = task.resume_path
+    last = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+    raise UsageError(f"{task.verb}: {what} is not finite at step {step + 1}: {where}; {last}; try a smaller {task.lr_key}")
 
 
 @torch.no_grad()
@@ -267,10 +258,11 @@ def _save(task: Task, optimizer: torch.optim.Optimizer, progress: Progress) -> N
     if rank_and_world()[0] == 0:
         live, mean = ({name: m.state_dict() for name, m in some.items()} for some in (task.modules, task.averages))
         values = {
-            "step": progress.step, "kept": progress.kept, "live": live, "averages": mean if task.ema is not None else {},
-            "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "states": states,
+            "format": checkpoint.FORMAT, "step": progress.step, "kept": progress.kept, "live": live,
+            "averages": mean if task.ema is not None else {}, "optimizer": optimizer.state_dict(),
+            "rng": torch.get_rng_state(), "states": states,
         }  # fmt: skip
-        checkpoint.save_for_resume(task.resume_path, values)
+        checkpoint.save(task.resume_path, values)
     wait_for_ranks()
 
 
@@ -279,7 +271,10 @@ def _resume(task: Task, log: Path | None) -> tuple[Progress, torch.optim.Optimiz
     rank, ranks = rank_and_world()
     progress, optimizer = Progress(), None
     path, device = task.resume_path, task.context.device
-    saved = checkpoint.load_for_resume(path, device) if path.exists() and (log is None or log.exists()) else None
+    saved = None
+    if path.exists() and (log is None or log.exists()):
+        checkpoint.check_resumable(path)
+        saved = checkpoint.load(path, device)
     if saved and all((path.parent / name).exists() for name in saved["kept"]):  # else start again
         if task.rank_batches and len(saved["states"]) != ranks:
             raise UsageError(
@@ -302,9 +297,6 @@ def _resume(task: Task, log: Path | None) -> tuple[Progress, torch.optim.Optimiz
     return progress, optimizer
 
 
-# --- the log ---------------------------------------------------------------------------------------------------------
-
-
 def append(log: Path | None, **line: Any) -> None:
     """Adds a JSON line; on rank 0."""
     if log and rank_and_world()[0] == 0:
@@ -316,21 +308,16 @@ def repair(log: Path, step: int) -> None:
     """Drops the lines of steps after `step`, which will be repeated, and a line that a kill cut short."""
     lines = []
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        try:
+        with suppress(json.JSONDecodeError):
             if json.loads(line)["step"] <= step:
                 lines.append(f"{line}\n")
-        except json.JSONDecodeError:
-            continue
     write_bytes(log, "".join(lines).encode())
 
 
 def _note(task: Task, phase: int, values: dict[str, float], progress: Progress) -> str:
     """What the progress bar shows: the phase, the losses and the best validation scores."""
-    losses = " ".join(f"{value:.3f}" for name, value in values.items() if name.startswith("loss"))
-    best = " ".join(f"{score:.3f}" for name in task.kept_files[phase] if (score := progress.kept.get(name)) is not None)
-    parts = [
-        *(f"{name} {value}" for name, value in task.labels[phase].items()),
-        f"loss {losses}",
-        f"val CC {best}" * bool(best),
-    ]
-    return " · ".join(part for part in parts if part)
+    notes = [f"{name} {value}" for name, value in task.labels[phase].items()]
+    notes.append(" ".join(["loss", *(f"{value:.3f}" for name, value in values.items() if name.startswith("loss"))]))
+    if best := [f"{score:.3f}" for name in task.kept_files[phase] if (score := progress.kept.get(name)) is not None]:
+        notes.append(" ".join(["val CC", *best]))
+    return " · ".join(notes)

@@ -9,8 +9,6 @@ maps of any scale, densities or a teacher's maps; each loss normalises them as i
 Legend: N frames · h, w cells of the logits' grid.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Learning rates and averaging as functions of the step; no state."""
 
-from __future__ import annotations
-
 import math
 
 LR_START, LR_END = (0.01, 1e-6)  # of ViSAGE's schedule: the warm-up's start as a share of the peak; the cosine's end, a rate

@@ -18,8 +18,6 @@ take a megabyte, so one message per step does what DistributedDataParallel's buc
 Legend: B streams · T frames of a window · C channels · h, w working pixels or cells of the logits' grid.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict

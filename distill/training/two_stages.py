@@ -9,15 +9,12 @@ Published are the loss, both optimizers, one random window per clip and epoch, a
 validation clip. Repaired: every stage of every expert has warm-up, a cosine, and averaged weights, which are validated and
 kept; published code has them for one of the four.
 
-    checkpoints/visage/expert1.safetensors, expert2.safetensors    the best so far, under the released files' names
-    checkpoints/visage_last.pt, visage.jsonl                       where to resume; losses and scores
+    checkpoints/visage_last.pt, visage.jsonl    where to resume; losses and scores
 
 Under torchrun every process takes its share of a step's windows (DistributedDataParallel).
 
 Legend: B windows · T frames · C channels · H, W pixels.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -32,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.recipe.keys import Teach
 from distill.run.collectives import rank_and_world, sum_over_ranks
-from distill.run.errors import UsageError
+from distill.run.errors import UsageError, usage_errors
 from distill.teachers.internvideo2 import InternVideo2
 from distill.teachers.lora import TRUNK_PREFIX, Lora
 from distill.teachers.visage import KINDS, Expert1, Expert2, VisageConfig, fuse, normalise
@@ -81,13 +78,11 @@ class ExpertTrainer(nn.Module):
 
     def load_released(self, path: Path) -> None:
         """Loads an expert: a released file, or one that was kept here. Raises UsageError where it does not fit."""
-        try:
+        with usage_errors():
             state = read_weights(path)
             rest = {key: value for key, value in state.items() if not key.startswith(TRUNK_PREFIX)}
             load_state_dict_exact(self.expert, rest, source=str(path))
             self.lora.load_released(state, source=str(path))
-        except ValueError as error:
-            raise UsageError(str(error)) from None
 
 
 class TwoStages(Task):
@@ -132,7 +127,6 @@ class TwoStages(Task):
     def enter(self, phase: int) -> torch.optim.Optimizer:
         for trainer in self.trainers:
             trainer.enter(phase + 1)
-        self.learners = [*self.trainers]
         if self.ranks > 1:
             self.learners = [DistributedDataParallel(trainer) for trainer in self.trainers]
         groups = [[p for t in self.trainers for p in t.expert.parameters() if p.requires_grad]]

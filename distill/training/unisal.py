@@ -13,8 +13,6 @@ recipe's section [unisal], and the constants below.
 Legend: B clips · T frames · C channels · H, W pixels · N frames of a batch that have fixations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +23,13 @@ from torch import Tensor
 
 from distill.corpora import Clip, density_map, fixation_map
 from distill.recipe.keys import Unisal as UnisalConfig
-from distill.run.errors import UsageError
+from distill.run.errors import UsageError, usage_errors
 from distill.run.files import ArrayFile
 from distill.teachers import unisal
 from distill.teachers.unisal import SIZES, STATIC_DOMAIN, Unisal, UnisalNet, normalise, scale
 from distill.teachers.weights import load_state_dict_exact, read_weights
 from distill.training import checkpoint
-from distill.training.cache import array_files, fill
+from distill.training.cache import Cached, array_files, fill
 from distill.training.loop import Losses, Moment, Place, Task, TrainingContext, fit
 
 EPS = 1e-8
@@ -45,12 +43,10 @@ CC_WEIGHT, NSS_WEIGHT = 0.1, 0.1  # beside KL's 1
 
 
 @dataclass(frozen=True)
-class DomainClip:
+class DomainClip(Cached):
     """A clip to train on, in the cache, and the domain that it trains."""
 
-    clip: Clip
     domain: str
-    frames: ArrayFile
     truth: ArrayFile
 
     @property
@@ -80,13 +76,11 @@ def train_unisal(
     ]
     torch.manual_seed(context.seed)
     net = UnisalNet()
-    try:
+    with usage_errors():
         if start:
             load_state_dict_exact(net, read_weights(start), source=str(start))
         elif trunk:
             unisal.load_trunk(net, trunk)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     net = net.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = UnisalTask(cached, config, net, bool(start or trunk), context)
     fit(task)
@@ -202,7 +196,7 @@ def windows(clips: Sequence[DomainClip], length: int, rng: np.random.Generator) 
         index = np.minimum(start + np.arange(1 if cached.clip.static else length), total - 1)
         frames.append(torch.from_numpy(cached.frames[index]))
         truths.append(torch.from_numpy(cached.truth[index]))
-        places.append((cached.clip.id, [int(i) * stride_for(cached.clip) + 1 for i in index]))
+        places.append(cached.place(index))
     return Batch(torch.stack(frames), torch.stack(truths), places, clips[0].domain, clips[0].clip.static)
 
 
@@ -219,25 +213,17 @@ def domain_of(clip: Clip, domains: Mapping[str, str]) -> str:
     return domain
 
 
-def stride_for(clip: Clip) -> int:
-    """Frames of the video from one cached frame to the next: about 6 per second."""
-    return 1 if clip.static else unisal.stream_count(clip.fps)
-
-
 def cache(folder: Path, clip: Clip, domain: str) -> DomainClip:
     """Decodes the annotated frames of a clip into the cache, unless they are there."""
+    size = unisal.input_size(domain, clip.height, clip.width)
+    stride = 1 if clip.static else unisal.stream_count(clip.fps)
 
-    def decode() -> list[np.ndarray]:
-        size, stride = unisal.input_size(domain, clip.height, clip.width), stride_for(clip)
-        frames, truth = [], []
-        for index, frame in zip(range(0, clip.annotated_frames, stride), clip.read(stride), strict=False):
-            frames.append(scale(frame[None], size)[0].numpy())
-            truth.append(_truth(clip, index, size))
-        return [np.stack(truth), np.stack(frames)]
+    def convert(index: int, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _truth(clip, index, size)[None], scale(frame[None], size).numpy()
 
     truth, frames = files = array_files(folder, clip, ("truth", "frames"))
-    fill(files, decode)
-    return DomainClip(clip, domain, frames, truth)
+    fill(files, clip, stride, convert, clip.annotated_frames)
+    return DomainClip(clip, stride, frames, domain, truth)
 
 
 def _truth(clip: Clip, index: int, size: tuple[int, int]) -> np.ndarray:

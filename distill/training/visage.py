@@ -6,8 +6,6 @@ Both experts share the trunk, and each has its own loss: KL + CC + SIM + BCE, in
 Legend: B windows · T frames · C channels · H, W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +80,7 @@ class TinyVisage(Task):
                 frames_TCHW, density = frames_TCHW.flip(-1), density.flip(-1)
             inputs.append(frames_TCHW.transpose(0, 1))
             targets.append(density)
-            places.append((cached.clip.id, cached.numbers(index)))
+            places.append(cached.place(index))
         return torch.stack(inputs), torch.stack(targets), places
 
     def backward(self, batch: tuple[Tensor, Tensor, list[Place]], at: Moment) -> Losses:

@@ -4,13 +4,10 @@
     frames/visage/CLIP.density.npy    uint8 [n,out,out], maximum 255: 8 bits, as the published training reads them
     frames/visage/CLIP.points.npy     int32 [k,3]: frame, row and column of every fixation, on the grid of the maps
 
-Frame j here is frame j * stride of the video. A window is `length` consecutive ones; a clip that is shorter repeats its last
-frame, as when labelling.
+A window is `length` consecutive frames; a clip that is shorter repeats its last frame, as when labelling.
 
 Legend: B windows · T frames · C channels · H, W pixels.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from torch import Tensor
 from distill.corpora import Clip, fixation_points
 from distill.run.files import ArrayFile
 from distill.teachers.visage import VisageConfig, resize
-from distill.training.cache import array_files, fill, small_density
+from distill.training.cache import Cached, array_files, fill, small_density
 from distill.training.loop import Place
 
 BLUR_WIDTH = 640  # pixels, at most: more than any trunk's input
@@ -32,14 +29,11 @@ KINDS = ("density", "points", "frames")
 
 
 @dataclass(frozen=True)
-class WindowClip:
+class WindowClip(Cached):
     """An annotated clip in the cache."""
 
-    clip: Clip
-    stride: int
     density: ArrayFile
     points: ArrayFile
-    frames: ArrayFile
 
 
 @dataclass(frozen=True)
@@ -55,39 +49,28 @@ class Windows:
 
 def cache(folder: Path, clip: Clip, config: VisageConfig) -> None:
     """Decodes an annotated clip into the cache, unless it is there."""
-    stride, px, side = config.stride(clip.fps), config.trunk.px, config.out_px
-
-    def decode() -> tuple[np.ndarray, ...]:
-        frames, densities, points = [], [], []
-        for j, frame in enumerate(clip.read(stride)):
-            if j * stride >= clip.annotated_frames:
-                break
-            frames.append(resize(frame[None], px)[0].numpy())
-            gaze = fixation_points(clip, j * stride)
-            density = np.zeros((side, side), np.uint8)
-            if gaze is not None and len(gaze.rows):
-                small = _density(clip, j * stride, gaze.rows, gaze.columns)
-                small = cv2.resize(small, (side, side), interpolation=cv2.INTER_AREA)
-                density = np.rint(small * (255 / max(float(small.max()), 1e-8))).astype(np.uint8)
-                rows, columns = gaze.rows * side // clip.height, gaze.columns * side // clip.width
-                points.append(np.stack([np.full_like(rows, j), rows, columns], axis=1))
-            densities.append(density)
-        fixated = np.concatenate(points) if points else np.zeros((0, 3), np.int32)
-        return np.stack(densities), fixated, np.stack(frames)
-
-    fill(array_files(folder, clip, KINDS), decode)
-
-
-def _density(clip: Clip, index: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    stride, side = config.stride(clip.fps), config.out_px
     width = min(clip.width, BLUR_WIDTH)
     height = max(1, round(clip.height * width / clip.width))
-    counts = np.zeros((height, width), np.float32)
-    np.add.at(counts, (rows * height // clip.height, columns * width // clip.width), 1)
-    return small_density(clip, index, counts)
+
+    def convert(index: int, frame: np.ndarray) -> tuple[np.ndarray, ...]:
+        density, points = np.zeros((side, side), np.uint8), np.zeros((0, 3), np.int32)
+        gaze = fixation_points(clip, index)
+        if gaze is not None and len(gaze.rows):
+            counts = np.zeros((height, width), np.float32)
+            np.add.at(counts, (gaze.rows * height // clip.height, gaze.columns * width // clip.width), 1)
+            small = cv2.resize(small_density(clip, index, counts), (side, side), interpolation=cv2.INTER_AREA)
+            density = np.rint(small * (255 / max(float(small.max()), 1e-8))).astype(np.uint8)
+            rows, columns = gaze.rows * side // clip.height, gaze.columns * side // clip.width
+            points = np.stack([np.full_like(rows, index // stride), rows, columns], axis=1)
+        return density[None], points, resize(frame[None], config.trunk.px).numpy()
+
+    fill(array_files(folder, clip, KINDS), clip, stride, convert, clip.annotated_frames)
 
 
 def load(folder: Path, clip: Clip, config: VisageConfig) -> WindowClip:
-    return WindowClip(clip, config.stride(clip.fps), *array_files(folder, clip, KINDS))
+    density, points, frames = array_files(folder, clip, KINDS)
+    return WindowClip(clip, config.stride(clip.fps), frames, density, points)
 
 
 def read(starts: Sequence[tuple[WindowClip, int]], length: int) -> Windows:
@@ -101,7 +84,7 @@ def read(starts: Sequence[tuple[WindowClip, int]], length: int) -> Windows:
         densities.append(torch.from_numpy(density).float() / 255)
         counts.append(torch.from_numpy((np.arange(start, start + length) < total) & density.any((1, 2))))
         fixations.append(torch.from_numpy(_fixations(cached, index, density.shape)))
-        places.append((cached.clip.id, [int(i) * cached.stride + 1 for i in index]))
+        places.append(cached.place(index))
     return Windows(torch.stack(frames), torch.stack(densities), torch.stack(fixations), torch.stack(counts), places)
 
 

@@ -17,6 +17,7 @@ from distill.labels.convert import KINDS, convert, recognise
 from distill.run.errors import UsageError
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.lora import TRUNK_PREFIX
+from distill.training import checkpoint
 
 
 def layout(golden: Path, name: str) -> dict[str, Tensor]:
@@ -152,11 +153,11 @@ def test_targets_that_are_refused(golden: Path, tmp_path: Path, monkeypatch: pyt
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full)
+        patch.setattr(checkpoint, "save_file", full)
         assert "could not be written: no space left on device" in message(source, target)
 
     def wrong(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         torch.save({key: value + 1 for key, value in tensors.items()}, path)
 
-    monkeypatch.setattr(module, "save_file", wrong)
+    monkeypatch.setattr(checkpoint, "save_file", wrong)
     assert "the written file differs from its source" in message(source, target)
