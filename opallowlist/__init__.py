@@ -13,17 +13,5 @@ from distill.opallowlist.contract import CONTRACTS
 from distill.opallowlist.gate import assert_allowed, check
 from distill.opallowlist.report import RULES, Facts, Report, Violation
 
-__all__ = [
-    "CONTRACTS",
-    "MAX_BYTES",
-    "RULES",
-    "Allowlist",
-    "Facts",
-    "ListError",
-    "Report",
-    "Unreadable",
-    "Violation",
-    "assert_allowed",
-    "check",
-    "load_list",
-]
+__all__ = ["CONTRACTS", "MAX_BYTES", "RULES", "Allowlist", "Facts", "ListError", "Report", "Unreadable", "Violation"]
+__all__ += ["assert_allowed", "check", "load_list"]

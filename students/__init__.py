@@ -5,9 +5,6 @@ Here is the student's configuration, which recipes and the command line read wit
 
 from dataclasses import dataclass
 
-__all__ = ["TinyUNetConfig"]
-
-
 STATE_MAPS = 3
 """Maps of a quarter of the working resolution in the state, each folded into 16 channels: fast luma, slow luma, logits."""
 

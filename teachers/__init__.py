@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["PLAIN", "Inference", "Lookup", "Prepared", "Teacher", "require_whole_numbers"]
-
 Prepared: TypeAlias = "Tensor | tuple[Prepared, ...]"
 """A network's input frames: `[n,...]`, or a tuple of those for several networks."""
 
@@ -62,7 +60,7 @@ def require_whole_numbers(config: object, *names: str) -> None:
 
 
 class Teacher(Protocol):
-    """Anything that turns a clip into logits."""
+    """Anything that turns a clip into logits. The teachers in this room inherit `logits`."""
 
     name: str
 
@@ -82,8 +80,8 @@ class Teacher(Protocol):
         ...
 
     def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """`infer(prepare(frames), fps)`: uint8 RGB `[T,H,W,3]` -> float32 `[T,h,w]`."""
-        ...
+        """uint8 RGB `[T,H,W,3]` at `fps` frames per second -> float32 `[T,h,w]` on the CPU."""
+        return self.infer(self.prepare(frames), fps)
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of everything that decides the labels: another value means other labels."""

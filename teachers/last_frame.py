@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.teachers import PLAIN, Inference
+from distill.teachers import PLAIN, Inference, Teacher
 from distill.teachers.weights import load_state_dict_exact, read_weights, with_counters
-from distill.teachers.windows import BatchSize, exact_convolutions, to_cpu
+from distill.teachers.windows import BatchSize, Device, exact_convolutions, to_cpu
 
 # Shape suffixes: K labelled frames · B windows of a batch · T frames of a window or clip · N · h, w pixels of a map
 
@@ -47,7 +47,7 @@ CLIP_EPS = 1e-6
 """Saliency is clamped to [eps, 1 - eps], where its logits are finite."""
 
 
-class LastFrameTeacher(ABC, Generic[Net, Config]):
+class LastFrameTeacher(Teacher, ABC, Generic[Net, Config]):
     """A clip in, logits for every frame out. Windows hold consecutive frames, whatever the frame rate.
 
     A subclass states the network (`build`, `windows_logits`), the window of a frame (`window`) and the input (`prepare`).
@@ -57,13 +57,7 @@ class LastFrameTeacher(ABC, Generic[Net, Config]):
     CONFIG: type[Config]
 
     def __init__(
-        self,
-        net: Net,
-        config: Config | None = None,
-        *,
-        name: str | None = None,
-        device: torch.device | str = "cpu",
-        how: Inference = PLAIN,
+        self, net: Net, config: Config | None = None, *, name: str | None = None, device: Device = "cpu", how: Inference = PLAIN
     ) -> None:
         """`net` is moved to `device`. `how.overlap` has no effect: windows already share all frames but one."""
         self.name = name or self.NAME
@@ -77,12 +71,7 @@ class LastFrameTeacher(ABC, Generic[Net, Config]):
 
     @classmethod
     def load(
-        cls,
-        path: str | os.PathLike[str],
-        device: torch.device | str = "cpu",
-        config: Config | None = None,
-        *,
-        how: Inference = PLAIN,
+        cls, path: str | os.PathLike[str], device: Device = "cpu", config: Config | None = None, *, how: Inference = PLAIN
     ) -> Self:
         """The teacher with the authors' weights. Raises ValueError, one line, for any other file."""
         config = config or cls.CONFIG()
@@ -92,9 +81,7 @@ class LastFrameTeacher(ABC, Generic[Net, Config]):
         return cls(net, config, device=device, how=how)
 
     @classmethod
-    def random(
-        cls, seed: int = 0, device: torch.device | str = "cpu", config: Config | None = None, *, how: Inference = PLAIN
-    ) -> Self:
+    def random(cls, seed: int = 0, device: Device = "cpu", config: Config | None = None, *, how: Inference = PLAIN) -> Self:
         """The teacher with random weights, for smoke tests; they carry a signal to the output (He et al., 2015)."""
         config = config or cls.CONFIG()
         with torch.random.fork_rng(devices=[]):
@@ -123,14 +110,6 @@ class LastFrameTeacher(ABC, Generic[Net, Config]):
         """The authors' post-processing of saliency maps in [0, 1], `[B, h, w]`."""
         return saliency_Bhw
 
-    @abstractmethod
-    def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
-        """RGB frames, `uint8 [n, H, W, 3]` -> the network's input frames. Raises ValueError for anything but frames."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256, in hex, of everything that decides the labels."""
-
     @torch.inference_mode()
     def infer(self, inputs: Tensor, fps: float) -> Tensor:
         """A whole clip's prepared frames `[T,...]` -> logits, `float32 [T, h/cell, w/cell]` on the CPU."""
@@ -139,19 +118,10 @@ class LastFrameTeacher(ABC, Generic[Net, Config]):
         def saliency(windows_BT: Tensor) -> Tensor:
             needed_N, rows_BT = (part.to(self.device) for part in torch.unique(windows_BT, return_inverse=True))
             maps_Bhw = self.finish(self.windows_logits(frames[needed_N], rows_BT).float().sigmoid())
-            return average_cells(maps_Bhw, self.config.cell)
+            return F.avg_pool2d(maps_Bhw.unsqueeze(1), self.config.cell).squeeze(1)
 
         with exact_convolutions(self.exact):
             return slide(len(frames), self.config.every, self.window, saliency, self.batch)
-
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """RGB `uint8 [T, H, W, 3]` -> logits, `float32 [T, h/cell, w/cell]` on the CPU."""
-        return self.infer(self.prepare(frames), fps)
-
-
-def anchors(count: int, every: int) -> np.ndarray:
-    """The frames of a clip of `count` that get a window each: 0, every, 2·every ... and the last."""
-    return np.unique(np.append(np.arange(0, count, every), count - 1))
 
 
 def slide(
@@ -163,7 +133,7 @@ def slide(
     maps a batch of such windows, int64 `[B, T]`, to maps `[B, h, w]`, non-negative, at any scale; on the CPU it is
     called from several threads at once.
     """
-    labelled = anchors(count, every)
+    labelled = np.unique(np.append(np.arange(0, count, every), count - 1))
     windows_KT = torch.from_numpy(np.stack([window(frame, count) for frame in labelled.tolist()]))
     maps_Khw = scale_to_one(torch.stack(list(batch.passes(saliency_of, windows_KT))))
     if every > 1:
@@ -174,11 +144,6 @@ def slide(
         before_T, after_T, share_T = (torch.from_numpy(a).to(maps_Khw.device) for a in (before, after, share))
         maps_Khw = scale_to_one(torch.lerp(maps_Khw[before_T], maps_Khw[after_T], share_T.float()[:, None, None]))
     return to_cpu(maps_Khw.clamp_(CLIP_EPS, 1 - CLIP_EPS).logit_())
-
-
-def average_cells(maps_Nhw: Tensor, cell: int) -> Tensor:
-    """The mean of every `cell` x `cell` pixels: `[N, h, w]` -> `[N, h/cell, w/cell]`, both divisible."""
-    return F.avg_pool2d(maps_Nhw.unsqueeze(1), cell).squeeze(1)
 
 
 def scale_to_one(maps_Nhw: Tensor) -> Tensor:

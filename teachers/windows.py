@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+Device = torch.device | str
+
 # Shape suffixes: N windows of a clip · B of a pass · T frames · h, w pixels of a map
 
 PAIR = 2
@@ -81,7 +83,7 @@ class BatchSize:
     fit, and half as many after an out-of-memory error. On the CPU: a pair in each of torch's threads, or `fixed` in all.
     """
 
-    def __init__(self, device: torch.device | str, fixed: int = 0) -> None:
+    def __init__(self, device: Device, fixed: int = 0) -> None:
         self.device = torch.device(device)
         self.windows = fixed or 1
         self._fixed = fixed

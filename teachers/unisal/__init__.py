@@ -10,19 +10,7 @@ norms, priors, last convolution and blur (Droste, Jiao and Noble, *Unified Image
     teacher.py  `Unisal`: clip in, one map of logits per frame out
 """
 
-from distill.teachers.unisal.net import SIZES, STATIC_DOMAIN, UnisalNet, blur_8x, gmac, load_trunk
+from distill.teachers.unisal.net import SIZES, STATIC_DOMAIN, UnisalNet, load_trunk
 from distill.teachers.unisal.teacher import Unisal, input_size, normalise, scale, stream_count
 
-__all__ = [
-    "SIZES",
-    "STATIC_DOMAIN",
-    "Unisal",
-    "UnisalNet",
-    "blur_8x",
-    "gmac",
-    "input_size",
-    "load_trunk",
-    "normalise",
-    "scale",
-    "stream_count",
-]
+__all__ = ["SIZES", "STATIC_DOMAIN", "Unisal", "UnisalNet", "input_size", "load_trunk", "normalise", "scale", "stream_count"]

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill.teachers.weights import load_state_dict_exact, read_weights, with_counters
 
@@ -193,17 +192,6 @@ class ConvGRUCell(nn.Module):
         return torch.stack(states, 1), hidden
 
 
-class ConvGRU(nn.Module):
-    """One cell, under its released name."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.cell_list = nn.ModuleList([ConvGRUCell(channels)])
-
-    def forward(self, x_BTChw: Tensor, hidden_BChw: Tensor | None, domain: str) -> tuple[Tensor, Tensor]:
-        return self.cell_list[0](x_BTChw, hidden_BChw, domain)
-
-
 class UnisalNet(nn.Module):
     """The whole network, all four domains: 3,714,872 parameters, 835 entries of state."""
 
@@ -214,7 +202,7 @@ class UnisalNet(nn.Module):
         self.cnn = MobileNetV2()
         plain: Norm = lambda channels: nn.BatchNorm2d(channels, momentum=0.01)  # noqa: E731
         self.post_cnn = Chain(OrderedDict(inv_res=InvertedResidual(1280 + 16, 256, 1, plain)))
-        self.rnn = ConvGRU(256)
+        self.rnn = nn.ModuleDict({"cell_list": nn.ModuleList([ConvGRUCell(256)])})
         self.post_rnn = pointwise(256, 256)
         self.skip_2x = skip(160, 128)
         self.upsampling_2 = Chain(OrderedDict(inv_res=InvertedResidual(256 + 128, 128, 2, DomainNorm)))
@@ -247,7 +235,7 @@ class UnisalNet(nn.Module):
         deep, at_16, at_8 = (x.unflatten(0, frames_BTCHW.shape[:2]) for x in self.cnn(frames_BTCHW.flatten(0, 1)))
         x_BTChw = each_frame(partial(self.encode, domain), self.training, deep)
         if not static:
-            states_BTChw, hidden = self.rnn(x_BTChw, hidden, domain)
+            states_BTChw, hidden = self.rnn.get_submodule("cell_list.0")(x_BTChw, hidden, domain)
             x_BTChw = x_BTChw + each_frame(partial(self.post_rnn, domain=domain), self.training, states_BTChw)
         maps_BTHW = each_frame(partial(self.decode, domain), self.training, x_BTChw, at_16, at_8)[:, :, 0]
         if size:
@@ -324,10 +312,3 @@ def load_trunk(net: UnisalNet, path: str | os.PathLike[str]) -> None:
     """Load ImageNet weights of MobileNetV2 (`mobilenet_v2.pth.tar`) into the backbone. ValueError for any other file."""
     state = read_weights(path)
     load_state_dict_exact(net.cnn, with_counters(net.cnn, state), drop=["classifier."], source=str(path))
-
-
-def gmac(height: int, width: int) -> float:
-    """Billions of multiply-accumulates per video frame at an input of `height` x `width` pixels."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        UnisalNet().eval()(torch.empty(1, 1, 3, height, width), "DHF1K", static=False)
-    return counter.get_total_flops() / 2e9

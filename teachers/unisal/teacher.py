@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.teachers import Teacher
 from distill.teachers import frames as frames_module
 from distill.teachers.frames import IMAGENET, check_frames, resize
 from distill.teachers.unisal.net import BLUR, SIZES, STATIC_DOMAIN, UnisalNet
 from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
-from distill.teachers.windows import evaluation_mode, sampling_stride
+from distill.teachers.windows import Device, evaluation_mode, sampling_stride
 
 # Shape suffixes: S streams · T time · C channels · H, W pixels
 
@@ -62,7 +63,7 @@ def normalise(frames: Tensor) -> Tensor:
     return frames_module.normalise(frames.movedim(-1, -3), IMAGENET)
 
 
-class Unisal:
+class Unisal(Teacher):
     """The teacher: a clip in, logits for every frame out.
 
     A video is sampled at 6 frames per second, so a 30 fps clip is five interleaved streams, run as one batch, each with
@@ -76,7 +77,7 @@ class Unisal:
         domain: str = "DHF1K",
         *,
         name: str = "unisal",
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         batch_frames: int | None = None,
     ) -> None:
         """`net` is moved to `device`. `batch_frames`: about how many frames per pass; None: a default for the device.
@@ -127,17 +128,13 @@ class Unisal:
                 logits_THW[start : start + count] = in_order[:count].cpu()
         return logits_THW
 
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """`uint8 [T, H, W, 3]` RGB at `fps` frames per second -> `float32 [T, h/4, w/4]` on the CPU."""
-        return self.infer(self.prepare(frames), fps)
-
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the domain, the conventions and all weights."""
         conventions = [self.domain, SIZES, SAMPLE_FPS, OUT_STRIDE, EPS]
         return fingerprint(json.dumps(conventions), self.net)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: torch.device | str = "cpu") -> "Unisal":
+    def load(cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: Device = "cpu") -> "Unisal":
         """The teacher of a weights file in the released layout. ValueError, one line, for any other file."""
         state = read_weights(path)
         with torch.device("meta"):
@@ -146,7 +143,7 @@ class Unisal:
         return cls(net, domain, device=device)
 
     @classmethod
-    def random(cls, seed: int, domain: str = "DHF1K", *, device: torch.device | str = "cpu") -> "Unisal":
+    def random(cls, seed: int, domain: str = "DHF1K", *, device: Device = "cpu") -> "Unisal":
         """The teacher with random weights, for smoke tests; they carry a signal to the map (He et al., 2015)."""
         net = UnisalNet()
         generator = torch.Generator().manual_seed(seed)

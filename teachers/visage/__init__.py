@@ -19,26 +19,10 @@ Numbers in layer names (5, 11, 17, 23) are those of the released keys; they mean
 """
 
 from distill.teachers.visage.config import VisageConfig
-from distill.teachers.visage.experts import KINDS, CenterBias, Expert1, Expert2
-from distill.teachers.visage.net import VisageNet, VisageOutput, fuse
+from distill.teachers.visage.experts import KINDS, Expert1, Expert2
+from distill.teachers.visage.net import VisageNet, fuse
 from distill.teachers.visage.teacher import Visage, normalise, preprocess, resize
 from distill.teachers.visage.weights import expert_kind, load_expert, load_released, random_net
 
-__all__ = [
-    "KINDS",
-    "CenterBias",
-    "Expert1",
-    "Expert2",
-    "Visage",
-    "VisageConfig",
-    "VisageNet",
-    "VisageOutput",
-    "expert_kind",
-    "fuse",
-    "load_expert",
-    "load_released",
-    "normalise",
-    "preprocess",
-    "random_net",
-    "resize",
-]
+__all__ = ["KINDS", "Expert1", "Expert2", "Visage", "VisageConfig", "VisageNet"]
+__all__ += ["expert_kind", "fuse", "load_expert", "load_released", "normalise", "preprocess", "random_net", "resize"]

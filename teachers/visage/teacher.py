@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.teachers import PLAIN, Inference
+from distill.teachers import PLAIN, Inference, Teacher
 from distill.teachers import frames as frames_module
 from distill.teachers.frames import CLIP
 from distill.teachers.visage.config import VisageConfig
 from distill.teachers.visage.experts import CenterBias
 from distill.teachers.visage.net import VisageNet
 from distill.teachers.weights import fingerprint, load_state_dict_exact
-from distill.teachers.windows import BatchSize, cut_windows, evaluation_mode, exact_convolutions, infer
+from distill.teachers.windows import BatchSize, Device, cut_windows, evaluation_mode, exact_convolutions, infer
 
 FILE_FORMAT = "saliency-distill visage 2"
 """The `format` entry of a saved teacher; `Visage.load` refuses any other."""
@@ -51,7 +51,7 @@ def to_bf16(net: nn.Module) -> nn.Module:
     return net
 
 
-class Visage:
+class Visage(Teacher):
     """The teacher: a clip in, the ensemble's logits for every frame out.
 
     A clip is sampled at `config.sample_fps` from every offset in turn; `windows.py` describes how windows are cut, padded
@@ -59,13 +59,7 @@ class Visage:
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        config: VisageConfig,
-        *,
-        name: str = "visage",
-        device: torch.device | str = "cpu",
-        how: Inference = PLAIN,
+        self, net: nn.Module, config: VisageConfig, *, name: str = "visage", device: Device = "cpu", how: Inference = PLAIN
     ) -> None:
         """`net` maps `[B, 3, T, px, px]` to a `VisageOutput`, as `VisageNet` does; it is moved to `device`.
 
@@ -95,10 +89,6 @@ class Visage:
         """Windows `uint8 [B, T, 3, px, px]` -> the ensemble's logits `[B, T, out_px, out_px]`."""
         return self._forward(normalise(frames_BTCHW).transpose(1, 2)).fused
 
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """`uint8 [T, H, W, 3]` RGB at `fps` frames per second -> `float32 [T, out_px, out_px]` on the CPU."""
-        return self.infer(self.prepare(frames), fps)
-
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the configuration, overlap, precision and all weights: equal wherever those are."""
         how = {"overlap": self.how.overlap, "precision": self.how.precision}
@@ -111,7 +101,7 @@ class Visage:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, name: str = "visage", device: torch.device | str = "cpu", how: Inference = PLAIN
+        cls, path: str | os.PathLike[str], *, name: str = "visage", device: Device = "cpu", how: Inference = PLAIN
     ) -> "Visage":
         """The teacher in a file of `saved_state`. No code in the file is run. ValueError for any other file."""
         try:

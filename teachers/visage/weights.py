@@ -11,7 +11,8 @@ from distill.teachers.internvideo2 import EXTRAS, InternVideo2, fit_to_window, l
 from distill.teachers.lora import Lora, merge_lora, plain_name
 from distill.teachers.visage.config import VisageConfig
 from distill.teachers.visage.net import VisageNet
-from distill.teachers.weights import LoadAccount, load_state_dict_exact, read_weights
+from distill.teachers.weights import load_state_dict_exact, read_weights
+from distill.teachers.windows import Device
 
 EXPERT_KEYS = ("dim_reducers.", "decoder.", "film_gamma.", "film_beta.")
 """Prefixes of an expert's keys in a released file; all other keys belong to its trunk."""
@@ -36,7 +37,7 @@ def load_released(
     *,
     orig_t_size: int = 4,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> VisageNet:
     """The ensemble of a published InternVideo2 file and released experts' files, in the order of `config.experts`.
 
@@ -62,9 +63,7 @@ def load_released(
     return net.to(device)
 
 
-def random_net(
-    config: VisageConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> VisageNet:
+def random_net(config: VisageConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> VisageNet:
     """An ensemble with random weights, for benchmarks and smoke tests; equal seeds give equal weights on one kind of device.
 
     Built directly on `device`, the trunk in `dtype`, without a copy elsewhere.
@@ -82,7 +81,7 @@ def random_net(
     return net
 
 
-def load_expert(net: VisageNet, number: int, state: Mapping[str, Tensor], *, source: str = "") -> LoadAccount:
+def load_expert(net: VisageNet, number: int, state: Mapping[str, Tensor], *, source: str = "") -> None:
     """Load a released expert's tensors into `net` as expert `number`, counted from 1; every key is accounted for.
 
     `state` has the released names. The LoRA goes beside the shared trunk, or, with a trunk per expert, is merged into
@@ -104,31 +103,30 @@ def load_expert(net: VisageNet, number: int, state: Mapping[str, Tensor], *, sou
         )
     own = {key: value for key, value in state.items() if key.startswith(EXPERT_KEYS)}
     rest = {key: value for key, value in state.items() if key not in own}
-    accounts = [load_state_dict_exact(net.experts[number - 1], own, source=source)]
+    load_state_dict_exact(net.experts[number - 1], own, source=source)
     if net.loras:
         lora = net.loras[number - 1]
         assert isinstance(lora, Lora)
-        accounts.append(lora.load_released(rest, source=source))
+        lora.load_released(rest, source=source)
         base = {plain_name(key): value for key, value in rest.items() if ".lora_" not in key}
         if base:
-            accounts.append(_load_shared_trunk(net.trunk(0), base, source))
+            _load_shared_trunk(net.trunk(0), base, source)
     else:
         try:
             merged = merge_lora(rest, alpha=net.config.lora_alpha)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        accounts.append(load_trunk(net.trunk(number - 1), merged, source=source))
-    return LoadAccount(sum(a.loaded for a in accounts), tuple(key for a in accounts for key in a.dropped))
+        load_trunk(net.trunk(number - 1), merged, source=source)
 
 
-def _load_shared_trunk(trunk: InternVideo2, base: Mapping[str, Tensor], source: str) -> LoadAccount:
+def _load_shared_trunk(trunk: InternVideo2, base: Mapping[str, Tensor], source: str) -> None:
     """Load `base` into a trunk on the meta device; otherwise check that it equals the trunk, which serves every expert."""
     loaded = trunk.state_dict()
     if any(value.is_meta for value in loaded.values()):
-        return load_trunk(trunk, base, source=source)
+        load_trunk(trunk, base, source=source)
+        return
     for key, value in base.items():
         if key in loaded and not torch.equal(value.to(loaded[key]), loaded[key]):
             raise ValueError(
                 f"{source} brings another trunk, first {key!r}; give each expert its trunk (VisageConfig.shared_trunk=False)"
             )
-    return LoadAccount(0, tuple(base))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill.teachers import unisal
-from distill.teachers.unisal import SIZES, Unisal, UnisalNet, blur_8x, gmac, input_size, load_trunk, scale
+from distill.teachers.unisal import SIZES, Unisal, UnisalNet, input_size, load_trunk, scale
+from distill.teachers.unisal.net import blur_8x
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +207,12 @@ def test_fingerprint(net):
     assert fingerprint == Unisal(net, batch_frames=3).fingerprint()
     assert fingerprint != Unisal(net, "Hollywood").fingerprint() != Unisal.random(0).fingerprint()
     assert Unisal.random(0).fingerprint() == Unisal.random(0).fingerprint() != Unisal.random(1).fingerprint()
+
+
+def gmac(height, width):
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        UnisalNet().eval()(torch.empty(1, 1, 3, height, width), "DHF1K", static=False)
+    return counter.get_total_flops() / 2e9
 
 
 def test_cost():

@@ -15,11 +15,9 @@ from distill.teachers.frames import CLIP
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.lora import TRUNK_PREFIX, plain_name
 from distill.teachers.visage import (
-    CenterBias,
     Visage,
     VisageConfig,
     VisageNet,
-    VisageOutput,
     expert_kind,
     fuse,
     load_expert,
@@ -27,6 +25,8 @@ from distill.teachers.visage import (
     preprocess,
     random_net,
 )
+from distill.teachers.visage.experts import CenterBias
+from distill.teachers.visage.net import VisageOutput
 from distill.teachers.weights import read_weights
 
 # The golden cases: the released decoders at a small width.
