@@ -10,11 +10,10 @@ import typer
 
 from distill import __version__
 from distill.cli.encode_verbs import bd, encode
-from distill.cli.help_verbs import doctor, inspect
+from distill.cli.help_verbs import calibrate, convert, doctor, inspect, teachers
 from distill.cli.model_verbs import bench, luma, predict, quantize
 from distill.cli.options import expand_groups
 from distill.cli.run_verbs import evaluate, init, run, stage_verb
-from distill.cli.teacher_verbs import calibrate, convert, teachers
 
 PIPELINE = "Pipeline"
 

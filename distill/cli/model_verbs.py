@@ -102,15 +102,12 @@ def quantize(
         print_json({"schema": 1, **found})
         return
     for one, time in found["times"].items():
-        print(
-            f"{one}, one thread: {time['float_ms']:.2f} ms in float, {time['int8_ms']:.2f} ms in int8, {time['speedup']:.2f} times "
-            f"as fast, faster in {time['turns_won']:.0%} of the turns"
-        )
+        speeds = f"{time['float_ms']:.2f} ms in float, {time['int8_ms']:.2f} ms in int8, {time['speedup']:.2f} times as fast"
+        print(f"{one}, one thread: {speeds}, faster in {time['turns_won']:.0%} of the turns")
     drift = found["drift"]
-    print(
-        f"maps differ by {drift['mean_abs']:.4f} in the mean and {drift['max_abs']:.3f} at most, and correlate by {drift['plcc']:.5f}, "
-        f"over {drift['frames']} frames of {len(found['held_out'])} held-out clips"
-    )
+    frames = f"{drift['frames']} frames of {len(found['held_out'])} held-out clips"
+    gap = f"{drift['mean_abs']:.4f} in the mean and {drift['max_abs']:.3f} at most"
+    print(f"maps differ by {gap}, and correlate by {drift['plcc']:.5f}, over {frames}")
     if found["scores"]:
         print_scores("held out", found["scores"], False)
     print_files(found["files"])

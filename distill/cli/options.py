@@ -70,16 +70,15 @@ def expand_groups(verb: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(verb).parameters.items():
         if dataclasses.is_dataclass(group := hints[name]):
             own = typing.get_type_hints(group, include_extras=True)
-            groups[name] = {f.name: (own[f.name], f.default) for f in dataclasses.fields(group)}
-            for field, (type_, default) in groups[name].items():
-                parameters.append(inspect.Parameter(field, keyword, default=default, annotation=type_))
+            groups[name] = dataclasses.fields(group)
+            parameters += [inspect.Parameter(f.name, keyword, default=f.default, annotation=own[f.name]) for f in groups[name]]
         else:
             parameters.append(parameter.replace(kind=keyword, annotation=group))
 
     @functools.wraps(verb)
     def expanded(**values: Any) -> None:
         for name, fields in groups.items():
-            values[name] = hints[name](**{field: values.pop(field) for field in fields})
+            values[name] = hints[name](**{f.name: values.pop(f.name) for f in fields})
         verb(**values)
 
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

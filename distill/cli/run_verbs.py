@@ -3,9 +3,10 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -14,7 +15,9 @@ from distill.cli.output import interruptible, print_files, print_json, print_row
 from distill.recipe.files import load_recipe, to_toml
 from distill.recipe.keys import PROTOCOLS, Recipe
 from distill.run import parallel
+from distill.run.directory import RunDir
 from distill.run.errors import Interrupted, UsageError
+from distill.run.files import read_json
 
 BASELINES = "eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"
 
@@ -56,11 +59,8 @@ def stage_verb(stage: str, about: str) -> Callable[..., None]:
     return verb
 
 
-def resolve(recipe: Path | None, corpus: str | None, options: RunOptions, sets: Sequence[str] = ()) -> tuple[Recipe, Path]:
-    """The recipe that the options describe, and the run directory. A run directory stands for its own recipe.
-
-    sets: overrides that come before those of `--set`.
-    """
+def resolve(recipe: Path | None, corpus: str | None, options: RunOptions) -> tuple[Recipe, Path]:
+    """The recipe that the options describe, and the run directory. A run directory stands for its own recipe."""
     out = options.out
     if recipe is not None and recipe.is_dir():
         if not (recipe / "manifest.json").exists():
@@ -73,7 +73,7 @@ def resolve(recipe: Path | None, corpus: str | None, options: RunOptions, sets: 
         "teacher.accept_licence": options.accept,
     }  # fmt: skip
     flags = [f"{n}={json.dumps(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
-    resolved = load_recipe(recipe, [*flags, *sets, *(options.sets or [])])
+    resolved = load_recipe(recipe, [*flags, *(options.sets or [])])
     if out is None:
         corpora = "+".join(part.partition(":")[0].strip() for part in resolved.corpus.name.split(","))
         name = f"{corpora}-{resolved.teacher.name.replace(':', '')}"
@@ -85,15 +85,14 @@ def resolve(recipe: Path | None, corpus: str | None, options: RunOptions, sets: 
 
 def _run_until(
     stage: str, recipe: Path | None, corpus: str | None, options: RunOptions, output: Output,
-    sets: Sequence[str] = (), per_clip: bool = False, table: Path | None = None,
+    per_clip: bool = False, table: Path | None = None,
 ) -> None:  # fmt: skip
     """Brings the run that the options describe up to a stage, and prints what it has."""
-    resolved, path = resolve(recipe, corpus, options, sets)
+    resolved, path = resolve(recipe, corpus, options)
     from distill.run import preflight
 
     preflight.check_ready(resolved)
     from distill.run import engine  # after the check, which says whether what this needs is installed
-    from distill.run.directory import RunDir
 
     leads = parallel.rank() == 0
     narrator = interruptible(output.quiet or not leads)
@@ -114,9 +113,7 @@ def _same_command() -> str:
     return shlex.join(["distill", *arguments])
 
 
-def _print_result(directory: Any, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:
-    from distill.run.files import read_json
-
+def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:
     metrics = read_json(directory / "metrics.json") if stage in ("eval", "report") else None
     exported = sorted(str(p) for p in (directory / "export").glob("*")) if (directory / "export").is_dir() else []
     files = [*exported, *(str(directory / n) for n in ("metrics.json", "report.html") if (directory / n).exists())]
@@ -131,9 +128,8 @@ def _print_result(directory: Any, stage: str, as_json: bool, per_clip: bool, tab
     if as_json:
         seconds = {name: s["seconds"] for name, s in directory.manifest["stages"].items()}
         scores = metrics["predictors"] if metrics else None
-        print_json(
-            {"schema": 1, "run": str(directory.path), "stage": stage, "seconds": seconds, "scores": scores, "files": files}
-        )
+        facts = {"run": str(directory.path), "stage": stage, "seconds": seconds, "scores": scores, "files": files}
+        print_json({"schema": 1, **facts})
         return
     for name, result in results.items():
         print_scores(name, result, per_clip)
@@ -162,15 +158,16 @@ def evaluate(
     sets = [f"eval.protocol={json.dumps(protocol)}"] if protocol else []
     if baselines or models:  # ONNX files are pooled on request only: there may be no image file among them
         sets.append(f"eval.baselines={json.dumps(baselines or [])}")
+    options = replace(options, sets=[*sets, *(options.sets or [])])
     if len(targets) > (len(models) or 1):
         raise UsageError(f"eval takes one run, or ONNX files; got {', '.join(map(str, targets))}")
     if not models:
         if len(corpora) > 1:
             raise UsageError("a run has one --corpus; several parts are one name, as in dhf1k:1,images:0.5")
         recipe, corpus = next(iter(targets), None), next(iter(corpora), None)
-        _run_until("eval", recipe, corpus, options, output, sets, per_clip, table)
+        _run_until("eval", recipe, corpus, options, output, per_clip, table)
         return
-    resolved, _ = resolve(None, ",".join(corpora or ["dhf1k"]), RunOptions(root=options.root, sets=options.sets), sets)
+    resolved, _ = resolve(None, ",".join(corpora or ["dhf1k"]), RunOptions(root=options.root, sets=options.sets))
     if not options.root:
         raise UsageError("which clips? give the corpus's folder with --root")
     from distill.evaluation.evaluate import evaluate_corpora

@@ -13,6 +13,10 @@ FEW_CLIPS = 8  # with fewer, bootstrap intervals are too narrow
 LABELS = {"plain": "PSNR", "gaze": "by gaze", "judge": "by proxy", "size": "size"}
 COLUMNS = ("clip", "weights", "map", "less", "measure", "value", "low", "high", "clips", "better")
 PLOT_COLUMNS = 6
+PLOT_STYLE = {
+    "axes.titlesize": 9, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 8,
+    "axes.grid": True, "grid.alpha": 0.3, "lines.marker": "o", "lines.markersize": 3,
+}  # fmt: skip
 
 
 def clip_cells(result: dict[str, Any]) -> Cells:
@@ -87,35 +91,22 @@ def write_csv(result: dict[str, Any], path: Path) -> None:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Curves of all clips, quality over rate, as a PNG: whole frames above, weighted ones below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     clips = result["clips"]
     across, rows = min(PLOT_COLUMNS, len(clips)), 1 + any(facts["weights"]["by"] for facts in clips.values())
     down = -(-len(clips) // across) * rows
-    size = (max(3.2 * across + 0.4, 5), 2.8 * down + 0.6)
-    figure, axes = plt.subplots(down, across, squeeze=False, figsize=size, layout="constrained")
-    for axis in axes.flat:
-        axis.set_visible(False)
-    for index, (name, facts) in enumerate(clips.items()):
-        for below, quality in enumerate(q for q in QUALITIES if q in facts["points"][NO_MAP][0]):
-            axis = axes[index // across * rows + below][index % across]
-            axis.set_visible(True)
-            for title, points in facts["points"].items():
-                rates, dbs = [p["kbps"] for p in points], [p[quality] for p in points]
-                axis.plot(rates, dbs, marker="o", markersize=3, label=title)
-            axis.set_xscale("log")
-            rates = [p["kbps"] for p in facts["points"][NO_MAP]]
-            axis.set_xticks(rates, [f"{rate:.0f}" for rate in rates])
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-            axis.set_title(f"{name}: {QUALITIES[quality]}", fontsize=9)
-            axis.set_xlabel("kbit/s", fontsize=8)
-            axis.set_ylabel("dB", fontsize=8)
-            axis.tick_params(labelsize=7)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    with atomic(path) as temporary:
+    with rc_context(PLOT_STYLE), atomic(path) as temporary:
+        figure = Figure((max(3.2 * across + 0.4, 5), 2.8 * down + 0.6), layout="constrained")
+        for index, (name, facts) in enumerate(clips.items()):
+            for below, quality in enumerate(q for q in QUALITIES if q in facts["points"][NO_MAP][0]):
+                axis = figure.add_subplot(down, across, (index // across * rows + below) * across + index % across + 1)
+                for title, points in facts["points"].items():
+                    axis.plot([p["kbps"] for p in points], [p[quality] for p in points], label=title)
+                axis.set(xscale="log", title=f"{name}: {QUALITIES[quality]}", xlabel="kbit/s", ylabel="dB")
+                rates = [p["kbps"] for p in facts["points"][NO_MAP]]
+                axis.set_xticks(rates, [f"{rate:.0f}" for rate in rates])
+                axis.minorticks_off()
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)

@@ -16,10 +16,10 @@ from typing import Any
 
 import av
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
-from distill.encoding.bd_rate import bd_rate
 from distill.encoding.encoders import Coding, check_coding, check_map_counts, encode_frames
-from distill.encoding.excerpts import Excerpt, Source, check_proxy, luma_plane, with_proxy_weights
+from distill.encoding.excerpts import Excerpt, Source, check_proxy, with_proxy_weights
 from distill.encoding.planner import Maps, Planner, centre_map, open_maps
 from distill.encoding.qp_offsets import Shaping
 from distill.evaluation.statistics import mean_and_interval
@@ -52,10 +52,10 @@ def compare(
         check_coding(replace(coding, crf=crf))
     if len(set(crfs)) < max(2, len(crfs)):
         raise UsageError(f"--crf {','.join(f'{crf:g}' for crf in crfs)}: give two or more different rates")
+    opened = {name: open_maps(path, None) for name, path in models.items()}
+    maps: dict[str, Stream | Maps | None] = {NO_MAP: None, CENTRE: centre_map, **opened}
     if proxy:
         check_proxy(proxy, models)
-    maps: dict[str, Stream | Maps | None] = {NO_MAP: None, CENTRE: centre_map}
-    maps.update({name: open_maps(path, None) for name, path in models.items()})
     proxy_maps = open_maps(proxy, None) if proxy else None
     clips: dict[str, Any] = {}
     with narrator.bar("bd", len(sources) * len(maps) * len(crfs), unit="encodes") as bar:
@@ -95,10 +95,8 @@ def _report_gaps(clips: Mapping[str, Any], narrator: Narrator) -> None:
     for reason in reasons:
         narrator.say(reason)
     if without := [name for name, facts in clips.items() if not facts["weights"]["by"]]:
-        narrator.say(
-            f"no gaze: {', '.join(without)}; only whole-frame PSNR, by which a map can only lose. "
-            "--judge MODEL.onnx weights pixels by another model's map"
-        )
+        way_out = "--judge MODEL.onnx weights pixels by another model's map"
+        narrator.say(f"no gaze: {', '.join(without)}; only whole-frame PSNR, by which a map can only lose. {way_out}")
 
 
 def _measure_clip(
@@ -118,8 +116,6 @@ def _measure_clip(
 
 def plan_offsets(excerpt: Excerpt, maps: Stream | Maps | None, shaping: Shaping) -> list[np.ndarray | None]:
     """The QP offsets of every frame; None where there is no map."""
-    if isinstance(maps, Stream):
-        maps.reset()
     planner = Planner(excerpt.picture, maps, shaping)
     return [planner.plan(frame) for frame in excerpt.frames]
 
@@ -133,7 +129,7 @@ def measure_point(excerpt: Excerpt, offsets: list[np.ndarray | None], coding: Co
         raise UsageError(f"{coding.library}: {len(excerpt.frames)} frames went in, {len(decoded)} came out")
     plain, weighted = [], []
     for index, frame in enumerate(decoded):
-        error = (excerpt.luma[index].astype(np.float32) - luma_plane(frame)) ** 2
+        error = (excerpt.luma[index].astype(np.float32) - frame.to_ndarray()[: frame.height]) ** 2
         plain.append(float(error.mean()))
         if index in excerpt.weights:
             weighted.append(float((error * excerpt.weight(index)).sum()))
@@ -163,6 +159,27 @@ def gains(points: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
         ratios = [p["kbps"] / q["kbps"] for p, q in zip(with_map, points[NO_MAP], strict=True)]
         sizes[title] = float(np.expm1(np.mean(np.log(ratios))) * 100)
     return {"bd_rate": rates, "size": sizes, "left_out": left_out}
+
+
+def bd_rate(reference: Sequence[tuple[float, float]], tested: Sequence[tuple[float, float]]) -> float:
+    """How much more rate `tested` needs than `reference` for the same quality, in per cent; negative where it needs less.
+
+    Both are points (rate above zero, quality), two or more each, in any order; the mean is over the qualities that both reach.
+    G. Bjontegaard, "Calculation of average PSNR differences between RD-curves", ITU-T VCEG-M33, 2001, with the monotone cubics of
+    Fritsch and Butland (SIAM J. Sci. Stat. Comput. 5, 1984) as in the common test conditions of HEVC; the original fits one cubic.
+    Raises ValueError where there are fewer points, quality does not rise with rate, or the curves have no quality in common.
+    """
+    curves = []  # log rate over quality
+    for points in (reference, tested):
+        rate, quality = np.array(sorted(points), float).T
+        if len(rate) < 2 or rate[0] <= 0 or (np.diff(quality) <= 0).any() or (np.diff(rate) <= 0).any():
+            raise ValueError("a curve needs two points or more, with rates above zero and qualities that rise with them")
+        curves.append(PchipInterpolator(quality, np.log(rate)))
+    low, high = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    if low >= high:
+        raise ValueError("the two curves have no quality in common; more rates, further apart, may overlap")
+    integrals = [curve.integrate(low, high) for curve in curves]
+    return float(np.expm1((integrals[1] - integrals[0]) / (high - low)) * 100)
 
 
 def summary(clips: Mapping[str, Any]) -> dict[str, Any]:

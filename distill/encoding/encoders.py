@@ -81,14 +81,12 @@ def check_coding(coding: Coding) -> None:
         if not equals or ":" in param:
             raise UsageError(f"--param {param}: must be KEY=VALUE, one at a time")
         if key.replace("_", "-") == "aq-mode" and value == "0":
-            raise UsageError(
-                f"--param {param}: the encoders apply a map in their adaptive quantisation; leave it on, aq-mode=1"
-            )
+            raise UsageError(f"--param {param}: a map works through adaptive quantisation; leave it on, aq-mode=1")
     try:
         av.codec.Codec(coding.library, "w")
     except ValueError:
-        message = f"the FFmpeg of this PyAV ({av.__version__}) has no {coding.library}; the one of `pip install av` has it"
-        raise UsageError(message) from None
+        lacking = f"the FFmpeg of this PyAV ({av.__version__}) has no {coding.library}"
+        raise UsageError(f"{lacking}; the one of `pip install av` has it") from None
 
 
 def encoder_options(coding: Coding, picture: Picture) -> dict[str, str]:
@@ -190,10 +188,9 @@ def check_map_counts(picture: Picture, coding: Coding) -> None:
     left[:, :4] = -6
     streams = [[bytes(p) for p in encode_frames(frames(), [offsets] * 2, small, coding)] for offsets in (None, left)]
     if streams[0] == streams[1]:
-        raise UsageError(
-            f"{coding.library} ignores the map with these options; its adaptive quantisation must be on: "
-            f"no fixed QP, no lossless, aq-mode above 0 (given: preset {coding.preset}, {', '.join(coding.params) or 'no --param'})"
-        )
+        given = f"preset {coding.preset}, {', '.join(coding.params) or 'no --param'}"
+        needs = "its adaptive quantisation must be on: no fixed QP, no lossless, aq-mode above 0"
+        raise UsageError(f"{coding.library} ignores the map with these options; {needs} (given: {given})")
 
 
 @contextlib.contextmanager
@@ -203,11 +200,10 @@ def refusals(coding: Coding) -> Iterator[None]:
     av.logging.set_level(av.logging.WARNING)
     try:
         with av.logging.Capture() as log:
-            try:
-                yield
-            except av.FFmpegError as error:
-                reason = log[-1][2].strip() if log else error.strerror
-                raise UsageError(f"{coding.library} does not start: {reason}") from None
+            yield
+    except av.FFmpegError as error:
+        reason = log[-1][2].strip() if log else error.strerror
+        raise UsageError(f"{coding.library} does not start: {reason}") from None
     finally:
         av.logging.set_level(before)
     for _, _, line in log:

@@ -11,7 +11,6 @@ from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
@@ -77,17 +76,11 @@ def make_excerpt(pixels: Iterator[np.ndarray], fps: float, gaze: dict[int, np.nd
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width])).reformat(format="yuv420p")
         frame.pts, frame.time_base = index, 1 / rate
         frames.append(frame)
-    luma = np.stack([luma_plane(frame) for frame in frames])
+    luma = np.stack([frame.to_ndarray()[: frame.height] for frame in frames])
     picture = Picture(frames[0].width, frames[0].height, "yuv420p", 1 / rate, rate)
     height, width = picture.size
     cropped = {i: weights[:height, :width] for i, weights in gaze.items() if weights[:height, :width].any()}
     return Excerpt(picture, frames, luma, cropped, "gaze" if cropped else None)
-
-
-def luma_plane(frame: av.VideoFrame) -> np.ndarray:
-    """The luma of an 8-bit frame, uint8 `[H,W]`."""
-    plane: Any = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : frame.width].copy()
 
 
 def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str) -> Excerpt:
@@ -114,8 +107,6 @@ def check_proxy(proxy: Path, models: Mapping[str, Path]) -> None:
         raise UsageError(f"--judge {proxy}: {reason}; give the ONNX file of a model that is not compared")
     weights = _tensor_digests(proxy)
     for name, path in models.items():
-        if not path.is_file():
-            continue  # opening it reports that
         same = path.read_bytes() == proxy.read_bytes()
         other = _tensor_digests(path)
         shared = sum(count for digest, count in weights.items() if digest in other)

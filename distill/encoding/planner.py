@@ -88,6 +88,8 @@ class Planner:
 
     def __init__(self, picture: Picture, maps: Stream | Maps | None, shaping: Shaping) -> None:
         self.picture, self.shaping = picture, shaping
+        if isinstance(maps, Stream):
+            maps.reset()
         self.maps = maps.map if isinstance(maps, Stream) else maps
         self.frames, self.changes = 0, 0
         self.lowest, self.highest, self.total = 0, 0, 0.0
@@ -114,10 +116,8 @@ class Planner:
         if self.maps is None:
             return None
         if frame.interlaced_frame:
-            raise UsageError(
-                f"frame {index + 1} is interlaced, and FFmpeg's encoders ignore a map there; "
-                "deinterlace first: ffmpeg -i IN -vf bwdif OUT"
-            )
+            way_out = "deinterlace first: ffmpeg -i IN -vf bwdif OUT"
+            raise UsageError(f"frame {index + 1} is interlaced, and FFmpeg's encoders ignore a map there; {way_out}")
         before, previous = self._luma, self._track.offsets
         try:
             saliency, self._luma = saliency_of(frame, self.picture.size, self.maps, self._time)
