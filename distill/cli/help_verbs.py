@@ -1,15 +1,18 @@
 """Verbs around a run: `teachers`, `inspect` and `doctor` describe, `teach convert` and `teach calibrate` prepare a teacher."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from distill.cli.options import JsonOption, LayoutOption, Output
 from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows
+from distill.run.directory import environment, missing_modules
 from distill.run.errors import GateFailed, UsageError
+from distill.run.parallel import usable_cores
 
 
 def inspect(
@@ -60,12 +63,16 @@ def _inspect_corpus(path: Path, name: str, show: str | None, out: Path | None, o
 
 def doctor(as_json: JsonOption = False) -> None:
     """What is this machine: versions, devices, missing packages."""
-    from distill.tools.doctor import machine
+    facts: dict[str, Any] = dict(environment())
+    facts |= {"cores": usable_cores(), "free disk here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB"}
+    missing = missing_modules()
+    if "torch" not in missing:
+        from distill.run.device import choose  # needs torch, which may be missing
 
-    facts = machine()
-    print_facts(facts, "doctor", as_json)
-    if facts["missing"]:
-        _fail(f"{facts['missing']} not installed; pip install 'saliency-distill[train]'", as_json)
+        facts["device"] = choose("auto")[1]
+    print_facts(facts | {"missing": ", ".join(missing)}, "doctor", as_json)
+    if missing:
+        _fail(f"{', '.join(missing)} not installed; pip install 'saliency-distill[train]'", as_json)
 
 
 def _fail(message: str, as_json: bool) -> None:

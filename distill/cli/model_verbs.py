@@ -1,5 +1,6 @@
 """Verbs about ONNX students: predict, bench, and the variants int8 and luma."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,13 +48,13 @@ def bench(
 
     found = measure(models, size or SIZES, threads or [1], rounds, against, Narrator(output.quiet))
     if output.as_json:
-        print_json({"schema": 2, "rounds": rounds, **found.to_dict()})
+        print_json({"schema": 2, "rounds": rounds, **asdict(found)})
         return
     for ceiling in found.ceilings:
-        for one in dict.fromkeys(row.size for row in found.rows):
+        for one in dict.fromkeys(row.size for row in found.results):
             plural = "s" if ceiling.threads > 1 else ""
             print(f"{one}, {ceiling.threads} thread{plural}, {rounds} frames each, ratios to {found.against}")
-            print_bench([row for row in found.rows if (row.size, row.threads) == (one, ceiling.threads)])
+            print_bench([row for row in found.results if (row.size, row.threads) == (one, ceiling.threads)])
         print(f"ceiling: {ceiling.gmac_per_s:.1f} GMAC/s, {ceiling.of}, the best of the same turns")
     print("MiB: peak of a separate process, above onnxruntime and the frame")
 

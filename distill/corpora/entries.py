@@ -82,7 +82,6 @@ def _annotated(clip: Clip, entry: Entry) -> tuple[int, dict[str, int]]:
     """How many frames are annotated, and which of their points were dropped."""
     if entry.fixations is None or not entry.fixations.exists():
         return 0, {}
-    clip = replace(clip, fixations=str(entry.fixations))
     if entry.annotation in FRAME_READERS:
         suffix, read = FRAME_READERS[entry.annotation]
         names = images.listing(entry.fixations, (suffix,))
@@ -91,9 +90,9 @@ def _annotated(clip: Clip, entry: Entry) -> tuple[int, dict[str, int]]:
             if suffix == ".png":
                 images.check_sizes(entry.fixations, names, (clip.height, clip.width))
             else:
-                read(clip, 0)  # the others are checked when they are read
+                read(entry.fixations / names[0], clip)  # the others are checked when they are read
         return len(names), {}
-    fixations = clip_fixations(clip)
+    fixations = clip_fixations(replace(clip, fixations=str(entry.fixations)))
     annotated = fixations.frames if len(fixations.frame) or entry.annotation == "json" else 0
     return annotated, dict(fixations.dropped)
 

@@ -55,7 +55,12 @@ def fixation_points(clip: Clip, index: int) -> Points | None:
     if index >= clip.annotated_frames:
         return None
     if clip.annotation in FRAME_READERS:
-        rows, columns = np.nonzero(FRAME_READERS[clip.annotation][1](clip, index))
+        suffix, read = FRAME_READERS[clip.annotation]
+        names = images.listing(clip.fixations, (suffix,))
+        if len(names) < clip.annotated_frames:
+            held = f"{len(names)} fixation maps, but held {clip.annotated_frames} when the corpus was opened"
+            raise UsageError(f"{clip.fixations} holds {held}; restore them, or start over with --force")
+        rows, columns = np.nonzero(read(Path(clip.fixations) / names[index], clip))
         return Points(rows.astype(np.int32), columns.astype(np.int32))
     fixations = clip_fixations(clip)
     start, end = np.searchsorted(fixations.frame, [index, index + 1])
@@ -105,24 +110,11 @@ def _clip_fixations(clip: Clip, _changed: int) -> ClipFixations:
     return CLIP_READERS[clip.annotation](clip)
 
 
-def _frame_file(clip: Clip, index: int) -> Path:
-    """The file that holds the fixation map of a frame."""
-    names = images.listing(clip.fixations, (FRAME_READERS[clip.annotation][0],))
-    if len(names) < clip.annotated_frames:
-        raise UsageError(
-            f"{clip.fixations} holds {len(names)} fixation maps, but held {clip.annotated_frames} when the corpus was opened; "
-            "restore them, or start over with --force"
-        )
-    return Path(clip.fixations) / names[index]
+def _read_png(path: Path, clip: Clip) -> np.ndarray:
+    return images.read_gray(path, (clip.height, clip.width), f"restore it or leave clip {clip.id} out with corpus.skip")
 
 
-def _read_png(clip: Clip, index: int) -> np.ndarray:
-    way_out = f"restore it or leave clip {clip.id} out with corpus.skip"
-    return images.read_gray(_frame_file(clip, index), (clip.height, clip.width), way_out)
-
-
-def _read_mat(clip: Clip, index: int) -> np.ndarray:
-    path = _frame_file(clip, index)
+def _read_mat(path: Path, clip: Clip) -> np.ndarray:
     matrix = matlab.read_variable(path, "I")
     images.check_size(path, matrix.shape, (clip.height, clip.width))
     return matrix
@@ -146,7 +138,7 @@ def _read_json(clip: Clip) -> ClipFixations:
 
 
 # Formats with a file per frame: suffix and reader of one fixation map. Formats that are read clip by clip: reader.
-FRAME_READERS: dict[str, tuple[str, Callable[[Clip, int], np.ndarray]]] = {
+FRAME_READERS: dict[str, tuple[str, Callable[[Path, Clip], np.ndarray]]] = {
     "png": (".png", _read_png),
     "mat": (".mat", _read_mat),
 }

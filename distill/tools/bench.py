@@ -15,10 +15,9 @@ Measure on an idle machine: other work makes every number worse, those of short 
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -30,9 +29,7 @@ from distill.export.cost import count, parameters
 from distill.export.runner import Predictor
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
-from distill.tools.bench_memory import RUNS as MEMORY_RUNS
-from distill.tools.bench_memory import noise as noise
-from distill.tools.bench_memory import peak_bytes
+from distill.tools.bench_memory import RUNS, noise, peak_bytes
 
 # The ceiling is measured on these: operator, shape of the input, shape of the constant weights. They fit a core's caches:
 # MatMul reached 57 GMAC/s at 384, 50 at 1024 and 46 at 2048 on one thread of an AMD EPYC with AVX-512.
@@ -74,15 +71,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """All rows, by threads, size and model as given; the ceilings, by threads; the model that ratios refer to."""
+    """The model that ratios refer to; the ceilings, by threads; a row by threads, size and model as given."""
 
-    rows: list[Row]
-    ceilings: list[Ceiling]
     against: str
-
-    def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        return {"against": self.against, "ceilings": values["ceilings"], "results": values["rows"]}
+    ceilings: list[Ceiling]
+    results: list[Row]
 
 
 def measure(
@@ -107,34 +100,28 @@ def measure(
         ceilings.append(ceiling)
         for size, taken in seconds.items():
             opened = narrator.track(models, f"bench: memory at {size}", len(models), "models")
-            peaks = [peak_bytes(path, *parse_size(size), n, min(rounds, MEMORY_RUNS)) for path in opened]
+            peaks = [peak_bytes(path, *parse_size(size), n, min(rounds, RUNS)) for path in opened]
             medians = [float(np.median(times)) for times in taken]
             base_peak = peaks[base]
             for i, (name, peak) in enumerate(zip(names, peaks, strict=True)):
                 gmac, weights = works[name][size]
                 row = Row(
                     size, n, name,
-                    median_ms=1000 * medians[i],
-                    p90_ms=1000 * float(np.percentile(taken[i], 90)),
-                    speedup=medians[base] / medians[i],
-                    peak_mib=None if peak is None else peak / 2**20,
-                    memory_ratio=peak / base_peak if peak and base_peak else None,
-                    gmac=gmac,
-                    parameters=weights,
+                    median_ms=1000 * medians[i], p90_ms=1000 * float(np.percentile(taken[i], 90)),
+                    speedup=medians[base] / medians[i], peak_mib=None if peak is None else peak / 2**20,
+                    memory_ratio=peak / base_peak if peak and base_peak else None, gmac=gmac, parameters=weights,
                     ceiling_fraction=None if gmac is None else gmac / medians[i] / ceiling.gmac_per_s,
                 )  # fmt: skip
                 rows.append(row)
-    return Bench(rows, ceilings, names[base])
+    return Bench(names[base], ceilings, rows)
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of a `WxH` in pixels. Raises UsageError for other text and for sides above 8192."""
-    match = re.fullmatch(r"0*([1-9][0-9]*)x0*([1-9][0-9]*)", text.lower())
-    if not match:
-        raise UsageError(f"--size must be WIDTHxHEIGHT, such as 1920x1080; got {text[:40]!r}")
-    if max(map(len, match.groups())) > 4 or max(map(int, match.groups())) > 8192:
-        raise UsageError(f"--size must be at most 8192 pixels a side; got {text[:40]!r}")
-    width, height = map(int, match.groups())
+    match = re.fullmatch(r"0*([1-9][0-9]{0,3})x0*([1-9][0-9]{0,3})", text.lower())
+    width, height = map(int, match.groups()) if match else (0, 0)
+    if not 0 < max(width, height) <= 8192:
+        raise UsageError(f"--size must be WIDTHxHEIGHT, such as 1920x1080, at most 8192 pixels a side; got {text[:40]!r}")
     return width, height
 
 
@@ -162,9 +149,6 @@ def _work(path: Path, name: str, frames: Mapping[str, np.ndarray], narrator: Nar
     return work
 
 
-# --- time ------------------------------------------------------------------------------------------------------------
-
-
 def _time(
     models: Sequence[Path], frames: Mapping[str, np.ndarray], threads: int, rounds: int, narrator: Narrator
 ) -> tuple[dict[str, list[list[float]]], Ceiling]:
@@ -179,10 +163,7 @@ def _time(
         runs += [run for run, _ in products]
         # Printed once, without a progress bar: redrawing one would disturb the measurement.
         narrator.say(f"bench: {rounds} frames of {size} on {threads} thread{'s' if threads > 1 else ''}")
-        try:
-            taken = take_turns(runs, rounds, threads)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        taken = take_turns(runs, rounds, threads)
         seconds[size] = taken[: len(models)]
         rates = [gmac / min(times) for (_, gmac), times in zip(products, taken[len(models) :], strict=True)]
         best = [max(pair) for pair in zip(best, rates, strict=True)]
@@ -193,14 +174,17 @@ def _time(
 
 
 def take_turns(runs: Sequence[Callable[[], object]], rounds: int, threads: int) -> list[list[float]]:
-    """Seconds of each run in each of `rounds` turns, after a warm-up turn."""
+    """Seconds of each run in each of `rounds` turns, after a warm-up turn. Raises UsageError for a model that does not run."""
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds + 1):
         for run, taken in zip(runs, seconds, strict=True):
             if threads > 1:
                 time.sleep(SETTLE)
             started = time.perf_counter()
-            run()
+            try:
+                run()
+            except ValueError as error:
+                raise UsageError(str(error)) from None
             taken.append(time.perf_counter() - started)
     return [taken[1:] for taken in seconds]
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from distill.corpora import Clip, Corpus, density_map, fixation_map, fixation_points
+from distill.corpora import Clip, Corpus, density_map, fixation_points
 from distill.corpora.clips import did_you_mean_clip
 from distill.run.errors import UsageError
 from distill.run.files import write_bytes
@@ -85,14 +85,14 @@ def _still_panels(clip: Clip) -> list[Panel]:
 
 def _panel(clip: Clip, index: int, frame: np.ndarray, caption: str, heat: bool = True, dots: bool = True) -> Panel:
     """A frame with its density and its fixations drawn in."""
-    points, fixations = fixation_points(clip, index), fixation_map(clip, index)
-    if points is None or fixations is None or not len(points.rows):
+    points = fixation_points(clip, index)
+    if points is None or not len(points.rows):
         return Panel((0.6 * frame).astype(np.uint8), caption, "no fixations")
     scale = PANEL_WIDTH / clip.width
     size = (PANEL_WIDTH, round(clip.height * scale))
     picture = _resize(frame, size).astype(np.float32)
     if heat:
-        density = cv2.resize(density_map(clip, index, fixations), size)
+        density = cv2.resize(density_map(clip, index, points.as_map(clip)), size)
         density = np.clip(density / max(float(density.max()), 1e-8), 0, 1)
         colour = colormaps["inferno"](0.25 + 0.75 * density)[..., :3].astype(np.float32) * 255
         strength = 0.82 * density[..., None] ** 0.6

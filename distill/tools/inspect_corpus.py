@@ -87,9 +87,6 @@ def evenly_spaced(items: Sequence[T], limit: int) -> list[T]:
     return [items[int(i)] for i in (np.arange(limit) + 0.5) * len(items) / limit]
 
 
-# --- as a table ------------------------------------------------------------------------------------------------------
-
-
 def table_rows(facts: dict[str, Any]) -> list[dict[str, str]]:
     """The table for the terminal: a row per video, per set of still images, and per clip that cannot be used."""
     clips: list[dict[str, Any]] = facts["per_clip"]
@@ -146,9 +143,6 @@ def summary(facts: dict[str, Any]) -> dict[str, str]:
     if facts["broken"]:
         lines["broken"] = f"{counted(len(facts['broken']), 'clip')}: {', '.join(facts['broken'])}"
     return lines | {f"note {i}": note for i, note in enumerate(facts["notes"], 1)}
-
-
-# --- the blur of the density maps ------------------------------------------------------------------------------------
 
 
 def fit_sigma(clips: Sequence[Clip]) -> dict[str, float]:

@@ -46,7 +46,7 @@ def write_luma(model: Path, sizes: Sequence[str], out: Path | None, narrator: Na
 
 def _size(text: str) -> tuple[int, int]:
     width, height = parse_size(text)
-    if not (min(width, height) >= SMALLEST and max(width, height) <= LARGEST):
+    if not SMALLEST <= min(width, height) <= max(width, height) <= LARGEST:
         raise UsageError(f"--size {text}: a side has {SMALLEST} to {LARGEST} pixels")
     return width, height
 
@@ -61,10 +61,9 @@ def _write(
         luma = luma_graph(image, height, width)
     except ExportRefused as error:
         raise UsageError(f"{model}: {error}") from None
-    properties = {prop.key: prop.value for prop in image.metadata_props}
+    properties = {prop.key: prop.value for prop in image.metadata_props if prop.key != "metrics_protocol"}
     properties |= {"name": path.stem, "input": INPUT, "luma_size": size, "luma_source_sha256": source}
     properties |= {"metrics": "not evaluated on luma"}
-    properties.pop("metrics_protocol", None)
     onnx.helper.set_model_props(luma, properties)
     try:
         parity = asdict(verify_luma(luma, image))

@@ -2,13 +2,11 @@
 
 Some clips of the corpus calibrate, that is, their activations give the ranges; held-out clips compare the two files. Held out
 are the clips that the model's metadata names as its validation clips, or every fourth clip where the corpus has none of them.
-Time is measured as in distill.tools.bench, both files taking turns on one thread. int8 must win two turns out of three at
-every size, which chance rarely does.
+Both files take turns on one thread. int8 must win two turns out of three at every size, which chance rarely does.
 
 The result is a package in its own folder, because the downstream's loader opens `BASE.int8.onnx` in place of `BASE.onnx`
-where the sidecar says so, and fails where it is missing: the model, its int8 sibling, and the sidecar and registry entry of
-both. The package of the original stays as it was. To switch to int8, copy the folder's files over that package; the new
-registry entry replaces the one of the same id.
+where the sidecar says so, and fails where it is missing. To switch to int8, copy the folder's files over the package of the
+original; the new registry entry replaces the one of the same id.
 """
 
 import json
@@ -33,7 +31,8 @@ from distill.reporting import sidecar
 from distill.run.errors import GateFailed, UsageError
 from distill.run.files import write_bytes
 from distill.run.progress import Narrator
-from distill.tools.bench import noise, open_all, parse_size, take_turns
+from distill.tools.bench import open_all, parse_size, take_turns
+from distill.tools.bench_memory import noise
 
 CALIBRATION_CLIPS, HELD_OUT_CLIPS = 16, 8  # at most
 FRAMES, EVERY = 24, 4  # frames streamed of each clip; of the calibration clips' frames, every 4th gives ranges
@@ -43,9 +42,8 @@ TURNS, WINS = 31, 2 / 3
 def quantise_file(
     model: Path, folder: Path, recipe: Recipe, sizes: Sequence[str], keep: bool, narrator: Narrator
 ) -> dict[str, Any]:
-    """Writes the int8 package of `model` to `folder`, calibrated on the recipe's corpus; returns what was measured.
-
-    The package: BASE.onnx (the model as it is), BASE.int8.onnx, BASE.json and BASE.int8.registry.json.
+    """Writes the int8 package of `model` to `folder`, calibrated on the recipe's corpus: BASE.onnx (the model as it is),
+    BASE.int8.onnx, BASE.json and BASE.int8.registry.json.
 
     Returns, ready for JSON: file (the int8 one), sha256, bytes, files, calibration and held_out (ids of clips), drift (largest
     and mean absolute difference of the maps, in [0, 1], and their correlation), scores (what `evaluate` returns for both
@@ -53,8 +51,7 @@ def quantise_file(
     turns won).
 
     keep: write it even where it is not faster, or its maps correlate less than the budget allows. Raises GateFailed, and
-    leaves no file, where the gate refuses it, or for one of those two reasons; UsageError where the model or the corpus is not
-    usable.
+    leaves no file, for these two reasons or where the gate refuses it; UsageError for an unusable model or corpus.
     """
     if folder.exists() and (not folder.is_dir() or folder.samefile(model.parent)):
         raise UsageError(f"--out {folder}: name a folder, and another one than the model's")
@@ -86,9 +83,8 @@ def quantise_file(
         slow = [f"{t['speedup']:.2f} times as fast at {size}" for size, t in times.items() if not t["faster"]]
         doubts = [f"not faster in int8 ({', '.join(slow)})"] if slow else []
         if 1 - gap.plcc > sidecar.BUDGET:
-            doubts.append(
-                f"not the same in int8 (the maps correlate by {gap.plcc:.4f}, at least {1 - sidecar.BUDGET:g} is required)"
-            )
+            required = f"at least {1 - sidecar.BUDGET:g} is required"
+            doubts.append(f"not the same in int8 (the maps correlate by {gap.plcc:.4f}, {required})")
         if doubts and not keep:
             raise GateFailed(f"{model} is {', and '.join(doubts)}; nothing was written, --keep writes it all the same")
         scores = _scores(model, trial, held_out, recipe, narrator)
@@ -163,10 +159,7 @@ def race(model: Path, int8: Path, size: str, narrator: Narrator) -> dict[str, An
     narrator.say(f"quantize: {TURNS} frames of {size}, float and int8 in turn")
     frame = noise(*parse_size(size))
     runs: list[Callable[[], object]] = [partial(p.run, frame) for p in open_all([model, int8], 1)]
-    try:
-        before, after = np.array(take_turns(runs, TURNS, 1))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    before, after = np.array(take_turns(runs, TURNS, 1))
     won = float((after < before).mean())
     return {
         "float_ms": 1000 * float(np.median(before)), "int8_ms": 1000 * float(np.median(after)),
@@ -179,5 +172,4 @@ def _scores(model: Path, int8: Path, clips: list[Clip], recipe: Recipe, narrator
     if not annotated:
         return None
     options = recipe.eval
-    files = {"int8": int8, "float": model}
-    return evaluate(files, {}, annotated, options.stride, options.threads, narrator, options.protocol)
+    return evaluate({"int8": int8, "float": model}, {}, annotated, options.stride, options.threads, narrator, options.protocol)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -43,25 +44,25 @@ def models(tmp_path):
 
 def test_rows_say_what_was_measured_against_the_last(models):
     found = measure(models, ["64x48", "80x50"], [1], 1)
-    assert [(r.size, r.model) for r in found.rows] == [(s, p.name) for s in ("64x48", "80x50") for p in models]
+    assert [(r.size, r.model) for r in found.results] == [(s, p.name) for s in ("64x48", "80x50") for p in models]
     assert found.against == "step.onnx" and [c.threads for c in found.ceilings] == [1]
-    thin, wide, step = found.rows[:3]
+    thin, wide, step = found.results[:3]
     assert step.speedup == 1 and step.memory_ratio == 1
     assert thin.speedup == pytest.approx(step.median_ms / thin.median_ms)
     assert wide.memory_ratio == pytest.approx(wide.peak_mib / step.peak_mib)
     assert thin.gmac == pytest.approx(64 * 48 * (3 * 4 + 4) / 1e9) and thin.parameters == 16 and step.gmac == 0
     rate = wide.gmac / (wide.median_ms / 1000)
     assert wide.ceiling_fraction == pytest.approx(rate / found.ceilings[0].gmac_per_s) and 0 < wide.ceiling_fraction < 1
-    assert all(row.p90_ms >= row.median_ms > 0 for row in found.rows)
+    assert all(row.p90_ms >= row.median_ms > 0 for row in found.results)
 
 
 def test_another_base_is_measured_too_and_only_once(models, monkeypatch):
     monkeypatch.setattr(bench, "peak_bytes", lambda *_: 2.0**20)
     found = measure(models[:1], ["64x48"], [1], 1, against=models[1])
-    assert [row.model for row in found.rows] == ["thin.onnx", "wide.onnx"] and found.against == "wide.onnx"
+    assert [row.model for row in found.results] == ["thin.onnx", "wide.onnx"] and found.against == "wide.onnx"
     found = measure(models[:2], ["64x48"], [1, 2], 1, against=models[0])
-    assert [(row.threads, row.model) for row in found.rows] == [(n, m) for n in (1, 2) for m in ("thin.onnx", "wide.onnx")]
-    assert found.rows[0].speedup == 1 and [c.threads for c in found.ceilings] == [1, 2]
+    assert [(row.threads, row.model) for row in found.results] == [(n, m) for n in (1, 2) for m in ("thin.onnx", "wide.onnx")]
+    assert found.results[0].speedup == 1 and [c.threads for c in found.ceilings] == [1, 2]
 
 
 def test_runs_take_turns_and_the_first_turn_only_warms_up():
@@ -91,7 +92,7 @@ def test_memory_is_that_of_the_model_and_not_of_this_process(models):
 def test_without_proc_memory_is_unknown_and_everything_else_is_measured(models, monkeypatch, tmp_path, capsys):
     for name in ("STATUS", "CLEAR"):
         monkeypatch.setattr(bench_memory, name, tmp_path / "proc" / "self")
-    rows = measure(models[:2], ["64x48"], [1], 1).rows
+    rows = measure(models[:2], ["64x48"], [1], 1).results
     assert [(row.peak_mib, row.memory_ratio) for row in rows] == [(None, None)] * 2
     assert all(row.median_ms > 0 and row.gmac > 0 for row in rows)
     model_verbs.print_bench(rows)
@@ -105,7 +106,7 @@ def test_a_graph_that_cannot_be_counted_is_measured_all_the_same(models, monkeyp
     product = bench.prepare_product(*bench.PRODUCTS[0], 1)
     monkeypatch.setattr(bench, "prepare_product", lambda *_: product)
     monkeypatch.setattr(bench, "count", refuse)
-    [row] = measure(models[:1], ["64x48"], [1], 1, narrator=Narrator()).rows
+    [row] = measure(models[:1], ["64x48"], [1], 1, narrator=Narrator()).results
     assert row.gmac is None and row.ceiling_fraction is None and row.parameters == 16
     assert "the multiply-adds of thin.onnx at 64x48 are not counted: Loop /l" in " ".join(capsys.readouterr().err.split())
 
@@ -153,5 +154,5 @@ def test_the_command_prints_plain_numbers_and_a_readable_table(models):
 
 def test_a_bench_is_plain_data():
     row = Row("1x1", 1, "m", 1.0, 1.0, 1.0, 1.0, 1.0, None, 1, None)
-    data = Bench([row], [Ceiling(1, 50.0, "x")], "m").to_dict()
+    data = asdict(Bench("m", [Ceiling(1, 50.0, "x")], [row]))
     assert json.loads(json.dumps(data))["results"][0]["gmac"] is None

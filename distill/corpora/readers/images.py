@@ -91,10 +91,8 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
         raise UsageError(f"{path} is not a PNG")
     if head[:2] == b"\xff\xd8" or head[:8] == PNG_HEAD:
         raise UsageError(f"{path} is truncated; restore it, or leave it out with corpus.skip")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise UsageError(f"{path} does not open as an image")
-    return image.shape[0], image.shape[1]
+    height, width, _ = read_rgb(path).shape
+    return height, width
 
 
 def check_size(path: Path, size: tuple[int, ...], expected: tuple[int, int], other: str = "its video") -> None:
@@ -127,16 +125,19 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 def read_rgb(path: Path) -> np.ndarray:
     """An image as it is stored, uint8 RGB `[H,W,3]`. The camera's orientation tag is ignored, as annotations ignore it."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise UsageError(f"{path} does not open as an image; restore it, or leave it out with corpus.skip")
+    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, "restore it, or leave it out with corpus.skip")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_gray(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
     """An image of (height, width) `size`, uint8 `[H,W]`. Raises UsageError, with `way_out`, if it is not."""
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    image = _decode(path, cv2.IMREAD_GRAYSCALE, way_out)
+    check_size(path, image.shape, size)
+    return image
+
+
+def _decode(path: Path, flags: int, way_out: str) -> np.ndarray:
+    image = cv2.imread(str(path), flags)
     if image is None:
         raise UsageError(f"{path} does not open as an image; {way_out}")
-    check_size(path, image.shape, size)
     return image
