@@ -6,7 +6,6 @@ fixation maps and density maps in folders are counted; their numbers, and the si
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from distill.corpora.clips import Clip
 from distill.corpora.gaze import FRAME_READERS, clip_fixations
@@ -126,16 +125,4 @@ def _check_numbers(entry: Entry, folder: Path, names: list[str]) -> None:
     if entry.video.is_dir():
         frames = images.listing(entry.video)
         first = images.number_of((names if len(names) == len(frames) else frames)[0])
-    if not entry.static:
-        images.check_numbers(folder, names, first)
-
-
-def fingerprint_of(entry: Entry) -> list[Any]:
-    """Names, sizes and counts of a clip's files, which change when the clip does; nothing is decoded."""
-    facts: list[Any] = [entry.id]
-    for path in (entry.video, entry.fixations, entry.maps):
-        if path is not None and path.is_dir():
-            facts.append(sum(1 for _ in path.iterdir()))
-        elif path is not None and path.exists():
-            facts.append((path.name, path.stat().st_size))
-    return facts
+    images.check_numbers(folder, names, first)

@@ -22,7 +22,7 @@ import numpy as np
 
 from distill.corpora.clips import Clip
 from distill.corpora.fixations import ClipFixations, place
-from distill.corpora.readers import gaze_rows, images, matlab, smi
+from distill.corpora.readers import images, matlab, smi, table
 from distill.corpora.video import read_gray_frame
 from distill.run.errors import UsageError
 
@@ -144,7 +144,7 @@ FRAME_READERS: dict[str, tuple[str, Callable[[Path, Clip], np.ndarray]]] = {
 }
 CLIP_READERS: dict[str, Callable[[Clip], ClipFixations]] = {
     "json": _read_json,
-    "table": gaze_rows.read_fixations,
-    "tracks": gaze_rows.read_mouse_tracks,
+    "table": table.read_fixations,
+    "tracks": table.read_mouse_tracks,
     "export": smi.read,
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
-from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, check, fingerprint_of, license_of
+from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, check, license_of
 from distill.corpora.layouts import CORPORA
 from distill.recipe import keys
 from distill.recipe.files import did_you_mean
@@ -132,7 +132,9 @@ def fingerprints(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[
     """Names, sizes and counts of each part's files, by its root, skipped clips included: they change when the files do."""
     facts: dict[str, list[object]] = {str(part.root): [] for part in parts}
     for part, entry in find(parts, replace(options, skip=())).values():
-        facts[str(part.root)].append(fingerprint_of(entry))
+        paths = [path for path in (entry.video, entry.fixations, entry.maps) if path and path.exists()]
+        counts = [sum(1 for _ in p.iterdir()) if p.is_dir() else (p.name, p.stat().st_size) for p in paths]
+        facts[str(part.root)].append([entry.id, *counts])
     return facts
 
 

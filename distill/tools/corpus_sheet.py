@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,8 +48,9 @@ def write_sheet(corpus: Corpus, name: str, out: Path) -> Path:
     else:
         clip = _annotated_clip(corpus, name)
         panels = _still_panels(clip) if clip.static else _video_panels(clip)
-        about = f"{clip.width}x{clip.height} px"
-        about += "" if clip.static else f" · {clip.frames} frames at {clip.fps:g} per second"
+        about = f"{clip.width}x{clip.height} px" + (
+            "" if clip.static else f" · {clip.frames} frames at {clip.fps:g} per second"
+        )
         about += f" · {clip_facts(clip)['fixations_per_frame']:.1f} fixations per frame"
         about += f" · density {'from its maps' if clip.maps else 'from its fixations'}"
     write_bytes(out, _sheet(panels, f"{corpus.title} · {name}", about))
@@ -67,13 +69,8 @@ def _annotated_clip(corpus: Corpus, name: str) -> Clip:
 
 def _video_panels(clip: Clip) -> list[Panel]:
     chosen = evenly_spaced(range(clip.annotated_frames), PANELS)
-    panels = []
-    for index, frame in enumerate(clip.read()):
-        if index in chosen:
-            panels.append(_panel(clip, index, frame, f"{index / clip.fps:.1f} s"))
-        if index >= chosen[-1]:
-            break
-    return panels
+    frames = enumerate(islice(clip.read(), chosen[-1] + 1))
+    return [_panel(clip, index, frame, f"{index / clip.fps:.1f} s") for index, frame in frames if index in chosen]
 
 
 def _still_panels(clip: Clip) -> list[Panel]:

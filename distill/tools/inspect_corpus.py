@@ -35,9 +35,7 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
     corpus, problems = survey(name, root, track=track)
     clips = corpus.clips
     with_maps = [clip for clip in clips if clip.maps]
-    maps = (
-        f"of {counted(len(with_maps), 'clip')}" if with_maps else f"none: built from fixations, sigma {SIGMA:.2%} of the width"
-    )
+    without = f"none: built from fixations, sigma {SIGMA:.2%} of the width"
     return corpus, {
         "kind": f"corpus, {DESCRIPTIONS.get(name, name)}",
         "corpus": name,
@@ -47,7 +45,7 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
         "seconds": round(sum(clip.frames / clip.fps for clip in clips if not clip.static), 1),
         "sizes": dict(Counter(f"{clip.width}x{clip.height}" for clip in clips).most_common()),
         "licence": corpus.license,
-        "density maps": maps,
+        "density maps": f"of {counted(len(with_maps), 'clip')}" if with_maps else without,
         **fit_sigma(with_maps),
         "unannotated": [clip.id for clip in clips if not clip.annotated_frames],
         "broken": problems,
@@ -96,10 +94,8 @@ def table_rows(facts: dict[str, Any]) -> list[dict[str, str]]:
         rows.append(_row(f"{name}, {len(images)} images", images))
     empty = {"frames": "-", "size": "-", "fps": "-", "fixations/frame": "-", "observers": "-", "side": ""}
     rows += [{"clip": name, **empty, "remarks": f"BROKEN: {problem}"} for name, problem in facts["broken"].items()]
-    if not any(row["side"] for row in rows):
-        for row in rows:
-            del row["side"]
-    return rows
+    hidden = "" if any(row["side"] for row in rows) else "side"
+    return [{head: cell for head, cell in row.items() if head != hidden} for row in rows]
 
 
 def _row(name: str, clips: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -110,9 +106,7 @@ def _row(name: str, clips: Sequence[dict[str, Any]]) -> dict[str, str]:
     remarks = [] if annotated else ["no annotation"]
     if 0 < len(annotated) < len(clips):
         remarks.append(f"{len(clips) - len(annotated)} without annotation")
-    problems: Counter[str] = Counter()
-    for clip in clips:
-        problems.update(clip["troubles"])
+    problems = sum((Counter(clip["troubles"]) for clip in clips), Counter[str]())
     remarks += [f"{count:,} {kind}" for kind, count in problems.items() if kind != UNANNOTATED or annotated]
     return {
         "clip": name, "frames": f"{sum(clip['frames'] for clip in clips):,}",
@@ -137,9 +131,8 @@ def summary(facts: dict[str, Any]) -> dict[str, str]:
         "density maps": facts["density maps"],
     }
     if "sigma_px" in facts:
-        lines["their blur"] = (
-            f"sigma {facts['sigma_px']:.2f} px, {facts['sigma_share']:.2%} of the width (correlation {facts['sigma_correlation']:.4f})"
-        )
+        width = f"{facts['sigma_share']:.2%} of the width"
+        lines["their blur"] = f"sigma {facts['sigma_px']:.2f} px, {width} (correlation {facts['sigma_correlation']:.4f})"
     if facts["broken"]:
         lines["broken"] = f"{counted(len(facts['broken']), 'clip')}: {', '.join(facts['broken'])}"
     return lines | {f"note {i}": note for i, note in enumerate(facts["notes"], 1)}

@@ -33,16 +33,16 @@ def find(root: Path, options: Options) -> list[Entry]:
     """The clips under `root`, sorted by number. Raises UsageError if there are none in any of the layouts."""
     fps = options.fps or FPS
     entries: dict[str, Entry] = {}
-    for side, folder in _folders(root):
+    sides = [(SIDES[p.name.lower()], p) for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SIDES]
+    for side, folder in [("", root), *sides]:
         for name, video in _videos(folder).items():
             if name in entries and entries[name].side != side:
                 raise UsageError(f"clip {name} is both in {entries[name].video} and in {video}; keep one of them")
             clip = name if video.is_dir() else video.stem
             entries.setdefault(name, _with_annotation(folder, Entry(clip, video, name=clip, side=side, fps=fps)))
     if not entries:
-        missing = f"{root / 'video'} holds no videos ({', '.join(SUFFIXES)})"
-        if not (root / "video").is_dir():
-            missing = f"{root} has no video/ folder"
+        videos = (root / "video").is_dir()
+        missing = f"{root / 'video'} holds no videos ({', '.join(SUFFIXES)})" if videos else f"{root} has no video/ folder"
         raise UsageError(
             f"{missing}, and there are no frames in video/NNNN, frames/N, annotation/NNNN/images or NNNN/images; "
             "DHF1K's layout is video/NNN.AVI and annotation/NNNN/fixation/%04d.png"
@@ -63,12 +63,6 @@ def _number(name: str) -> int:
 def _id(name: str) -> str:
     """One name for a clip in all layouts: 001 for 1, 001 and 0001. The id of a video is its file's name, though."""
     return f"{int(name):03d}" if name.isdigit() else name
-
-
-def _folders(root: Path) -> list[tuple[str, Path]]:
-    """Folders that may hold clips: the root, and folders in it that are named after a side of the split."""
-    sides = [(SIDES[p.name.lower()], p) for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SIDES]
-    return [("", root), *sides]
 
 
 def _videos(root: Path) -> dict[str, Path]:

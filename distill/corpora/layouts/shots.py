@@ -24,9 +24,8 @@ def find(root: Path, options: Options) -> list[Entry]:
     present = {side: folder for side, folder in sides.items() if folder.is_dir()} or {"": root}
     entries = [_entry(shot, side, options.fps or FPS) for side, folder in present.items() for shot in _shots(folder)]
     if not entries:
-        raise UsageError(
-            f"{root} holds no shots; the layout is training/SHOT/images/*.png with fixation/ and maps/ beside, and testing/"
-        )
+        layout = "training/SHOT/images/*.png with fixation/ and maps/ beside, and testing/"
+        raise UsageError(f"{root} holds no shots; the layout is {layout}")
     ids = [entry.id for entry in entries]
     if twice := {i for i in ids if ids.count(i) > 1}:
         raise UsageError(f"{root} has shot {min(twice)} in both training/ and testing/; keep one of them")

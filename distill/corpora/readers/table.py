@@ -7,7 +7,7 @@
     observer | subject | participant ...     who
 
 The separator is comma, semicolon or tab; .gz is unpacked. `read` keeps columns of numbers, not rows of text, so that a
-table of ten million samples fits in memory. Rows that are dropped are counted in `Table.dropped`, by clip.
+table of ten million samples fits in memory. `read_fixations` and `read_mouse_tracks` make a clip's fixations of its rows.
 """
 
 import csv
@@ -18,13 +18,14 @@ import zlib
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill.corpora.fixations import DUPLICATE, UNREADABLE
+from distill.corpora.clips import Clip
+from distill.corpora.fixations import DUPLICATE, LATE, NAN, UNREADABLE, ClipFixations, place
 from distill.run.errors import UsageError
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -46,6 +47,8 @@ COLUMN_OF = {name: column for column, names in COLUMN_NAMES.items() for name in 
 NUMERIC = ("x", "y", "frame", "time", "duration", "order")
 UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "seconds": 1.0}
 MISSING = {"", "nan", "na", "n/a", "null", "none", ".", "-", "nd"}
+TRACK_HZ = 100.0  # AViMoS resamples mouse movements to this rate
+ROUNDING = 1e-3  # frames; a time that falls short of a frame by less is a rounding error
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,11 @@ def _number(text: str) -> float:
         return math.nan if text.strip().lower() in MISSING else float(text.replace(",", "."))
 
 
+@cache
+def _clip_name(cell: str) -> str:
+    return Path(cell.strip().replace("\\", "/")).as_posix()
+
+
 @lru_cache(maxsize=8)
 def _read(path: Path, _changed: int) -> Table:
     text, notes = _text(path)
@@ -165,29 +173,26 @@ def _read(path: Path, _changed: int) -> Table:
     at, numeric = columns.at, [name for name in NUMERIC if name in columns.at]
     rows: dict[str, array[Any]] = {"clip": array("i"), "observer": array("i"), **{name: array("d") for name in numeric}}
     clips: dict[str, int] = {}  # numbers of the clips
-    by_cell: dict[str, int] = {}  # the same by the text of a cell
     observers: dict[str, int] = {}
     unreadable: Counter[int] = Counter()
     for row in csv.reader(lines, delimiter=columns.separator):
         if not any(row):
             continue
         cell = row[at["clip"]] if len(row) > at["clip"] else ""
-        if cell not in by_cell:
-            name = Path(cell.strip().replace("\\", "/")).as_posix()
-            by_cell[cell] = clips.setdefault(name, len(clips))
+        clip = clips.setdefault(_clip_name(cell), len(clips))
         try:
             person = row[at["observer"]].strip() if "observer" in at else ""
             values = [_number(row[at[name]]) for name in numeric]
         except (ValueError, IndexError):
-            unreadable[by_cell[cell]] += 1
+            unreadable[clip] += 1
             continue
-        rows["clip"].append(by_cell[cell])
+        rows["clip"].append(clip)
         rows["observer"].append(observers.setdefault(person, len(observers)) if person else -1)
         for name, value in zip(numeric, values, strict=True):
             rows[name].append(value)
     if not rows["clip"]:
         raise UsageError(f"{path} has a header, but no row that can be read")
-    dropped = {clip: Counter({UNREADABLE: unreadable[n]}) for clip, n in clips.items() if n in unreadable}
+    dropped = {name: Counter({UNREADABLE: unreadable[n]}) for name, n in clips.items() if n in unreadable}
     arrays = {name: np.frombuffer(values, values.typecode) for name, values in rows.items()}
     return _table(path, columns, clips, arrays, len(observers), dropped, notes)
 
@@ -240,3 +245,68 @@ def _first_of_each(rows: np.ndarray) -> np.ndarray:
     first = np.zeros(len(rows), bool)
     first[np.unique(np.nan_to_num(rows, nan=-1e300), axis=0, return_index=True)[1]] = True
     return first | np.isnan(rows[:, 1]) | np.isnan(rows[:, 2])
+
+
+def read_fixations(clip: Clip) -> ClipFixations:
+    """Every row is a fixation, and covers the frames of its duration. Raises UsageError if times do not fit the video."""
+    gaze, name, rows, dropped = _rows(clip)
+    x, y = _pixels(clip, gaze, gaze.x[rows], gaze.y[rows])
+    when, duration = gaze.when[rows], gaze.duration[rows]
+    observer = gaze.observer[rows] if gaze.observers else None
+    if clip.static:  # times do not matter: all fixations belong to the one frame
+        return place(clip, np.zeros(len(x)), x, y, observer, dropped)
+    if not {"frame", "time"} & set(gaze.columns.at):
+        raise UsageError(f"{gaze.path} has no column for the frame or the time, and {name} is a video; add one")
+    rate = 1.0 if "frame" in gaze.columns.at else clip.fps
+    timed = ~np.isnan(when)
+    dropped[NAN] += int((~timed).sum())
+    x, y, when, duration = (values[timed] for values in (x, y, when, duration))
+    observer = None if observer is None else observer[timed]
+    start = np.floor(when * rate + ROUNDING)
+    late = (start >= clip.frames) | (start < 0)
+    dropped[LATE] += int(late.sum())
+    if late.sum() > len(late) / 2 and "time" in gaze.columns.at and not gaze.columns.time_unit:
+        raise UsageError(
+            f"{gaze.path}: the times of {name} run to {when.max():g}, its video lasts {clip.frames / clip.fps:.1f} s; "
+            "name the column time_ms or time_us"
+        )
+    last = np.floor((when + np.nan_to_num(duration)) * rate - ROUNDING)  # the video may end before a fixation does
+    count = np.where(late, 0, np.maximum(np.minimum(last, clip.frames - 1) - start, 0) + 1).astype(int)
+    offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    x, y, start = (np.repeat(values, count) for values in (x, y, start))
+    return place(clip, start + offset, x, y, None if observer is None else np.repeat(observer, count), dropped)
+
+
+def read_mouse_tracks(clip: Clip) -> ClipFixations:
+    """Each observer's mouse track, resampled to 100 Hz by linear interpolation and moved back in time by `clip.lag`."""
+    gaze, _, rows, dropped = _rows(clip)
+    if "time" not in gaze.columns.at:
+        raise UsageError(f"{gaze.path} has no column for the time; mouse tracks need one")
+    x, y, when, observer = (values[rows] for values in (gaze.x, gaze.y, gaze.when, gaze.observer))
+    usable = np.isfinite(x) & np.isfinite(y) & np.isfinite(when)
+    dropped[NAN] += int((~usable).sum())
+    sampled = []
+    for person in np.unique(observer[usable]):
+        mine = np.flatnonzero(usable & (observer == person))
+        mine = mine[np.argsort(when[mine], kind="stable")]
+        ticks = np.arange(math.ceil(when[mine[0]] * TRACK_HZ), math.floor(when[mine[-1]] * TRACK_HZ) + 1) / TRACK_HZ
+        track = (np.interp(ticks, when[mine], values[mine]) for values in (x, y))
+        sampled.append(np.stack([ticks - clip.lag, *track, np.full(len(ticks), person)]))
+    time, x, y, who = np.concatenate(sampled, 1) if sampled else np.zeros((4, 0))
+    frame = np.floor(time * clip.fps + ROUNDING)
+    # Samples before the lag has passed belong to no frame: they are not counted as lost.
+    dropped[LATE] += int((frame >= clip.frames).sum())
+    inside = (frame >= 0) & (frame < clip.frames)
+    x, y = _pixels(clip, gaze, x[inside], y[inside])
+    return place(clip, frame[inside], x, y, who[inside] if gaze.observers else None, dropped)
+
+
+def _rows(clip: Clip) -> tuple[Table, str, slice, Counter[str]]:
+    """The clip's table, its name there, its rows (none if the table does not mention it), and a count of those dropped."""
+    gaze = read(Path(clip.fixations))
+    name, rows = gaze.rows_of(Path(clip.video)) or (clip.name, slice(0, 0))
+    return gaze, name, rows, Counter(gaze.dropped.get(name))
+
+
+def _pixels(clip: Clip, gaze: Table, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (x * clip.width, y * clip.height) if gaze.normalised else (x, y)
