@@ -17,14 +17,18 @@ from distill.run.errors import UsageError
 
 @dataclass(frozen=True)
 class Clip:
-    """One video or still image, with its annotation if it has one. Frames are numbered from 0."""
+    """One video or still image, with its annotation if it has one. Frames are numbered from 0.
+
+    A layout sets what it finds: `fps` is that of frames in a folder, `fixations` and `maps` may not exist. The check
+    (distill.corpora.checking) sets the rest and corrects these.
+    """
 
     id: str
     video: str  # a video file, a folder of frames, or a still image
-    frames: int
-    height: int
-    width: int
-    fps: float
+    frames: int = 0
+    height: int = 0
+    width: int = 0
+    fps: float = 30.0
     fixations: str = ""  # folder or file with the fixations; empty for a clip without annotation
     maps: str = ""  # folder or video of density maps; empty where density is built from the fixations
     annotated_frames: int = 0

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from distill.corpora.checking import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, check, license_of
 from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
-from distill.corpora.entries import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, Entry, check, license_of
 from distill.corpora.layouts import CORPORA
 from distill.recipe import keys
 from distill.recipe.files import did_you_mean
@@ -65,24 +65,23 @@ def parts_of(name: str, roots: Roots) -> list[Part]:
     return parts
 
 
-def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, Entry]]:
+def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, Clip]]:
     """The clips of all parts by id, except those in `options.skip`; nothing is decoded.
 
     Raises UsageError for a missing or empty root, or for a name in `options.skip` that no clip has.
     """
-    entries: dict[str, tuple[Part, Entry]] = {}
+    found: dict[str, tuple[Part, Clip]] = {}
     for part in parts:
         if not part.root.is_dir():
             raise UsageError(f"corpus root {part.root} is not a folder; give the folder of the corpus with --root")
-        for entry in CORPORA[part.corpus].find(part.root, replace(options, name=part.corpus)):
-            entries[f"{part.name}.{entry.id}" if parts[1:] else entry.id] = part, entry
+        for clip in CORPORA[part.corpus].find(part.root, replace(options, name=part.corpus)):
+            found[f"{part.name}.{clip.id}" if parts[1:] else clip.id] = part, clip
     roots = ", ".join(str(part.root) for part in parts)
-    if name := min(set(options.skip) - set(entries), default=""):
-        raise UsageError(f"corpus.skip names {name}, which is not in {roots}{did_you_mean_clip(name, entries)}")
-    entries = {name: entry for name, entry in entries.items() if name not in options.skip}
-    if not entries:
+    if name := min(set(options.skip) - set(found), default=""):
+        raise UsageError(f"corpus.skip names {name}, which is not in {roots}{did_you_mean_clip(name, found)}")
+    if not (left := {name: clip for name, clip in found.items() if name not in options.skip}):
         raise UsageError(f"no clips left in {roots} after corpus.skip")
-    return entries
+    return left
 
 
 def survey(
@@ -91,27 +90,27 @@ def survey(
     """Checks every clip, decoding each video once: the usable clips as a corpus, and what is wrong with the others, by id."""
     options = options or keys.Corpus()
     parts = parts_of(name, roots)
-    entries = find(parts, options)
+    found = find(parts, options)
     problems: dict[str, str] = {}
 
-    def examine(item: tuple[str, tuple[Part, Entry]]) -> Clip | None:
-        clip_id, (part, entry) = item
+    def examine(item: tuple[str, tuple[Part, Clip]]) -> Clip | None:
+        clip_id, (part, clip) = item
         try:
-            return replace(check(entry), id=clip_id, corpus=part.name)
+            return replace(check(clip), id=clip_id, corpus=part.name)
         except UsageError as error:
             problems[clip_id] = str(error)
             return None
 
     with cancelling_pool(2) as pool:
-        results: Iterable[Clip | None] = pool.map(examine, entries.items())
-        clips = tuple(clip for clip in (track(results, "corpus", len(entries)) if track else results) if clip)
+        results: Iterable[Clip | None] = pool.map(examine, found.items())
+        clips = tuple(clip for clip in (track(results, "corpus", len(found)) if track else results) if clip)
     notes: list[str] = []
     for part in parts:
-        notes += CORPORA[part.corpus].notes(part.root, [entry for owner, entry in entries.values() if owner is part])
+        notes += CORPORA[part.corpus].notes(part.root, [clip for owner, clip in found.values() if owner is part])
     licence = "; ".join(dict.fromkeys(part.license for part in parts))
     folders, weights = {part.name: str(part.root) for part in parts}, {part.name: part.weight for part in parts}
     corpus = Corpus(name, licence, clips, roots=folders, weights=weights, notes=(*notes, *_notes_on(clips)))
-    return corpus, {clip_id: problems[clip_id] for clip_id in entries if clip_id in problems}
+    return corpus, {clip_id: problems[clip_id] for clip_id in found if clip_id in problems}
 
 
 def open_corpus(name: str, root: Roots, track: Track | None = None, options: keys.Corpus | None = None) -> Corpus:
@@ -131,10 +130,10 @@ def open_corpus(name: str, root: Roots, track: Track | None = None, options: key
 def fingerprints(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[object]]:
     """Names, sizes and counts of each part's files, by its root, skipped clips included: they change when the files do."""
     facts: dict[str, list[object]] = {str(part.root): [] for part in parts}
-    for part, entry in find(parts, replace(options, skip=())).values():
-        paths = [path for path in (entry.video, entry.fixations, entry.maps) if path and path.exists()]
+    for part, clip in find(parts, replace(options, skip=())).values():
+        paths = [Path(path) for path in (clip.video, clip.fixations, clip.maps) if path and Path(path).exists()]
         counts = [sum(1 for _ in p.iterdir()) if p.is_dir() else (p.name, p.stat().st_size) for p in paths]
-        facts[str(part.root)].append([entry.id, *counts])
+        facts[str(part.root)].append([clip.id, *counts])
     return facts
 
 

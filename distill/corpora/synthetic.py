@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from distill.corpora.entries import LICENSE_FILES
+from distill.corpora.checking import LICENSE_FILES
 from distill.corpora.video import write_video
 from distill.recipe.keys import Synthetic
 from distill.run.errors import Interrupted, UsageError

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from distill.corpora import SIGMA, Clip, Corpus, blur, density_map, fixation_points
+from distill.corpora.checking import UNANNOTATED
 from distill.corpora.clips import counted
-from distill.corpora.entries import UNANNOTATED
 from distill.corpora.gaze import FRAME_READERS, clip_fixations
 from distill.corpora.opening import Track, survey
 

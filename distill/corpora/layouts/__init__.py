@@ -4,17 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.corpora.entries import Entry
+from distill.corpora.clips import Clip
 from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
 
 
 class Layout(NamedTuple):
-    """`find(root, options)` lists the clips under a root; `notes(root, entries)` says what a person should know of them."""
+    """`find(root, options)` lists the clips under a root; `notes(root, clips)` says what a person should know of them."""
 
-    find: Callable[[Path, Options], list[Entry]]
-    notes: Callable[[Path, list[Entry]], list[str]] = lambda root, entries: []
+    find: Callable[[Path, Options], list[Clip]]
+    notes: Callable[[Path, list[Clip]], list[str]] = lambda root, clips: []
 
 
 _SHOTS, _MOUSE = Layout(shots.find), Layout(avimos.find, avimos.notes)

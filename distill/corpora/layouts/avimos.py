@@ -14,8 +14,7 @@ tidy tree. Raw tracks are resampled to 100 Hz and moved back by corpus.mouse_lag
 import json
 from pathlib import Path
 
-from distill.corpora.clips import counted, first_few
-from distill.corpora.entries import Entry
+from distill.corpora.clips import Clip, counted, first_few
 from distill.corpora.readers import images, table
 from distill.corpora.video import SUFFIXES
 from distill.recipe.keys import Corpus as Options
@@ -24,7 +23,7 @@ from distill.run.errors import UsageError
 SPLIT = "TrainTestSplit.json"
 
 
-def find(root: Path, options: Options) -> list[Entry]:
+def find(root: Path, options: Options) -> list[Clip]:
     """The clips under `root`, sorted by name. Raises UsageError if there are no videos, or the split cannot be read."""
     videos, maps, fixations = _folders(root)
     if not videos:
@@ -33,21 +32,21 @@ def find(root: Path, options: Options) -> list[Entry]:
     tracks = [p for p in sorted(root.iterdir()) if p.name.lower().endswith(table.SUFFIXES) and table.columns_of(p)]
     if len(tracks) > 1:
         raise UsageError(f"{root} holds several tables of tracks, {tracks[0].name} and {tracks[1].name}; keep one of them")
-    entries = []
+    clips = []
     for name in sorted(videos, key=images.numbered):
-        path, annotation = fixations.get(name) or ((tracks[0], "tracks") if tracks else (None, "json"))
-        density = maps.get(name) if path else None
-        side, lag = sides.get(name, ""), options.mouse_lag_ms / 1000
-        entries.append(Entry(name, videos[name], path, density, annotation, name=name, side=side, lag=lag))
-    return entries
+        path, annotation = fixations.get(name) or ((tracks[0], "tracks") if tracks else ("", "json"))
+        density, side, lag = str(maps.get(name, "")) if path else "", sides.get(name, ""), options.mouse_lag_ms / 1000
+        found = Clip(name, str(videos[name]), fixations=str(path), maps=density, annotation=annotation, side=side, lag=lag)
+        clips.append(found)
+    return clips
 
 
-def notes(root: Path, entries: list[Entry]) -> list[str]:
+def notes(root: Path, clips: list[Clip]) -> list[str]:
     """Where the official split and the files under `root` differ."""
     sides = _sides(root)
     if not sides:
         return [f"there is no {SPLIT} in {root.name}: corpus.val decides which clips are held out"]
-    present = {entry.name for entry in entries}
+    present = {clip.name for clip in clips}
     lines = []
     if absent := sorted(set(sides) - present):
         lines.append(f"{SPLIT} names {counted(len(absent), 'clip')} not in {root.name} ({first_few(absent)})")

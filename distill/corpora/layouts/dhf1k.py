@@ -16,7 +16,7 @@ If there are clips beyond 600 the corpus is DHF1K itself, and has its split: 1-6
 from dataclasses import replace
 from pathlib import Path
 
-from distill.corpora.entries import Entry
+from distill.corpora.clips import Clip
 from distill.corpora.readers import images, smi
 from distill.corpora.video import SUFFIXES
 from distill.recipe.keys import Corpus as Options
@@ -29,27 +29,27 @@ SIDES = {
 LAST_TRAINING, LAST_VALIDATION = 600, 700
 
 
-def find(root: Path, options: Options) -> list[Entry]:
+def find(root: Path, options: Options) -> list[Clip]:
     """The clips under `root`, sorted by number. Raises UsageError if there are none in any of the layouts."""
     fps = options.fps or FPS
-    entries: dict[str, Entry] = {}
+    clips: dict[str, Clip] = {}
     sides = [(SIDES[p.name.lower()], p) for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SIDES]
     for side, folder in [("", root), *sides]:
         for name, video in _videos(folder).items():
-            if name in entries and entries[name].side != side:
-                raise UsageError(f"clip {name} is both in {entries[name].video} and in {video}; keep one of them")
-            clip = name if video.is_dir() else video.stem
-            entries.setdefault(name, _with_annotation(folder, Entry(clip, video, name=clip, side=side, fps=fps)))
-    if not entries:
+            if name in clips and clips[name].side != side:
+                raise UsageError(f"clip {name} is both in {clips[name].video} and in {video}; keep one of them")
+            clip = Clip(name if video.is_dir() else video.stem, str(video), fps=fps, side=side)
+            clips.setdefault(name, _with_annotation(folder, video, clip))
+    if not clips:
         videos = (root / "video").is_dir()
         missing = f"{root / 'video'} holds no videos ({', '.join(SUFFIXES)})" if videos else f"{root} has no video/ folder"
         raise UsageError(
             f"{missing}, and there are no frames in video/NNNN, frames/N, annotation/NNNN/images or NNNN/images; "
             "DHF1K's layout is video/NNN.AVI and annotation/NNNN/fixation/%04d.png"
         )
-    if options.name != "synthetic" and any(_number(name) > LAST_TRAINING for name in entries):
-        entries = {name: replace(e, side=e.side or _official_side(_number(name))) for name, e in entries.items()}
-    return [entries[name] for name in sorted(entries, key=images.numbered)]
+    if options.name != "synthetic" and any(_number(name) > LAST_TRAINING for name in clips):
+        clips = {name: replace(clip, side=clip.side or _official_side(_number(name))) for name, clip in clips.items()}
+    return [clips[name] for name in sorted(clips, key=images.numbered)]
 
 
 def _official_side(number: int) -> str:
@@ -81,20 +81,20 @@ def _videos(root: Path) -> dict[str, Path]:
     return videos
 
 
-def _with_annotation(root: Path, entry: Entry) -> Entry:
-    """The entry with its fixations and density maps, in whichever layout they are."""
-    number = _number(entry.id)
-    beside = [entry.video.parent] if entry.video.name == "images" else []
-    folders = [root / "annotation" / (f"{number:04d}" if number else entry.id), *beside]
-    plain = str(number) if number else entry.id
+def _with_annotation(root: Path, video: Path, clip: Clip) -> Clip:
+    """The clip with its fixations and density maps, in whichever layout they are."""
+    number = _number(clip.id)
+    beside = [video.parent] if video.name == "images" else []
+    folders = [root / "annotation" / (f"{number:04d}" if number else clip.id), *beside]
+    plain = str(number) if number else clip.id
     fixations = [*(f / "fixation" for f in folders), root / "fixations" / plain, root / "fixation" / plain]
     maps = [*(f / "maps" for f in folders), root / "maps" / plain]
-    entry = replace(entry, maps=next((m for m in maps if m.is_dir()), None), fixations=fixations[0])
+    clip = replace(clip, maps=next((str(m) for m in maps if m.is_dir()), ""), fixations=str(fixations[0]))
     for folder in fixations:
         for suffix, files in (("png", folder), ("mat", folder / "maps"), ("mat", folder)):
             if images.has_any(files, (f".{suffix}",)):
-                return replace(entry, fixations=files, annotation=suffix)
+                return replace(clip, fixations=str(files), annotation=suffix)
     for folder in (root / "exportdata_train", root / "exportdata", root / "gaze_record"):
         if number and folder.is_dir() and smi.files_of(folder, number):
-            return replace(entry, fixations=folder, annotation="export")
-    return entry
+            return replace(clip, fixations=str(folder), annotation="export")
+    return clip

@@ -10,8 +10,7 @@ teacher labels the videos and training draws from them, because the recurrent pa
 from pathlib import Path
 
 from distill.corpora import video
-from distill.corpora.clips import counted, first_few
-from distill.corpora.entries import Entry
+from distill.corpora.clips import Clip, counted, first_few
 from distill.corpora.readers import images, table
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
@@ -19,9 +18,9 @@ from distill.run.errors import UsageError
 MEDIA = (*images.SUFFIXES, *video.SUFFIXES)
 
 
-def find(root: Path, options: Options) -> list[Entry]:
+def find(root: Path, options: Options) -> list[Clip]:
     """Every image and video of every set, sorted by name. Raises UsageError if there is no table, or nothing beside it."""
-    entries, tables = [], _tables(root)
+    clips, tables = [], _tables(root)
     if not tables:
         raise UsageError(
             f"{root} holds no gaze table: a CSV with columns for clip, x and y (clip,frame,x,y,observer or "
@@ -29,22 +28,24 @@ def find(root: Path, options: Options) -> list[Entry]:
         )
     for path in tables:
         folder = path.parent
-        files = sorted(_media(folder), key=lambda p: images.numbered(p.name))
+        below = (p for place in (folder, *_folders(folder)) for p in place.iterdir() if p.suffix.lower() in MEDIA)
+        files = sorted((p for p in below if p.name[0] != "." and p.is_file()), key=lambda p: images.numbered(p.name))
         if not files:
             raise UsageError(f"{folder} has {path.name}, but no images or videos ({', '.join(MEDIA)}) beside it")
         for stem, file in _by_stem(files).items():
             clip = stem if len(tables) == 1 else f"{folder.name}.{stem}"
-            entries.append(Entry(clip, file, path, annotation="table", name=f"{folder.resolve().name}/{stem}"))
-    return entries
+            static, name = file.suffix.lower() in images.SUFFIXES, f"{folder.resolve().name}/{stem}"
+            clips.append(Clip(clip, str(file), fixations=str(path), annotation="table", static=static, name=name))
+    return clips
 
 
-def find_videos(root: Path, _options: Options) -> list[Entry]:
+def find_videos(root: Path, _options: Options) -> list[Clip]:
     """Every video in `root`, sorted by name. Raises UsageError if there are none, or two would be one clip."""
     files = [p for p in sorted(root.iterdir()) if p.suffix.lower() in video.SUFFIXES and p.name[0] != "." and p.is_file()]
     if not files:
         raise UsageError(f"{root} holds no videos ({', '.join(video.SUFFIXES)})")
     videos = _by_stem(files)
-    return [Entry(name, videos[name], name=name) for name in sorted(videos, key=images.numbered)]
+    return [Clip(name, str(videos[name])) for name in sorted(videos, key=images.numbered)]
 
 
 def _by_stem(files: list[Path]) -> dict[str, Path]:
@@ -73,18 +74,14 @@ def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _media(folder: Path) -> list[Path]:
-    files = (p for place in (folder, *_folders(folder)) for p in place.iterdir())
-    return [p for p in files if p.suffix.lower() in MEDIA and not p.name.startswith(".") and p.is_file()]
-
-
-def notes(root: Path, entries: list[Entry]) -> list[str]:
+def notes(root: Path, clips: list[Clip]) -> list[str]:
     """How ambiguous columns of the tables were read, and which clips the tables name that are not there."""
     lines: list[str] = []
-    for path in dict.fromkeys(entry.fixations for entry in entries if entry.fixations):
+    for path in map(Path, dict.fromkeys(clip.fixations for clip in clips)):
         gaze = table.read(path)
         lines += gaze.notes
-        present = {match[0] for entry in entries if entry.fixations == path and (match := gaze.rows_of(entry.video))}
+        mine = [Path(clip.video) for clip in clips if clip.fixations == str(path)]
+        present = {match[0] for file in mine if (match := gaze.rows_of(file))}
         if absent := [name for name in gaze.clips if name not in present]:
             rows = sum(last - first for first, last in (gaze.clips[name] for name in absent))
             what = f"{counted(rows, 'row')} of {counted(len(absent), 'clip')}"

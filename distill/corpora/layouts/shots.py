@@ -8,9 +8,10 @@ distribution does not state a frame rate; UNISAL (Droste et al., ECCV 2020) take
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from distill.corpora.entries import Entry
+from distill.corpora.clips import Clip
 from distill.corpora.readers import images
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
@@ -18,28 +19,28 @@ from distill.run.errors import UsageError
 FPS = 24.0
 
 
-def find(root: Path, options: Options) -> list[Entry]:
+def find(root: Path, options: Options) -> list[Clip]:
     """The shots under training/ and testing/, or in `root` if it is one of the two. Raises UsageError if there are none."""
     sides = {side: root / name for side, name in (("train", "training"), ("test", "testing"))}
     present = {side: folder for side, folder in sides.items() if folder.is_dir()} or {"": root}
-    entries = [_entry(shot, side, options.fps or FPS) for side, folder in present.items() for shot in _shots(folder)]
-    if not entries:
+    clips = [_clip(shot, side, options.fps or FPS) for side, folder in present.items() for shot in _shots(folder)]
+    if not clips:
         layout = "training/SHOT/images/*.png with fixation/ and maps/ beside, and testing/"
         raise UsageError(f"{root} holds no shots; the layout is {layout}")
-    ids = [entry.id for entry in entries]
+    ids = [clip.id for clip in clips]
     if twice := {i for i in ids if ids.count(i) > 1}:
         raise UsageError(f"{root} has shot {min(twice)} in both training/ and testing/; keep one of them")
-    return entries
+    return clips
 
 
 def _shots(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if (p / "images").is_dir()), key=lambda p: images.numbered(p.name))
 
 
-def _entry(shot: Path, side: str, fps: float) -> Entry:
+def _clip(shot: Path, side: str, fps: float) -> Clip:
     fixations, annotation = shot / "fixation", "png"
     if not images.has_any(fixations, (".png",)) and images.has_any(fixations / "maps", (".mat",)):
         fixations, annotation = fixations / "maps", "mat"
     film = re.sub(r"_\d+$", "", shot.name) if shot.name.startswith("actionclip") else shot.name
-    maps = shot / "maps"
-    return Entry(shot.name, shot / "images", fixations, maps, annotation, shot.name, group=film, side=side, fps=fps)
+    clip = Clip(shot.name, str(shot / "images"), fps=fps, group=film, annotation=annotation, side=side)
+    return replace(clip, fixations=str(fixations), maps=str(shot / "maps"))
