@@ -49,20 +49,13 @@ METRICS = ("nss", "cc", "sim", "kld")
 class Fit:
     """A calibration and what it gains."""
 
-    calibration: Calibration
-    """Fitted on all clips; the identity where the held-out clips gain nothing."""
-    fitted: Calibration
-    """The same, whether it helps or not."""
-    folds: tuple[Calibration, ...]
-    """One fit per fold, each without the clips held out; their spread shows how certain the fit is."""
-    held_out: bool
-    """False where all clips belong to one group: the metrics are then those of the fitted clips themselves."""
-    before: dict[str, float]
-    """Mean over clips: NSS, CC, SIM and KL of the teacher as it is."""
-    after: dict[str, float]
-    """The same after calibration, each clip by the fit that held it out."""
-    clips: dict[str, dict[str, Any]]
-    """By clip: `frames` measured, `before`, `after`."""
+    calibration: Calibration  # fitted on all clips; the identity where the held-out clips gain nothing
+    fitted: Calibration  # the same, whether it helps or not
+    folds: tuple[Calibration, ...]  # one per fold, fitted without its clips; their spread shows how certain the fit is
+    held_out: bool  # False where all clips belong to one group: the metrics are then those of the fitted clips themselves
+    before: dict[str, float]  # NSS, CC, SIM and KL of the teacher as it is, means over clips
+    after: dict[str, float]  # the same after calibration, each clip by the fit that held it out
+    clips: dict[str, dict[str, Any]]  # by clip: `frames` measured, `before`, `after`
 
     @property
     def helps(self) -> bool:
@@ -120,14 +113,14 @@ def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, fr
     clip is annotated, Interrupted between clips.
     """
     annotated = [clip for clip in clips if clip.annotated_frames]
-    if len(annotated) > MAX_FRAMES:
-        annotated = [annotated[i] for i in np.linspace(0, len(annotated) - 1, MAX_FRAMES).round().astype(int)]
     if not annotated:
         raise UsageError("calibrate: none of these clips is annotated; name a corpus with fixations")
+    if len(annotated) > MAX_FRAMES:
+        annotated = [annotated[i] for i in np.linspace(0, len(annotated) - 1, MAX_FRAMES).round().astype(int)]
     per_clip = max(1, min(frames, MAX_FRAMES // len(annotated)))
     samples = []
-    labels = labels_of(annotated)
-    for clip, logits in narrator.track(zip(annotated, labels, strict=True), "calibrate", len(annotated)):
+    labelled = zip(annotated, labels_of(annotated), strict=True)
+    for clip, logits in narrator.track(labelled, "calibrate", len(annotated)):
         if sample := _sample(clip, logits, per_clip):
             samples.append(sample)
         if narrator.stop():
@@ -231,9 +224,8 @@ def fit_parts(samples: Sequence[_Sample], parts: Sequence[Sequence[bool]]) -> li
         use = torch.tensor(part)
         chosen, loss = IDENTITY, losses(logits, zero, zero)[use]
         plain = best(logits, use)
-        blur, with_blur = min(
-            ((blur, best(maps, use)) for blur, maps in spread.items()), key=lambda tried: float(tried[1][2].mean())
-        )
+        tried = {blur: best(maps, use) for blur, maps in spread.items()}
+        blur, with_blur = min(tried.items(), key=lambda item: float(item[1][2].mean()))
         for candidate, its in ((Calibration(*plain[:2]), plain[2]), (Calibration(*with_blur[:2], blur), with_blur[2])):
             gain = loss - its
             error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
@@ -252,8 +244,6 @@ def _measure(sample: _Sample, calibrations: Sequence[Calibration]) -> list[dict[
         truth = protocols.ground_truth(density_map(clip, index, points.as_map(clip)), (points.rows, points.columns))
         for values, map_Nhw in zip(scores, maps, strict=True):
             p = metrics.Map(cv2.resize(map_Nhw[n], (clip.width, clip.height), interpolation=cv2.INTER_LINEAR))
-            values.append([
-                metrics.nss(p, truth.unique_pixels), metrics.cc(p, truth.density), metrics.sim(p, truth.density),
-                metrics.kld(p, truth.density),
-            ])  # fmt: skip
+            of_density = (metric(p, truth.density) for metric in (metrics.cc, metrics.sim, metrics.kld))
+            values.append([metrics.nss(p, truth.unique_pixels), *of_density])
     return [dict(zip(METRICS, np.mean(values, 0).tolist(), strict=True)) for values in scores]

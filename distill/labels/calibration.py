@@ -8,15 +8,13 @@ sharpens by unsharp masking. `calibrate.py` fits the three; a recipe applies the
 Legend: N maps · T frames of one clip · h, w cells of the logits' grid.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -35,12 +33,9 @@ CHUNK = 64  # maps blurred at a time
 class Calibration:
     """What turns a teacher's logits into the corpus's. The defaults change nothing."""
 
-    temperature: float = 1.0
-    """Logits are divided by it; above 1 maps become flatter."""
-    bias: float = 0.0
-    """Added to the logits after that."""
-    blur: float = 0.0
-    """Sigma as a share of the width; below 0 the maps are sharpened by as much."""
+    temperature: float = 1.0  # logits are divided by it; above 1 maps become flatter
+    bias: float = 0.0  # added to the logits after that
+    blur: float = 0.0  # sigma as a share of the width; below 0 the maps are sharpened by as much
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -65,7 +60,7 @@ class Calibration:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any) -> Calibration:
+    def from_dict(cls, values: Any) -> Self:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
         try:
             return cls(**{name: float(value) for name, value in dict(values).items()})

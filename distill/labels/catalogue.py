@@ -44,8 +44,7 @@ _VISAGE = Entry(
     page="https://huggingface.co/OpenGVLab/InternVideo2_distillation_models (trunk)",
 )
 _SALFOM = Entry(
-    "salfom", "L", window=16, files=("",), parameters=402_945_443, gmac=1520,
-    about="UMT encoder, three-branch decoder (2024)",
+    "salfom", "L", window=16, files=("",), parameters=402_945_443, gmac=1520, about="UMT encoder, three-branch decoder (2024)",
     page="https://github.com/mr17m/SalFoM---Video-Saliency-Prediction",
 )
 CATALOGUE = (
@@ -76,10 +75,7 @@ CATALOGUE = (
         page="https://github.com/MichiganCOG/TASED-Net",
     ),
     _SALFOM,
-    replace(
-        _SALFOM, size="B", parameters=149_082_787, gmac=508, page="",
-        about="the same on a smaller encoder; no published weights",
-    ),
+    replace(_SALFOM, size="B", parameters=149_082_787, gmac=508, page="", about="with a smaller encoder; no published weights"),
     Entry(
         "onnx", code="the file's", weights="the file's", files=("",),
         about="any ONNX saliency model, image or step, for example an earlier student; its licence is read from its metadata",

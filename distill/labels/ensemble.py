@@ -18,15 +18,10 @@ from distill.teachers import Prepared, Teacher
 CHUNK = 64  # maps resized at a time
 
 
-class Ensemble:
-    """A teacher made of teachers.
-
-    members: at least one. weights: one positive number each; only their ratios matter.
-    """
+class Ensemble(Teacher):
+    """A teacher made of teachers. members: at least one. weights: a positive number for each; only their ratios matter."""
 
     def __init__(self, name: str, members: Sequence[Teacher], weights: Sequence[float]) -> None:
-        if not members or len(members) != len(weights) or min(weights) <= 0:
-            raise ValueError(f"an ensemble of {len(members)} teachers needs one positive weight each, got {list(weights)}")
         self.name, self.members = name, tuple(members)
         self.shares = tuple(weight / sum(weights) for weight in weights)
 
@@ -45,23 +40,15 @@ class Ensemble:
             if logits[0].numel() > mean[0].numel():
                 mean, logits = logits, mean
             for start in range(0, len(mean), CHUNK):
-                part = mean[start : start + CHUNK]
-                part += _resized(logits[start : start + CHUNK], (part.shape[1], part.shape[2]))
+                part, other = mean[start : start + CHUNK], logits[start : start + CHUNK, None]
+                size = (part.shape[1], part.shape[2])
+                if other.shape[2:] != size:
+                    other = F.interpolate(other, size, mode="bilinear", align_corners=False, antialias=True)
+                part += other[:, 0]
         assert mean is not None
         return mean
-
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """uint8 RGB `[T,H,W,3]` -> float32 logits `[T,h,w]`."""
-        return self.infer(self.prepare(frames), fps)
 
     def fingerprint(self) -> str:
         """Changes with any member's labels and with the ratios of the weights."""
         parts = [f"{member.fingerprint()} {share:.9g}" for member, share in zip(self.members, self.shares, strict=True)]
         return hashlib.sha256("\n".join(["ensemble 1", *parts]).encode()).hexdigest()
-
-
-def _resized(maps_Thw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps `[T,h,w]` on another grid: bilinear, with antialiasing where it shrinks."""
-    if maps_Thw.shape[1:] == size:
-        return maps_Thw
-    return F.interpolate(maps_Thw[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,27 +91,21 @@ def decode(clip: Clip, teacher: Teacher, pin: bool = False, over: threading.Even
             raise Interrupted(f"decoding clip {clip.id}")
         with usage_errors(f"clip {clip.id}: teacher {teacher.name}: "):
             prepared = teacher.prepare(np.stack(chunk))
-        whole = _empty_like(prepared, clip.frames, pin) if whole is None else whole
-        _copy(prepared, whole, done)
+        whole = _insert(prepared, whole, done, clip.frames, pin)
         done += len(chunk)
     if whole is None:
         raise UsageError(f"clip {clip.id} has no frames; leave it out with corpus.skip")
     return whole
 
 
-def _empty_like(chunk: Prepared, frames: int, pin: bool) -> Prepared:
+def _insert(chunk: Prepared, whole: Any, first: int, frames: int, pin: bool) -> Prepared:
+    """A whole clip's prepared frames, with `chunk` at its place; made with the first chunk, where `whole` is None."""
     if isinstance(chunk, tuple):
-        return tuple(_empty_like(part, frames, pin) for part in chunk)
-    return torch.empty((frames, *chunk.shape[1:]), dtype=chunk.dtype, pin_memory=pin)
-
-
-def _copy(chunk: Prepared, whole: Prepared, first: int) -> None:
-    if isinstance(chunk, Tensor):
-        assert isinstance(whole, Tensor)
-        whole[first : first + len(chunk)] = chunk
-        return
-    for part, target in zip(chunk, whole, strict=True):
-        _copy(part, target, first)
+        targets = whole or (None,) * len(chunk)
+        return tuple(_insert(part, target, first, frames, pin) for part, target in zip(chunk, targets, strict=True))
+    whole = torch.empty((frames, *chunk.shape[1:]), dtype=chunk.dtype, pin_memory=pin) if whole is None else whole
+    whole[first : first + len(chunk)] = chunk
+    return whole
 
 
 def looked_up_in(teacher: Lookup) -> LabelsOf:
@@ -148,23 +143,21 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
             bar.advance(now - labelled, note=f"{rate:.3g} frames/s {note}".rstrip())
             labelled = now
 
-        writing: Future[None] | None = None
+        writing: Future[None] = writer.submit(lambda: None)
         with closing(labels_of(mine)) as labels:
             for number, (clip, logits) in enumerate(zip(mine, labels, strict=True), 1):
                 if len(logits) != clip.frames:
                     raise UsageError(
                         f"teacher {store.teacher['name']} gave {len(logits)} maps for clip {clip.id} of {clip.frames} frames"
                     )
-                if writing is not None:
-                    writing.result()
+                writing.result()
                 writing = writer.submit(store.write, clip.id, logits.numpy())
                 advance(clip.frames, f"clip {clip.id}")
                 if number < len(mine) and (narrator.stop() or ranks.ended()):
                     writing.result()
                     stored = sum(clip.id in store for clip in clips)
                     raise Interrupted(f"labelling, after clip {clip.id}, {stored} of {len(clips)}")
-        if writing is not None:
-            writing.result()
+        writing.result()
         ranks.finish(narrator.stop, meanwhile=lambda: advance(0))
     if ranks.leads and (lost := [clip.id for clip in missing if clip.id not in store]):
         raise UsageError(

@@ -5,6 +5,7 @@ metadata and model card.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -53,14 +54,11 @@ def _onnx_chain(path: Path) -> list[tuple[str, str]]:
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     license_, sidecar = metadata.get("license", ""), path.with_suffix(".json")
     if not license_ and sidecar.is_file():
-        try:
+        with suppress(OSError, ValueError, AttributeError):
             license_ = str(json.loads(sidecar.read_text(encoding="utf-8")).get("license") or "")
-        except (OSError, ValueError, AttributeError):
-            license_ = ""
-    try:
+    upstream = []
+    with suppress(KeyError, ValueError, TypeError):
         upstream = [(f"{path.name}: {part}", str(licence)) for part, licence in json.loads(metadata["license_chain"])]
-    except (KeyError, ValueError, TypeError):
-        upstream = []
     return [(f"teacher onnx: {path.name}", license_ or UNSTATED), *upstream]
 
 

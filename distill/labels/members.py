@@ -14,6 +14,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +76,10 @@ def members(options: Teacher) -> tuple[Member, ...]:
 
 
 def _weight(text: str, name: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not (math.isfinite(weight) and weight > 0):
-        raise UsageError(f"teacher.name '{name}': '{text}' is not a weight; write NAME:NUMBER with a number above 0")
-    return weight
+    with suppress(ValueError):
+        if 0 < (weight := float(text)) < math.inf:
+            return weight
+    raise UsageError(f"teacher.name '{name}': '{text}' is not a weight; write NAME:NUMBER with a number above 0")
 
 
 def _entry(name: str, size: str) -> Entry:

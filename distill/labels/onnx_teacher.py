@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.export.runner import Predictor
+from distill.teachers import Teacher
 
 MAX_INPUT = 640  # greatest width of its input in pixels: label stores keep far smaller maps
 MAX_WIDTH = 160  # greatest width of its maps; larger ones are averaged before the logit
@@ -20,7 +21,7 @@ MULTIPLE = 8  # both sides of its input are multiples of 8: students with three 
 EPS = 1e-6
 
 
-class OnnxTeacher:
+class OnnxTeacher(Teacher):
     """The maps of an ONNX file, as logits. Raises ValueError for a file that is not a saliency model."""
 
     name = "onnx"
@@ -61,10 +62,6 @@ class OnnxTeacher:
                 saliency = cv2.resize(saliency, size, interpolation=cv2.INTER_AREA)
             maps.append(saliency)
         return torch.logit(torch.from_numpy(np.stack(maps)), eps=EPS)
-
-    def logits(self, frames: np.ndarray | Tensor, fps: float) -> Tensor:
-        """uint8 RGB `[T,H,W,3]` -> float32 logits `[T,h,w]`."""
-        return self.infer(self.prepare(frames), fps)
 
     def fingerprint(self) -> str:
         """SHA-256 of the file and of the sizes at which it runs."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill.corpora import Corpus
-from distill.labels.members import RANDOM, Member, trained_here
+from distill.labels.members import Member, trained_here
 from distill.labels.onnx_teacher import OnnxTeacher
 from distill.recipe.keys import Recipe
 from distill.run.collectives import process_group
@@ -46,12 +46,11 @@ class Registered:
 
     build: Build
     train: Train | None = None
-    all_ranks: bool = False
-    """Whether every rank of a torchrun job calls `train`, or rank 0 alone."""
+    all_ranks: bool = False  # whether every rank of a torchrun job calls `train`, or rank 0 alone
 
 
 def _build_tiny(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    if member.files[""] == RANDOM:
+    if member.random:
         config = _tiny_config(recipe)
         return _fused(recipe, Visage(random_net(config, SEED, device=device), config, device=device, how=how))
     return _fused(recipe, Visage.load(member.path() or checkpoints / "visage.pt", device=device, how=how))
@@ -81,8 +80,8 @@ def _build_released(recipe: Recipe, member: Member, device: torch.device, checkp
     else:
         kinds = tuple(expert_kind(read_weights(path), path) for path in experts)
         config = replace(config, experts=kinds, weights=(1 / len(kinds),) * len(kinds))
-        base_frames = recipe.teach.base_frames
-        net = load_released(config, base, experts, orig_t_size=base_frames, dtype=dtype, device=device).eval()
+        frames_of_base = recipe.teach.base_frames
+        net = load_released(config, base, experts, orig_t_size=frames_of_base, dtype=dtype, device=device).eval()
     return _fused(recipe, Visage(net, config, device=device, how=how))
 
 
@@ -104,9 +103,7 @@ def _fused(recipe: Recipe, teacher: Visage) -> Visage:
 
 def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     domain = recipe.teacher.domain
-    if trained_here(recipe, member):
-        return Unisal.load(checkpoints / "unisal.pt", domain, device=device)
-    path = member.path()
+    path = checkpoints / "unisal.pt" if trained_here(recipe, member) else member.path()
     return Unisal.load(path, domain, device=device) if path else Unisal.random(SEED, domain, device=device)
 
 
@@ -116,25 +113,20 @@ def _train_unisal(recipe: Recipe, member: Member, corpus: Corpus, cache: Path, c
     return ["unisal.pt"], {"epochs": recipe.unisal.epochs}
 
 
-def _build_tased(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    config, path = TasedConfig(every=recipe.teacher.every), member.path()
-    return Tased.load(path, device, config, how=how) if path else Tased.random(SEED, device, config, how=how)
-
-
-def _build_salfom(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    config, path = SalfomConfig(UmtConfig.of(member.entry.size), every=recipe.teacher.every), member.path()
-    return Salfom.load(path, device, config, how=how) if path else Salfom.random(SEED, device, config, how=how)
-
-
-def _build_onnx(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    return OnnxTeacher(Path(member.files[""]))
+def _build_last_frame(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
+    """TASED-Net or SalFoM, which map the last frame of a window."""
+    path, every, size = member.path(), recipe.teacher.every, member.entry.size
+    if member.name == "tased":
+        tased = TasedConfig(every=every)
+        return Tased.load(path, device, tased, how=how) if path else Tased.random(SEED, device, tased, how=how)
+    salfom = SalfomConfig(UmtConfig.of(size), every=every)
+    return Salfom.load(path, device, salfom, how=how) if path else Salfom.random(SEED, device, salfom, how=how)
 
 
 REGISTRY: dict[tuple[str, str], Registered] = {
     ("visage", "tiny"): Registered(_build_tiny, _train_tiny),
     **{("visage", size): Registered(_build_released, _train_released, all_ranks=True) for size in ("S", "B", "L", "1B", "6B")},
     ("unisal", ""): Registered(_build_unisal, _train_unisal),
-    ("tased", ""): Registered(_build_tased),
-    **{("salfom", size): Registered(_build_salfom) for size in ("L", "B")},
-    ("onnx", ""): Registered(_build_onnx),
+    **{key: Registered(_build_last_frame) for key in (("tased", ""), ("salfom", "L"), ("salfom", "B"))},
+    ("onnx", ""): Registered(lambda recipe, member, *_: OnnxTeacher(Path(member.files[""]))),
 }

@@ -7,10 +7,8 @@ A file gets its name only when it is complete, so an interrupted store resumes a
 another teacher.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,7 +25,7 @@ class LabelStore:
         self.path, self.teacher = path, teacher
 
     @classmethod
-    def create(cls, path: Path, teacher: dict[str, Any]) -> LabelStore:
+    def create(cls, path: Path, teacher: dict[str, Any]) -> Self:
         """A new store, or the same teacher's store to continue. Raises UsageError for the store of another teacher."""
         path.mkdir(parents=True, exist_ok=True)
         if (path / "store.json").exists():
@@ -44,7 +42,7 @@ class LabelStore:
         return cls(path, teacher)
 
     @classmethod
-    def open(cls, path: Path) -> LabelStore:
+    def open(cls, path: Path) -> Self:
         return cls(path, read_json(path / "store.json")["teacher"])
 
     def _file(self, clip_id: str) -> Path:

@@ -18,13 +18,12 @@ from torch import Tensor
 from distill.recipe.keys import Train
 from distill.run.files import ArrayFile
 from distill.students import TinyUNetConfig
+from distill.teachers.frames import IMAGENET
 from distill.training.frames import CachedClip
 from distill.training.loop import Place
 
-IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
-IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
-START_SHARE = 1 / 3
-"""Share of the streams that start where their clip does: how gaze behaves then can be learned nowhere else."""
+MEAN_3HW, STD_3HW = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+START_SHARE = 1 / 3  # of the streams start where their clip does: how gaze behaves then can be learned nowhere else
 KR_KB = ((0.299, 0.114), (0.2126, 0.0722))
 """Luma coefficients of red and blue: ITU-R BT.601 and BT.709. Consumers decode with either, whatever was encoded."""
 
@@ -115,19 +114,17 @@ def _batch(views: Sequence[View], student: TinyUNetConfig, device: torch.device)
         places.append(cached.place(view.index))
 
     affine_B23 = torch.stack([view.affine_23 for view in views]).to(device)
-    matrix_B33 = torch.stack([view.colour[0] for view in views]).to(device) / 255
-    offset_B3 = torch.stack([view.colour[1] for view in views]).to(device)
+    matrix_B33, offset_B3 = (torch.stack(part).to(device) for part in zip(*(view.colour for view in views), strict=True))
     twice_BTHWC = torch.stack(frames).to(device)
     twice_BTCHW = twice_BTHWC.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     # Sampled from twice the size: of a full frame that is the entry's last pooling, and a crop stays sharp.
     small_BTChw = warp(twice_BTCHW, affine_B23, (student.height, student.width))
-    small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33, small_BTChw) + offset_B3[:, None, :, None, None]
-    mean, std = (c.to(device)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
+    small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33 / 255, small_BTChw) + offset_B3[:, None, :, None, None]
     targets_BTChw = warp(torch.stack(targets).to(device), affine_B23, student.grid)
     dt_B = torch.tensor([view.dt for view in views], device=device)
     starts_B = torch.tensor([view.starts for view in views], device=device)
     soft_BThw, density_BThw, fixations_BThw = targets_BTChw.unbind(2)
-    frames_BTChw = (small_BTChw.clamp(0, 1) - mean) / std
+    frames_BTChw = (small_BTChw.clamp(0, 1) - MEAN_3HW.to(device)) / STD_3HW.to(device)
     return Batch(frames_BTChw, soft_BThw, density_BThw, fixations_BThw, dt_B, starts_B, places)
 
 
@@ -176,6 +173,5 @@ def vary_colour(rng: np.random.Generator, config: Train) -> tuple[Tensor, Tensor
 
 def normalise(twice_THWC: Tensor) -> Tensor:
     """Cached frames, uint8 `[T,2h,2w,3]` -> ImageNet-normalised `[T,3,h,w]`, as the student's entry gives them."""
-    device = twice_THWC.device
     small = F.avg_pool2d(twice_THWC.permute(0, 3, 1, 2) / 255, 2)
-    return (small - IMAGENET_MEAN.to(device)[:, None, None]) / IMAGENET_STD.to(device)[:, None, None]
+    return (small - MEAN_3HW.to(small.device)) / STD_3HW.to(small.device)

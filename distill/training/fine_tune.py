@@ -61,7 +61,7 @@ def teach(
     for clip in narrator.track(share, "teach: decode", len(share)):
         visage_windows.cache(cache, clip, visage)
     wait_for_ranks()
-    train, val = ([visage_windows.load(cache, clip, visage) for clip in some] for some in (annotated, held_out))
+    train, val = ([visage_windows.cache(cache, clip, visage) for clip in some] for some in (annotated, held_out))
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if context.device.type == "cuda" else "fp32"
@@ -81,7 +81,7 @@ def teach(
         base_name, base_frames = (base, config.base_frames) if base else (written.relative_to(folder), config.frames)
         shape = {"base": str(base_name), "base_frames": base_frames, "experts": task.files, "config": visage.to_dict()}
         write_json(folder / "visage.json", shape)
-        (folder / task.resume_file).unlink(missing_ok=True)
+        task.resume_path.unlink(missing_ok=True)
     wait_for_ranks()
     return {"steps": progress.step, "val_cc": [progress.kept[file] for file in task.files]}
 

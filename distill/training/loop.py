@@ -57,11 +57,10 @@ class Moment:
 class Losses:
     """What a step's forward and backward pass report."""
 
+    # Scalars for the log. Those called `loss...` must be finite; a NaN among the others is a mean of nothing: left out.
     values: dict[str, Tensor]
-    """Scalars for the log. Those called `loss...` must be finite; a NaN among the others is a mean of nothing: left out."""
     places: list[Place]
-    each_BT: Tensor | None = None
-    """The loss of every frame of `places`, if known: an error then names the frame."""
+    each_BT: Tensor | None = None  # the loss of every frame of `places`, if known: an error then names the frame
 
 
 @dataclass
@@ -70,8 +69,7 @@ class Progress:
 
     step: int = 0
     first: int = 0
-    kept: dict[str, float | None] = field(default_factory=dict)
-    """Files kept so far, and the validation score of each; None without validation."""
+    kept: dict[str, float | None] = field(default_factory=dict)  # files kept so far, and the validation score of each
     seconds: float = 0.0
     seconds_in_model: float = 0.0
 

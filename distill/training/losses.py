@@ -17,12 +17,9 @@ from torch import Tensor
 
 EPS = 1e-8
 VISAGE_EPS = 1e-7
-VISAGE_WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}
-"""The terms of the published loss. Its NSS term has weight 0 and is left out."""
-VISAGE_AUX_WEIGHTS = {"p23": 0.10, "p17": 0.15, "p11": 0.20}
-"""Weights of expert 2's auxiliary heads, by name."""
-FIXATION_GAIN = 3.0
-"""What a fixation adds to the weight 1 of its pixel in the published cross-entropy."""
+VISAGE_WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}  # as published; NSS has weight 0 there and is left out
+VISAGE_AUX_WEIGHTS = {"p23": 0.10, "p17": 0.15, "p11": 0.20}  # of expert 2's auxiliary heads, by name
+FIXATION_GAIN = 3.0  # what a fixation adds to the weight 1 of its pixel in the published cross-entropy
 
 
 def frame_losses(
@@ -37,14 +34,14 @@ def frame_losses(
     saliency = torch.sigmoid(logits)
     p = saliency / (saliency.sum(1, keepdim=True) + EPS)
     q = target / (target.sum(1, keepdim=True) + EPS)
+    s, t = (x - x.mean(1, keepdim=True) for x in (saliency, target))
+    peaked = target / (target.amax(1, keepdim=True) + EPS)
     parts = {
         # KL(target || prediction), Bylinskii et al. 2019
         "kl": (q * (torch.log(q + EPS) - torch.log(p + EPS))).sum(1),
-        "cc": 1 - _correlation(saliency, target),
+        "cc": 1 - (s * t).sum(1) / (s.norm(dim=1) * t.norm(dim=1) + EPS),
         "sim": 1 - torch.minimum(p, q).sum(1),
-        "bce": F.binary_cross_entropy_with_logits(logits, target / (target.amax(1, keepdim=True) + EPS), reduction="none").mean(
-            1
-        ),
+        "bce": F.binary_cross_entropy_with_logits(logits, peaked, reduction="none").mean(1),
     }
     if fixations_Nhw is not None and weights.get("nss"):
         fixations = fixations_Nhw.flatten(1)
@@ -52,12 +49,6 @@ def frame_losses(
         parts["nss"] = -(z * fixations).sum(1) / (fixations.sum(1) + EPS)
     total = sum((weights[name] * value for name, value in parts.items() if weights.get(name)), logits.new_zeros(len(logits)))
     return total, parts
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of the rows of two `[N,n]` tensors, `[N]`."""
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPS)
 
 
 def visage_losses(logits_Nhw: Tensor, density_Nhw: Tensor, fixations_Nhw: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:

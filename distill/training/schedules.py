@@ -2,8 +2,6 @@
 
 import math
 
-LR_START, LR_END = (0.01, 1e-6)  # of ViSAGE's schedule: the warm-up's start as a share of the peak; the cosine's end, a rate
-
 
 def half_cosine(progress: float) -> float:
     """From 1 at progress 0 down to 0 at progress 1."""
@@ -21,8 +19,8 @@ def visage_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """ViSAGE's fine-tuning: from a hundredth of the peak up to it, then a cosine down to 1e-6."""
     rising = round(warmup * steps)
     if step < rising:
-        return peak * (LR_START + (1 - LR_START) * step / rising)
-    end = min(LR_END, peak)
+        return peak * (0.01 + (1 - 0.01) * step / rising)
+    end = min(1e-6, peak)
     return end + (peak - end) * half_cosine((step - rising) / max(1, steps - rising))
 
 

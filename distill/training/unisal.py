@@ -57,23 +57,21 @@ class DomainClip(Cached):
 
 
 def train_unisal(
-    clips: Sequence[Clip], config: UnisalConfig, context: TrainingContext, frames: Path, domain: str = "DHF1K",
-    start: Path | None = None, trunk: Path | None = None,
+    clips: Sequence[Clip], config: UnisalConfig, context: TrainingContext, frames: Path, start: Path | None = None,
+    trunk: Path | None = None,
 ) -> Unisal:  # fmt: skip
     """Trains, or continues training, and leaves `unisal.pt` in the context's folder, a state dict in the released layout.
 
     `frames` is the folder for decoded clips. The training starts from the weights `start`, in the released layout; or from
-    the trunk `trunk`, MobileNetV2's ImageNet weights; or from random weights. `domain` is that of the returned teacher.
+    the trunk `trunk`, MobileNetV2's ImageNet weights; or from random weights.
     Raises Interrupted after saving, UsageError where a gradient is not finite or no clip is annotated.
     """
     annotated = [clip for clip in clips if clip.annotated_frames]
     if not annotated:
         raise UsageError("UNISAL trains on fixations, but no training clip is annotated; train on an annotated corpus")
     domains = dict(text.partition("=")[::2] for text in config.domains)
-    cached = [
-        cache(frames, clip, domain_of(clip, domains))
-        for clip in context.narrator.track(annotated, "frames for unisal", len(annotated))
-    ]
+    tracked = context.narrator.track(annotated, "frames for unisal", len(annotated))
+    cached = [cache(frames, clip, domain_of(clip, domains)) for clip in tracked]
     torch.manual_seed(context.seed)
     net = UnisalNet()
     with usage_errors():
@@ -86,8 +84,8 @@ def train_unisal(
     fit(task)
     weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
     checkpoint.save(context.folder / "unisal.pt", weights)
-    (context.folder / task.resume_file).unlink(missing_ok=True)
-    return Unisal(net.eval(), domain, device=context.device)
+    task.resume_path.unlink(missing_ok=True)
+    return Unisal(net.eval(), device=context.device)
 
 
 @dataclass

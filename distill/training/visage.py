@@ -24,7 +24,7 @@ from distill.training.losses import VISAGE_AUX_WEIGHTS, VISAGE_WEIGHTS, frame_lo
 from distill.training.schedules import tiny_visage_share
 
 
-def train_visage(clips: Sequence[CachedClip], config: TeacherConfig, visage: VisageConfig, context: TrainingContext) -> Visage:
+def train_visage(clips: Sequence[CachedClip], config: TeacherConfig, visage: VisageConfig, context: TrainingContext) -> None:
     """Trains, or continues training, and leaves `visage.pt` in the context's folder. Raises Interrupted after saving."""
     annotated = [c for c in clips if c.truth is not None]
     if not annotated:
@@ -33,10 +33,8 @@ def train_visage(clips: Sequence[CachedClip], config: TeacherConfig, visage: Vis
         )
     task = TinyVisage(annotated, config, visage, context)
     fit(task)
-    teacher = Visage(task.net.eval(), visage, device=context.device)
-    checkpoint.save(context.folder / "visage.pt", teacher.saved_state())
-    (context.folder / task.resume_file).unlink(missing_ok=True)
-    return teacher
+    checkpoint.save(context.folder / "visage.pt", Visage(task.net.eval(), visage, device=context.device).saved_state())
+    task.resume_path.unlink(missing_ok=True)
 
 
 @dataclass

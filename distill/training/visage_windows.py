@@ -25,7 +25,6 @@ from distill.training.cache import Cached, array_files, fill, small_density
 from distill.training.loop import Place
 
 BLUR_WIDTH = 640  # pixels, at most: more than any trunk's input
-KINDS = ("density", "points", "frames")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Windows:
     places: list[Place]
 
 
-def cache(folder: Path, clip: Clip, config: VisageConfig) -> None:
+def cache(folder: Path, clip: Clip, config: VisageConfig) -> WindowClip:
     """Decodes an annotated clip into the cache, unless it is there."""
     stride, side = config.stride(clip.fps), config.out_px
     width = min(clip.width, BLUR_WIDTH)
@@ -65,12 +64,9 @@ def cache(folder: Path, clip: Clip, config: VisageConfig) -> None:
             points = np.stack([np.full_like(rows, index // stride), rows, columns], axis=1)
         return density[None], points, resize(frame[None], config.trunk.px).numpy()
 
-    fill(array_files(folder, clip, KINDS), clip, stride, convert, clip.annotated_frames)
-
-
-def load(folder: Path, clip: Clip, config: VisageConfig) -> WindowClip:
-    density, points, frames = array_files(folder, clip, KINDS)
-    return WindowClip(clip, config.stride(clip.fps), frames, density, points)
+    density, points, frames = files = array_files(folder, clip, ("density", "points", "frames"))
+    fill(files, clip, stride, convert, clip.annotated_frames)
+    return WindowClip(clip, stride, frames, density, points)
 
 
 def read(starts: Sequence[tuple[WindowClip, int]], length: int) -> Windows:
@@ -83,19 +79,13 @@ def read(starts: Sequence[tuple[WindowClip, int]], length: int) -> Windows:
         density = cached.density[index]
         densities.append(torch.from_numpy(density).float() / 255)
         counts.append(torch.from_numpy((np.arange(start, start + length) < total) & density.any((1, 2))))
-        fixations.append(torch.from_numpy(_fixations(cached, index, density.shape)))
+        points, fixated = cached.points[:], np.zeros(density.shape, np.float32)
+        for t, j in enumerate(index):
+            first, last = np.searchsorted(points[:, 0], [j, j + 1])  # sorted by frame
+            np.add.at(fixated[t], (points[first:last, 1], points[first:last, 2]), 1)
+        fixations.append(torch.from_numpy(fixated))
         places.append(cached.place(index))
     return Windows(torch.stack(frames), torch.stack(densities), torch.stack(fixations), torch.stack(counts), places)
-
-
-def _fixations(cached: WindowClip, index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """How often each cell was fixated, float32 `[T,H,W]`."""
-    points = cached.points[:]
-    maps = np.zeros(shape, np.float32)
-    for t, j in enumerate(index):
-        first, last = np.searchsorted(points[:, 0], [j, j + 1])  # sorted by frame
-        np.add.at(maps[t], (points[first:last, 1], points[first:last, 2]), 1)
-    return maps
 
 
 def draw(clips: Sequence[WindowClip], length: int, batch: int, seed: int, step: int) -> list[tuple[WindowClip, int]]:

@@ -44,7 +44,7 @@ def cached(tiny_root, tmp_path_factory):
     clips = open_corpus("synthetic", tiny_root).clips[:3]
     for clip in clips:
         visage_windows.cache(folder, clip, SHAPE)
-    return [visage_windows.load(folder, clip, SHAPE) for clip in clips]
+    return [visage_windows.cache(folder, clip, SHAPE) for clip in clips]
 
 
 def trunk(seed=0):
@@ -363,7 +363,7 @@ root, cache, out, rank, shape, teach, stop = sys.argv[1:]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", f"file://{out}/store", timedelta(seconds=120), 2, int(rank))
 shape, teach = VisageConfig.from_dict(eval(shape)), Teach(**eval(teach))
-clips = [visage_windows.load(Path(cache), clip, shape) for clip in open_corpus("synthetic", Path(root)).clips[:3]]
+clips = [visage_windows.cache(Path(cache), clip, shape) for clip in open_corpus("synthetic", Path(root)).clips[:3]]
 torch.manual_seed(0)
 steps = []
 narrator = Narrator(quiet=True, stop=lambda: steps.append(1) is None and rank == "1" and len(steps) == int(stop))

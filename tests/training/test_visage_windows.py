@@ -18,7 +18,7 @@ def cached(tiny_root, tmp_path_factory):
     clips = open_corpus("synthetic", tiny_root).clips
     for clip in clips:
         visage_windows.cache(folder, clip, SHAPE)
-    return [visage_windows.load(folder, clip, SHAPE) for clip in clips]
+    return [visage_windows.cache(folder, clip, SHAPE) for clip in clips]
 
 
 def centre(density):
