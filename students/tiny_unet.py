@@ -140,11 +140,14 @@ class Memory(nn.Module):
         # From one frame at 20 fps to two seconds; human fixations last a quarter to half a second.
         self.log_tau = nn.Parameter(torch.linspace(math.log(0.05), math.log(2.0), memory))
 
-    def forward(self, x_BTCHW: Tensor, mean: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        """The bottleneck of every frame and the average before the first -> the bottleneck with history, the last average.
+    def step(self, x_BCHW: Tensor, mean: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+        """One frame's bottleneck and the average so far -> the bottleneck with history, the new average."""
+        written = self.write(x_BCHW)
+        added = self.add(self.read(torch.cat([x_BCHW, mean, written - mean], 1)))
+        return x_BCHW + mask * added, average(mean, mask, written, decay)
 
-        Only the average is updated frame by frame; the rest processes all frames as one batch.
-        """
+    def forward(self, x_BTCHW: Tensor, mean: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+        """`step` over a clip; only the average is updated frame by frame, the rest processes all frames as one batch."""
         B, T = x_BTCHW.shape[:2]
         written_BTCHW = self.write(x_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
         means_BTCHW, mean = averages(mean, mask, written_BTCHW, decay)
@@ -165,13 +168,18 @@ class Onset(nn.Module):
         self.where = nn.Parameter(torch.zeros(1, 1, rows, columns))
         self.log_tau = nn.Parameter(torch.tensor([0.4]).log())
 
+    def step(self, level: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+        """Onset before the frame, `[B,1,h,w]` in [0, 1] -> what is added to the logits `[B,1,4h,4w]`, onset after the frame."""
+        level = average(level, mask, 1 - mask, decay)
+        added = F.interpolate(mask * level * self.where, scale_factor=4, mode="bilinear", align_corners=False)
+        return added, level
+
     def forward(self, level: Tensor, mask: Tensor, decay: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """Onset before a clip, `[B,1,h,w]` in [0, 1] -> what is added to its logits `[B,T,1,4h,4w]`, onset after it."""
+        """`step` over a clip: what is added, `[B,T,1,4h,4w]`."""
         added = []
         for _ in range(frames):
-            level = average(level, mask, 1 - mask, decay)
-            at_16 = mask * level * self.where
-            added.append(F.interpolate(at_16, scale_factor=4, mode="bilinear", align_corners=False))
+            added_at_t, level = self.step(level, mask, decay)
+            added.append(added_at_t)
             mask = torch.ones_like(mask)
         return torch.stack(added, 1), level
 
@@ -202,17 +210,31 @@ class Motion(nn.Module):
         luma = F.conv2d(frames_BCHW, self.luma, stride=4)
         return torch.cat([luma, luma], 1)
 
+    def response(self, luma: Tensor, mean: Tensor) -> Tensor:
+        """Luma of a frame and its averages, `[B,2,h,w]` -> what is added to the logits, and the hold gate's logit, `[B,2,h,w]`."""
+        change = (luma - mean).abs()
+        overall = F.adaptive_avg_pool2d(change, 1)
+        local = torch.cat([change * 10, change / (overall + 0.01)], 1)
+        response: Tensor = self.say(F.relu(self.local(local) + self.overall(overall * 10)))
+        return response
+
+    def step(self, frame_BCHW: Tensor, logits: Tensor, maps: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+        """A frame, its logits `[B,1,h,w]` and the maps of the state `[B,3,h,w]` -> its logits with history, the new maps."""
+        luma, mean = self.luma_of(frame_BCHW), maps[:, :2]
+        response = self.response(luma, mean)
+        logits = logits + mask * response[:, :1]
+        hold = decay[:, 2:] * torch.sigmoid(response[:, 1:])
+        logits = average(maps[:, 2:], mask, logits, hold)
+        return logits, torch.cat([average(mean, mask, luma, decay[:, :2]), logits], 1)
+
     def forward(
         self, frames_BTCHW: Tensor, logits_BTCHW: Tensor, maps: Tensor, mask: Tensor, decay: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A clip, its logits `[B,T,1,h,w]` and the state's maps `[B,3,h,w]` -> logits with history, the maps after the clip."""
+        """`step` over a clip."""
         B, T = frames_BTCHW.shape[:2]
         luma_BTCHW = self.luma_of(frames_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
         means_BTCHW, mean = averages(maps[:, :2], mask, luma_BTCHW, decay[:, :2])
-        change = (luma_BTCHW.flatten(0, 1) - means_BTCHW.flatten(0, 1)).abs()
-        overall = F.adaptive_avg_pool2d(change, 1)
-        local = torch.cat([change * 10, change / (overall + 0.01)], 1)
-        response_BTCHW = self.say(F.relu(self.local(local) + self.overall(overall * 10))).unflatten(0, (B, T))
+        response_BTCHW = self.response(luma_BTCHW.flatten(0, 1), means_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
         logits_BTCHW = logits_BTCHW + history_mask(mask, T) * response_BTCHW[:, :, :1]
         hold_BTCHW = decay[:, None, 2:] * torch.sigmoid(response_BTCHW[:, :, 1:])
         averaged, last = [], maps[:, 2:]
@@ -244,6 +266,11 @@ def averages(mean: Tensor, mask: Tensor, present_BTCHW: Tensor, decay: Tensor) -
 def history_mask(mask: Tensor, frames: int) -> Tensor:
     """The history mask at each frame of a clip, `[B,T,1,H,W]`, from that at the first: 1 at all later frames."""
     return torch.stack([mask, *[torch.ones_like(mask)] * (frames - 1)], 1)
+
+
+def decay_of(log_tau: Tensor, dt: Tensor) -> Tensor:
+    """Share of an average that one frame leaves, exp(-dt / tau): seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
+    return torch.exp(-dt[:, None] / log_tau.exp())[:, :, None, None]
 
 
 class TinyUNet(nn.Module):
@@ -317,8 +344,7 @@ class TinyUNet(nn.Module):
 
     def decay(self, dt: Tensor) -> Tensor:
         """Share of every exponential average that one frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
-        log_tau = torch.cat([part.log_tau for part in self.temporal()])
-        return torch.exp(-dt[:, None] / log_tau.exp())[:, :, None, None]
+        return torch.cat([decay_of(part.log_tau, dt) for part in self.temporal()], 1)
 
     def time_constants(self) -> Tensor:
         """Tau of every exponential average, seconds: the memory's channels, then onset, fast luma, slow luma and logits."""
@@ -356,23 +382,26 @@ class TinyUNet(nn.Module):
 
         Returns logits `[B,T,1,height/4,width/4]` and the state after the last frame.
         """
-        state_BCHW = self.zero_state(len(clip_BTCHW)) if state_BCHW is None else state_BCHW
-        return self._advance(clip_BTCHW, state_BCHW, self.decay(dt))
-
-    def step(self, frame_BCHW: Tensor, state_BCHW: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        """One normalised frame `[B,3,height,width]`, the state, `decay(dt)` -> logits `[B,1,height/4,width/4]`, state."""
-        logits_BTCHW, state_BCHW = self._advance(frame_BCHW[:, None], state_BCHW, decay)
-        return logits_BTCHW[:, 0], state_BCHW
-
-    def _advance(self, clip_BTCHW: Tensor, state_BCHW: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
         B, T = clip_BTCHW.shape[:2]
+        state_BCHW = self.zero_state(B) if state_BCHW is None else state_BCHW
         mean, level, mask, maps, mask_at_4 = self.read_state(state_BCHW)
-        memory, onset, motion = decay.split((self.config.state_channels, 1, STATE_MAPS), 1)
+        memory, onset, motion = (decay_of(part.log_tau, dt) for part in self.temporal())
         bottleneck, at_8, at_4 = self.encode(clip_BTCHW.flatten(0, 1))
         fused, mean = self.memory(bottleneck.unflatten(0, (B, T)), mean, mask, memory)
         logits = self.decode(fused.flatten(0, 1), at_8, at_4).unflatten(0, (B, T))
         added, level = self.onset(level, mask, onset, T)
         logits, maps = self.motion(clip_BTCHW, logits + added, maps, mask_at_4, motion)
+        return logits, self.write_state(mean, maps, level)
+
+    def step(self, frame_BCHW: Tensor, state_BCHW: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+        """One normalised frame `[B,3,height,width]`, the state, `decay(dt)` -> logits `[B,1,height/4,width/4]`, state."""
+        mean, level, mask, maps, mask_at_4 = self.read_state(state_BCHW)
+        bottleneck, at_8, at_4 = self.encode(frame_BCHW)
+        channels = self.config.state_channels
+        fused, mean = self.memory.step(bottleneck, mean, mask, decay[:, :channels])
+        logits = self.decode(fused, at_8, at_4)
+        added, level = self.onset.step(level, mask, decay[:, channels : channels + 1])
+        logits, maps = self.motion.step(frame_BCHW, logits + added, maps, mask_at_4, decay[:, channels + 1 :])
         return logits, self.write_state(mean, maps, level)
 
 
