@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 BUILT_IN = ("libvmaf",)
 
@@ -44,6 +44,10 @@ class Allowlist:
 
     def __len__(self) -> int:
         return len(self.ops)
+
+
+AnyList: TypeAlias = str | os.PathLike[str] | Allowlist
+"""The name of a built-in list, the file of a list, or a list."""
 
 
 def load_list(source: str | os.PathLike[str]) -> Allowlist:
@@ -87,8 +91,7 @@ def _read(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        message = f"{path}: not text (byte {error.start:,}); give a list of operators as text or C source"
-        raise ListError(message) from error
+        raise ListError(f"{path}: not text (byte {error.start:,}); give a list of operators as text or C source") from error
 
 
 def _names(words: Iterable[str], where: str) -> list[str]:

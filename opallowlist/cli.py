@@ -37,15 +37,7 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
-    """How `check` reports."""
-
-    text = "text"
-    json = "json"
-    sarif = "sarif"
-    github = "github"
-
-
+Format = StrEnum("Format", ["text", "json", "sarif", "github"])
 ListName = Annotated[str, typer.Option("--list", metavar="NAME|FILE", help="built-in list, text file or C source")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 

@@ -6,7 +6,7 @@ A file's kind and size are checked before it is read, and nothing beyond the siz
 import os
 import stat
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from distill.opallowlist.report import Violation
 
@@ -34,11 +34,15 @@ class InMemoryModel(Protocol):
     def SerializeToString(self) -> bytes: ...
 
 
+Source: TypeAlias = str | os.PathLike[str] | bytes | InMemoryModel
+"""A path, the bytes of a file, or an `onnx.ModelProto`."""
+
+
 class Unreadable(OSError):
     """The file could not be opened or read, so there is no verdict. The message names it and the system's reason."""
 
 
-def read(source: str | os.PathLike[str] | bytes | InMemoryModel, max_bytes: int) -> bytes | Violation:
+def read(source: Source, max_bytes: int) -> bytes | Violation:
     """The content of `source`, or why it is refused unread: not a regular file, empty, over `max_bytes`. Raises Unreadable."""
     if isinstance(source, bytes | bytearray | memoryview):
         return _sized(bytes(source), max_bytes)

@@ -77,8 +77,7 @@ def _check_names(model: messages.Model, graph: messages.Graph, step: bool) -> It
         yield _wrong("contract-inputs", message, hint)
     if step and "state_in" not in required:
         if model.ir_version < _FIRST_OPTIONAL_IR:
-            version = model.ir_version
-            message = f"IR version {version} has no optional inputs; 'state_in' needs {_FIRST_OPTIONAL_IR} or more"
+            message = f"IR version {model.ir_version} has no optional inputs; 'state_in' needs {_FIRST_OPTIONAL_IR} or more"
             yield _wrong("contract-state", message, "save with model.ir_version = 8")
         elif optional != ["state_in"]:
             message = f"optional inputs are {_listed(optional)}; the contract has 'state_in' alone"

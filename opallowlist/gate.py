@@ -5,21 +5,15 @@ import os
 from dataclasses import replace
 
 from distill.opallowlist import container, messages, wire
-from distill.opallowlist.allowlist import Allowlist, load_list
-from distill.opallowlist.container import MAX_BYTES, InMemoryModel
+from distill.opallowlist.allowlist import Allowlist, AnyList, load_list
+from distill.opallowlist.container import MAX_BYTES, Source
 from distill.opallowlist.contract import CONTRACTS, check_contract, resolve
 from distill.opallowlist.report import Facts, Report, Violation
-from distill.opallowlist.scan import default_opset, scan
+from distill.opallowlist.scan import scan
 from distill.opallowlist.wiring import check_wiring
 
 
-def check(
-    model: str | os.PathLike[str] | bytes | InMemoryModel,
-    *,
-    allowlist: str | os.PathLike[str] | Allowlist = "libvmaf",
-    contract: str | None = None,
-    max_bytes: int = MAX_BYTES,
-) -> Report:
+def check(model: Source, *, allowlist: AnyList = "libvmaf", contract: str | None = None, max_bytes: int = MAX_BYTES) -> Report:
     """Check one model as the downstream does, and more strictly where the downstream's scanner does not look.
 
     `model` is a path, the bytes of a file, or an `onnx.ModelProto`, which is checked as it would be saved. `allowlist` is a
@@ -48,17 +42,12 @@ def check(
         for violation in check_contract(decoded, contract):
             found.refuse(violation)
     ops = dict(sorted(found.ops.items(), key=lambda item: (-item[1], item[0])))
-    opset = default_opset(decoded)
-    facts = replace(facts, ir_version=decoded.ir_version, opset=opset, nodes=found.ops.total(), ops=ops)
+    facts = replace(facts, ir_version=decoded.ir_version, opset=found.opset, nodes=found.ops.total(), ops=ops)
     return Report(source, allowed.name, len(allowed), contract, tuple(found.violations), tuple(found.warned()), facts)
 
 
 def assert_allowed(
-    model: str | os.PathLike[str] | bytes | InMemoryModel,
-    *,
-    allowlist: str | os.PathLike[str] | Allowlist = "libvmaf",
-    contract: str | None = None,
-    max_bytes: int = MAX_BYTES,
+    model: Source, *, allowlist: AnyList = "libvmaf", contract: str | None = None, max_bytes: int = MAX_BYTES
 ) -> Report:
     """`check` for tests: the report if the model is accepted, else AssertionError with the report as text."""
     from distill.opallowlist.formats import text

@@ -55,6 +55,8 @@ class Findings:
     warnings: list[Violation] = field(default_factory=list)
     ops: Counter[str] = field(default_factory=Counter)
     """Nodes per operator; custom domains are written `domain.Op`."""
+    opset: int | None = None
+    """Of the default domain; None if missing or contradictory."""
     unlisted: int = 0
     """Violations beyond MAX_FINDINGS."""
 
@@ -87,16 +89,10 @@ class Scope:
         return self.owner + self.step
 
 
-def default_opset(model: messages.Model) -> int | None:
-    """The imported version of the default domain; None if missing or contradictory."""
-    versions = {entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS}
-    return versions.pop() if len(versions) == 1 else None
-
-
 def scan(model: messages.Model, allowed: Allowlist) -> Findings:
     """Apply every content rule to every graph and function of `model`. Iterative; each graph is visited once."""
     found = Findings()
-    opset = _check_header(model, found)
+    _check_header(model, found)
     used_domains: set[str] = set()
     loops = 0
     todo = list(_roots(model, found))
@@ -109,7 +105,7 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
         for index, node in enumerate(scope.graph.node):
             used_domains.add(node.domain)
             found.ops[_qualified(node)] += 1
-            _check_op(node, index, scope, opset, allowed, found)
+            _check_op(node, index, scope, allowed, found)
             if node.op_type == "Loop":
                 loops += 1
                 _check_loop(node, index, scope, loops, found)
@@ -129,8 +125,7 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
     return found
 
 
-def _check_header(model: messages.Model, found: Findings) -> int | None:
-    opset = default_opset(model)
+def _check_header(model: messages.Model, found: Findings) -> None:
     if model.graph is None:
         found.refuse(Violation("no-graph", "the model has no graph"))
     if model.ir_version not in IR_VERSIONS:
@@ -140,15 +135,15 @@ def _check_header(model: messages.Model, found: Findings) -> int | None:
         message = f"IR version {model.ir_version} where the house value is {HOUSE_IR}"
         way_out = f"save with model.ir_version = {HOUSE_IR}; ONNX Runtime 1.16 loads no IR 10"
         found.warnings.append(Violation("house-ir", message, remedy=way_out))
-    if opset is None or opset not in OPSETS:
-        versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
+    versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
+    found.opset = versions[0] if len(versions) == 1 else None
+    if found.opset not in OPSETS:
         what = f"opset {' and '.join(map(str, versions))}" if versions else "no opset of the default domain"
         message = f"{what}; accepted is one of {OPSETS[0]} to {OPSETS[-1]}"
         way_out = f"export for opset {HOUSE_OPSET}, or convert with onnx.version_converter"
         found.refuse(Violation("opset", message, remedy=way_out))
-    elif opset != HOUSE_OPSET:
-        found.warnings.append(Violation("house-opset", f"opset {opset} where the house value is {HOUSE_OPSET}"))
-    return opset
+    elif found.opset != HOUSE_OPSET:
+        found.warnings.append(Violation("house-opset", f"opset {found.opset} where the house value is {HOUSE_OPSET}"))
 
 
 def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
@@ -173,7 +168,7 @@ def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
             yield from subgraphs(attribute, path, "", 0)
 
 
-def _check_op(node: messages.Node, index: int, scope: Scope, opset: int | None, allowed: Allowlist, found: Findings) -> None:
+def _check_op(node: messages.Node, index: int, scope: Scope, allowed: Allowlist, found: Findings) -> None:
     op = node.op_type
     if not op or len(op.encode()) > MAX_OP_NAME_BYTES:
         rule, message = "op-name", "no operator name" if not op else f"operator name of {len(op.encode())} bytes"
@@ -189,8 +184,8 @@ def _check_op(node: messages.Node, index: int, scope: Scope, opset: int | None, 
         rule, message, way_out = "scan", "refused whatever the list says", remedies.remedy(op, allowed)
     elif op not in allowed:
         rule, message, way_out = "op", f"not on the list '{allowed.name}'", remedies.remedy(op, allowed)
-    elif opset is not None and opset < FIRST_OPSET.get(op, 0):
-        rule, message = "op-opset", f"{op} exists from opset {FIRST_OPSET[op]} on, the model is opset {opset}"
+    elif found.opset is not None and found.opset < FIRST_OPSET.get(op, 0):
+        rule, message = "op-opset", f"{op} exists from opset {FIRST_OPSET[op]} on, the model is opset {found.opset}"
         way_out = f"export for opset {FIRST_OPSET[op]}, or spell it out with older operators"
     else:
         return

@@ -42,7 +42,7 @@ class Malformed(ValueError):
 _VARINT, _FIXED64, _LEN, _FIXED32 = 0, 1, 2, 5  # protobuf wire types; 3 and 4 are groups, which ONNX never had
 
 # How the bytes of a field become a value.
-_INT, _INT32, _FIXED, _STR, _BYTES, _PACKED_VARINT, _PACKED_FIXED, _PACKED_INTS, _MESSAGE = range(9)
+_INT, _INT32, _FIXED, _STR, _PACKED_VARINT, _PACKED_FIXED, _PACKED_INTS, _MESSAGE = range(8)
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class _Field:
     once: str | None
     """The slot that may be filled once; None for repeated fields."""
     width: int = 0
-    """Bytes per element of packed fixed-width data."""
+    """Bytes per element of packed fixed-width data, 1 for `bytes`."""
     message: _Message | None = None
 
 
@@ -74,8 +74,8 @@ _SCALARS: dict[str, list[tuple[int, int, int]]] = {
     "fixed32*": [(_FIXED32, _FIXED, 4), (_LEN, _PACKED_FIXED, 4)],
     "str": [(_LEN, _STR, 0)],
     "str*": [(_LEN, _STR, 0)],
-    "bytes": [(_LEN, _BYTES, 0)],
-    "bytes*": [(_LEN, _BYTES, 0)],
+    "bytes": [(_LEN, _PACKED_FIXED, 1)],
+    "bytes*": [(_LEN, _PACKED_FIXED, 1)],
     # Tensor data is declared packed, and always written as one packed field.
     "packed_varint": [(_LEN, _PACKED_VARINT, 0)],
     "packed32": [(_LEN, _PACKED_FIXED, 4)],
@@ -171,45 +171,36 @@ def decode(data: bytes) -> Model:
                     raise Malformed(f"messages nested more than {MAX_NESTING} deep", start)
                 if at > value_start:
                     todo.append((child, submessage, value_start, at, depth + 1))
-            elif how == _STR:
-                if keep:
-                    if at - value_start > MAX_NAME_BYTES:
-                        raise Malformed(f"'{entry.name}' is {at - value_start:,} bytes long", start)
-                    try:
-                        name = data[value_start:at].decode("utf-8")
-                    except UnicodeDecodeError:
-                        raise Malformed(f"'{entry.name}' is not UTF-8", start) from None
-                    _put(target, entry, name)
+                continue
+            if how == _PACKED_FIXED and (at - value_start) % entry.width:
+                raise Malformed(f"truncated: '{entry.name}' is not a whole number of elements", start)
+            if how == _PACKED_VARINT or (how == _PACKED_INTS and not keep):
+                _check_varints(data, value_start, at, entry.name)
+            if not keep:
+                continue
+            if how == _STR:
+                if at - value_start > MAX_NAME_BYTES:
+                    raise Malformed(f"'{entry.name}' is {at - value_start:,} bytes long", start)
+                try:
+                    name = data[value_start:at].decode("utf-8")
+                except UnicodeDecodeError:
+                    raise Malformed(f"'{entry.name}' is not UTF-8", start) from None
+                _put(target, entry, name)
             elif how == _INT:
-                if keep:
-                    _put(target, entry, number - (1 << 64) if number >> 63 else number)
+                _put(target, entry, number - (1 << 64) if number >> 63 else number)
             elif how == _INT32:
                 # int32 and enum fields keep the low 32 bits of a longer varint; so does every protobuf reader.
-                if keep:
-                    number &= 0xFFFFFFFF
-                    _put(target, entry, number - (1 << 32) if number >> 31 else number)
-            elif how == _BYTES:
-                if keep:
-                    _put(target, entry, view[value_start:at])
-            elif how == _PACKED_FIXED:
-                if (at - value_start) % entry.width:
-                    raise Malformed(f"truncated: '{entry.name}' is not a whole number of elements", start)
-                if keep:
-                    _put(target, entry, view[value_start:at])
-            elif how == _PACKED_VARINT:
-                _check_varints(data, value_start, at, entry.name)
-                if keep:
-                    _put(target, entry, view[value_start:at])
+                number &= 0xFFFFFFFF
+                _put(target, entry, number - (1 << 32) if number >> 31 else number)
             elif how == _PACKED_INTS:
-                if keep:
-                    while value_start < at:
-                        fields_left -= 1
-                        if fields_left < 0:
-                            break  # reported at the next field, or after the loop
-                        number, value_start = _varint(data, value_start, at, 10)
-                        _put(target, entry, number - (1 << 64) if number >> 63 else number)
-                else:
-                    _check_varints(data, value_start, at, entry.name)
+                while value_start < at:
+                    fields_left -= 1
+                    if fields_left < 0:
+                        break  # reported at the next field, or after the loop
+                    number, value_start = _varint(data, value_start, at, 10)
+                    _put(target, entry, number - (1 << 64) if number >> 63 else number)
+            else:  # bytes and packed data; the class has no fixed-width numbers
+                _put(target, entry, view[value_start:at])
     if fields_left < 0:
         raise Malformed(f"more than {MAX_FIELDS:,} fields", len(data))
     return model

@@ -4,8 +4,8 @@
     frames in between: interpolated                  ->  every map scaled to a maximum of 1  ->  logits
 
 Both networks were released with `every` = 1: one pass per frame, although neighbouring windows share all frames but one.
-Windows can share exactly only the layers that see one frame at a time, which are the first; all later layers mix frames
-and depend on the window's edges. So labelling every second frame costs half, with interpolated maps in between.
+They can share only the first layers, which see one frame at a time; all later layers mix frames and depend on the window's
+edges. So labelling every second frame costs half, with interpolated maps in between.
 
 Both networks were trained with losses that ignore a map's scale (KL divergence of maps that sum to 1), and their authors
 divide each map by its maximum. So does this file: a saliency of 1 means "as salient as this frame gets".
@@ -106,9 +106,9 @@ class LastFrameTeacher(Teacher, ABC, Generic[Net, Config]):
     def windows_logits(self, frames: Tensor, rows_BT: Tensor) -> Tensor:
         """Prepared frames, all different, and which of them each window holds -> logits of last frames `[B, h, w]`."""
 
+    @abstractmethod
     def finish(self, saliency_Bhw: Tensor) -> Tensor:
-        """The authors' post-processing of saliency maps in [0, 1], `[B, h, w]`."""
-        return saliency_Bhw
+        """The authors' post-processing of saliency maps in [0, 1], `[B, h, w]`, if the configuration includes it."""
 
     @torch.inference_mode()
     def infer(self, inputs: Tensor, fps: float) -> Tensor:

@@ -17,6 +17,7 @@ shared between experts and may be on the meta device.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -135,13 +136,11 @@ def merge_lora(state: Mapping[str, Tensor], *, alpha: float = 128.0) -> dict[str
     up: dict[str, Tensor] = {}
     for key, value in state.items():
         name = plain_name(key)
-        if name.endswith(".lora_A.default.weight"):
-            down[name.removesuffix(".lora_A.default.weight")] = value
-        elif name.endswith(".lora_B.default.weight"):
-            up[name.removesuffix(".lora_B.default.weight")] = value
+        if pair := re.fullmatch(r"(.*)\.lora_([AB])\.default\.weight", name):
+            (down if pair[2] == "A" else up)[pair[1]] = value
+        elif name in merged:
+            raise ValueError(f"the trunk weight {name!r} occurs twice; give the base's or the expert's, not both")
         else:
-            if name in merged:
-                raise ValueError(f"the trunk weight {name!r} occurs twice; give the base's or the expert's, not both")
             merged[name] = value
     for layer in sorted(down.keys() | up.keys()):
         if layer not in down or layer not in up:

@@ -222,8 +222,7 @@ class SalfomNet(nn.Module):
         by_image = larger(F.relu(self.conv_2D_9(z)), 2)
 
         fused = torch.cat((by_image, by_attention, by_volume), dim=1)
-        logits_BCHW: Tensor = self.conv_9(F.relu(self.conv_8(F.relu(self.conv_7(fused)))))
-        return logits_BCHW.squeeze(1)
+        return self.conv_9(F.relu(self.conv_8(F.relu(self.conv_7(fused))))).squeeze(1)
 
 
 def window(frame: int, count: int) -> np.ndarray:

@@ -234,8 +234,7 @@ class TasedNet(nn.Module):
         z_BTCHW = F.max_unpool2d(z_NCHW, coarse_switches, [2, 2]).unflatten(0, batch)
         z_BTCHW = unpooled(self.convtsp2(z_BTCHW), middle)
         z_BTCHW = unpooled(self.convtsp3(z_BTCHW), fine)
-        logits_BTCHW: Tensor = self.convtsp4(z_BTCHW)
-        return logits_BTCHW[:, 0, 0]
+        return self.convtsp4(z_BTCHW)[:, 0, 0]
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """Windows of RGB frames in [-1, 1], `[B, 3, 32, H, W]` -> logits of the last frames `[B, H, W]`. ValueError for others."""

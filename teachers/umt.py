@@ -3,9 +3,8 @@
     frames -> embed: a token per patch of 16x16 pixels, frame by frame -> + position -> blocks -> tokens
 
 It is the fine-tuned encoder of *Unmasked Teacher* (Li et al., 2023) with patches of one frame each, sizes B and L, name for
-name, including the unused classification head that the files contain. Every block attends over all 3136 tokens of a window,
-and positions within the window are added before the first block. So two windows can share only `embed` of a frame, one
-five-hundredth of the work.
+name, including the unused classification head that the files contain. Two windows can share only `embed` of a frame, one
+five-hundredth of the work: positions within the window are added before the first block, which attends over all tokens.
 """
 
 from dataclasses import dataclass

@@ -61,8 +61,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             content = load_file(path)
         except (SafetensorError, OSError) as error:
-            message = f"{path} is a truncated or damaged safetensors file ({_line(error)}); fetch it again"
-            raise ValueError(message) from None
+            raise ValueError(f"{path} is a truncated or damaged safetensors file ({_line(error)}); fetch it again") from None
         return _tensors(path, content)
     if kind == "archive" and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is truncated: the archive's end is missing; fetch it again")

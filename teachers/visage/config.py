@@ -110,8 +110,7 @@ class VisageConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or a weights file; `from_dict` reads them."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "VisageConfig":

@@ -105,8 +105,7 @@ class Decoder1(nn.Module):
         a11 = self.blend11(torch.cat((self.upsample11(f11) * attention, a17), dim=1))
         a5 = self.blend5(torch.cat((self.upsample5(f5) * attention, a11), dim=1))
         a5 = a5 * (1 + gamma_BC111) + beta_BC111
-        prior_HW: Tensor = self.center_bias()
-        return map_frames(self.final_head, a5, self.out_px) + prior_HW
+        return map_frames(self.final_head, a5, self.out_px) + self.center_bias()
 
 
 class Expert1(nn.Module):
@@ -229,8 +228,7 @@ class Expert2(nn.Module):
     def forward(self, streams: Sequence[Tensor], aux: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Four token streams `[B, 1 + T·h·w, D]` -> logits `[B, T, out_px, out_px]`, and with `aux` those of the
         auxiliary heads `p23`, `p17`, `p11`, of the same shape."""
-        logits_BTHW, auxiliary = self.decoder(reduce_taps(self.dim_reducers, streams, self.config.trunk), aux)
-        return logits_BTHW, auxiliary
+        return self.decoder(reduce_taps(self.dim_reducers, streams, self.config.trunk), aux)
 
 
 def dim_reducers(config: VisageConfig) -> nn.ModuleList:

@@ -107,8 +107,7 @@ class Visage(Teacher):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            kind = type(error).__name__
-            raise ValueError(f"{path} is not a teacher's weights file ({kind}); train it again") from error
+            raise ValueError(f"{path} is not a teacher's weights file ({type(error).__name__}); train it again") from error
         if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
             raise ValueError(f"{path} does not hold a {FILE_FORMAT!r} teacher; save Visage.saved_state()")
         config = VisageConfig.from_dict(content["config"])
