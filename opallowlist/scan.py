@@ -104,7 +104,7 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
         inner: list[Scope] = []
         for index, node in enumerate(scope.graph.node):
             used_domains.add(node.domain)
-            found.ops[_qualified(node)] += 1
+            found.ops[short(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")] += 1
             _check_op(node, index, scope, allowed, found)
             if node.op_type == "Loop":
                 loops += 1
@@ -121,7 +121,10 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
                 found.refuse(Violation("subgraph-depth", message, subgraph.path, remedy=way_out))
             else:
                 todo.append(subgraph)
-    _warn_unused_domains(model, used_domains, found)
+    for entry in model.opset_import:
+        if entry.domain not in DEFAULT_DOMAINS and entry.domain not in used_domains:
+            message = f"imports the domain '{short(entry.domain)}' and uses nothing of it"
+            found.warnings.append(Violation("unused-domain", message, remedy="drop it from opset_import"))
     return found
 
 
@@ -295,13 +298,6 @@ def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) 
         yield Scope(owner, f"{node}.{short(attribute.name)}[{number}]", depth + 1, graph)
 
 
-def _warn_unused_domains(model: messages.Model, used: set[str], found: Findings) -> None:
-    for entry in model.opset_import:
-        if entry.domain not in DEFAULT_DOMAINS and entry.domain not in used:
-            message = f"imports the domain '{short(entry.domain)}' and uses nothing of it"
-            found.warnings.append(Violation("unused-domain", message, remedy="drop it from opset_import"))
-
-
 def _at(rule: str, message: str, scope: Scope, node: messages.Node, index: int, way_out: str) -> Violation:
     return Violation(rule, message, scope.path, short(node.name), short(node.op_type), index, way_out)
 
@@ -309,7 +305,3 @@ def _at(rule: str, message: str, scope: Scope, node: messages.Node, index: int, 
 def label(node: messages.Node, index: int) -> str:
     """A node in a graph path: `If_3`."""
     return f"{short(node.op_type)}_{index}"
-
-
-def _qualified(node: messages.Node) -> str:
-    return short(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")

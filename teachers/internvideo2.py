@@ -302,11 +302,11 @@ def resize_pos_embed(
     count, width = pos_embed.shape[1] - 1, pos_embed.shape[2]
     if count != orig_t_size * grid * grid:
         frames, rest = divmod(count, grid * grid)
-        way_out = f"set orig_t_size={frames}" if not rest else "set orig_t_size and orig_grid to the file's values"
-        raise ValueError(
-            f"pos_embed holds {count} patch positions, which is not orig_t_size={orig_t_size} frames of {grid}x{grid}"
-            + (f" but {frames} frames; {way_out}" if not rest else f" nor any other number of frames; {way_out}")
-        )
+        way_out = "nor any other number of frames; set orig_t_size and orig_grid to the file's values"
+        if not rest:
+            way_out = f"but {frames} frames; set orig_t_size={frames}"
+        expected = f"orig_t_size={orig_t_size} frames of {grid}x{grid}"
+        raise ValueError(f"pos_embed holds {count} patch positions, which is not {expected} {way_out}")
     if (orig_t_size, grid) == (config.frames, config.grid):
         return pos_embed
     cls_11D, patches_1ND = pos_embed[:, :1].float(), pos_embed[:, 1:].float()
@@ -325,9 +325,7 @@ def trunk_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Of a multi-modal file these are the keys under `vision_encoder.`, without text and audio encoders and projections.
     """
     prefix = "vision_encoder."
-    if any(key.startswith(prefix) for key in state):
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return dict(state)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)} or dict(state)
 
 
 def fit_to_window(

@@ -113,11 +113,9 @@ def _kind(path: Path) -> str:
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     """The innermost dict of tensors, without DataParallel's prefix in the names."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    inner = content
+    while isinstance(inner, Mapping):
+        content, inner = inner, next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping)), None)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds one {type(content).__name__}, not tensors by name; save a state dict")
     if not content:

@@ -169,8 +169,7 @@ class ConvGRUCell(nn.Module):
 
     def path(self, domain: str, name: str, x_BChw: Tensor) -> Tensor:
         conv, norm, gain = self.PATHS[name]
-        y_BChw: Tensor = self.get_submodule(norm)(self.get_submodule(conv)(x_BChw, domain), domain)
-        return self.get_parameter(gain) * y_BChw
+        return self.get_parameter(gain) * self.get_submodule(norm)(self.get_submodule(conv)(x_BChw, domain), domain)
 
     def forward(self, x_BTChw: Tensor, hidden_BChw: Tensor | None, domain: str) -> tuple[Tensor, Tensor]:
         """Input and previous state (None at a video's start) -> the state after every frame, and after the last."""
