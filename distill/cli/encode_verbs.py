@@ -1,6 +1,5 @@
 """Verbs that encode video with a saliency map: `encode` writes one file, `bd` measures what a map gains."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +35,7 @@ def encode(
     from distill.encoding.encode import encode as encode_video
     from distill.encoding.planner import open_maps
 
-    coding, shaping = _settings(encoder, threads, crf, bitrate, params or [])
+    coding, shaping = _settings(encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []))
     roi = check_outputs(target, map_, roi_out, format_)
     maps = open_maps(model, map_, cuts, threads or 1)
     facts = encode_video(source, target, maps, coding, shaping, interruptible(output.quiet), roi, video_only)
@@ -76,7 +75,7 @@ def bd(
     from distill.encoding.compare import compare
     from distill.encoding.excerpts import find_sources, unique_names
 
-    coding, shaping = _settings(encoder, threads)
+    coding, shaping = _settings(encoder, threads=threads)
     try:
         rates = [float(text) for text in crfs.split(",")]
     except ValueError:
@@ -107,9 +106,7 @@ def bd(
         raise Interrupted(f"bd, after {len(result['clips'])} of {len(sources)} clips")
 
 
-def _settings(
-    options: EncoderOptions, threads: int, crf: float | None = None, bitrate: int | None = None, params: Sequence[str] = ()
-) -> Any:  # fmt: skip
+def _settings(options: EncoderOptions, **coding: Any) -> Any:
     """How the encoder is run, and how maps become offsets. Raises UsageError for an unknown block size or `neutral`."""
     from distill.encoding.encoders import Coding
     from distill.encoding.planner import check_shaping
@@ -117,4 +114,4 @@ def _settings(
 
     check_shaping(options.block, options.neutral)
     shaping = Shaping(options.strength, options.block, options.neutral, prior=options.prior)
-    return Coding(options.codec, crf, bitrate, options.preset, tuple(params), threads), shaping
+    return Coding(options.codec, preset=options.preset, **coding), shaping

@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from distill.cli.options import JsonOption, LayoutOption, Output
 from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows
+from distill.labels import catalogue
 from distill.run.directory import environment, missing_modules
 from distill.run.errors import GateFailed, UsageError
 from distill.run.parallel import usable_cores
@@ -29,22 +30,19 @@ def inspect(
     """
     from distill.tools.inspect_files import corpus_in, describe
 
-    if name := corpus or corpus_in(path):
-        _inspect_corpus(path, name, show, out, output)
-        return
-    if show:
-        raise UsageError(f"--show draws a clip of a corpus, and {path} is no corpus")
-    facts = describe(path)
-    print_facts(facts, str(path), output.as_json)
-    if str(facts.get("gate", "")).startswith("refused"):
-        _fail(f"{path} is refused by the gate", output.as_json)
-
-
-def _inspect_corpus(path: Path, name: str, show: str | None, out: Path | None, output: Output) -> None:
-    from distill.tools.inspect_corpus import describe_corpus, summary, table_rows
-
     if out and not show:
         raise UsageError("-o names the drawing of --show CLIP; give both")
+    name = corpus or corpus_in(path)
+    if not name:
+        if show:
+            raise UsageError(f"--show draws a clip of a corpus, and {path} is no corpus")
+        facts = describe(path)
+        print_facts(facts, str(path), output.as_json)
+        if str(facts.get("gate", "")).startswith("refused"):
+            _fail(f"{path} is refused by the gate", output.as_json)
+        return
+    from distill.tools.inspect_corpus import describe_corpus, summary, table_rows
+
     found, facts = describe_corpus(path, name, interruptible(output.quiet).track)
     if show:
         from distill.tools.corpus_sheet import write_sheet
@@ -84,8 +82,6 @@ def teachers(
     name: Annotated[str | None, Argument(metavar="[NAME]", help="one teacher in full")] = None, as_json: JsonOption = False
 ) -> None:  # fmt: skip
     """The teacher catalogue: what each licence allows, where the weights are published, and what labelling costs."""
-    from distill.labels import catalogue
-
     entries = catalogue.entries(name)
     if as_json:
         print_json({"schema": 1, "teachers": [asdict(entry) for entry in entries]})
@@ -127,10 +123,8 @@ def calibrate(
         print_json({"schema": 1, "files": [str(out)], **found.to_dict()})
         return
     scores = {"as they are": found.before, "calibrated": found.after}
-    print_rows(
-        [{"labels": name, **{LABELS[m]: f"{value:.3f}" for m, value in s.items()}} for name, s in scores.items()],
-        f"{len(found.clips)} clips, {'each held out in turn' if found.held_out else 'the very clips of the fit'}",
-    )
+    rows = [{"labels": name, **{LABELS[m]: f"{value:.3f}" for m, value in s.items()}} for name, s in scores.items()]
+    print_rows(rows, f"{len(found.clips)} clips, {'each held out in turn' if found.held_out else 'the very clips of the fit'}")
     fitted, verdict = found.fitted, "" if found.helps else ": no gain, so the labels stay as they are"
     print(f"temperature {fitted.temperature:.3g}, bias {fitted.bias:.3g}, blur {fitted.blur:g}{verdict}")
     print(out)

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
-RUN_DIRECTORY = "run directory; default runs/CORPUS-TEACHER, with a recipe runs/NAME"
 NEUTRAL = "what stays as without a map: bits (the size, about), mean (the mean offset is 0), off (nothing)"
 
 RecipeArgument = Annotated[Path | None, Argument(metavar="[RECIPE.toml]", help="recipe; `distill init` writes one")]
@@ -46,7 +45,7 @@ class RunOptions:
     teacher: Annotated[str | None, Option(help="teacher.name; `distill teachers` lists them; several: a+b")] = None
     maps: Annotated[list[Path] | None, Option(help="teacher.maps: folder of soft labels; repeatable")] = None
     accept: Annotated[list[str] | None, Option("--accept-licence", metavar="NAME", help=ACCEPT)] = None
-    out: Annotated[Path | None, Option("--out", "-o", help=RUN_DIRECTORY)] = None
+    out: Annotated[Path | None, Option("--out", "-o", help="run directory; default runs/CORPUS-TEACHER or runs/RECIPE")] = None
     sets: Annotated[list[str] | None, Option("--set", metavar="SECTION.KEY=VALUE", help="any recipe key; repeatable")] = None
     force: Annotated[bool, Option("--force", help="start over: replace the run in --out")] = False
 

@@ -115,8 +115,7 @@ def _same_command() -> str:
 
 def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:
     metrics = read_json(directory / "metrics.json") if stage in ("eval", "report") else None
-    exported = sorted(str(p) for p in (directory / "export").glob("*")) if (directory / "export").is_dir() else []
-    files = [*exported, *(str(directory / n) for n in ("metrics.json", "report.html") if (directory / n).exists())]
+    files = [str(p) for name in ("export/*", "metrics.json", "report.html") for p in sorted(directory.path.glob(name))]
     results = {}
     if metrics and metrics["predictors"]:
         from distill.evaluation.statistics import by_corpus

@@ -84,8 +84,7 @@ def write_csv(result: dict[str, Any], path: Path) -> None:
         for measure in LABELS:
             if over := row.get(measure):
                 ends = over["interval"] or ("", "")
-                values = (over["mean"], *ends, over["clips"], over["better"])
-                lines.writerow(("", "", row["map"], row["less"], measure, *values))
+                lines.writerow(("", "", row["map"], row["less"], measure, over["mean"], *ends, over["clips"], over["better"]))
     write_bytes(path, text.getvalue().encode())
 
 

@@ -8,7 +8,7 @@ Intervals are bootstrap intervals over clips; two maps are compared by their dif
 (`distill.evaluation.statistics`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +25,7 @@ from distill.encoding.qp_offsets import Shaping
 from distill.evaluation.statistics import mean_and_interval
 from distill.export.streaming import Stream
 from distill.run.errors import Interrupted, UsageError
-from distill.run.progress import Narrator
+from distill.run.progress import Bar, Narrator
 
 NO_MAP, CENTRE = "no map", "centred Gaussian"
 DECODERS = {"x264": "h264", "x265": "hevc"}
@@ -59,12 +59,6 @@ def compare(
     proxy_maps = open_maps(proxy, None) if proxy else None
     clips: dict[str, Any] = {}
     with narrator.bar("bd", len(sources) * len(maps) * len(crfs), unit="encodes") as bar:
-
-        def count(note: str) -> None:
-            bar.advance(note=note)
-            if narrator.stop() and bar.done < bar.total:
-                raise Interrupted(f"bd, at {note}; nothing is saved")
-
         try:
             for name, read in sources:
                 excerpt = read()
@@ -72,7 +66,7 @@ def compare(
                     excerpt = with_proxy_weights(excerpt, proxy_maps, proxy.name)
                 if not clips:
                     check_map_counts(excerpt.picture, coding)
-                clips[name] = _measure_clip(name, excerpt, maps, coding, shaping, crfs, count)
+                clips[name] = _measure_clip(name, excerpt, maps, coding, shaping, crfs, narrator, bar)
         except Interrupted:
             if not clips:
                 raise
@@ -101,7 +95,7 @@ def _report_gaps(clips: Mapping[str, Any], narrator: Narrator) -> None:
 
 def _measure_clip(
     name: str, excerpt: Excerpt, maps: Mapping[str, Stream | Maps | None], coding: Coding, shaping: Shaping,
-    crfs: Sequence[float], count: Callable[[str], None],
+    crfs: Sequence[float], narrator: Narrator, bar: Bar,
 ) -> dict[str, Any]:  # fmt: skip
     points: dict[str, list[dict[str, float]]] = {}
     for title, of_map in maps.items():
@@ -109,7 +103,9 @@ def _measure_clip(
         points[title] = []
         for crf in crfs:
             points[title].append(measure_point(excerpt, offsets, replace(coding, crf=crf), shaping.block))
-            count(f"{name}, {title}")
+            bar.advance(note=f"{name}, {title}")
+            if narrator.stop() and bar.done < bar.total:
+                raise Interrupted(f"bd, at {name}, {title}; nothing is saved")
     weights = {"by": excerpt.weights_by, "judge": excerpt.proxy, "frames": len(excerpt.weights)}
     return {"frames": len(excerpt.frames), "weights": weights, "points": points, **gains(points)}
 
@@ -205,6 +201,5 @@ def _over_clips(clips: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     for measure in (*QUALITIES, "size"):
         if values := [of_clip[measure] for of_clip in clips if measure in of_clip]:
             mean, interval = mean_and_interval(values)
-            better = sum(value < 0 for value in values)
-            result[measure] = {"mean": mean, "interval": interval, "clips": len(values), "better": better}
+            result[measure] = {"mean": mean, "interval": interval, "clips": len(values), "better": sum(v < 0 for v in values)}
     return result

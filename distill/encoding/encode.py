@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import av
+
 from distill.encoding import source as videos
 from distill.encoding.container import EncodedFile
 from distill.encoding.encoders import Coding, RegionMarker, check_coding, check_map_counts
@@ -27,15 +29,13 @@ def check_outputs(target: Path | None, map_name: str | None, roi_file: Path | No
     """The ROI file and its format, if requested. Raises UsageError for options that do not go together."""
     if (roi_file is None) != (format_ is None):
         raise UsageError(f"--roi-out FILE and --format go together; formats: {', '.join(FORMATS)}")
-    if roi_file is None or format_ is None:
-        if target is None:
-            raise UsageError("name the file to write, or a --roi-out")
-        return None
-    if format_ not in FORMATS:
+    if target is None and roi_file is None:
+        raise UsageError("name the file to write, or a --roi-out")
+    if format_ not in (None, *FORMATS):
         raise UsageError(f"--format {format_} is unknown; there are {', '.join(FORMATS)}")
-    if map_name == "none":
+    if roi_file and map_name == "none":
         raise UsageError("--map none has no map to write with --roi-out")
-    return roi_file, format_
+    return (roi_file, format_) if roi_file and format_ else None
 
 
 def encode(
@@ -60,7 +60,8 @@ def encode(
         check_coding(coding)
     first = videos.first_frame(source)
     with videos.open_video(source) as container, ExitStack() as stack:
-        picture = videos.describe_picture(videos.video_stream(container), first, coding if target else None, narrator)
+        video = videos.video_stream(container)
+        picture = videos.describe_picture(video, first, coding if target else None, narrator)
         if isinstance(maps, Stream) and (slower := maps.slowdown(float(picture.rate))) > 1.05:
             rates = f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for"
             narrator.say(f"{rates} {1 / maps.period:.4g}: it will remember {slower:.2g}x as long")
@@ -72,7 +73,8 @@ def encode(
         out = EncodedFile(stack, target, container, first, picture, coding, video_only, narrator) if target else None
         marker = RegionMarker(picture, shaping.block)
         frames = videos.read_frames(source, container, first, out.copied if out else {}, out.copy if out else None)
-        for frame in narrator.track(frames, "encode", videos.expected_frames(container), "frames"):
+        approximately = int(video.frames or (container.duration or 0) / av.time_base * float(video.average_rate or 25) or 1)
+        for frame in narrator.track(frames, "encode", approximately, "frames"):
             offsets = planner.plan(frame)
             if out:
                 out.write(marker.mark(frame, offsets))

@@ -146,11 +146,10 @@ class RegionMarker:
     def _build(self, frame: av.VideoFrame, offsets: np.ndarray | None) -> Any:
         picture, graph = self.picture, av.filter.Graph()
         # Regions do not depend on time: any time base will do, and `mark` restores the time stamps.
-        source = graph.add(
+        nodes = [graph.add(
             "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name, time_base="1/1000",
             pixel_aspect="1/1", colorspace=str(int(frame.colorspace)), range=str(int(frame.color_range)),
-        )  # fmt: skip
-        nodes = [source]
+        )]  # fmt: skip
         if (frame.height, frame.width) != picture.size:
             nodes.append(graph.add("crop", f"{picture.width}:{picture.height}:0:0:exact=1"))
         regions = [] if offsets is None else addroi(offsets, self.block, picture.size, picture.bits)

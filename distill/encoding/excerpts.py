@@ -21,7 +21,6 @@ from distill.corpora import Clip, density_map, fixation_map, open_corpus
 from distill.corpora.video import probe, read_frames
 from distill.encoding.encoders import Picture
 from distill.encoding.planner import saliency_of
-from distill.encoding.qp_offsets import check_map
 from distill.export.streaming import Stream
 from distill.recipe import keys
 from distill.run.errors import UsageError
@@ -53,8 +52,7 @@ Source = tuple[str, Callable[[], Excerpt]]  # the name of a clip, and a function
 
 def read_video(path: Path, frames: int) -> Excerpt:
     """The excerpt of a video file; it has no gaze."""
-    _, _, _, fps = probe(path)
-    return make_excerpt(islice(read_frames(path), frames), fps, {})
+    return make_excerpt(islice(read_frames(path), frames), probe(path)[3], {})
 
 
 def read_clip(clip: Clip, frames: int) -> Excerpt:
@@ -92,7 +90,6 @@ def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str) -> Excerpt:
     for index, frame in enumerate(excerpt.frames):
         try:
             saliency, _ = saliency_of(frame, excerpt.picture.size, stream.map, float(frame.time or 0))
-            check_map(saliency)
         except ValueError as error:
             raise UsageError(str(error)) from None
         if saliency.any():
@@ -138,8 +135,8 @@ def find_sources(
     if corpus or root or clips:
         if not (corpus and root):
             raise UsageError("clips with gaze need --corpus and --root, and optionally --clips ID,ID")
-        options = keys.Corpus(name=corpus, root=(str(root),))
-        opened = open_corpus(corpus, [str(root)], track=narrator.track, options=options)
+        recipe = keys.Corpus(name=corpus, root=(str(root),))
+        opened = open_corpus(corpus, [str(root)], track=narrator.track, options=recipe)
         chosen = opened.select(clips.split(",")) if clips else [c for c in opened.clips if c.annotated_frames]
         found += [(clip.id, partial(read_clip, clip, frames)) for clip in chosen if not clip.static]
     if not found:

@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from distill.encoding.encoders import Picture
-from distill.encoding.qp_offsets import BLOCKS, LIMIT, NEUTRAL, Shaping, areas, block_bits, qp_offsets, step_for
+from distill.encoding.qp_offsets import BLOCKS, LIMIT, NEUTRAL, Shaping, areas, block_bits, check_map, qp_offsets, step_for
 from distill.encoding.roi_files import SVT_BLOCK, SVT_LEVELS, RoiFile
 from distill.evaluation.centre import centred_gaussian
 from distill.evaluation.predictors import load_predictor
@@ -28,10 +28,9 @@ MODEL_WIDTH = 640  # px of the frame that a model sees: the width of the corpora
 
 def check_shaping(block: int, neutral: str) -> None:
     """Raises UsageError for an unknown block size or `neutral`."""
-    if block not in BLOCKS:
-        raise UsageError(f"--block {block} is unknown; there are {', '.join(map(str, BLOCKS))}")
-    if neutral not in NEUTRAL:
-        raise UsageError(f"--neutral {neutral} is unknown; there are {', '.join(NEUTRAL)}")
+    for option, value, known in (("--block", block, BLOCKS), ("--neutral", neutral, NEUTRAL)):
+        if value not in known:
+            raise UsageError(f"{option} {value} is unknown; there are {', '.join(map(str, known))}")
 
 
 def centre_map(frame: np.ndarray, seconds: float) -> np.ndarray:
@@ -60,6 +59,7 @@ def saliency_of(frame: av.VideoFrame, size: tuple[int, int], maps: Maps, seconds
     height, width = (max(16, 8 * round(side * scale / 8)) for side in size)  # some models take only multiples of 8
     rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
     saliency = np.rot90(maps(np.ascontiguousarray(np.rot90(rgb, turns)), seconds), -turns)
+    check_map(saliency)
     return saliency, rgb @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -71,14 +71,14 @@ class OffsetTrack:
     size: tuple[int, int]
     offsets: np.ndarray | None = None
     bits: np.ndarray | None = None  # of the blocks, smoothed over frames: a single frame's make offsets flicker
-    all_bits: np.ndarray | float = 0.0
+    all_bits: np.ndarray | None = None  # their sum over all frames
 
     def step(self, saliency: np.ndarray, luma: np.ndarray, before: np.ndarray | None) -> np.ndarray:
         """The offsets of the next frame, from its map and the luma of it and of the frame before."""
         if self.shaping.neutral == "bits":
             bits = block_bits(luma, before, self.shaping.block, self.size)
             self.bits = bits if self.bits is None else (self.bits + bits) / 2
-            self.all_bits = self.all_bits + bits
+            self.all_bits = bits if self.all_bits is None else self.all_bits + bits
         self.offsets = qp_offsets(saliency, self.shaping, self.size, self.offsets, self.bits)
         return self.offsets
 
@@ -129,17 +129,15 @@ class Planner:
             raise UsageError(f"frame {self.frames}: {error}") from None
         self.changes += previous is not None and not np.array_equal(offsets, previous)
         self.lowest, self.highest = min(self.lowest, int(offsets.min())), max(self.highest, int(offsets.max()))
-        weights = areas(self.picture.size, self.shaping.block)
-        self.total += float((offsets * weights).sum() / weights.sum())
+        self.total += float(np.average(offsets, weights=areas(self.picture.size, self.shaping.block)))
         self._sum = saliency.astype(float) if self._sum is None else self._sum + saliency
         return offsets
 
     def static(self) -> np.ndarray:
         """The offsets of the mean of all maps."""
         assert self._sum is not None
-        bits = self._track.all_bits
         mean = np.clip(self._sum / self.frames, 0, 1)
-        return qp_offsets(mean, self.shaping, self.picture.size, None, bits if isinstance(bits, np.ndarray) else None)
+        return qp_offsets(mean, self.shaping, self.picture.size, None, self._track.all_bits)
 
     @property
     def seconds(self) -> float:

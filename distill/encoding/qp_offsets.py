@@ -125,8 +125,9 @@ class Shaping:
             raise ValueError(f"neutral must be one of {', '.join(NEUTRAL)}; got {self.neutral!r}")
         positive = self.step >= 1 and self.hold >= 0 and self.block >= 1
         if not (0 <= self.strength <= self.limit and 0 <= self.prior <= 1 and positive):
-            limits = "0 <= strength <= limit, 0 <= prior <= 1, step >= 1, hold >= 0 and block >= 1"
-            raise ValueError(f"must hold: {limits}; got {self}")
+            raise ValueError(
+                f"must hold: 0 <= strength <= limit, 0 <= prior <= 1, step >= 1, hold >= 0, block >= 1; got {self}"
+            )
 
 
 def qp_offsets(
@@ -171,10 +172,7 @@ def _neutralised(target: np.ndarray, weights: np.ndarray, shaping: Shaping) -> n
         shift = (low + high) / 2
         offsets = np.clip(target - shift, -limit, limit)
         saving = offsets if shaping.neutral == "mean" else 1 - np.exp2(-offsets / HALVING)
-        if (saving * weights).sum() > 0:
-            low = shift
-        else:
-            high = shift
+        low, high = (shift, high) if (saving * weights).sum() > 0 else (low, shift)
     return np.clip(target - (low + high) / 2, -limit, limit)
 
 

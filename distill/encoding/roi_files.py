@@ -46,8 +46,7 @@ def svt_event(frame: int, offsets: np.ndarray) -> bytes:
     """
     if (levels := len(np.unique(offsets))) > SVT_LEVELS:
         raise ValueError(f"SVT-AV1 takes at most {SVT_LEVELS} different offsets a frame; got {levels}")
-    qindex = (offsets - min(0, int(offsets.max()))) * QINDEX_PER_QP
-    qindex = np.clip(qindex, -QINDEX_MAX, QINDEX_MAX)
+    qindex = np.clip((offsets - min(0, int(offsets.max()))) * QINDEX_PER_QP, -QINDEX_MAX, QINDEX_MAX)
     return (" ".join(map(str, [frame, *qindex.ravel().tolist()])) + "\n").encode()
 
 
@@ -86,8 +85,7 @@ def addroi(offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8
     bits: bits per sample. The filter takes shares of the encoder's QP range, which is 51, plus 6 for every bit above 8.
     """
     scale = 51 + 6 * (bits - 8)
-    regions = rectangles(offsets, block, size)
-    return [f"{x}:{y}:{width}:{height}:{value / scale:.6f}" for x, y, width, height, value in regions]
+    return [f"{x}:{y}:{width}:{height}:{value / scale:.6f}" for x, y, width, height, value in rectangles(offsets, block, size)]
 
 
 def addroi_command(source: Path, offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8) -> bytes:

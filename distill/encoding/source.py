@@ -59,13 +59,6 @@ def first_frame(path: Path) -> av.VideoFrame:
     raise UsageError(f"{path} opens, but not one frame decodes; is it complete?")
 
 
-def expected_frames(container: Any) -> int:
-    """The approximate number of frames, for the progress bar only."""
-    stream = video_stream(container)
-    seconds = (container.duration or 0) / av.time_base
-    return int(stream.frames or seconds * float(stream.average_rate or 25) or 1)
-
-
 def read_frames(
     path: Path, container: Any, first: av.VideoFrame, copied: Mapping[int, Any], copy: Callable[[av.Packet], None] | None
 ) -> Iterator[av.VideoFrame]:  # fmt: skip

@@ -4,7 +4,6 @@
 """
 
 import re
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -252,7 +251,7 @@ class Recipe:
     report: Report = field(default_factory=Report)
 
 
-SECTIONS: types.MappingProxyType[str, type] = types.MappingProxyType(typing.get_type_hints(Recipe))
+SECTIONS: dict[str, type] = typing.get_type_hints(Recipe)
 
 # The student's configuration belongs to distill.students, which knows nothing of recipes: its comments stand here.
 STUDENT_ABOUT = {

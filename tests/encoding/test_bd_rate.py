@@ -3,6 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("av")
+
 from distill.encoding.compare import bd_rate
 
 CURVE = [(100.0, 30.0), (200.0, 33.0), (410.0, 35.5), (800.0, 37.0)]
