@@ -51,11 +51,9 @@ class Clip:
         for frame in read_frames(Path(self.video), stride):
             yield frame
             count += 1
-        if count < (expected := -(-self.frames // stride)):
-            raise UsageError(
-                f"{self.video} ended after {count * stride} of {self.frames} frames (read {count}, expected {expected}): "
-                "it changed after the corpus was opened; restore it, or start over with --force"
-            )
+        if count * stride < self.frames:
+            what = f"ended after {count * stride} of {self.frames} frames; it changed after the corpus was opened"
+            raise UsageError(f"{self.video} {what}; restore it, or start over with --force")
 
 
 @dataclass(frozen=True)

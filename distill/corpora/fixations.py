@@ -51,7 +51,7 @@ def place(
     columns = np.minimum(x[order], clip.width - 1).astype(np.int32)
     if observers is not None:
         observers = observers[order].astype(np.int32)
-        if len(observers) and (observers == -1).all():
+        if (observers == -1).all():
             observers = None
         else:
             original = _not_copied(frame, rows, columns, observers)

@@ -51,8 +51,9 @@ def split(
         raise UsageError("corpus: no clip is left to train on; hold fewer out with corpus.val or corpus.val_clips")
     notes = corpus.notes
     if tested:
-        many = counted(len(tested), "clip")
-        notes += (f"{many} of the official test set left out of the run; corpus.split=share includes them",)
+        notes += (
+            f"{counted(len(tested), 'clip')} of the official test set left out of the run; corpus.split=share includes them",
+        )
     return replace(corpus, clips=clips, train=tuple(train), val=tuple(val), held_out=held_out, notes=notes)
 
 

@@ -46,7 +46,12 @@ def write_sheet(corpus: Corpus, name: str, out: Path) -> Path:
         panels = [_panel(clip, 0, next(clip.read()), clip.name.rpartition("/")[2]) for clip in chosen]
         about = f"{len(images)} images"
     else:
-        clip = _annotated_clip(corpus, name)
+        clips = {clip.id: clip for clip in corpus.clips}
+        if name not in clips:
+            hint = did_you_mean_clip(name, [*{image_set(clip) for clip in corpus.clips if clip.static}, *clips])
+            raise UsageError(f"--show: there is no usable clip '{name}' in {corpus.root}{hint}")
+        if not (clip := clips[name]).annotated_frames:
+            raise UsageError(f"--show: clip {name} has no annotation to show")
         panels = _still_panels(clip) if clip.static else _video_panels(clip)
         about = f"{clip.width}x{clip.height} px" + (
             "" if clip.static else f" · {clip.frames} frames at {clip.fps:g} per second"
@@ -55,16 +60,6 @@ def write_sheet(corpus: Corpus, name: str, out: Path) -> Path:
         about += f" · density {'from its maps' if clip.maps else 'from its fixations'}"
     write_bytes(out, _sheet(panels, f"{corpus.title} · {name}", about))
     return out
-
-
-def _annotated_clip(corpus: Corpus, name: str) -> Clip:
-    clips = {clip.id: clip for clip in corpus.clips}
-    if name not in clips:
-        hint = did_you_mean_clip(name, [*{image_set(clip) for clip in corpus.clips if clip.static}, *clips])
-        raise UsageError(f"--show: there is no usable clip '{name}' in {corpus.root}{hint}")
-    if not clips[name].annotated_frames:
-        raise UsageError(f"--show: clip {name} has no annotation to show")
-    return clips[name]
 
 
 def _video_panels(clip: Clip) -> list[Panel]:

@@ -31,17 +31,44 @@ def write_luma(model: Path, sizes: Sequence[str], out: Path | None, narrator: Na
     Raises UsageError for a wrong size or a model that is no image file of ours, GateFailed where a graph may not ship; then
     that graph leaves no file.
     """
-    parsed = [_size(text) for text in dict.fromkeys(sizes)]
-    if not parsed:
+    if not sizes:
         raise UsageError("a luma file has one frame size; give it with --size, as 1920x1080")
+    parsed = [_size(text) for text in dict.fromkeys(sizes)]
     load_predictor(model)
-    image, source = onnx.load(model), sha256(model)
+    image, source, written = onnx.load(model), sha256(model), list[dict[str, Any]]()
     try:
         base = identifier(model.stem, room=len(f"_luma_{LARGEST}x{LARGEST}"))
     except ValueError as error:
         raise UsageError(f"{model}: {error}") from None
-    folder = out or model.parent
-    return [_write(image, model, source, base, width, height, folder, narrator) for width, height in parsed]
+    for width, height in parsed:
+        size = f"{width}x{height}"
+        path = (out or model.parent) / f"{base}_luma_{size}.onnx"
+        narrator.say(f"luma: {path.name}: writing, gating, and comparing with {model.name} on grey frames")
+        try:
+            luma = luma_graph(image, height, width)
+        except ExportRefused as error:
+            raise UsageError(f"{model}: {error}") from None
+        properties = {prop.key: prop.value for prop in image.metadata_props if prop.key != "metrics_protocol"}
+        properties |= {"name": path.stem, "input": INPUT, "luma_size": size, "luma_source_sha256": source}
+        properties |= {"metrics": "not evaluated on luma"}
+        onnx.helper.set_model_props(luma, properties)
+        try:
+            parity = asdict(verify_luma(luma, image))
+        except ExportRefused as error:
+            raise GateFailed(f"luma {size}: {error}; no file was written") from None
+        write_bytes(path, luma.SerializeToString(deterministic=True))
+        license_, chain = origin_of(properties)
+        about = f"Tiny video saliency student for {size} luma: where people look, as a map in [0,1] per pixel."
+        made_from = {"file": model.name, "sha256": source}
+        more = {"frame_size": size, "input": INPUT, "made_from": made_from, "parity": parity, "metrics": None}
+        sidecar = write_sidecar(path, about, license_, chain, more)
+        entry = registry_entry(path, license_, about, f"{INPUT}. Made from {model.name}, sha256 {source}.")
+        registry = write_registry(path.with_suffix(".registry.json"), [entry])
+        written.append({
+            "size": size, "file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parity": parity,
+            "files": [str(path), str(sidecar), str(registry)],
+        })  # fmt: skip
+    return written
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -49,35 +76,3 @@ def _size(text: str) -> tuple[int, int]:
     if not SMALLEST <= min(width, height) <= max(width, height) <= LARGEST:
         raise UsageError(f"--size {text}: a side has {SMALLEST} to {LARGEST} pixels")
     return width, height
-
-
-def _write(
-    image: onnx.ModelProto, model: Path, source: str, base: str, width: int, height: int, folder: Path, narrator: Narrator
-) -> dict[str, Any]:  # fmt: skip
-    size = f"{width}x{height}"
-    path = folder / f"{base}_luma_{size}.onnx"
-    narrator.say(f"luma: {path.name}: writing, gating, and comparing with {model.name} on grey frames")
-    try:
-        luma = luma_graph(image, height, width)
-    except ExportRefused as error:
-        raise UsageError(f"{model}: {error}") from None
-    properties = {prop.key: prop.value for prop in image.metadata_props if prop.key != "metrics_protocol"}
-    properties |= {"name": path.stem, "input": INPUT, "luma_size": size, "luma_source_sha256": source}
-    properties |= {"metrics": "not evaluated on luma"}
-    onnx.helper.set_model_props(luma, properties)
-    try:
-        parity = asdict(verify_luma(luma, image))
-    except ExportRefused as error:
-        raise GateFailed(f"luma {size}: {error}; no file was written") from None
-    write_bytes(path, luma.SerializeToString(deterministic=True))
-    license_, chain = origin_of(properties)
-    about = f"Tiny video saliency student for {size} luma: where people look, as a map in [0,1] per pixel."
-    made_from = {"file": model.name, "sha256": source}
-    more = {"frame_size": size, "input": INPUT, "made_from": made_from, "parity": parity, "metrics": None}
-    sidecar = write_sidecar(path, about, license_, chain, more)
-    entry = registry_entry(path, license_, about, f"{INPUT}. Made from {model.name}, sha256 {source}.")
-    registry = write_registry(path.with_suffix(".registry.json"), [entry])
-    return {
-        "size": size, "file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parity": parity,
-        "files": [str(path), str(sidecar), str(registry)],
-    }  # fmt: skip

@@ -87,7 +87,9 @@ def quantise_file(
             doubts.append(f"not the same in int8 (the maps correlate by {gap.plcc:.4f}, {required})")
         if doubts and not keep:
             raise GateFailed(f"{model} is {', and '.join(doubts)}; nothing was written, --keep writes it all the same")
-        scores = _scores(model, trial, held_out, recipe, narrator)
+        annotated, options = [clip for clip in held_out if clip.annotated_frames], recipe.eval
+        shared = (options.stride, options.threads, narrator, options.protocol)
+        scores = evaluate({"int8": trial, "float": model}, {}, annotated, *shared) if annotated else None
     facts = {
         "calibration": [clip.id for clip in calibrating], "held_out": [clip.id for clip in held_out],
         "drift": asdict(gap), "scores": scores, "times": times,
@@ -165,11 +167,3 @@ def race(model: Path, int8: Path, size: str, narrator: Narrator) -> dict[str, An
         "float_ms": 1000 * float(np.median(before)), "int8_ms": 1000 * float(np.median(after)),
         "speedup": float(np.median(before / after)), "turns_won": won, "faster": won >= WINS,
     }  # fmt: skip
-
-
-def _scores(model: Path, int8: Path, clips: list[Clip], recipe: Recipe, narrator: Narrator) -> dict[str, Any] | None:
-    annotated = [clip for clip in clips if clip.annotated_frames]
-    if not annotated:
-        return None
-    options = recipe.eval
-    return evaluate({"int8": int8, "float": model}, {}, annotated, options.stride, options.threads, narrator, options.protocol)

@@ -45,12 +45,8 @@ def read(clip: Clip) -> ClipFixations:
 def files_of(folder: Path, number: int) -> list[Path]:
     """The files of clip `number`, one per observer: P01/P01_Trail001.txt, or P001/P001_Trail0001.txt as in the script."""
     people = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[:1] == "P" and p.name[1:].isdigit())
-    return [
-        path
-        for person in people
-        for path in dict.fromkeys(person / f"{person.name}_Trail{number:0{digits}d}.txt" for digits in (3, 4))
-        if path.is_file()
-    ]
+    paths = dict.fromkeys(p / f"{p.name}_Trail{number:0{digits}d}.txt" for p in people for digits in (3, 4))
+    return [path for path in paths if path.is_file()]
 
 
 def _fixation_samples(path: Path, dropped: Counter[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

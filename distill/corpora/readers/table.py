@@ -76,7 +76,6 @@ class Table:
     when: np.ndarray  # seconds, or frame numbers from 0; NaN where the table has neither
     duration: np.ndarray  # seconds, or frames where the table counts in frames
     observer: np.ndarray
-    observers: int  # how many there are
     dropped: dict[str, Counter[str]]  # rows by clip and reason
     notes: list[str]  # how ambiguous columns were read
 
@@ -194,13 +193,17 @@ def _read(path: Path, _changed: int) -> Table:
         raise UsageError(f"{path} has a header, but no row that can be read")
     dropped = {name: Counter({UNREADABLE: unreadable[n]}) for name, n in clips.items() if n in unreadable}
     arrays = {name: np.frombuffer(values, values.typecode) for name, values in rows.items()}
-    return _table(path, columns, clips, arrays, len(observers), dropped, notes)
+    return _table(path, columns, clips, arrays, dropped, notes)
 
 
 def _table(
-    path: Path, columns: Columns, clips: dict[str, int], rows: dict[str, np.ndarray], observers: int,
-    dropped: dict[str, Counter[str]], notes: list[str],
-) -> Table:  # fmt: skip
+    path: Path,
+    columns: Columns,
+    clips: dict[str, int],
+    rows: dict[str, np.ndarray],
+    dropped: dict[str, Counter[str]],
+    notes: list[str],
+) -> Table:
     """The table of rows in the order of the file: sorted by clip, without duplicates, numbers in one unit."""
     order = np.argsort(rows["clip"], kind="stable")
     rows = {name: values[order] for name, values in rows.items()}
@@ -236,8 +239,7 @@ def _table(
         # A duration whose column names no unit is in the unit of the time.
         duration = duration * (columns.duration_unit or columns.time_unit or 1.0)
     spans = {name: (int(edges[c]), int(edges[c + 1])) for name, c in clips.items()}
-    x, y, observer = rows["x"], rows["y"], rows["observer"]
-    return Table(path, columns, normalised, spans, x, y, when, duration, observer, observers, dropped, notes)
+    return Table(path, columns, normalised, spans, rows["x"], rows["y"], when, duration, rows["observer"], dropped, notes)
 
 
 def _first_of_each(rows: np.ndarray) -> np.ndarray:
@@ -251,8 +253,7 @@ def read_fixations(clip: Clip) -> ClipFixations:
     """Every row is a fixation, and covers the frames of its duration. Raises UsageError if times do not fit the video."""
     gaze, name, rows, dropped = _rows(clip)
     x, y = _pixels(clip, gaze, gaze.x[rows], gaze.y[rows])
-    when, duration = gaze.when[rows], gaze.duration[rows]
-    observer = gaze.observer[rows] if gaze.observers else None
+    when, duration, observer = gaze.when[rows], gaze.duration[rows], gaze.observer[rows]
     if clip.static:  # times do not matter: all fixations belong to the one frame
         return place(clip, np.zeros(len(x)), x, y, observer, dropped)
     if not {"frame", "time"} & set(gaze.columns.at):
@@ -260,8 +261,7 @@ def read_fixations(clip: Clip) -> ClipFixations:
     rate = 1.0 if "frame" in gaze.columns.at else clip.fps
     timed = ~np.isnan(when)
     dropped[NAN] += int((~timed).sum())
-    x, y, when, duration = (values[timed] for values in (x, y, when, duration))
-    observer = None if observer is None else observer[timed]
+    x, y, when, duration, observer = (values[timed] for values in (x, y, when, duration, observer))
     start = np.floor(when * rate + ROUNDING)
     late = (start >= clip.frames) | (start < 0)
     dropped[LATE] += int(late.sum())
@@ -273,8 +273,8 @@ def read_fixations(clip: Clip) -> ClipFixations:
     last = np.floor((when + np.nan_to_num(duration)) * rate - ROUNDING)  # the video may end before a fixation does
     count = np.where(late, 0, np.maximum(np.minimum(last, clip.frames - 1) - start, 0) + 1).astype(int)
     offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    x, y, start = (np.repeat(values, count) for values in (x, y, start))
-    return place(clip, start + offset, x, y, None if observer is None else np.repeat(observer, count), dropped)
+    x, y, start, observer = (np.repeat(values, count) for values in (x, y, start, observer))
+    return place(clip, start + offset, x, y, observer, dropped)
 
 
 def read_mouse_tracks(clip: Clip) -> ClipFixations:
@@ -298,7 +298,7 @@ def read_mouse_tracks(clip: Clip) -> ClipFixations:
     dropped[LATE] += int((frame >= clip.frames).sum())
     inside = (frame >= 0) & (frame < clip.frames)
     x, y = _pixels(clip, gaze, x[inside], y[inside])
-    return place(clip, frame[inside], x, y, who[inside] if gaze.observers else None, dropped)
+    return place(clip, frame[inside], x, y, who[inside], dropped)
 
 
 def _rows(clip: Clip) -> tuple[Table, str, slice, Counter[str]]:
