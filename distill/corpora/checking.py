@@ -46,8 +46,7 @@ def check(clip: Clip) -> Clip:
     clip = replace(clip, frames=frames, height=height, width=width, fps=fps)
     annotated, troubles = _annotated(clip)
     if annotated > frames + 1:  # one more is a decoder's last frame
-        where = f"its annotation in {clip.fixations}"
-        raise UsageError(f"{clip.video} has {frames} frames, {where} {annotated}; is the video complete?")
+        raise UsageError(f"{video} has {frames} frames, its annotation in {clip.fixations} {annotated}; is the video complete?")
     if annotated > frames:
         troubles[WITHOUT_FRAME] = annotated - frames
     elif 0 < annotated < frames:

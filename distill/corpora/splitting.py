@@ -51,9 +51,8 @@ def split(
         raise UsageError("corpus: no clip is left to train on; hold fewer out with corpus.val or corpus.val_clips")
     notes = corpus.notes
     if tested:
-        notes += (
-            f"{counted(len(tested), 'clip')} of the official test set left out of the run; corpus.split=share includes them",
-        )
+        left_out = f"{counted(len(tested), 'clip')} of the official test set left out of the run"
+        notes += (f"{left_out}; corpus.split=share includes them",)
     return replace(corpus, clips=clips, train=tuple(train), val=tuple(val), held_out=held_out, notes=notes)
 
 
@@ -64,11 +63,9 @@ def _share_of_groups(annotated: Sequence[Clip], share: float, seed: int, only_pa
     if not names or share <= 0 or (len(names) == 1 and not only_part):
         return set()
     target, held = max(1, round(share * len(annotated))), set[tuple[str, str]]()
-    count = 0
     for name in (names[i] for i in np.random.default_rng(seed).permutation(len(names))):
-        if count + sizes[name] <= target:
+        if sum(sizes[other] for other in held) + sizes[name] <= target:
             held.add(name)
-            count += sizes[name]
     return held or {min(names, key=lambda name: sizes[name])}  # every group is too large: the smallest comes closest
 
 

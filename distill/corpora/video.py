@@ -66,14 +66,10 @@ def probe_folder(folder: Path) -> tuple[int, int, int]:
 
 def read_frames(path: Path, stride: int = 1) -> Iterator[np.ndarray]:
     """Every `stride`-th frame from the first, uint8 RGB `[H,W,3]`, of a video, a folder of images, or an image."""
-    if path.is_dir():
-        return (images.read_rgb(path / name) for name in images.listing(path)[::stride])
-    if path.suffix.lower() in images.SUFFIXES:
-        return iter([images.read_rgb(path)])
-    return _read_video(path, stride)
-
-
-def _read_video(path: Path, stride: int) -> Iterator[np.ndarray]:
+    if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
+        files = [path / name for name in images.listing(path)] if path.is_dir() else [path]
+        yield from map(images.read_rgb, files[::stride])
+        return
     capture, index = _open(path), 0
     while capture.grab():
         if index % stride == 0:

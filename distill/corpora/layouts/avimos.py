@@ -36,8 +36,9 @@ def find(root: Path, options: Options) -> list[Clip]:
     for name in sorted(videos, key=images.numbered):
         path, annotation = fixations.get(name) or ((tracks[0], "tracks") if tracks else ("", "json"))
         density, side, lag = str(maps.get(name, "")) if path else "", sides.get(name, ""), options.mouse_lag_ms / 1000
-        found = Clip(name, str(videos[name]), fixations=str(path), maps=density, annotation=annotation, side=side, lag=lag)
-        clips.append(found)
+        clips.append(
+            Clip(name, str(videos[name]), fixations=str(path), maps=density, annotation=annotation, side=side, lag=lag)
+        )
     return clips
 
 

@@ -197,13 +197,9 @@ def _read(path: Path, _changed: int) -> Table:
 
 
 def _table(
-    path: Path,
-    columns: Columns,
-    clips: dict[str, int],
-    rows: dict[str, np.ndarray],
-    dropped: dict[str, Counter[str]],
+    path: Path, columns: Columns, clips: dict[str, int], rows: dict[str, np.ndarray], dropped: dict[str, Counter[str]],
     notes: list[str],
-) -> Table:
+) -> Table:  # fmt: skip
     """The table of rows in the order of the file: sorted by clip, without duplicates, numbers in one unit."""
     order = np.argsort(rows["clip"], kind="stable")
     rows = {name: values[order] for name, values in rows.items()}
