@@ -49,18 +49,13 @@ def computed_by(teacher: Teacher, workers: int = 2, pin: bool = False) -> Labels
 
     def labels(clips: Sequence[Clip]) -> Generator[Tensor, None, None]:
         over = threading.Event()
-        waiting = iter(clips)
         with cancelling_pool(workers) as pool:
-            ahead: deque[Future[Prepared]] = deque()
-
-            def start(count: int) -> None:
-                ahead.extend(pool.submit(decode, clip, teacher, pin, over) for clip in islice(waiting, count))
-
+            started = (pool.submit(decode, clip, teacher, pin, over) for clip in clips)
             try:
-                start(workers)
+                ahead = deque(islice(started, workers))
                 for clip in clips:
                     inputs = ahead.popleft().result()
-                    start(1)
+                    ahead.extend(islice(started, 1))
                     logits = _infer(teacher, clip, inputs)
                     del inputs
                     yield logits

@@ -13,7 +13,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +65,12 @@ def members(options: Teacher) -> tuple[Member, ...]:
     if len(names) > 1 and "maps" in names:
         raise UsageError("teacher maps reads stored labels and cannot join an ensemble; use it alone, or remove it")
     sizes = _by_name("teacher.size", options.size, names)
-    chosen = [_entry(name, _next(sizes, name)) for name in names]
+    chosen = [_entry(name, next(sizes[name], "")) for name in names]
     needed = [part_name(entry.name, part) for entry in chosen for part in entry.files]
     optional = [part_name(entry.name, part) for entry in chosen for part in entry.more]
     files = _by_name("teacher.weights", _expand_random(options.weights, chosen), needed, optional)
     return tuple(
-        Member(entry, weight, {part: _next(files, part_name(entry.name, part)) for part in (*entry.files, *entry.more)})
+        Member(entry, weight, {part: next(files[part_name(entry.name, part)], "") for part in (*entry.files, *entry.more)})
         for entry, weight in zip(chosen, weights, strict=True)
     )
 
@@ -102,7 +102,7 @@ def _expand_random(weights: Sequence[str], chosen: Sequence[Entry]) -> list[str]
     return result
 
 
-def _by_name(key: str, values: Sequence[str], needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
+def _by_name(key: str, values: Sequence[str], needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Iterator[str]]:
     """NAME=VALUE entries by name, in order. A VALUE without a name goes to the only name needed, if there is one."""
     names, result = (*needed, *optional), dict[str, list[str]]()
     for text in values:
@@ -118,11 +118,7 @@ def _by_name(key: str, values: Sequence[str], needed: Sequence[str], optional: S
         result.setdefault(name, []).append(value)
         if len(result[name]) > names.count(name):
             raise UsageError(f"{key} gives {text}, but teacher.name has no further '{name}'")
-    return result
-
-
-def _next(values: dict[str, list[str]], name: str) -> str:
-    return values[name].pop(0) if values.get(name) else ""
+    return {name: iter(result.get(name, ())) for name in names}
 
 
 def trained_here(recipe: Recipe, member: Member) -> bool:

@@ -45,11 +45,8 @@ class LabelStore:
     def open(cls, path: Path) -> Self:
         return cls(path, read_json(path / "store.json")["teacher"])
 
-    def _file(self, clip_id: str) -> Path:
-        return self.path / f"{clip_id}.npy"
-
     def __contains__(self, clip_id: str) -> bool:
-        return self._file(clip_id).exists()
+        return (self.path / f"{clip_id}.npy").exists()
 
     def write(self, clip_id: str, logits_Thw: np.ndarray) -> None:
         """Stores the logits of a whole clip. Raises UsageError for NaN or infinity, with the frame."""
@@ -59,11 +56,11 @@ class LabelStore:
                 "nothing of this clip was stored"
             )
         # float16 overflows at 65504, and no saliency logit beyond +-30 means anything
-        write_array(self._file(clip_id), np.clip(logits_Thw, -30, 30).astype(np.float16))
+        write_array(self.path / f"{clip_id}.npy", np.clip(logits_Thw, -30, 30).astype(np.float16))
 
     def read(self, clip_id: str, frames: int) -> ArrayFile:
         """The logits of a clip, float16 `[T,h,w]`, open only while they are read. Raises UsageError for damaged or wrong labels."""
-        path = self._file(clip_id)
+        path = self.path / f"{clip_id}.npy"
         again = "remove it and run `distill label`"
         try:
             logits = np.load(path, mmap_mode="r")

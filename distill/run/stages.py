@@ -21,7 +21,6 @@ from distill.export import ExportRefused
 from distill.export.student import Verified, export_student
 from distill.labels import building, members
 from distill.labels.labelling import computed_by, inference, label, looked_up_in
-from distill.labels.registry import REGISTRY
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import report
@@ -150,7 +149,7 @@ def _teach(context: Context) -> Done:
     outputs: list[str] = []
     facts: dict[str, Any] = {"teacher": members.source(recipe)}
     for member in members.members(recipe.teacher):
-        teacher = REGISTRY[member.entry.name, member.entry.size] if members.trained_here(recipe, member) else None
+        teacher = building.REGISTRY[member.entry.name, member.entry.size] if members.trained_here(recipe, member) else None
         if teacher and teacher.train and (leads or teacher.all_ranks):
             device.set_threads(recipe.run.threads, alone=not teacher.all_ranks)
             files, more = teacher.train(recipe, member, context.corpus, context.run / "frames", training)

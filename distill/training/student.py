@@ -52,12 +52,11 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Trains, or continues training, and leaves `best.pt` in the context's folder; returns facts for the manifest.
 
-    Raises Interrupted after saving when the narrator says stop, UsageError where a loss is not finite (before the weights are
-    touched).
+    Raises as `fit`.
     """
     task = StudentTask(samples, validation, config, student_config, context)
     frame_steps, clip_steps = task.phase_steps
-    _, ranks = rank_and_world()
+    rank, ranks = rank_and_world()
     stills = len(samples) - len(task.videos)
     context.narrator.say(
         f"train: {parameter_count(task.student):,} parameters; {len(task.videos)} videos"
@@ -69,7 +68,7 @@ def train(
     progress = fit(task, log)
     best = context.folder / "best.pt"
     if not clip_steps:  # the image student is all there is
-        if rank_and_world()[0] == 0:
+        if rank == 0:
             shutil.copyfile(context.folder / "image.pt", best)
         wait_for_ranks()
     result, seconds = checkpoint.load(best), progress.seconds

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from distill.labels import registry
+from distill.labels import building
 from distill.labels.building import open_teacher, try_out
 from distill.labels.calibration import BOUND
 from distill.labels.licences import check_licences
@@ -78,7 +78,7 @@ def label_with(out, *sets):
 def smaller_windows(monkeypatch):
     """TASED-Net on small frames and SalFoM on a small encoder: at full size a window of theirs takes seconds."""
     small = umt.UmtConfig(width=32, depth=2, heads=2, px=48)
-    monkeypatch.setattr(registry, "TasedConfig", functools.partial(registry.TasedConfig, height=64, width=96))
+    monkeypatch.setattr(building, "TasedConfig", functools.partial(building.TasedConfig, height=64, width=96))
     monkeypatch.setattr(umt.UmtConfig, "of", lambda size: small)
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from distill.labels.building import REGISTRY
 from distill.labels.catalogue import CATALOGUE, details, row
 from distill.labels.members import Member, trained_here
-from distill.labels.registry import REGISTRY
 from distill.recipe.files import load_recipe
 from distill.teachers.unisal import UnisalNet
 

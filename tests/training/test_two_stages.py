@@ -19,7 +19,7 @@ from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.visage import VisageConfig, load_released
 from distill.teachers.weights import read_weights
-from distill.training import two_stages as ts
+from distill.training import fine_tune as ts
 from distill.training import visage_windows
 from distill.training.loop import Moment, TrainingContext, fit, update_average
 from distill.training.schedules import visage_rate
@@ -350,7 +350,7 @@ import hashlib, sys
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from distill.training import visage_windows, two_stages as ts
+from distill.training import visage_windows, fine_tune as ts
 from distill.training.loop import TrainingContext, fit
 from distill.corpora import open_corpus
 from distill.recipe.keys import Teach
