@@ -52,8 +52,9 @@ def bench(
         return
     for ceiling in found.ceilings:
         for one in dict.fromkeys(row.size for row in found.results):
-            plural = "s" if ceiling.threads > 1 else ""
-            print(f"{one}, {ceiling.threads} thread{plural}, {rounds} frames each, ratios to {found.against}")
+            print(
+                f"{one}, {ceiling.threads} thread{'s' * (ceiling.threads > 1)}, {rounds} frames each, ratios to {found.against}"
+            )
             print_bench([row for row in found.results if (row.size, row.threads) == (one, ceiling.threads)])
         print(f"ceiling: {ceiling.gmac_per_s:.1f} GMAC/s, {ceiling.of}, the best of the same turns")
     print("MiB: peak of a separate process, above onnxruntime and the frame")
@@ -70,11 +71,10 @@ def print_bench(rows: list[Any]) -> None:
     for head in BENCH_HEADS:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            row.model.removesuffix(".onnx"), short(row.median_ms), short(row.p90_ms), short(row.speedup), short(row.peak_mib),
-            short(row.memory_ratio), "-" if row.gmac is None else f"{row.gmac:.3f}", f"{row.parameters / 1e3:,.0f} K",
-            "-" if row.ceiling_fraction is None else f"{row.ceiling_fraction:.0%}",
-        )  # fmt: skip
+        measured = map(short, (row.median_ms, row.p90_ms, row.speedup, row.peak_mib, row.memory_ratio))
+        gmac = "-" if row.gmac is None else f"{row.gmac:.3f}"
+        share = "-" if row.ceiling_fraction is None else f"{row.ceiling_fraction:.0%}"
+        table.add_row(row.model.removesuffix(".onnx"), *measured, gmac, f"{row.parameters / 1e3:,.0f} K", share)
     print_table(table, 100)
 
 
@@ -132,6 +132,5 @@ def luma(
         print_json({"schema": 1, "made": made})
         return
     for one in made:
-        gap = one["parity"]["max_abs"]
-        print(f"{one['size']}: {one['bytes']:,} bytes, {gap:.1e} from the image file's maps at most")
+        print(f"{one['size']}: {one['bytes']:,} bytes, {one['parity']['max_abs']:.1e} from the image file's maps at most")
         print_files(one["files"])

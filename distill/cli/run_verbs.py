@@ -103,14 +103,9 @@ def _run_until(
             if leads:
                 _print_result(directory, stage, output.as_json, per_clip, table)
     except (Interrupted, KeyboardInterrupt) as error:
-        raise Interrupted(f"{str(error) or 'at once'}; saved; continue with: {_same_command()}") from error
-
-
-def _same_command() -> str:
-    arguments = [a for a in sys.argv[1:] if a != "--force"]
-    if parallel.world() > 1:
-        return shlex.join(["torchrun", "--nproc-per-node", str(parallel.local_world()), "-m", "distill", *arguments])
-    return shlex.join(["distill", *arguments])
+        launcher = ["torchrun", "--nproc-per-node", str(parallel.local_world()), "-m"] if parallel.world() > 1 else []
+        command = shlex.join([*launcher, "distill", *(a for a in sys.argv[1:] if a != "--force")])
+        raise Interrupted(f"{str(error) or 'at once'}; saved; continue with: {command}") from error
 
 
 def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:

@@ -80,10 +80,8 @@ def compare(
 
 def _report_gaps(clips: Mapping[str, Any], narrator: Narrator) -> None:
     """Reports missing BD-rates and clips without weights. Raises UsageError where there is no BD-rate at all."""
-    reasons = []
-    for name, facts in clips.items():
-        for title, of_map in facts["left_out"].items():
-            reasons += [f"clip {name}, {title}: no BD-rate of {QUALITIES[q]}: {reason}" for q, reason in of_map.items()]
+    gaps = [(name, title, of_map) for name, facts in clips.items() for title, of_map in facts["left_out"].items()]
+    reasons = [f"clip {n}, {t}: no BD-rate of {QUALITIES[q]}: {why}" for n, t, of_map in gaps for q, why in of_map.items()]
     if not any(rates for facts in clips.values() for rates in facts["bd_rate"].values()):
         raise UsageError(f"{reasons[0]}; other --crf may help")
     for reason in reasons:

@@ -41,9 +41,7 @@ class Excerpt:
     def weight(self, index: int) -> np.ndarray:
         """The weight of every pixel of a frame, float32 `[H,W]`, their sum 1."""
         height, width = self.picture.size
-        weights = self.weights[index]
-        if weights.shape != (height, width):
-            weights = cv2.resize(weights, (width, height), interpolation=cv2.INTER_LINEAR)
+        weights = cv2.resize(self.weights[index], (width, height), interpolation=cv2.INTER_LINEAR)
         return weights / weights.sum()
 
 

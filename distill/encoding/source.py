@@ -89,6 +89,9 @@ def read_frames(
 
 def describe_picture(stream: Any, first: av.VideoFrame, coding: Coding | None, narrator: Narrator) -> Picture:
     """What the encoder will get: the source's format and size where it takes them. coding: None where nothing is encoded."""
+    side_data: Any = first.side_data  # typed as names, but holds the data
+    beside = {data.type.name: bytes(data) for data in side_data}
+    display = mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b""))
     name, width, height = first.format.name, first.width, first.height
     if coding:
         name = _accepted_format(name, coding, narrator)
@@ -98,10 +101,6 @@ def describe_picture(stream: Any, first: av.VideoFrame, coding: Coding | None, n
         if (height, width) != (first.height, first.width):
             odd = f"{first.width}x{first.height} is odd, which {name} cannot be"
             narrator.say(f"{odd}: cropped to {width}x{height} at the right and bottom")
-    side_data: Any = first.side_data  # typed as names, but holds the data
-    beside = {data.type.name: bytes(data) for data in side_data}
-    display = mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b""))
-    if coding:
         lost = {content for kind, content in LOST.items() if kind in beside}
         if "MASTERING_DISPLAY_METADATA" in beside and not display:
             lost.add("an incomplete mastering display")
