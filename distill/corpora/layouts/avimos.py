@@ -29,12 +29,10 @@ def find(root: Path, options: Options) -> list[Clip]:
     if not videos:
         raise UsageError(f"{root} holds no videos; the layout is Videos/NAME.mp4, with Saliency*/ and Fixations*/ beside")
     sides = _sides(root)
-    tracks = [p for p in sorted(root.iterdir()) if p.name.lower().endswith(table.SUFFIXES) and table.columns_of(p)]
-    if len(tracks) > 1:
-        raise UsageError(f"{root} holds several tables of tracks, {tracks[0].name} and {tracks[1].name}; keep one of them")
+    tracks = table.only_table(root)
     clips = []
     for name in sorted(videos, key=images.numbered):
-        path, annotation = fixations.get(name) or ((tracks[0], "tracks") if tracks else ("", "json"))
+        path, annotation = fixations.get(name) or ((tracks, "tracks") if tracks else ("", "json"))
         density, side, lag = str(maps.get(name, "")) if path else "", sides.get(name, ""), options.mouse_lag_ms / 1000
         clips.append(
             Clip(name, str(videos[name]), fixations=str(path), maps=density, annotation=annotation, side=side, lag=lag)

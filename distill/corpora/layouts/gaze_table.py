@@ -20,12 +20,14 @@ MEDIA = (*images.SUFFIXES, *video.SUFFIXES)
 
 def find(root: Path, options: Options) -> list[Clip]:
     """Every image and video of every set, sorted by name. Raises UsageError if there is no table, or nothing beside it."""
-    clips, tables = [], _tables(root)
+    folders = [root] if table.only_table(root) else _folders(root)
+    tables = [path for path in map(table.only_table, folders) if path]
     if not tables:
         raise UsageError(
             f"{root} holds no gaze table: a CSV with columns for clip, x and y (clip,frame,x,y,observer or "
             "image,subject,x_norm,y_norm), beside its videos or images"
         )
+    clips = []
     for path in tables:
         folder = path.parent
         below = (p for place in (folder, *_folders(folder)) for p in place.iterdir() if p.suffix.lower() in MEDIA)
@@ -54,20 +56,6 @@ def _by_stem(files: list[Path]) -> dict[str, Path]:
         if (other := named.setdefault(file.stem, file)) != file:
             raise UsageError(f"{other} and {file} would be one clip, {file.stem}; rename one of them")
     return named
-
-
-def _tables(root: Path) -> list[Path]:
-    """The gaze table of `root`, or else of each folder in it. Raises UsageError for a folder with several."""
-    tables: list[Path] = []
-    for folder in (root, *_folders(root)):
-        named = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(table.SUFFIXES) and p.is_file()]
-        here = [p for p in named if table.columns_of(p)]
-        if len(here) > 1:
-            raise UsageError(f"{folder} holds several gaze tables, {here[0].name} and {here[1].name}; keep one of them")
-        tables += here
-        if folder == root and here:
-            break
-    return tables
 
 
 def _folders(root: Path) -> list[Path]:

@@ -105,6 +105,15 @@ def columns_of(path: Path) -> Columns | None:
     return _recognise(lines[0]) if lines else None
 
 
+def only_table(folder: Path) -> Path | None:
+    """The gaze table in a folder; None if there is none. Raises UsageError if there are several."""
+    files = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES) and p.is_file()]
+    tables = [path for path in files if columns_of(path)]
+    if len(tables) > 1:
+        raise UsageError(f"{folder} holds several gaze tables, {tables[0].name} and {tables[1].name}; keep one of them")
+    return tables[0] if tables else None
+
+
 def read(path: Path) -> Table:
     """The table, cached until the file changes. Raises UsageError for an unusable header or a table without usable rows."""
     return _read(path, path.stat().st_mtime_ns if path.exists() else 0)
