@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # Inputs that configure an operator; what is stored for them is no parameter of the model.
-SETTINGS = {
-    "Resize": (1, 2, 3), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Clip": (1, 2), "Pad": (1, 2),
-}  # fmt: skip
+SETTINGS = {"Resize": (1, 2, 3), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Clip": (1, 2), "Pad": (1, 2)}
 
 
 @dataclass(frozen=True)

@@ -47,26 +47,20 @@ def step_graph(student: TinyUNet, fps: float, metadata: dict[str, str]) -> onnx.
     return _model(student, fps, metadata)
 
 
-class ImageMode(nn.Module):
-    """The core of the image graph: a frame at the working resolution -> the map at a quarter of it."""
+class Core(nn.Module):
+    """What lies between entry and exit: a frame at the working resolution -> the map at a quarter of it.
 
-    def __init__(self, student: TinyUNet) -> None:
+    With `fps`, frames per second, the state before the frame comes beside the frame, and the state after it beside the map.
+    """
+
+    def __init__(self, student: TinyUNet, fps: float | None) -> None:
         super().__init__()
         self.student = student
+        self.keep = None if fps is None else student.decay(torch.tensor([1 / fps])).detach()
 
-    def forward(self, frame: Tensor) -> Tensor:
-        return torch.sigmoid(self.student.image(frame))
-
-
-class StepMode(nn.Module):
-    """The core of the step graph: the same, with the state before and after the frame."""
-
-    def __init__(self, student: TinyUNet, fps: float) -> None:
-        super().__init__()
-        self.student = student
-        self.keep = student.decay(torch.tensor([1 / fps])).detach()
-
-    def forward(self, frame: Tensor, state_in: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frame: Tensor, state_in: Any = None) -> Any:
+        if self.keep is None:
+            return torch.sigmoid(self.student.image(frame))
         logits, state_out = self.student.step(frame, state_in, self.keep)
         return torch.sigmoid(logits), state_out
 
@@ -79,16 +73,14 @@ def _model(student: TinyUNet, fps: float | None, metadata: dict[str, str]) -> on
     builder = writer.builder
     frame = builder.input("input", ir.DataType.FLOAT, [1, 3, "height", "width"])
     working, frame_size = enter(writer.within("entry"), frame, config.height, config.width, ENTRY_KERNELS)
-    if fps is None:
-        [small] = trace(writer, ImageMode(student), [working], ["small"])
-    else:
-        # A zero initializer of the same name makes the input optional: without it, there is no history.
+    inputs = [working]
+    if fps is not None:  # a zero initializer of the same name makes the state optional: without it, there is no history
         zero = ir.tensor(student.zero_state().numpy(), name="state_in")
-        state_in = builder.input("state_in", const_value=zero)
-        small, state_out = trace(writer, StepMode(student, fps), [working, state_in], ["small", "state_out"])
+        inputs.append(builder.input("state_in", const_value=zero))
+    small, *states = trace(writer, Core(student, fps), inputs, ["small", "state_out"][: len(inputs)])
     writer.output(leave(writer.within("exit"), small, frame_size), [1, 1, "height", "width"])
-    if fps is not None:
-        writer.output(state_out, config.state_shape)
+    for state in states:
+        writer.output(state, config.state_shape)
     return writer.model(metadata)
 
 
@@ -200,10 +192,6 @@ def _elementwise(op_type: str, call: Call) -> ir.Value:
     return call.node(op_type, call.operands(call.args))
 
 
-def _concat(call: Call) -> ir.Value:
-    return call.node("Concat", call.operands(call.args[0]), axis=call.args[1])
-
-
 def _slice(call: Call) -> ir.Value:
     value, index = call.args
     if not all(isinstance(i, slice) and i.step is None for i in index):
@@ -246,7 +234,7 @@ EMIT: dict[Any, Callable[[Call], Any]] = {
     operator.truediv: partial(_elementwise, "Div"),
     torch.Tensor.mul: partial(_elementwise, "Mul"),  # how fx records a constant tensor on the left
     operator.getitem: _slice,
-    torch.cat: _concat,
+    torch.cat: lambda call: call.node("Concat", call.operands(call.args[0]), axis=call.args[1]),
     F.interpolate: _interpolate,
     F.adaptive_avg_pool2d: _global_pool,
 }

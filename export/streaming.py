@@ -35,22 +35,16 @@ def detect_cut(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]
     A cut is a mean change of grey level, on a thumbnail of 18x32, that is large (18 of 255) and three times what is typical of
     the shot. A dissolve is none: it changes little from frame to frame, and the state adapts by itself.
     """
-    thumbnail = _thumbnail(frame)
+    height, width = frame.shape[:2]
+    rows, columns = min(ROWS, height), min(COLUMNS, width)  # a cell has at least one pixel
+    cells = frame[: height // rows * rows, : width // columns * columns]
+    thumbnail = cells.reshape(rows, height // rows, columns, -1, 3).mean((1, 3, 4), dtype=np.float32)
     if shot is None:
         return False, Shot(thumbnail, 0.0)
     change = float(np.abs(thumbnail - shot.thumbnail).mean())
     if change > CHANGE and change > FACTOR * shot.typical:
         return True, Shot(thumbnail, change / FACTOR)  # for a while, only a larger change is another cut
     return False, Shot(thumbnail, 0.8 * shot.typical + 0.2 * change)
-
-
-def _thumbnail(frame: np.ndarray) -> np.ndarray:
-    """Mean grey levels of 18x32 cells; of the pixels where a frame has fewer."""
-    height, width = frame.shape[:2]
-    rows, columns = min(ROWS, height), min(COLUMNS, width)
-    inside = frame[: height // rows * rows, : width // columns * columns]
-    cells = inside.reshape(rows, inside.shape[0] // rows, columns, -1, 3)
-    return cells.mean((1, 3, 4), dtype=np.float32)
 
 
 class Stream:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from distill.export.graph import image_graph, step_graph
-from distill.export.parity import SIZES, Parity, compare
+from distill.export.parity import SIZES, Parity, Sizes, compare
 from distill.export.verification import verify
 from distill.students.tiny_unet import TinyUNet
 
@@ -33,7 +33,7 @@ def export_student(
     fps: float,
     metadata: dict[str, str],
     real_frames: Sequence[np.ndarray] = (),
-    sizes: Sequence[tuple[int, int]] = SIZES,
+    sizes: Sizes = SIZES,
     length: int = 8,
 ) -> Verified:
     """Writes both graphs in memory and verifies them, with parity as in `distill.export.parity.compare`.

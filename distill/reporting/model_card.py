@@ -11,10 +11,9 @@ from distill import __version__
 from distill.evaluation import statistics, tables
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.reporting.provenance import Provenance
-from distill.reporting.rendering import render
+from distill.reporting.rendering import first_names, render
 from distill.reporting.sidecar import sha256
 
-CLIPS_SHOWN = 12  # names of clips in the card
 ENOUGH_CLIPS = 12  # with fewer, the card warns against ranking predictors
 
 
@@ -28,7 +27,7 @@ def model_card(
     columns = tables.metrics_in(metrics) if metrics else []
     return render(
         "model_card.md", origin=origin, **files, version=__version__, revision=revision, metrics=metrics,
-        val_clips=_first(origin.val_clips), lower_is_better=[LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]],
+        val_clips=first_names(origin.val_clips), lower_is_better=[LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]],
         parts=[_part(name, part) for name, part in statistics.by_corpus(metrics).items()] if metrics else [], caveats=caveats,
         enough_clips=ENOUGH_CLIPS, parity=parity, max_abs=max(parity["image_max_abs"], parity["step_max_abs"]),
     )  # fmt: skip
@@ -39,8 +38,3 @@ def _part(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     nss = {other: of["nss"] for other, of in statistics.differences_in(result).items() if other.startswith("image")}
     differences = [(n, d["mean"], tables.format_interval(d["interval"], "nss", sign=True)) for n, d in nss.items()]
     return {"name": name, "clips": result["clips"], **tables.score_table(result), "differences": differences}
-
-
-def _first(clips: Sequence[str]) -> str:
-    more = f" and {len(clips) - CLIPS_SHOWN:,} more" if len(clips) > CLIPS_SHOWN else ""
-    return (", ".join(clips[:CLIPS_SHOWN]) or "none") + more

@@ -6,6 +6,7 @@ for its format, unless the value is Markup or the template says `| safe`.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def render(template: str, **values: Any) -> str:
 def counted(items: Any, noun: str = "clip") -> str:
     """`1 clip`, `2 clips`."""
     return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def first_names(names: Sequence[str], most: int = 12) -> str:
+    """The names, separated by commas, up to `most`, and how many more there are; `none` where there are none."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
 
 
 def _printable(value: Any) -> Any:

@@ -10,8 +10,6 @@ Every file gets its name only when it is complete (`files.atomic`). One process 
 directory; in a job, rank 0 alone writes the manifest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json
@@ -22,7 +20,7 @@ import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from distill import __version__
 from distill.recipe.files import differences, load_recipe, to_toml
@@ -30,9 +28,6 @@ from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.run.files import is_temporary, read_json, write_bytes, write_json
 from distill.run.parallel import rank
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
@@ -75,19 +70,30 @@ def _refuse_other_files(path: Path) -> None:
     raise UsageError(f"--out {path} is not empty and holds no run; choose another directory (--force replaces runs only)")
 
 
-class RunDir:
+def _locked(path: Path) -> contextlib.AbstractContextManager[object]:
+    from filelock import FileLock, Timeout  # not at the top: the extra `train` brings it
+
+    try:
+        return FileLock(path / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise UsageError(f"another process is working in {path}; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UsageError(f"--out {path} is not writable: {error.strerror}") from None
+
+
+class RunDir(contextlib.AbstractContextManager["RunDir"]):
     """An open run directory; a context manager, which holds its lock."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
         self.manifest: dict[str, Any] = {"stages": {}}
-        self._lock: BaseFileLock | None = None
+        self._lock = contextlib.ExitStack()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, force: bool = False) -> RunDir:
+    def create(cls, path: Path, recipe: Recipe, force: bool = False) -> Self:
         """Opens `path` for this recipe: a new run, or the same one continued; with `force` a new one in any case.
 
         Raises UsageError as `read_manifest`, where another process works in the directory, and where it cannot be written.
@@ -101,13 +107,14 @@ class RunDir:
         except OSError as error:
             raise UsageError(f"--out {path} cannot be made: {error.strerror}") from None
         _refuse_other_files(path)  # before the lock file is added to them
-        run._acquire()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_locked(path))
             run._continue_or_start(force)
-        except BaseException:
-            run.close()
-            raise
+            run._lock = stack.pop_all()
         return run
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def _continue_or_start(self, force: bool) -> None:
         for path in self.path.rglob(".*.tmp*"):
@@ -126,29 +133,6 @@ class RunDir:
             self.manifest = {"schema": SCHEMA, "created": _now(), "environment": environment(), "stages": {}}
             self._save()  # before anything else: from now on the directory is known as a run
         write_bytes(self / "recipe.toml", to_toml(self.recipe).encode())
-
-    def _acquire(self) -> None:
-        from filelock import FileLock, Timeout  # not at the top: the extra `train` brings it
-
-        lock = FileLock(self / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise UsageError(f"another process is working in {self.path}; wait for it, or choose another --out") from None
-        except OSError as error:
-            raise UsageError(f"--out {self.path} is not writable: {error.strerror}") from None
-        self._lock = lock
-
-    def close(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
-    def __enter__(self) -> RunDir:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def is_done(self, stage: str, key: str) -> bool:
         """Whether the stage has been done under this fingerprint, and its files are still as long as it left them."""

@@ -103,12 +103,9 @@ class Job:
             while not self._over.wait(HEARTBEAT_SECONDS):
                 self.store.add(f"heartbeat {self.rank}", 1)
 
-    def ended(self) -> tuple[str, str] | None:
+    def ended(self) -> list[str] | None:
         """How the job ended (`done`, `interrupted`, `failed`) and why, once rank 0 is done or any rank has failed."""
-        if not self._has("end"):
-            return None
-        how, why = json.loads(self.store.get("end"))
-        return how, why
+        return json.loads(self.store.get("end")) if self._has("end") else None
 
     def announce(self, stage: str) -> None:
         """Rank 0 calls the other ranks into a stage."""

@@ -49,10 +49,6 @@ class Bar:
         seconds = elapsed / steps * (self.total - self.done) if steps else 0
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
-    def close(self) -> None:
-        if self.live:
-            self.live.stop()
-
 
 @contextmanager
 def cancelling_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
@@ -86,7 +82,8 @@ class Narrator:
         try:
             yield bar
         finally:
-            bar.close()
+            if bar.live:
+                bar.live.stop()
 
     def track(self, items: Iterable[T], title: str, total: int, unit: str = "clips") -> Iterator[T]:
         """The items, one by one, with a bar that counts them."""

@@ -26,6 +26,7 @@ from distill.recipe.keys import Recipe
 from distill.reporting import report
 from distill.reporting.package import write_package
 from distill.reporting.provenance import Provenance, caveats, metadata, provenance
+from distill.reporting.rendering import first_names
 from distill.run import device
 from distill.run.collectives import process_group
 from distill.run.directory import RunDir
@@ -117,7 +118,7 @@ def _corpus(context: Context) -> Done:
     annotated = sum(clip.annotated_frames > 0 for clip in corpus.clips)
     say(
         f"corpus: {len(corpus.clips)} clips, {total:,} frames, {annotated} clips annotated; "
-        f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({_few(corpus.val)})" if corpus.val else "")
+        f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({first_names(corpus.val)})" if corpus.val else "")
     )
     for part, weight in corpus.weights.items() if len(corpus.weights) > 1 else ():
         train, val = (sum(clip.corpus == part for clip in corpus.select(ids)) for ids in (corpus.train, corpus.val))
@@ -125,10 +126,6 @@ def _corpus(context: Context) -> Done:
     for note in [*corpus.notes, *caveats(corpus)]:
         say(f"corpus: {note}")
     return ["corpus.json"], {"clips": len(corpus.clips), "frames": total}
-
-
-def _few(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _frames(context: Context) -> Done:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from distill.export import ExportRefused
-from distill.export.graph import StepMode, fold_batch_norm, image_graph, step_graph, trace
+from distill.export.graph import Core, fold_batch_norm, image_graph, step_graph, trace
 from distill.export.parity import Parity, compare
 from distill.export.runner import Predictor, normalise
 from distill.export.student import export_student
@@ -140,10 +140,10 @@ def test_torchs_exporter_agrees_on_the_core(student):
     examples = torch.randn(1, 3, SMALL.height, SMALL.width), torch.rand(SMALL.state_shape)
     writer = Writer.new("core")
     inputs = [writer.builder.input(f"x{i}", ir.DataType.FLOAT, list(x.shape)) for i, x in enumerate(examples)]
-    small, state = trace(writer, StepMode(folded, 25.0), inputs, ["small", "state_out"])
+    small, state = trace(writer, Core(folded, 25.0), inputs, ["small", "state_out"])
     writer.output(small, [1, 1, SMALL.height // 4, SMALL.width // 4])
     writer.output(state, SMALL.state_shape)
-    theirs = torch.onnx.export(StepMode(student, 25.0).eval(), examples, dynamo=True, verbose=False)
+    theirs = torch.onnx.export(Core(student, 25.0).eval(), examples, dynamo=True, verbose=False)
     results = []
     for model in (writer.model({}), theirs.model_proto):
         session = ort.InferenceSession(model.SerializeToString(), quiet(), providers=["CPUExecutionProvider"])
