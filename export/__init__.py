@@ -1,17 +1,17 @@
 """From a trained student to the ONNX files that ship, verified, and the runtime for these files.
 
-    student       both graphs of a student, verified: image mode and step mode
+    student       both graphs of a student, verified: image mode and step mode; parity with PyTorch
     graph         the student's operations as ONNX nodes; `resolution`, the way into and out of its working resolution; `writer`,
                   nodes through onnxscript
     luma, quantize    variants of an image or step file: luma input at one size, int8
-    verification  the one check of every file: onnx.checker, the gate with a contract, size, comparison; `parity`, with PyTorch
+    verification  the one check of every file: onnx.checker, the gate with a contract, size, comparison
     runner        frames through a file, the state carried; `streaming`, at a video's own frame rate, with cuts
     cost          multiply-adds and parameters of a graph
 
-Nothing here writes a file under its final name: callers do. Only `student`, `graph` and `parity` need torch; the runner needs
+Nothing here writes a file under its final name: callers do. Only `student` and `graph` need torch; the runner needs
 onnxruntime alone.
 """
 
-from distill.export.limits import ExportRefused
+from distill.export.verification import ExportRefused
 
 __all__ = ["ExportRefused"]

@@ -25,33 +25,27 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distill.export.limits import ExportRefused
 from distill.export.resolution import enter, leave
+from distill.export.verification import ExportRefused
 from distill.export.writer import Writer
 from distill.students.tiny_unet import ENTRY_KERNELS, TinyUNet
 
 
 def image_graph(student: TinyUNet, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The image-mode graph: `input` f32 `[1,3,H,W]` -> `saliency_map` f32 `[1,1,H,W]`; no state anywhere.
-
-    Raises ExportRefused where the student uses an operation that is not in `EMIT`; so does `step_graph`.
-    """
+    """The image-mode graph: `input` f32 `[1,3,H,W]` -> `saliency_map` f32 `[1,1,H,W]`; no state anywhere. Raises
+    ExportRefused where the student uses an operation that is not in `EMIT`; so does `step_graph`."""
     return _model(student, None, metadata)
 
 
 def step_graph(student: TinyUNet, fps: float, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The streaming graph for `fps` frames per second.
-
-    `input` and `state_in` (optional: a zero initializer backs it) -> `saliency_map`, `state_out`.
-    """
+    """The streaming graph for `fps` frames per second. `input` and `state_in` (optional: a zero initializer backs it) ->
+    `saliency_map`, `state_out`."""
     return _model(student, fps, metadata)
 
 
 class Core(nn.Module):
-    """What lies between entry and exit: a frame at the working resolution -> the map at a quarter of it.
-
-    With `fps`, frames per second, the state before the frame comes beside the frame, and the state after it beside the map.
-    """
+    """What lies between entry and exit: a frame at the working resolution -> the map at a quarter of it. With `fps`, frames
+    per second, the state before the frame comes beside the frame, and the state after it beside the map."""
 
     def __init__(self, student: TinyUNet, fps: float | None) -> None:
         super().__init__()
@@ -122,9 +116,7 @@ class Call:
 
 def trace(writer: Writer, module: nn.Module, inputs: Sequence[ir.Value], outputs: Sequence[str]) -> list[ir.Value]:
     """Writes `module`, applied to values of known shapes, as ONNX nodes; returns its results under the names `outputs`.
-
-    Raises ExportRefused where the module uses an operation that is not in `EMIT`.
-    """
+    Raises ExportRefused where the module uses an operation that is not in `EMIT`."""
     returned = _Trace(writer, module).run(*inputs)
     results = returned if isinstance(returned, tuple) else (returned,)
     calls = [Call(writer, name, None, (result,), {}) for name, result in zip(outputs, results, strict=True)]

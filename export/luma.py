@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from distill.export.limits import TOLERANCE, ExportRefused
 from distill.export.resolution import to_working_size
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, largest_gap
-from distill.export.verification import verify
+from distill.export.verification import TOLERANCE, ExportRefused, verify
 from distill.export.writer import Writer
 
 if TYPE_CHECKING:
@@ -41,9 +40,8 @@ class LumaParity:
 
     @property
     def failures(self) -> list[str]:
-        if self.max_abs <= self.tolerance:
-            return []
-        return [f"luma file against image file: {self.max_abs:.3g} > {self.tolerance:g}"]
+        message = f"luma file against image file: {self.max_abs:.3g} > {self.tolerance:g}"
+        return [] if self.max_abs <= self.tolerance else [message]
 
 
 def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelProto:
@@ -81,10 +79,8 @@ def _enter(
     writer: Writer, plane: ir.Value, height: int, width: int, working_height: int, working_width: int, kernels: list[int]
 ) -> ir.Value:  # fmt: skip
     """The plane as a normalised RGB frame at the working resolution, f32 `[1,3,working_height,working_width]`."""
-    gain = writer.node("Constant", [], "luma_gain", value_float=255 / (WHITE - BLACK))
-    bias = writer.node("Constant", [], "luma_bias", value_float=-BLACK / (WHITE - BLACK))
-    black = writer.node("Constant", [], "black", value_float=0.0)
-    white = writer.node("Constant", [], "white", value_float=1.0)
+    constants = {"luma_gain": 255 / (WHITE - BLACK), "luma_bias": -BLACK / (WHITE - BLACK), "black": 0.0, "white": 1.0}
+    gain, bias, black, white = (writer.node("Constant", [], name, value_float=x) for name, x in constants.items())
     unlimited = writer.node("Add", [writer.node("Mul", [plane, gain], "stretched"), bias], "unlimited")
     pooled = writer.node("Clip", [unlimited, black, white], "grey")
     fits = min(height // (2 * working_height), width // (2 * working_width))
@@ -130,24 +126,19 @@ def _chain(value: ir.Value | None, *op_types: str) -> list[ir.Node]:
 
 
 def verify_luma(luma: onnx.ModelProto, image: onnx.ModelProto) -> LumaParity:
-    """Verifies the graph, and that its shapes are fixed and its maps the image file's on the same grey frames.
-
-    Raises ExportRefused naming every failure.
-    """
+    """Verifies the graph, and that its shapes are fixed and its maps the image file's on the same grey frames. Raises
+    ExportRefused naming every failure."""
     dynamic = [f"luma: the shape of {name} is not fixed" for name in _dynamic(luma)]
     return verify({"luma": (luma, "saliency-luma")}, lambda: compare_luma(luma, image), dynamic)[0]
 
 
 def _dynamic(model: onnx.ModelProto) -> list[str]:
     """Values whose shape does not follow from the graph alone."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    known = {
-        value.name
-        for value in (*inferred.value_info, *inferred.output)
-        if value.type.tensor_type.HasField("shape")
-        and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
-    }
-    return [output for node in model.graph.node for output in node.output if output not in known]
+    import onnx_ir as ir
+
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True)).graph
+    values = (value for node in inferred for value in node.outputs)
+    return [str(value.name) for value in values if value.shape is None or not value.shape.is_static()]
 
 
 def compare_luma(luma: onnx.ModelProto, image: onnx.ModelProto) -> LumaParity:

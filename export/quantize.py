@@ -29,9 +29,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from distill.export.limits import ExportRefused
 from distill.export.runner import Predictor, normalise
-from distill.export.verification import verify
+from distill.export.verification import ExportRefused, verify
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -87,9 +86,7 @@ def quantise(model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], ever
 
 def verify_int8(int8: onnx.ModelProto, original: onnx.ModelProto) -> None:
     """Verifies a quantised graph: beside the common checks, IR and opset are the original's, and it runs wherever that does.
-
-    Raises ExportRefused naming every failure.
-    """
+    Raises ExportRefused naming every failure."""
     stateful = any(value.name == "state_out" for value in original.graph.output)
     contract = "saliency-step" if stateful else "saliency-image"
     new, old = [(m.ir_version, [(o.domain, o.version) for o in m.opset_import]) for m in (int8, original)]
@@ -166,16 +163,14 @@ def rounded_nodes(model: onnx.ModelProto) -> list[str]:
     for node in graph:
         if node in in_float or not node.name or node.op_type not in ROUNDED:
             continue
-        if node.op_type == "Conv" and not (_is_learned(node) and _is_fixed(node.inputs[1])):
+        if node.op_type == "Conv" and not (
+            _is_learned(node) and node.inputs[1].is_initializer() and not node.inputs[1].is_graph_input()
+        ):
             continue
         if node.op_type == "Relu" and node.inputs[0].producer() not in chosen:
             continue
         chosen.append(node)
     return [node.name for node in chosen]
-
-
-def _is_fixed(value: ir.Value) -> bool:
-    return value.is_initializer() and not value.is_graph_input()
 
 
 def _is_learned(node: ir.Node) -> bool:

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 
 def enter(writer: Writer, frame: ir.Value, height: int, width: int, kernels: Sequence[int]) -> tuple[ir.Value, ir.Value]:
-    """A frame f32 `[1,3,H,W]` at the working resolution, f32 `[1,3,height,width]`, and its size, int64 `[2]`.
-
-    kernels: of the first pooling, largest first.
-    """
+    """A frame f32 `[1,3,H,W]` at the working resolution, f32 `[1,3,height,width]`, and its size, int64 `[2]`. kernels: of the
+    first pooling, largest first."""
     shape = writer.node("Shape", [frame], "frame_shape")
     size = writer.node("Slice", [shape, writer.ints([2], "two"), writer.ints([4], "four")], "frame_size")
     ratio = writer.node("Div", [size, writer.ints([2 * height, 2 * width], "twice_size")], "ratio")
@@ -47,9 +45,7 @@ def leave(writer: Writer, small: ir.Value, frame_size: ir.Value) -> ir.Value:
 
 def _pool_by_fit(writer: Writer, frame: ir.Value, fits: ir.Value, kernels: Sequence[int], name: str) -> ir.Value:
     """The frame pooled by the largest kernel that `fits` allows; nested `If`, since comparisons are not on the allowlist.
-
-    `If` takes no copy of the frame on the branch that runs, and the other branches cost nothing.
-    """
+    `If` takes no copy of the frame on the branch that runs, and the other branches cost nothing."""
     if not kernels:
         return writer.node("Identity", [frame], name)
     k, smaller = kernels[0], kernels[1:]

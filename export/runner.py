@@ -73,10 +73,8 @@ class Predictor:
         return self.run(normalise(frame))[0, 0]
 
     def run(self, input_1CHW: np.ndarray) -> np.ndarray:
-        """The same for a normalised float32 `[1,3,H,W]`; returns `[1,1,H,W]`.
-
-        Raises ValueError where the model does not take a frame of this size.
-        """
+        """The same for a normalised float32 `[1,3,H,W]`; returns `[1,1,H,W]`. Raises ValueError where the model does not take
+        a frame of this size."""
         feed = {"input": input_1CHW}
         if self.state is not None:
             feed["state_in"] = self.state
@@ -87,9 +85,8 @@ class Predictor:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.name} does not run at {width}x{height}: {reason}") from None
         if results[0].shape != (1, 1, *input_1CHW.shape[2:]):
-            raise ValueError(
-                f"{self.name} gives a map of shape {list(results[0].shape)} for a frame of {list(input_1CHW.shape)}"
-            )
+            given, wrong = list(input_1CHW.shape), list(results[0].shape)
+            raise ValueError(f"{self.name} gives a map of shape {wrong} for a frame of {given}")
         if self.stateful:
             self.state = results[1]
         return results[0]

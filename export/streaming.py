@@ -69,10 +69,8 @@ class Stream:
         return max(1.0, 1 / (self.period * fps)) if self.period else 1.0
 
     def map(self, frame: np.ndarray, seconds: float) -> np.ndarray:
-        """The saliency map for the next frame, uint8 RGB `[H,W,3]` at its time stamp -> float32 `[H,W]` in [0, 1].
-
-        A time stamp before the last one resets. Raises ValueError where the model does not take a frame of this size.
-        """
+        """The saliency map for the next frame, uint8 RGB `[H,W,3]` at its time stamp -> float32 `[H,W]` in [0, 1]. A time
+        stamp before the last one resets. Raises ValueError where the model does not take a frame of this size."""
         cut = False
         if self.find_cuts:
             cut, self._shot = detect_cut(frame, self._shot)

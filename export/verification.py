@@ -1,4 +1,4 @@
-"""The one check between a graph and its name: onnx.checker, the gate with the file's contract, size, parity.
+"""The one check between a graph and its name: onnx.checker, the gate with the file's contract, size, parity; and its limits.
 
 Every ONNX file that ships passes `verify` first: image, step, luma, int8. Nothing here writes a file; the caller does, with
 the graph that passed. Needs no torch.
@@ -9,8 +9,15 @@ from typing import Any, Protocol, TypeVar
 
 import onnx
 
-from distill.export.limits import MAX_BYTES, ExportRefused
 from distill.opallowlist import check
+
+OPSET, IR_VERSION = 17, 8  # the downstream's house opset; an IR that onnxruntime loads from 1.16 on
+MAX_BYTES = 2_000_000
+TOLERANCE = 1e-5  # maximum absolute difference of saliency maps, the downstream's own bound
+
+
+class ExportRefused(Exception):
+    """The gate, the checker or parity refused a graph; nothing was written under its name."""
 
 
 class Comparison(Protocol):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from distill.export.limits import IR_VERSION, OPSET
+from distill.export.verification import IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     import onnx_ir as ir

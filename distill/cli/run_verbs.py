@@ -89,9 +89,9 @@ def _run_until(
 ) -> None:  # fmt: skip
     """Brings the run that the options describe up to a stage, and prints what it has."""
     resolved, path = resolve(recipe, corpus, options)
-    from distill.run import preflight
+    from distill.run.plan import check_ready
 
-    preflight.check_ready(resolved)
+    check_ready(resolved)
     from distill.run import engine  # after the check, which says whether what this needs is installed
 
     leads = parallel.rank() == 0

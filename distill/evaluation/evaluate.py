@@ -40,17 +40,14 @@ CEILING = "half of the observers"
 MIN_CLIPS_FOR_MEAN_MAP = 4
 
 
-_cached_gaussian = lru_cache(maxsize=64)(centred_gaussian)
-
-
 def centre_gaussian(clip: Clip, index: int) -> np.ndarray:
     """The centred Gaussian as a reference."""
-    return _cached_gaussian(clip.height, clip.width)
+    return centred_gaussian(clip.height, clip.width)
 
 
 @lru_cache(maxsize=64)
 def _gaussian_map(height: int, width: int) -> metrics.Map:
-    return metrics.Map(_cached_gaussian(height, width))
+    return metrics.Map(centred_gaussian(height, width))
 
 
 def evaluate(
@@ -176,8 +173,7 @@ class _Scorer:
         to_score = [index for index, p in points.items() if len(p.rows)]
         halves = observer_halves(clip, points)
         names = [*self.models, *self.poolings, *self.references]
-        by_name: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-        ceiling: list[dict[str, float]] = []
+        by_name: dict[str, list[dict[str, float]]] = {name: [] for name in [*names, CEILING]}
         for index, maps, flicker in self._maps(clip, set(to_score)):
             truth = self._truth(clip, index, points[index])
             for name in names:
@@ -186,11 +182,11 @@ class _Scorer:
                 except ValueError as error:
                     raise UsageError(f"{name}, clip {clip.id}, frame {index + 1}: {error}") from None
                 by_name[name].append({**values, **({"flicker": flicker[name]} if name in flicker else {})})
-            ceiling += self._ceiling(clip, index, points[index], halves) if halves else []
+            by_name[CEILING] += self._ceiling(clip, index, points[index], halves) if halves else []
         return {
             "frames_scored": len(to_score),
             "frames_without_fixations": len(points) - len(to_score),
-            "scores": {name: self._means(frames) for name, frames in [*by_name.items(), (CEILING, ceiling)] if frames},
+            "scores": {name: self._means(frames) for name, frames in by_name.items() if frames},
             "frames": to_score,
             "nss_over_time": {name: [round(s["nss"], 4) for s in by_name[name]] for name in names},
         }

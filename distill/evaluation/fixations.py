@@ -15,10 +15,8 @@ GRID = (72, 128)  # rows and columns of the mean map
 
 
 def read_fixations(clip: Clip, stride: int, stop: Callable[[], bool]) -> dict[int, Points]:
-    """The fixations of every `stride`-th annotated frame, by frame; a frame without fixations has empty Points.
-
-    Raises UsageError for a fixation outside the frame, Interrupted once `stop` returns True.
-    """
+    """The fixations of every `stride`-th annotated frame, by frame; a frame without fixations has empty Points. Raises
+    UsageError for a fixation outside the frame, Interrupted once `stop` returns True."""
     by_frame: dict[int, Points] = {}
     for index in range(0, min(clip.frames, clip.annotated_frames), stride):
         if stop():
@@ -56,9 +54,7 @@ class Fixations:
 
     def others(self, clip: Clip, index: int, own_clip: bool) -> Coordinates | None:
         """Fixations of ten random frames in this clip's pixels; the same for every predictor. None where there are none.
-
-        own_clip: whether frames of this clip may be drawn, too.
-        """
+        own_clip: whether frames of this clip may be drawn, too."""
         number = self.number[clip.id]
         eligible = np.arange(len(self.owner)) if own_clip else np.flatnonzero(self.owner != number)
         if not len(eligible):

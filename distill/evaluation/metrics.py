@@ -107,10 +107,8 @@ def _pixels(fixations: np.ndarray) -> np.ndarray:
 
 
 def nss(prediction: Array, fixations: np.ndarray, ddof: int = 1, floor: float = 0.0) -> float:
-    """Normalised scanpath saliency (Peters et al. 2005): the mean z-score at the fixations.
-
-    The standard deviation divides by N - `ddof`; `floor` is added to it.
-    """
+    """Normalised scanpath saliency (Peters et al. 2005): the mean z-score at the fixations. The standard deviation divides by
+    N - `ddof`; `floor` is added to it."""
     p = Map.of(prediction)
     if p.constant:
         return 0.0
@@ -181,9 +179,7 @@ def auc_judd(
 
 def _counts_above(values: np.ndarray, reach: float, thresholds: np.ndarray, buffer: np.ndarray) -> np.ndarray:
     """How many of `values` `[N]`, from 0 to `reach`, are at least as large as each of `thresholds` `[n]`, a subset of them.
-
-    Exact, without sorting N values: a histogram of 65,536 bins counts them, and only those in a threshold's bin are sorted.
-    """
+    Exact, without sorting N values: a histogram of 65,536 bins counts them, and only those in a threshold's bin are sorted."""
     scale = 65_535 / reach  # monotonic: equal values share a bin, larger values never get a smaller one
     bins = np.multiply(values, scale, out=buffer).astype(np.uint16)
     threshold_bins = (thresholds * scale).astype(np.uint16)
@@ -198,9 +194,7 @@ def _counts_above(values: np.ndarray, reach: float, thresholds: np.ndarray, buff
 
 def s_auc(prediction: np.ndarray, fixations: np.ndarray, other_fixations: np.ndarray) -> float:
     """Shuffled AUC, exact: how often a fixation of this frame has a higher value than one of other frames; ties count half.
-
-    Centre bias is in both sets, so a centre prior gains nothing (Zhang et al. 2008).
-    """
+    Centre bias is in both sets, so a centre prior gains nothing (Zhang et al. 2008)."""
     values = prediction.ravel()
     here, there = values[_pixels(fixations)], np.sort(values[_pixels(other_fixations)])
     below, up_to = np.searchsorted(there, here, "left"), np.searchsorted(there, here, "right")
@@ -212,12 +206,10 @@ def s_auc_splits(
 ) -> float:  # fmt: skip
     """Shuffled AUC as the MIT and DHF1K code computes it: the mean over `splits` random draws, each of as many other
     fixations as there are here. Thresholds run from 0 in steps of `step` over the min-max scaled map."""
-    low, high = float(prediction.min()), float(prediction.max())
+    values, low, high = prediction.ravel(), float(prediction.min()), float(prediction.max())
     if low == high:
         return 0.5
-    here, there = (
-        (prediction.ravel()[_pixels(at)].astype(np.float64) - low) / (high - low) for at in (fixations, other_fixations)
-    )
+    here, there = ((values[_pixels(at)].astype(np.float64) - low) / (high - low) for at in (fixations, other_fixations))
     count = min(len(here), len(there))
     order = np.random.default_rng(seed).random((splits, len(there))).argpartition(count - 1, axis=1)[:, :count]
     thresholds = np.arange(0, 1 + 1e-9, step)[::-1]
@@ -259,10 +251,8 @@ STILL = 1.0  # grey levels of 255
 
 
 def still_blocks(frame: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The blocks of 16 px without motion between two frames, uint8 RGB `[H,W,3]`: bool `[H//16,W//16]`.
-
-    Their luma, averaged over 4x4 px to suppress noise, changes by at most one grey level on average.
-    """
+    """The blocks of 16 px without motion between two frames, uint8 RGB `[H,W,3]`: bool `[H//16,W//16]`. Their luma, averaged
+    over 4x4 px to suppress noise, changes by at most one grey level on average."""
     lumas = (cv2.cvtColor(f, cv2.COLOR_RGB2GRAY).astype(np.float32) for f in (frame, before))
     now, then = (block_means(luma, BLOCK // 4) for luma in lumas)
     return block_means(np.abs(now - then), 4) <= STILL
@@ -289,10 +279,8 @@ def as_8_bit(prediction: np.ndarray) -> np.ndarray:
 
 
 def imresize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """MATLAB's `imresize`: bicubic (Keys, a = -0.5), anti-aliased where it shrinks, mirrored at the border.
-
-    `[H,W]` -> `shape`. uint8 is rounded and clipped to uint8, anything else becomes float64.
-    """
+    """MATLAB's `imresize`: bicubic (Keys, a = -0.5), anti-aliased where it shrinks, mirrored at the border. `[H,W]` ->
+    `shape`. uint8 is rounded and clipped to uint8, anything else becomes float64."""
     if image.shape == tuple(shape):
         return image
     out = image.astype(np.float64)

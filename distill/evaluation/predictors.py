@@ -21,10 +21,8 @@ def load_predictor(path: Path, threads: int = 1) -> Predictor:
 
 
 def size_multiple(predictor: Predictor) -> int:
-    """The smallest power of two, up to 32, that a model's frame sizes must be multiples of; 1 where no size works.
-
-    Students of other projects may take multiples of 8 only, and should still be scored on the same clips.
-    """
+    """The smallest power of two, up to 32, that a model's frame sizes must be multiples of; 1 where no size works. Students
+    of other projects may take multiples of 8 only, and should still be scored on the same clips."""
     quiet = ort.RunOptions()
     quiet.log_severity_level = 4  # failures are expected here
     for multiple in (1, 2, 4, 8, 16, 32):
@@ -38,10 +36,8 @@ def size_multiple(predictor: Predictor) -> int:
 
 
 def predict(predictor: Predictor, frame: np.ndarray, multiple: int) -> np.ndarray:
-    """The map of the next frame: uint8 RGB `[H,W,3]` -> float32 `[H,W]`.
-
-    A frame whose size is no multiple of `multiple` is extended at the right and at the bottom; the map is cropped to the frame.
-    """
+    """The map of the next frame: uint8 RGB `[H,W,3]` -> float32 `[H,W]`. A frame whose size is no multiple of `multiple` is
+    extended at the right and at the bottom; the map is cropped to the frame."""
     height, width = frame.shape[:2]
     if height % multiple == width % multiple == 0:
         return predictor.predict(frame)

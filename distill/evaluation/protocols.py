@@ -12,7 +12,6 @@ result names its own. A frame without fixations cannot be scored: `ground_truth`
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -160,7 +159,7 @@ CLIP_MEAN = Protocol(
     tuple(LABELS), "clips", False, _clip_mean,
 )  # fmt: skip
 _STANDARD = ("nss", "cc", "sim", "auc_judd", "s_auc", "kld")
-PROTOCOLS = MappingProxyType({
+PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         CLIP_MEAN,
@@ -183,4 +182,4 @@ PROTOCOLS = MappingProxyType({
             ("nss", "cc", "sim", "auc_judd"), "clips", True, _aim2024,
         ),
     )
-})  # fmt: skip
+}  # fmt: skip

@@ -21,10 +21,8 @@ DRAWS = 2000
 
 
 def mean_and_interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, list[float] | None]:
-    """The mean over clips and its 95 % interval, `[low, high]`; None as interval of a single clip.
-
-    weights: frames per clip, to average over frames instead of clips.
-    """
+    """The mean over clips and its 95 % interval, `[low, high]`; None as interval of a single clip. weights: frames per clip,
+    to average over frames instead of clips."""
     x = np.asarray(values, np.float64)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     mean = float(x @ w / w.sum())

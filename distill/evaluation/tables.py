@@ -88,10 +88,8 @@ NAME_WIDTH = 24  # characters at which the column of names may fold in a narrow 
 
 
 def fit_to_width(head: str, cells: Cells, width: int | None) -> tuple[list[dict[str, str]], list[str]]:
-    """Rows of a table of at most `width` characters (None: any width), and the columns that had to be left out.
-
-    Where intervals do not fit beside their values, half their width is on a second line. At least one column remains.
-    """
+    """Rows of a table of at most `width` characters (None: any width), and the columns that had to be left out. Where
+    intervals do not fit beside their values, half their width is on a second line. At least one column remains."""
     columns = list(cells[0][1]) if cells else []
     wide = [{head: name, **{c: " ".join(filter(None, row[c])) for c in columns}} for name, row in cells]
     if width is None or table_width(wide, NAME_WIDTH) <= width:
@@ -123,9 +121,7 @@ COLUMNS = ("corpus", "protocol", "clip", "frames", "predictor", "minus", "metric
 
 def write_csv(path: Path, results: Mapping[str, Mapping[str, Any]], per_clip: bool) -> None:
     """Writes one value per line. `clip` is empty for means over clips; `minus` names the predictor that was subtracted.
-
-    results: by corpus. per_clip: write the scores of every clip, too.
-    """
+    results: by corpus. per_clip: write the scores of every clip, too."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(COLUMNS)

@@ -1,19 +1,14 @@
 """Pictures for the report and for `distill predict`: heat maps over frames, and curves as SVG."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 from distill.evaluation.metrics import LABELS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS = {"step": "#d1495b", "image": "#2e86ab", "teacher": "#6a994e"}
 PICTURE_WIDTH = 300  # pixels
@@ -59,13 +54,13 @@ def data_uri(picture: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
-def _figure(height: float) -> Figure:
+def _figure(height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(11, height))
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Any) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()

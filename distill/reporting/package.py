@@ -3,19 +3,24 @@
 NAME.onnx, NAME_step.onnx    one frame at a time; streaming
 NAME.json, NAME_step.json    sidecars
 NAME.registry.json           entries for the downstream's registry
-NAME.md                      model card
+NAME.md                      model card, for a stranger who has only these files; it states what is not known as not known
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from distill.reporting.model_card import model_card
+from distill import __version__
+from distill.evaluation import statistics, tables
+from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.reporting.provenance import Provenance, metadata, rounded
-from distill.reporting.sidecar import registry_entry, write_registry, write_sidecar
+from distill.reporting.rendering import first_names, render
+from distill.reporting.sidecar import registry_entry, sha256, write_registry, write_sidecar
 from distill.run.files import write_bytes, write_together
 
+ENOUGH_CLIPS = 12  # with fewer, the card warns against ranking predictors
 CLIPS_LISTED = 2000  # names of training clips in a sidecar, of which the downstream reads 1 MiB
 
 
@@ -24,8 +29,8 @@ def write_package(
 ) -> list[Path]:
     """Writes the metadata into both ONNX files, and everything else beside them; returns all paths.
 
-    Nodes and weights stay as they are. It is called after the export, and again when the metrics are known. parity: as
-    `export.parity.Parity.to_dict` gives it. metrics: as in metrics.json, None if not evaluated.
+    Nodes and weights stay as they are. It is called after the export, and again when the metrics are known. parity: the fields
+    of `export.student.Parity`. metrics: as in metrics.json, None if not evaluated.
     """
     metrics = metrics if metrics and metrics["predictors"] else None
     models = {"image": folder / f"{origin.name}.onnx", "step": folder / f"{origin.name}_step.onnx"}
@@ -42,7 +47,7 @@ def write_package(
         [registry_entry(path, origin.license, about.format(mode), notes) for mode, path in models.items()],
     )
     card = folder / f"{origin.name}.md"
-    write_bytes(card, model_card(origin, models, parity, metrics, caveats, properties["git_revision"]).encode())
+    write_bytes(card, _model_card(origin, models, parity, metrics, caveats, properties["git_revision"]).encode())
     return [*models.values(), *sidecars, registry, card]
 
 
@@ -61,3 +66,26 @@ def _write_sidecar(mode: str, path: Path, origin: Provenance, parity: dict[str, 
         "metrics_protocol": metrics["protocol"] if metrics else None,
     }  # fmt: skip
     return write_sidecar(path, about, origin.license, origin.chain, more)
+
+
+def _model_card(
+    origin: Provenance, models: Mapping[str, Path], parity: Mapping[str, Any], metrics: Mapping[str, Any] | None,
+    caveats: Sequence[str], revision: str,
+) -> str:  # fmt: skip
+    """The card in Markdown. models: the ONNX files by mode, `image` and `step`. metrics: as in metrics.json, None if not
+    evaluated."""
+    files = {mode: {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for mode, path in models.items()}
+    columns = tables.metrics_in(metrics) if metrics else []
+    return render(
+        "model_card.md", origin=origin, **files, version=__version__, revision=revision, metrics=metrics,
+        val_clips=first_names(origin.val_clips), lower_is_better=[LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]],
+        parts=[_part(name, part) for name, part in statistics.by_corpus(metrics).items()] if metrics else [], caveats=caveats,
+        enough_clips=ENOUGH_CLIPS, parity=parity, max_abs=max(parity["image_max_abs"], parity["step_max_abs"]),
+    )  # fmt: skip
+
+
+def _part(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """One corpus: its table of scores, and the difference that the recurrent state makes."""
+    nss = {other: of["nss"] for other, of in statistics.differences_in(result).items() if other.startswith("image")}
+    differences = [(n, d["mean"], tables.format_interval(d["interval"], "nss", sign=True)) for n, d in nss.items()]
+    return {"name": name, "clips": result["clips"], **tables.score_table(result), "differences": differences}

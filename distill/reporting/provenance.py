@@ -100,11 +100,8 @@ def corpus_chain(recipe: Recipe, corpus: Corpus) -> tuple[tuple[str, str], ...]:
 
 
 def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Mapping[str, Any]) -> str:
-    """The licence of the student's weights.
-
-    The one that the recipe states; ours, where both the corpus and the teacher are under it; otherwise "not stated", with
-    the licences of both.
-    """
+    """The licence of the student's weights. The one that the recipe states; ours, where both the corpus and the teacher are
+    under it; otherwise "not stated", with the licences of both."""
     licenses = list(dict.fromkeys(license_ for _, license_ in parts))
     if recipe.export.license:
         return recipe.export.license

@@ -39,9 +39,8 @@ def write(run: RunDir, recipe: Recipe, corpus: Corpus, labels: LabelStore, origi
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     shown = [clip for clip in corpus.select(corpus.val) if clip.id in metrics["clips"]][: recipe.report.clips]
     step, image = (load_predictor(run / "export" / f"{origin.name}{suffix}.onnx") for suffix in ("_step", ""))
-    clips = [
-        _clip(clip, metrics["clips"][clip.id], labels, step, image) for clip in narrator.track(shown, "report", len(shown))
-    ]
+    tracked = narrator.track(shown, "report", len(shown))
+    clips = [_clip(clip, metrics["clips"][clip.id], labels, step, image) for clip in tracked]
     page = render(
         "report.html", origin=origin, steps=recipe.train.steps, caveats=metrics["caveats"], parts=score_parts(metrics),
         curves=drawings.training_curves(log), clips=clips, clip_scores=tables.clip_cells(metrics) if metrics["predictors"] else [],

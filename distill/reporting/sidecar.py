@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.export.limits import OPSET
+from distill.export.verification import OPSET
 from distill.run.files import write_json
 
 ID_LENGTH, LICENSE_LENGTH, DESCRIPTION_LENGTH, NOTES_LENGTH, CALIBRATION_LENGTH = 64, 128, 256, 512, 256
@@ -40,10 +40,8 @@ def sha256(path: Path) -> str:
 
 
 def identifier(stem: str, room: int = 0) -> str:
-    """A file's stem as an id or base name of the registry: lower case, digits, `-` and `_`; `room` characters can be appended.
-
-    Raises ValueError where nothing remains of it, or too much.
-    """
+    """A file's stem as an id or base name of the registry: lower case, digits, `-` and `_`; `room` characters can be
+    appended. Raises ValueError where nothing remains of it, or too much."""
     name = re.sub(r"[^a-z0-9_-]+", "_", stem.lower()).lstrip("_-")
     if not name:
         raise ValueError(f"the name '{stem}' has neither letters a to z nor digits; give the file another")

@@ -7,10 +7,8 @@ from distill.run.parallel import local_rank, local_world, usable_cores
 
 
 def choose(wanted: str) -> tuple[torch.device, str]:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and the reason. Raises UsageError where there is no such device.
-
-    The ranks of a torchrun job take the CUDA devices of their machine in turn, unless one is named.
-    """
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and the reason. Raises UsageError where there is no such device. The
+    ranks of a torchrun job take the CUDA devices of their machine in turn, unless one is named."""
     if wanted == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu"), "cpu (no CUDA device visible)"

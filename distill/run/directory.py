@@ -32,18 +32,25 @@ from distill.run.parallel import rank
 MANIFEST = "manifest.json"
 SCHEMA = 2
 """Of the manifest. A run of schema 1 is continued; only its unfinished trainings are not (`training.checkpoint`)."""
-OURS = (
-    "recipe.toml", "corpus.json", "metrics.jsonl", "metrics.json", "report.html", "crash.txt",
-    "corpus", "labels", "frames", "checkpoints", "export",
-)  # fmt: skip
+OURS = [
+    "recipe.toml",
+    "corpus.json",
+    "metrics.jsonl",
+    "metrics.json",
+    "report.html",
+    "crash.txt",
+    "corpus",
+    "labels",
+    "frames",
+    "checkpoints",
+    "export",
+]
 """What --force removes, beside the manifest."""
 
 
 def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, Any] | None:
-    """The manifest of the run in the directory `path`; None where there is none, or where `force` will replace it.
-
-    Raises UsageError where the directory holds other files, or a run of a newer version or of another recipe.
-    """
+    """The manifest of the run in the directory `path`; None where there is none, or where `force` will replace it. Raises
+    UsageError where the directory holds other files, or a run of a newer version or of another recipe."""
     _refuse_other_files(path)
     if force or not (path / MANIFEST).exists():
         return None
@@ -54,9 +61,8 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
         return manifest  # nothing depends on its recipe yet
     if changed := differences(load_recipe(path / "recipe.toml"), recipe):
         shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
-        raise UsageError(
-            f"--out {path} holds a run with another configuration ({shown}); choose another --out, or --force to start over"
-        )
+        other = f"holds a run with another configuration ({shown})"
+        raise UsageError(f"--out {path} {other}; choose another --out, or --force to start over")
     return manifest
 
 

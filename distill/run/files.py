@@ -74,10 +74,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """A .npy file that is open only while it is read: a corpus has more files than a process may keep open.
-
-    Indexing returns a copy of the selected part; `[:]` the whole array. Only the header is kept between reads.
-    """
+    """A .npy file that is open only while it is read: a corpus has more files than a process may keep open. Indexing returns
+    a copy of the selected part; `[:]` the whole array. Only the header is kept between reads."""
 
     path: Path
 

@@ -62,9 +62,7 @@ def cancelling_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 class Narrator:
     """Writes messages and progress to standard error. `stop()` is whether the user has asked for an orderly stop (Ctrl-C).
-
-    Work that saves its state checks `stop()` and raises Interrupted once it has saved; `track` does so between items.
-    """
+    Work that saves its state checks `stop()` and raises Interrupted once it has saved; `track` does so between items."""
 
     def __init__(self, quiet: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
         self.stop = stop

@@ -6,7 +6,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _preflight(context: Context) -> Done:
     chosen, _ = device.choose(recipe.run.device)
     for opened in building.try_out(recipe, chosen, inference(recipe.label, chosen)):
         say(f"preflight: teacher {opened} opens")
-    return [], {"parameters": parameters, "parity": verified.parity.to_dict()}
+    return [], {"parameters": parameters, "parity": asdict(verified.parity)}
 
 
 def _corpus(context: Context) -> Done:
@@ -221,7 +221,7 @@ def _export(context: Context) -> Done:
     say(f"export: writing, gating, and comparing with PyTorch on {len(real)} frames of clip {clip.id} and random ones")
     verified = _verified("export", network, origin.fps, metadata(origin, None), real)
     write_together({run / "export" / name: content for name, content in verified.files(recipe.run.name).items()})
-    parity = verified.parity.to_dict()
+    parity = asdict(verified.parity)
     paths = write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
     proof = f"export/{recipe.run.name}.parity.json"
     write_json(run / proof, parity)

@@ -10,7 +10,7 @@ import pytest
 from distill.corpora import Corpus, fixation_points, open_corpus, parts_of, split
 from distill.recipe import keys
 from distill.recipe.files import load_recipe, to_toml
-from distill.run import engine, plan, preflight
+from distill.run import engine, plan
 from distill.run.directory import RunDir
 from distill.run.errors import UsageError
 from distill.teachers.maps import MapsTeacher
@@ -169,10 +169,10 @@ def test_the_run_finds_the_labels_of_every_part(tmp_path, two):
     for maps in ([labels / "gaze", labels / "pictures"], [labels]):
         rows = plan.dry_run(tmp_path / "run", recipe_of(two, *maps))
         assert rows[1]["detail"] == "14 clips" and all(row["state"] == "to do" for row in rows)
-    before = preflight.inputs(recipe_of(two, labels))
+    before = plan.inputs(recipe_of(two, labels))
     with (two[1] / "osie" / "fixations.csv").open("a", encoding="utf-8") as table:
         table.write("001.jpg,3,1,0.5,0.5,200\n")
-    changed = {what for what, value in preflight.inputs(recipe_of(two, labels)).items() if before[what] != value}
+    changed = {what for what, value in plan.inputs(recipe_of(two, labels)).items() if before[what] != value}
     assert changed == {f"the corpus at {two[1]}"}
     shutil.rmtree(labels / "gaze")
     with pytest.raises(UsageError, match=r"has nothing for clip dhf1k\.001 and 3 more"):
@@ -187,7 +187,7 @@ def test_videos_and_images_are_labelled_and_trained_on_together(tmp_path, two, n
     recipe = recipe_of(two, write_labels(tmp_path / "labels"))
     tiny = [*(o for o in TINY if not o.startswith("synthetic")), "train.steps=4", "corpus.val=0.2"]
     recipe = dataclasses.replace(load_recipe(None, tiny), corpus=recipe.corpus, teacher=recipe.teacher)
-    preflight.check_ready(recipe)
+    plan.check_ready(recipe)
     with RunDir.create(tmp_path / "run", recipe) as run:
         engine.carry_out(run, recipe, narrator, until="train")
         corpus = Corpus.from_dict(json.loads((run / "corpus.json").read_text(encoding="utf-8")))

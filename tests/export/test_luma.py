@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 from distill.export import ExportRefused
 from distill.export.graph import image_graph, step_graph
 from distill.export.luma import compare_luma, grey, luma_graph, verify_luma
-from distill.export.parity import torch_maps
 from distill.export.quantize import quantise
 from distill.export.runner import Predictor, normalise
+from distill.export.student import torch_maps
 from distill.opallowlist import check
 from tests.helpers import lively, moving_blobs
 

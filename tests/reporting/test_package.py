@@ -46,7 +46,7 @@ def package(verified, tmp_path):
         origin = replace(ORIGIN, **changes)
         for name, content in verified.files(origin.name).items():
             write_bytes(tmp_path / name, content)
-        write_package(tmp_path, origin, verified.parity.to_dict(), metrics, list(caveats))
+        write_package(tmp_path, origin, asdict(verified.parity), metrics, list(caveats))
         return tmp_path
 
     return write
