@@ -20,7 +20,8 @@ from distill.export.runner import Predictor, largest_gap, normalise
 from distill.export.verification import TOLERANCE, verify
 from distill.students.tiny_unet import TinyUNet, fit_to_working_size, resize_linear
 
-Frames, Sizes = Sequence[np.ndarray], Sequence[tuple[int, int]]
+Frames = Sequence[np.ndarray]
+Sizes = Sequence[tuple[int, int]]
 # Height x width: the smallest, odd, portrait, a common small size, and full HD.
 SIZES: Sizes = ((16, 16), (97, 131), (217, 333), (360, 640), (1080, 1920))
 
@@ -78,7 +79,7 @@ def compare(
     image_runner, step_runner = Predictor(image.SerializeToString()), Predictor(step.SerializeToString())
     rng = np.random.default_rng(0)
     sequences = [[rng.standard_normal((1, 3, *size), np.float32) for _ in range(length)] for size in sizes]
-    sequences += [[normalise(frame) for frame in frames]] if frames else []
+    sequences += [[normalise(frame) for frame in frames]] if len(frames) else []
     image_gap = step_gap = zero_gap = effect = 0.0
     for inputs in sequences:
         few = inputs[:2]  # image mode has nothing that could accumulate
