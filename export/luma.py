@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 BLACK, WHITE = 16, 235  # luma of limited range, of 255
+Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
     entry, leave = writer.within("entry"), writer.within("exit")
     plane = writer.builder.input("input", ir.DataType.FLOAT, [1, 1, height, width])
     kernels = [node.attributes["kernel_shape"].as_ints()[0] for node in pooling if node.op_type == "AveragePool"]
-    frame.replace_all_uses_with(_enter(entry, plane, height, width, *working_size, kernels))
+    frame.replace_all_uses_with(_enter(entry, plane, (height, width), working_size, kernels))
     shape = leave.ints([1, 1, height, width], "map_shape")
     writer.output(leave.resize(small, "saliency_map", shape=shape), [1, 1, height, width])
     for node in pooling:
@@ -75,24 +76,22 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
     return writer.model(model.metadata_props, image.producer_name)
 
 
-def _enter(
-    writer: Writer, plane: ir.Value, height: int, width: int, working_height: int, working_width: int, kernels: list[int]
-) -> ir.Value:  # fmt: skip
-    """The plane as a normalised RGB frame at the working resolution, f32 `[1,3,working_height,working_width]`."""
+def _enter(writer: Writer, plane: ir.Value, size: Size, working_size: Size, kernels: list[int]) -> ir.Value:
+    """The plane as a normalised RGB frame at the working resolution, f32 `[1,3,working height,working width]`."""
     constants = {"luma_gain": 255 / (WHITE - BLACK), "luma_bias": -BLACK / (WHITE - BLACK), "black": 0.0, "white": 1.0}
     gain, bias, black, white = (writer.node("Constant", [], name, value_float=x) for name, x in constants.items())
     unlimited = writer.node("Add", [writer.node("Mul", [plane, gain], "stretched"), bias], "unlimited")
     pooled = writer.node("Clip", [unlimited, black, white], "grey")
-    fits = min(height // (2 * working_height), width // (2 * working_width))
+    fits = min(side // (2 * working) for side, working in zip(size, working_size, strict=True))
     if kernel := max((k for k in kernels if k <= fits), default=0):
         pooled = writer.pool(pooled, kernel, "pooled")
-    small = to_working_size(writer, pooled, 1, working_height, working_width, "small_grey")
+    small = to_working_size(writer, pooled, 1, *working_size, "small_grey")
     gains = writer.initializer((1 / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_gain")
     biases = writer.initializer((-IMAGENET_MEAN / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_bias")
     return writer.node("Add", [writer.node("Mul", [small, gains], "scaled"), biases], "frame")
 
 
-def _core(graph: ir.Graph) -> tuple[ir.Value, ir.Value, tuple[int, int], list[ir.Node]]:
+def _core(graph: ir.Graph) -> tuple[ir.Value, ir.Value, Size, list[ir.Node]]:
     """Finds the student between entry and exit by its neighbours: the frame that its first convolution reads comes from the
     entry's choice of a pooling, a scaling to twice the working resolution and a pooling; a scaling reads its map.
 

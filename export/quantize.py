@@ -50,11 +50,13 @@ class Drift:
 
 
 def quantise(model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], every: int = 4, note: str = "") -> onnx.ModelProto:
-    """`model` in int8, verified; its ranges are those of every `every`-th frame of the clips.
+    """`model` in int8; its ranges are those of every `every`-th frame of the clips.
+
+    It is verified: beside the common checks, IR and opset are the original's, and it runs wherever that does.
 
     clips: uint8 RGB frames `[H,W,3]`; each clip is streamed from its start, with the state of the floating-point model.
     note: what the frames are, for the metadata.
-    Raises ExportRefused where the model does not run on the frames, or the result does not pass `verify_int8`.
+    Raises ExportRefused where the model does not run on the frames, or where the result fails a check, naming every failure.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -80,18 +82,11 @@ def quantise(model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], ever
     properties = {p.key: p.value for p in model.metadata_props}
     properties |= {"quant_mode": "static", "quant_source_sha256": source, "quant_calibration_set": note}
     onnx.helper.set_model_props(int8, properties)
-    verify_int8(int8, model)
-    return int8
-
-
-def verify_int8(int8: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    """Verifies a quantised graph: beside the common checks, IR and opset are the original's, and it runs wherever that does.
-    Raises ExportRefused naming every failure."""
-    stateful = any(value.name == "state_out" for value in original.graph.output)
-    contract = "saliency-step" if stateful else "saliency-image"
-    new, old = [(m.ir_version, [(o.domain, o.version) for o in m.opset_import]) for m in (int8, original)]
+    contract = "saliency-step" if any(value.name == "state_out" for value in model.graph.output) else "saliency-image"
+    new, old = [(m.ir_version, [(o.domain, o.version) for o in m.opset_import]) for m in (int8, model)]
     changed = [f"int8: IR and opsets are {new}, the original's are {old}"] if new != old else []
-    verify({"int8": (int8, contract)}, lambda: _try_sizes(int8, original), changed)
+    verify({"int8": (int8, contract)}, lambda: _try_sizes(int8, model), changed)
+    return int8
 
 
 @dataclass(frozen=True)
@@ -109,18 +104,15 @@ def _try_sizes(int8: onnx.ModelProto, original: onnx.ModelProto) -> _Trials:
         reference.reset()
         runner.reset()
         with contextlib.suppress(ValueError):  # other projects' students do not run at every size
-            reference.run(_noise(height, width, 0))
+            noise = [np.random.default_rng(seed).standard_normal((1, 3, height, width), np.float32) for seed in range(3)]
+            reference.run(noise[0])
             try:
-                maps = np.stack([runner.run(_noise(height, width, seed)) for seed in range(3)])
+                maps = np.stack([runner.run(frame) for frame in noise])
                 if not (np.isfinite(maps).all() and maps.min() >= 0 and maps.max() <= 1):
                     failures.append(f"at {width}x{height} the map is not within [0, 1]")
             except ValueError as error:
                 failures.append(str(error))
     return _Trials(failures)
-
-
-def _noise(height: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((1, 3, height, width), np.float32)
 
 
 def drift(original: onnx.ModelProto, int8: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]]) -> Drift:
@@ -138,14 +130,10 @@ def drift(original: onnx.ModelProto, int8: onnx.ModelProto, clips: Iterable[Iter
             moments += (x.size, x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), (y * y).sum())
     if not frames:
         raise ValueError("there are no frames to compare on")
-    return Drift(frames, largest, total / frames, _pearson(moments / moments[0]))
-
-
-def _pearson(means: np.ndarray) -> float:
-    """The correlation of two series from the means of 1, x, y, xx, xy, yy; 0 where one of them never changes."""
-    _, x, y, xx, xy, yy = means
-    spread = (xx - x * x) * (yy - y * y)
-    return float((xy - x * y) / np.sqrt(spread)) if spread > 0 else 0.0
+    _, mean_x, mean_y, xx, xy, yy = moments / moments[0]
+    spread = (xx - mean_x * mean_x) * (yy - mean_y * mean_y)
+    plcc = float((xy - mean_x * mean_y) / np.sqrt(spread)) if spread > 0 else 0.0  # one of the two never changes
+    return Drift(frames, largest, total / frames, plcc)
 
 
 def rounded_nodes(model: onnx.ModelProto) -> list[str]:

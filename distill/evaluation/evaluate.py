@@ -127,10 +127,9 @@ def evaluate_corpora(models: Sequence[Path], recipe: Recipe, narrator: Narrator)
     for part, root in corpus.roots.items():
         of_part = [clip for clip in clips if clip.corpus == part]
         if of_part or not selected:
-            results[f"{part}:{Path(root).name}"] = evaluate(
-                by_name, {"centred Gaussian": centre_gaussian}, of_part, options.stride, options.threads, narrator,
-                options.protocol, options.baselines, mean_map=True,
-            )  # fmt: skip
+            how = (options.stride, options.threads, narrator, options.protocol, options.baselines)
+            scores = evaluate(by_name, {"centred Gaussian": centre_gaussian}, of_part, *how, mean_map=True)
+            results[f"{part}:{Path(root).name}"] = scores
     return results
 
 

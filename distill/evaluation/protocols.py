@@ -39,10 +39,6 @@ class GroundTruth:
         """The fixated pixels, each once, as in a binary fixation map."""
         return np.unique(self.pixels)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.density.shape
-
 
 def ground_truth(
     density: np.ndarray, fixations: np.ndarray | Coordinates, others: Coordinates | None = None, baseline: Array | None = None,
@@ -65,10 +61,8 @@ def ground_truth(
         raise ValueError("a frame without fixations has no score; skip and count it")
     if baseline is not None and baseline.shape != density.shape:
         raise ValueError(f"shapes differ: density {density.shape}, baseline {baseline.shape}")
-    return GroundTruth(
-        Map(density), pixels, None if others is None else np.unique(_flat(others, height, width)),
-        None if baseline is None else Map.of(baseline), seed,
-    )  # fmt: skip
+    other_pixels = None if others is None else np.unique(_flat(others, height, width))
+    return GroundTruth(Map(density), pixels, other_pixels, None if baseline is None else Map.of(baseline), seed)
 
 
 def _flat(points: Coordinates, height: int, width: int) -> np.ndarray:
@@ -118,8 +112,8 @@ def _on_density(p: Map, truth: GroundTruth, *functions: Callable[[Array, Array],
 
 
 def _clip_mean(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
-    if prediction.ndim == 2 and prediction.shape != truth.shape:
-        prediction = cv2.resize(prediction, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    if prediction.ndim == 2 and prediction.shape != truth.density.shape:
+        prediction = cv2.resize(prediction, truth.density.shape[::-1], interpolation=cv2.INTER_LINEAR)
     p = Map(prediction)
     scores = _on_density(p, truth, metrics.cc, metrics.sim, metrics.kld, metrics.block_iou, metrics.block_cc)
     scores |= {"nss": metrics.nss(p, truth.unique_pixels), "auc_judd": metrics.auc_judd(p, truth.unique_pixels)}
@@ -131,7 +125,7 @@ def _clip_mean(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
 
 
 def _mit(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
-    eight_bit = metrics.imresize(metrics.as_8_bit(prediction), truth.shape)
+    eight_bit = metrics.imresize(metrics.as_8_bit(prediction), truth.density.shape)
     p, jitter = Map(eight_bit), np.random.default_rng(truth.seed)
     scores = _on_density(p, truth, metrics.cc, metrics.sim, metrics.kld)
     scores |= {"nss": metrics.nss(p, truth.unique_pixels), "auc_judd": metrics.auc_judd(p, truth.unique_pixels, jitter)}
@@ -143,8 +137,8 @@ def _mit(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
 def _aim2024(prediction: np.ndarray, truth: GroundTruth) -> dict[str, float]:
     p = Map(prediction)
     scaled = (p.shifted / (1 if p.constant else p.high - p.low)).astype(np.float32).reshape(p.shape)
-    if scaled.shape != truth.shape:
-        scaled = cv2.resize(scaled, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    if scaled.shape != truth.density.shape:
+        scaled = cv2.resize(scaled, truth.density.shape[::-1], interpolation=cv2.INTER_LINEAR)
     p = Map(scaled)
     # The challenge's code means to count distinct fixations but counts two columns (`np.unique` with axis=1): N pixels less 2.
     auc = metrics.auc_judd(p, truth.pixels, negatives=scaled.size - 2)

@@ -42,10 +42,8 @@ def write_package(
     sidecars = [_write_sidecar(mode, path, origin, parity, metrics) for mode, path in models.items()]
     about = "Tiny video saliency student, {} mode: where people look, as a map in [0,1] per pixel."
     notes = f"Distilled from {origin.teacher} on {origin.corpus}."
-    registry = write_registry(
-        folder / f"{origin.name}.registry.json",
-        [registry_entry(path, origin.license, about.format(mode), notes) for mode, path in models.items()],
-    )
+    entries = [registry_entry(path, origin.license, about.format(mode), notes) for mode, path in models.items()]
+    registry = write_registry(folder / f"{origin.name}.registry.json", entries)
     card = folder / f"{origin.name}.md"
     write_bytes(card, _model_card(origin, models, parity, metrics, caveats, properties["git_revision"]).encode())
     return [*models.values(), *sidecars, registry, card]

@@ -147,8 +147,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
 
     def _sizes(self, names: Iterable[str]) -> dict[str, int]:
         """Bytes of each file; -1 where it is missing."""
-        paths = {name: self / name for name in names}
-        return {name: path.stat().st_size if path.exists() else -1 for name, path in paths.items()}
+        return {name: (self / name).stat().st_size if (self / name).exists() else -1 for name in names}
 
     def check_inputs(self, now: dict[str, str]) -> None:
         """Records fingerprints of what the run reads from outside. Raises UsageError where one has changed since."""

@@ -90,8 +90,7 @@ class ArrayFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self._layout["shape"]
-        return shape
+        return self._layout["shape"]
 
     def __len__(self) -> int:
         return self.shape[0]

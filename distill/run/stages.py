@@ -243,12 +243,8 @@ def _eval(context: Context) -> Done:
         clips_of_part.setdefault(clip.corpus, []).append(clip)
     name, options, references = recipe.run.name, recipe.eval, _references(context, corpus)
     models = {"step": run / "export" / f"{name}_step.onnx", "image": run / "export" / f"{name}.onnx"}
-    result = statistics.merge({
-        part: evaluate(
-            models, references, clips, options.stride, options.threads, context.narrator, options.protocol, options.baselines
-        )
-        for part, clips in clips_of_part.items()
-    })  # fmt: skip
+    how = (options.stride, options.threads, context.narrator, options.protocol, options.baselines)
+    result = statistics.merge({part: evaluate(models, references, clips, *how) for part, clips in clips_of_part.items()})
     result["caveats"] = warnings
     write_json(run / "metrics.json", result)
     origin, _ = context.provenance()
