@@ -22,10 +22,11 @@ import onnx
 from distill.export.resolution import to_working_size
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, largest_gap
 from distill.export.verification import TOLERANCE, ExportRefused, verify
-from distill.export.writer import Writer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from distill.export.writer import Writer
 
 BLACK, WHITE = 16, 235  # luma of limited range, of 255
 Size = tuple[int, int]  # height, width
@@ -54,6 +55,8 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
     import onnx_ir as ir
     from onnx_ir.passes import common
     from onnxscript import GraphBuilder
+
+    from distill.export.writer import Writer
 
     model = ir.from_proto(image)
     graph = model.graph

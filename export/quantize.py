@@ -132,7 +132,7 @@ def drift(original: onnx.ModelProto, int8: onnx.ModelProto, clips: Iterable[Iter
         raise ValueError("there are no frames to compare on")
     _, mean_x, mean_y, xx, xy, yy = moments / moments[0]
     spread = (xx - mean_x * mean_x) * (yy - mean_y * mean_y)
-    plcc = float((xy - mean_x * mean_y) / np.sqrt(spread)) if spread > 0 else 0.0  # one of the two never changes
+    plcc = float((xy - mean_x * mean_y) / np.sqrt(spread)) if spread > 0 else 0.0  # 0 where one of them never changes
     return Drift(frames, largest, total / frames, plcc)
 
 

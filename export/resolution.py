@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from distill.export.writer import Writer
-
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from distill.export.writer import Writer
 
 
 def enter(writer: Writer, frame: ir.Value, height: int, width: int, kernels: Sequence[int]) -> tuple[ir.Value, ir.Value]:

@@ -7,23 +7,22 @@
     model = writer.model({"license": "MIT"})   # an onnx.ModelProto
 
 The same calls give the same bytes in every process, and nothing in them tells of the machine that wrote them. This module
-needs no torch; onnxscript is slow to import and needed by nobody who only runs a file, so it is imported where it is used.
+needs no torch; onnxscript is slow to import and needed by nobody who only runs a file, so import this one where it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import GraphBuilder
 
 from distill.export.verification import IR_VERSION, OPSET
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-    from onnxscript import GraphBuilder
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,6 @@ class Writer:
     @classmethod
     def new(cls, name: str) -> Writer:
         """A writer of an empty graph."""
-        import onnx_ir as ir
-        from onnxscript import GraphBuilder
-
         return cls(GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=name)))
 
     def within(self, scope: str) -> Writer:
@@ -54,8 +50,6 @@ class Writer:
 
     def initializer(self, array: np.ndarray, name: str) -> ir.Value:
         """Stores an array in the graph."""
-        import onnx_ir as ir
-
         return self.builder.initializer(ir.tensor(np.ascontiguousarray(array), name=name), name)
 
     def ints(self, values: Sequence[int], name: str) -> ir.Value:
@@ -73,23 +67,16 @@ class Writer:
 
     def branch(self, name: str, shape: Sequence[int | str], write: Callable[[Writer], ir.Value]) -> ir.Graph:
         """A branch of an `If`: the graph of what `write` appends and returns; it may use the values of this graph."""
-        import onnx_ir as ir
-
         output = ir.Value(type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
         return self.builder.subgraph(lambda op: write(Writer(op.builder, self.scope)), [], [output], name=name)
 
     def output(self, value: ir.Value, shape: Sequence[int | str]) -> None:
         """Makes a float value an output of the graph. `shape` is stated: inference does not know what sizes are called."""
-        import onnx_ir as ir
-
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
         self.builder.add_output(value, value.name)
 
     def model(self, metadata: Mapping[str, str], producer: str = "saliency-distill") -> onnx.ModelProto:
         """The finished model: unique names, the given metadata, and no mark of the exporter on nodes and values."""
-        import onnx_ir as ir
-        from onnx_ir.passes import common
-
         graph = self.builder.graph
         for node in graph.all_nodes():  # inferred shapes are not stored: consumers infer them for their sizes
             for value in (value for value in node.outputs if not value.is_graph_output()):

@@ -153,27 +153,24 @@ CLIP_MEAN = Protocol(
     tuple(LABELS), "clips", False, _clip_mean,
 )  # fmt: skip
 _STANDARD = ("nss", "cc", "sim", "auc_judd", "s_auc", "kld")
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        CLIP_MEAN,
-        Protocol(
-            "dhf1k-official",
-            "DHF1K's own code: 8-bit maps, bicubic to the video's size, SIM after min-max, AUC-Judd with jitter, sAUC over ten "
-            "frames of the whole set, 100 splits, step 0.1, mean over frames",
-            _STANDARD, "frames", True, _mit,
-        ),
-        Protocol(
-            "mit",
-            "MIT saliency benchmark's code: 8-bit maps, bicubic to the image's size, SIM after min-max, AUC-Judd with jitter, "
-            "sAUC over ten other images or clips, 100 splits, step 0.1, mean over frames",
-            _STANDARD, "frames", False, _mit,
-        ),
-        Protocol(
-            "aim2024",
-            "AIM 2024 challenge: min-max of every frame, bilinear to the video's size, deviation with N, fixations with their "
-            "multiplicity, mean over clips",
-            ("nss", "cc", "sim", "auc_judd"), "clips", True, _aim2024,
-        ),
-    )
-}  # fmt: skip
+PROTOCOLS = {protocol.name: protocol for protocol in (
+    CLIP_MEAN,
+    Protocol(
+        "dhf1k-official",
+        "DHF1K's own code: 8-bit maps, bicubic to the video's size, SIM after min-max, AUC-Judd with jitter, sAUC over ten "
+        "frames of the whole set, 100 splits, step 0.1, mean over frames",
+        _STANDARD, "frames", True, _mit,
+    ),
+    Protocol(
+        "mit",
+        "MIT saliency benchmark's code: 8-bit maps, bicubic to the image's size, SIM after min-max, AUC-Judd with jitter, "
+        "sAUC over ten other images or clips, 100 splits, step 0.1, mean over frames",
+        _STANDARD, "frames", False, _mit,
+    ),
+    Protocol(
+        "aim2024",
+        "AIM 2024 challenge: min-max of every frame, bilinear to the video's size, deviation with N, fixations with their "
+        "multiplicity, mean over clips",
+        ("nss", "cc", "sim", "auc_judd"), "clips", True, _aim2024,
+    ),
+)}  # fmt: skip

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
-from types import TracebackType
 from typing import Any, TypeVar
 
 from distill.run.errors import Interrupted, UsageError
@@ -90,7 +89,7 @@ class Job:
             threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._over.set()
         if self.world == 1 or (error is None and not self.leads):
             return
