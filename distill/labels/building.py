@@ -121,12 +121,10 @@ def _train_unisal(recipe: Recipe, member: Member, corpus: Corpus, cache: Path, c
 
 def _build_last_frame(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
     """TASED-Net or SalFoM, which map the last frame of a window."""
-    path, every, size = member.path(), recipe.teacher.every, member.entry.size
-    if member.name == "tased":
-        tased = TasedConfig(every=every)
-        return Tased.load(path, device, tased, how=how) if path else Tased.random(SEED, device, tased, how=how)
-    salfom = SalfomConfig(UmtConfig.of(size), every=every)
-    return Salfom.load(path, device, salfom, how=how) if path else Salfom.random(SEED, device, salfom, how=how)
+    path, every = member.path(), recipe.teacher.every
+    network: Any = Tased if member.name == "tased" else Salfom
+    config = TasedConfig(every=every) if network is Tased else SalfomConfig(UmtConfig.of(member.entry.size), every=every)
+    return network.load(path, device, config, how=how) if path else network.random(SEED, device, config, how=how)
 
 
 REGISTRY: dict[tuple[str, str], Registered] = {  # by name and size
@@ -185,8 +183,7 @@ def open_maps(recipe: Recipe) -> MapsTeacher | StoredLabels:
     parts = parts_of(corpus.name, corpus.root or "") if corpus.name != "synthetic" else []
     if len(folders) > 1 and len(folders) != len(parts):
         raise UsageError(
-            f"teacher.maps names {len(folders)} folders, the corpus has {max(1, len(parts))} parts; give one --maps, or one "
-            "for each part in the same order"
+            f"teacher.maps names {len(folders)} folders, the corpus has {max(1, len(parts))} parts; give one --maps, or one for each"
         )
     if store := map_store(recipe.teacher):
         return StoredLabels(store)

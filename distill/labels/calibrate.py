@@ -28,7 +28,7 @@ from distill.evaluation import metrics, protocols
 from distill.labels.calibration import BOUND, IDENTITY, Calibration, blurred
 from distill.labels.labelling import LabelsOf, looked_up_in
 from distill.labels.store import StoredLabels
-from distill.run.errors import Interrupted, UsageError
+from distill.run.errors import UsageError
 from distill.run.files import read_json, write_json
 from distill.run.progress import Narrator
 from distill.training.losses import frame_losses
@@ -96,13 +96,9 @@ def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
 
 def save(path: Path, fit: Fit, teacher: dict[str, Any], corpus: str) -> None:
     """Writes the calibration and its report for `calibration.load`, with the teacher's `name` and `fingerprint`."""
-    write_json(path, {
-        "schema": 1,
-        "calibration": fit.calibration.to_dict(),
-        "teacher": {key: teacher[key] for key in ("name", "fingerprint")},
-        "corpus": corpus,
-        "report": fit.to_dict(),
-    })  # fmt: skip
+    fitted_to = {key: teacher[key] for key in ("name", "fingerprint")}
+    values = {"schema": 1, "calibration": fit.calibration.to_dict(), "teacher": fitted_to, "corpus": corpus}
+    write_json(path, values | {"report": fit.to_dict()})
 
 
 def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, frames: int = 12, folds: int = 4) -> Fit:
@@ -123,19 +119,15 @@ def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, fr
     for clip, logits in narrator.track(labelled, "calibrate", len(annotated)):
         if sample := _sample(clip, logits, per_clip):
             samples.append(sample)
-        if narrator.stop():
-            raise Interrupted(f"calibrate, after clip {clip.id}")
     if not samples:
         raise UsageError("calibrate: no frame of these clips has a fixation; choose other clips")
     fold_of = assign_folds([sample.clip for sample in samples], folds)
     count = max(fold_of) + 1
     overall, *without = fit_parts(samples, [[n != fold for n in fold_of] for fold in range(count)] if count > 1 else [])
     measured: dict[str, dict[str, Any]] = {}
-    for sample, fold in zip(samples, fold_of, strict=True):
+    for sample, fold in narrator.track(zip(samples, fold_of, strict=True), "calibrate: measure", len(samples)):
         before, after = _measure(sample, (IDENTITY, without[fold] if without else overall))
         measured[sample.clip.id] = {"frames": len(sample.points), "before": before, "after": after}
-        if narrator.stop():
-            raise Interrupted(f"calibrate, measuring clip {sample.clip.id}")
     before, after = (
         {name: float(np.mean([clip[side][name] for clip in measured.values()])) for name in METRICS}
         for side in ("before", "after")

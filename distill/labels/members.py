@@ -123,9 +123,8 @@ def _by_name(key: str, values: Sequence[str], needed: Sequence[str], optional: S
 
 def trained_here(recipe: Recipe, member: Member) -> bool:
     """Whether the run trains this teacher: the tiny visage without a file, and with teach.finetune visage and unisal."""
-    if member.entry.title == "visage tiny":
-        return not member.files[""]
-    return recipe.teach.finetune and member.name in ("visage", "unisal")
+    tiny = member.entry.title == "visage tiny"
+    return not member.files[""] if tiny else recipe.teach.finetune and member.name in ("visage", "unisal")
 
 
 def check(recipe: Recipe) -> None:

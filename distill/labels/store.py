@@ -52,8 +52,7 @@ class LabelStore:
         """Stores the logits of a whole clip. Raises UsageError for NaN or infinity, with the frame."""
         if frame := _not_finite(logits_Thw):
             raise UsageError(
-                f"teacher {self.teacher['name']} gave NaN or infinity for clip {clip_id}, frame {frame}; "
-                "nothing of this clip was stored"
+                f"teacher {self.teacher['name']} gave NaN or infinity for clip {clip_id}, frame {frame}; this clip is not stored"
             )
         # float16 overflows at 65504, and no saliency logit beyond +-30 means anything
         write_array(self.path / f"{clip_id}.npy", np.clip(logits_Thw, -30, 30).astype(np.float16))

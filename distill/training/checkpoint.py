@@ -49,8 +49,7 @@ def check_resumable(path: Path) -> None:
     """Raises UsageError where another version wrote the resume file, or it is damaged; it is not read as a whole."""
     if load(path, mapped=True).get("format") != FORMAT:
         raise UsageError(
-            f"{path} was written by another version of saliency-distill, and training cannot continue from it; "
-            "choose another --out, or start over with --force"
+            f"{path} was written by another version of saliency-distill; choose another --out, or start over with --force"
         )
 
 

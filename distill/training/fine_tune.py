@@ -73,9 +73,7 @@ def teach(
     visage = layout(size, config)
     base, starts = files.get("base"), [files.get("expert1"), files.get("expert2")]
     if any(starts) and (not all(starts) or config.stage1_steps):
-        raise UsageError(
-            "teach: experts to start from are two, expert1 and expert2, and have their LoRA: set teach.stage1_steps=0"
-        )
+        raise UsageError("teach: start from both expert1 and expert2, which have their LoRA: set teach.stage1_steps=0")
     annotated, held_out = ([clip for clip in some if clip.annotated_frames] for some in (clips, validation))
     if not annotated:
         raise UsageError("teach: fine-tuning learns from fixations, but no training clip is annotated")

@@ -276,8 +276,7 @@ def _resume(task: Task, log: Path | None) -> tuple[Progress, torch.optim.Optimiz
     if saved and all((path.parent / name).exists() for name in saved["kept"]):  # else start again
         if task.rank_batches and len(saved["states"]) != ranks:
             raise UsageError(
-                f"{path} was written by {len(saved['states'])} processes, this job has {ranks}; continue with as many, "
-                "or start over with --force"
+                f"{path} was written by {len(saved['states'])} processes, this job has {ranks}; use as many, or start over with --force"
             )
         for name, module in task.modules.items():
             checkpoint.restore(module, saved["live"][name], path)

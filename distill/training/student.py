@@ -50,19 +50,14 @@ def train(
     samples: Sequence[Sample], validation: Sequence[CachedClip], config: Train, student_config: TinyUNetConfig,
     context: TrainingContext, log: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains, or continues training, and leaves `best.pt` in the context's folder; returns facts for the manifest.
-
-    Raises as `fit`.
-    """
+    """Trains, or continues training, and leaves `best.pt` in the context's folder; returns facts for the manifest. Raises as `fit`."""
     task = StudentTask(samples, validation, config, student_config, context)
     frame_steps, clip_steps = task.phase_steps
     rank, ranks = rank_and_world()
     stills = len(samples) - len(task.videos)
     context.narrator.say(
-        f"train: {parameter_count(task.student):,} parameters; {len(task.videos)} videos"
-        + (f", {stills} still images" if stills else "")
-        + f"; {frame_steps} steps of {config.frames} frames, "
-        f"then {clip_steps} of {config.batch} x {config.window} frames of clips"
+        f"train: {parameter_count(task.student):,} parameters; {len(task.videos)} videos, {stills} still images; {frame_steps} steps "
+        f"of {config.frames} frames, then {clip_steps} of {config.batch} x {config.window} frames of clips"
         + (f"; each of {ranks} processes as many" if ranks > 1 else "")
     )
     progress = fit(task, log)

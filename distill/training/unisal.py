@@ -205,8 +205,7 @@ def domain_of(clip: Clip, domains: Mapping[str, str]) -> str:
     domain = domains.get(clip.corpus, VIDEO_DOMAINS[0])
     if domain not in VIDEO_DOMAINS:
         raise UsageError(
-            f"unisal.domains: the videos of '{clip.corpus}' cannot train {domain!r}; UNISAL's domains of video are "
-            f"{', '.join(VIDEO_DOMAINS)}"
+            f"unisal.domains: the videos of '{clip.corpus}' cannot train {domain!r}, only {', '.join(VIDEO_DOMAINS)}"
         )
     return domain
 

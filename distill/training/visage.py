@@ -28,9 +28,7 @@ def train_visage(clips: Sequence[CachedClip], config: TeacherConfig, visage: Vis
     """Trains, or continues training, and leaves `visage.pt` in the context's folder. Raises Interrupted after saving."""
     annotated = [c for c in clips if c.truth is not None]
     if not annotated:
-        raise UsageError(
-            "teacher visage trains on fixations, but no training clip is annotated; use --teacher maps with your own labels"
-        )
+        raise UsageError("teacher visage trains on fixations, but no training clip is annotated; use --teacher maps")
     task = TinyVisage(annotated, config, visage, context)
     fit(task)
     checkpoint.save(context.folder / "visage.pt", Visage(task.net.eval(), visage, device=context.device).saved_state())

@@ -168,7 +168,7 @@ def test_clips_without_annotation(clips: list[Clip]) -> None:
 
 
 def test_it_can_be_stopped(clips: list[Clip]) -> None:
-    with pytest.raises(Interrupted, match=f"calibrate, after clip {clips[0].id}"):
+    with pytest.raises(Interrupted, match=f"calibrate, after 1 of {len(clips)} clips"):
         calibrate(clips, knowing(lambda logits: logits), Narrator(quiet=True, stop=lambda: True))
 
 
