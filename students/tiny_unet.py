@@ -16,9 +16,8 @@ exponential averages are updated frame by frame. The state is an argument and a 
 There is one state, at 1/16, `[1,C,h,w]`. Its channels are the memory, then three maps of 1/4 folded into 16 channels each
 (fast and slow average of luma, average of logits), then onset, which is 1 at the first frame and decays, then the history
 mask, 1 where there is history. All but the mask are exponential averages with learned time constants tau, in seconds: a
-step of `dt` seconds updates with a = 1 - exp(-dt / tau), so one set of weights serves any frame rate, in training and at
-export. Everything that history adds is multiplied by the history mask, so a zero state means "no history" exactly: the
-first frame's map equals the image-mode map.
+step of `dt` seconds updates with a = 1 - exp(-dt / tau), so the weights serve any frame rate. Everything that history adds
+is multiplied by the history mask, so a zero state means "no history" exactly: the first map equals the image-mode map.
 
 Without its temporal part (memory, onset and motion) the network is the image student. Training fits that first, on single
 frames, and then the temporal part on clips, with the rest frozen.
@@ -42,8 +41,7 @@ ENTRY_KERNELS = (8, 4, 2)
 def fit_to_working_size(frames_BCHW: Tensor, height: int, width: int) -> Tensor:
     """Down-scale frames of any size to the working resolution without aliasing; the entry of the shipped graph.
 
-    frames_BCHW: float `[B,C,H,W]`, any range. Returns float `[B,C,height,width]`.
-    `distill.export.graph` has the same arithmetic in ONNX operators; the parity check compares the two.
+    Float `[B,C,H,W]`, any range -> `[B,C,height,width]`; the parity check compares it with `distill.export.resolution`.
     """
     return F.avg_pool2d(fit_to_twice(frames_BCHW, height, width), 2)
 
@@ -51,10 +49,8 @@ def fit_to_working_size(frames_BCHW: Tensor, height: int, width: int) -> Tensor:
 def fit_to_twice(frames_BCHW: Tensor, height: int, width: int) -> Tensor:
     """The entry without its last pooling: float `[B,C,H,W]` -> `[B,C,2 height,2 width]`; training crops from this."""
     fits = min(frames_BCHW.shape[-2] // (2 * height), frames_BCHW.shape[-1] // (2 * width))
-    for kernel in ENTRY_KERNELS:
-        if fits >= kernel:
-            frames_BCHW = F.avg_pool2d(frames_BCHW, kernel)
-            break
+    if kernel := next((kernel for kernel in ENTRY_KERNELS if kernel <= fits), 0):
+        frames_BCHW = F.avg_pool2d(frames_BCHW, kernel)
     return resize_linear(frames_BCHW, 2 * height, 2 * width)
 
 
@@ -92,15 +88,13 @@ class InvertedResidual(nn.Module):
         self.body = nn.Sequential(
             conv_bn(inputs, hidden),
             conv_bn(hidden, hidden, kernel, stride, groups=hidden),
-            nn.Conv2d(hidden, outputs, 1, bias=False),
-            (last := nn.BatchNorm2d(outputs)),
+            *conv_bn(hidden, outputs, act=False),
         )
         if self.residual:
-            nn.init.zeros_(last.weight)  # a residual block starts as the identity
+            nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]  # a residual block starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x)
-        return x + y if self.residual else y
+        return x + self.body(x) if self.residual else self.body(x)
 
 
 def stage(inputs: int, outputs: int, expand: int, blocks: int, kernel: int = 3) -> nn.Sequential:
@@ -215,8 +209,7 @@ class Motion(nn.Module):
         change = (luma - mean).abs()
         overall = F.adaptive_avg_pool2d(change, 1)
         local = torch.cat([change * 10, change / (overall + 0.01)], 1)
-        response: Tensor = self.say(F.relu(self.local(local) + self.overall(overall * 10)))
-        return response
+        return self.say(F.relu(self.local(local) + self.overall(overall * 10)))
 
     def step(self, frame_BCHW: Tensor, logits: Tensor, maps: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
         """A frame, its logits `[B,1,h,w]` and the maps of the state `[B,3,h,w]` -> its logits with history, the new maps."""
@@ -227,15 +220,13 @@ class Motion(nn.Module):
         logits = average(maps[:, 2:], mask, logits, hold)
         return logits, torch.cat([average(mean, mask, luma, decay[:, :2]), logits], 1)
 
-    def forward(
-        self, frames_BTCHW: Tensor, logits_BTCHW: Tensor, maps: Tensor, mask: Tensor, decay: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`step` over a clip."""
-        B, T = frames_BTCHW.shape[:2]
-        luma_BTCHW = self.luma_of(frames_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
+    def forward(self, clip_BTCHW: Tensor, logits: Tensor, maps: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+        """`step` over a clip; `logits` are `[B,T,1,h,w]`."""
+        B, T = clip_BTCHW.shape[:2]
+        luma_BTCHW = self.luma_of(clip_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
         means_BTCHW, mean = averages(maps[:, :2], mask, luma_BTCHW, decay[:, :2])
         response_BTCHW = self.response(luma_BTCHW.flatten(0, 1), means_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
-        logits_BTCHW = logits_BTCHW + history_mask(mask, T) * response_BTCHW[:, :, :1]
+        logits_BTCHW = logits + history_mask(mask, T) * response_BTCHW[:, :, :1]
         hold_BTCHW = decay[:, None, 2:] * torch.sigmoid(response_BTCHW[:, :, 1:])
         averaged, last = [], maps[:, 2:]
         for t in range(T):
@@ -268,11 +259,6 @@ def history_mask(mask: Tensor, frames: int) -> Tensor:
     return torch.stack([mask, *[torch.ones_like(mask)] * (frames - 1)], 1)
 
 
-def decay_of(log_tau: Tensor, dt: Tensor) -> Tensor:
-    """Share of an average that one frame leaves, exp(-dt / tau): seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
-    return torch.exp(-dt[:, None] / log_tau.exp())[:, :, None, None]
-
-
 class TinyUNet(nn.Module):
     """The student. `step` processes one frame, as the shipped streaming file does; `forward` is the same over clips."""
 
@@ -303,9 +289,7 @@ class TinyUNet(nn.Module):
         self.at_4 = InvertedResidual(c4, c4, 2)
         self.head = nn.Conv2d(c4, 1, 1)
         self.prior = nn.Parameter(centre_prior(config.height // 16, config.width // 16))
-        self._initialise()
 
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -314,8 +298,7 @@ class TinyUNet(nn.Module):
         # Start as the image-mode network with a faint, centred map, and with no contribution of history.
         nn.init.zeros_(self.memory.add.weight)
         nn.init.zeros_(self.motion.say.weight)
-        with torch.no_grad():
-            self.motion.say.bias.copy_(torch.tensor([0.0, 2.0]))  # type: ignore[union-attr]  # this one has a bias
+        nn.init.constant_(self.motion.say.bias[1:], 2.0)  # type: ignore[index]  # this one has a bias
         nn.init.normal_(self.head.weight, std=1e-2)
         nn.init.constant_(self.head.bias, -2.0)  # type: ignore[arg-type]  # this one has a bias
 
@@ -343,8 +326,9 @@ class TinyUNet(nn.Module):
         return self.decode(*self.encode(frames_BCHW))
 
     def decay(self, dt: Tensor) -> Tensor:
-        """Share of every exponential average that one frame leaves: seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
-        return torch.cat([decay_of(part.log_tau, dt) for part in self.temporal()], 1)
+        """Share of every average that one frame leaves, exp(-dt / tau): seconds between frames `[B]` -> `[B,C,1,1]` in (0, 1)."""
+        log_tau = torch.cat([part.log_tau for part in self.temporal()])
+        return torch.exp(-dt[:, None] / log_tau.exp())[:, :, None, None]
 
     def time_constants(self) -> Tensor:
         """Tau of every exponential average, seconds: the memory's channels, then onset, fast luma, slow luma and logits."""
@@ -370,8 +354,7 @@ class TinyUNet(nn.Module):
     def history(self, frames_BCHW: Tensor, begins_B: Tensor, dt: Tensor) -> Tensor:
         """The state of B streams before these frames `[B,3,height,width]`, for training windows that start inside a clip.
 
-        Zero where `begins_B` says that the frame is its video's first; otherwise the state after the frame itself, with
-        onset fully decayed.
+        Zero where the frame is its video's first (`begins_B`), else the state after the frame itself, onset fully decayed.
         """
         _, state_BCHW = self(frames_BCHW[:, None], None, dt)
         state_BCHW[:, -2] = 0
@@ -385,7 +368,7 @@ class TinyUNet(nn.Module):
         B, T = clip_BTCHW.shape[:2]
         state_BCHW = self.zero_state(B) if state_BCHW is None else state_BCHW
         mean, level, mask, maps, mask_at_4 = self.read_state(state_BCHW)
-        memory, onset, motion = (decay_of(part.log_tau, dt) for part in self.temporal())
+        memory, onset, motion = self.decay(dt).split((self.config.state_channels, 1, STATE_MAPS), 1)
         bottleneck, at_8, at_4 = self.encode(clip_BTCHW.flatten(0, 1))
         fused, mean = self.memory(bottleneck.unflatten(0, (B, T)), mean, mask, memory)
         logits = self.decode(fused.flatten(0, 1), at_8, at_4).unflatten(0, (B, T))
