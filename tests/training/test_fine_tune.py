@@ -102,7 +102,9 @@ def test_one_expert_alone_or_with_stage_1_is_refused(clips, tuned, tmp_path):
         (CONFIG, {"expert1": expert, "expert2": expert}),
         (replace(CONFIG, stage1_steps=0), {"expert1": expert}),
     ):
-        with pytest.raises(UsageError, match=r"two, expert1 and expert2, and have their LoRA: set teach\.stage1_steps=0"):
+        with pytest.raises(
+            UsageError, match=r"start from both expert1 and expert2, which have their LoRA: set teach\.stage1_steps=0"
+        ):
             run(clips, tmp_path, config, **files)
 
 
