@@ -2,9 +2,10 @@
 
     python benchmarks/cross_validate.py RECIPE.toml --fold 003,009 --fold 001,004 ... --out DIR [--jobs N] [--set KEY=VALUE ...]
 
-Every fold is `distill run` into DIR/fold1, DIR/fold2, ..., with what it says in DIR/fold1.log: a fold that is done is not run
-again, one that was interrupted goes on. What is scored are the ONNX files of the run that did not see the clip. Keep clips of
-one scene in one fold. The student is small: N folds at once, each on its share of the cores, end earlier than one by one.
+Every fold is a `distill eval` of the recipe into DIR/fold1, DIR/fold2, ..., logged to DIR/fold1.log and so on. A finished fold is
+not run again; an interrupted one continues. Each clip is scored with the ONNX files of the run that did not train on it. Keep
+clips of one scene in one fold. The student is small: N folds in parallel, each on its share of the cores, finish sooner than
+one after another.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from rich.table import Table
 from distill.evaluation import statistics, tables
 from distill.run.files import read_json
 
-# A run takes as many threads as it may use cores; that is no part of its configuration, so it may go on with others.
-# Pinned to its cores where the system can do that (not macOS, not Windows).
+# A run uses one thread per core it may use. The thread count is not part of its configuration, so it may continue with another.
+# It is pinned to its cores where the system supports that (not on macOS or Windows).
 START = "import os, runpy; {cores} and os.sched_setaffinity(0, {cores}); runpy.run_module('distill', run_name='__main__', alter_sys=True)"
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     def run(number: int, fold: str) -> int:
         folder = options.out / f"fold{number}"
         sets = [f"corpus.val_clips={fold}", *options.set]
-        flags = [word for one in sets for word in ("--set", one)]
+        flags = [word for setting in sets for word in ("--set", setting)]
         cores = free.get()
         command = [sys.executable, "-c", START.format(cores=cores), "eval", str(options.recipe), "--out", str(folder), *flags]
         with folder.with_suffix(".log").open("a") as log:

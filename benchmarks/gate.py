@@ -1,10 +1,10 @@
-"""What a check costs after the interpreter has started: the gate's target is 150 ms for a student of 1 MB.
+"""CPU time of a check after interpreter start; the gate's target is 150 ms for a student of 1 MB.
 
     python benchmarks/gate.py [MODEL.onnx] [--runs N]
 
 Each run is a fresh process, so that imports are paid every time, as in CI. Times are process times (all threads, user and
-system), measured inside the process from the first line of the program on. What the command adds to the library is typer,
-which from 0.29 on builds its parameters with pydantic. Without a model, one like the student is made: about 260,000
+system), measured inside the process from the first line of the program on. The command adds typer to the library; from 0.29
+on, typer builds its parameters with pydantic. Without MODEL.onnx a file like the student's is generated: about 260,000
 parameters, 170 nodes, a step graph with its state.
 """
 

@@ -1,15 +1,15 @@
-"""How fast ViSAGE labels, and what share of the device that is: S to 6B, random weights.
+"""Labelling throughput of ViSAGE, and its share of the device's peak: S to 6B, random weights.
 
     python benchmarks/label_throughput.py [--sizes S B L 1B 6B] [--device auto|cpu|cuda] [--precision auto|fp32|bf16]
                                           [--experts 1|2] [--compile] [--channels-last] [--batch N] [--seconds 20]
 
-Timed is `Visage.infer`, the accelerator's half of labelling, as `distill label` calls it: prepared uint8 frames from (pinned)
+`Visage.infer` is timed, the accelerator's half of labelling, as `distill label` calls it: prepared uint8 frames from (pinned)
 memory to the device, windows, normalisation, a pass of the trunk per expert with its LoRA, the experts, fusion, and the
 logits back on the CPU. The other half, decoding and `prepare`, runs ahead in threads; the line on `prepare` says how many
 frames a second one of them shrinks.
 
 The ceiling is the best of a few large matrix products in the same precision, measured in the same run. A model's work is
-counted from its configuration (`window_flops`; tests/test_label_throughput.py holds it against torch's own counter): matrix
+counted from its configuration (`window_flops`; tests/labels/test_label_throughput.py compares it with torch's own counter): matrix
 products and convolutions, one multiply-accumulate being two FLOPs. Per window of T frames, with G = T g² patches, N = G + 1
 tokens, width D, MLP width M and L blocks, a pass of the trunk is
 
@@ -188,10 +188,10 @@ def main() -> None:
         options.precision = "bf16" if device.type == "cuda" else "fp32"
     threads = set_threads(options.threads)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    told = [options.precision, "compiled" * options.compile, "channels last" * options.channels_last]
-    told.append(f"{options.experts} expert{'s' * (options.experts > 1)}")
+    settings = [options.precision, "compiled" * options.compile, "channels last" * options.channels_last]
+    settings.append(f"{options.experts} expert{'s' * (options.experts > 1)}")
     print(f"device: {reason}, {threads} CPU threads, {platform.machine()}; torch {torch.__version__}")
-    print(f"labels: {', '.join(filter(None, told))}")
+    print(f"labels: {', '.join(filter(None, settings))}")
     print(f"prepare: {prepare_rate():,.0f} frames of 640x360 a second in one thread")
     most, shape = ceiling(device, dtype, 1.0)
     print(f"ceiling: {most / 1e12:.3f} TFLOP/s, product of {shape[0]}x{shape[1]} and {shape[1]}x{shape[2]}")

@@ -1,13 +1,13 @@
-"""Metric throughput on one core: frames per second of every metric, of each protocol, and of what others use.
+"""Metric throughput on one core: frames per second of every metric, of each protocol, and of other implementations.
 
     python benchmarks/metrics.py [--size 640x360] [--frames N] [--fixations N]
 
 Maps are float32 random fields with the smoothness of saliency maps; fixations are drawn from them, so that values are
 plausible. Times are process times of one thread: the best of five for each frame, since other work on the machine only ever
-adds, and the median over frames. Beside them, on the same maps, pysaliency where it can be imported (it needs torch
-besides), and plain numpy code of the definitions as benchmark scripts write them: float64, AUC-Judd with one comparison of
-the whole map per threshold. Values agree but for two definitions: pysaliency takes NSS's deviation with N, and SIM without
-min-max.
+adds, and the median over frames. Beside them, on the same maps: pysaliency where it can be imported (it also needs
+torch), and the definitions in plain numpy as benchmark scripts write them: float64, AUC-Judd with one comparison of the whole
+map per threshold. Values agree except for two definitions: pysaliency's NSS divides the deviation by N, and its SIM skips
+min-max scaling.
 """
 
 # ruff: noqa: E402 - the thread counts must be set before numpy loads
@@ -76,7 +76,7 @@ def ours() -> dict[str, Callable[[Frame], Any]]:
 
 
 def plain() -> dict[str, Callable[[Frame], Any]]:
-    """The definitions of Bylinskii et al. 2019, written down without thought of time."""
+    """The definitions of Bylinskii et al. 2019, written without regard to speed."""
 
     def auc_judd(f: Frame) -> float:
         values = np.sort(f.prediction[f.fixations])[::-1]

@@ -1,11 +1,11 @@
-"""What each teacher costs: milliseconds and multiply-accumulates per labelled frame, random weights.
+"""Cost of each teacher: milliseconds and multiply-accumulates per labelled frame, random weights.
 
     python benchmarks/teachers.py [TEACHER ...] [--device auto|cpu|cuda] [--precision auto|fp32|bf16] [--every N]
                                   [--windows N] [--repeats N] [--threads N] [--onnx FILE] [--json]
 
-Timed are the two halves of labelling as `distill label` calls them: `prepare`, one 640x360 frame at a time in one thread,
-and `infer`, a clip of `--windows` windows on the device, logits back on the CPU, the best of `--repeats`. A frame of
-TASED-Net or SalFoM has a window of its own, every `--every`-th frame; a window of ViSAGE labels all its frames.
+The two halves of labelling are timed as `distill label` calls them: `prepare`, one 640x360 frame at a time in one thread, and
+`infer`, a clip of `--windows` windows on the device, logits back on the CPU, the best of `--repeats`. TASED-Net and SalFoM
+need one window per labelled frame, here every `--every`-th; a window of ViSAGE labels all its frames.
 
 GMAC are counted while the same clip is labelled once before, by torch.utils.flop_counter: matrix products, convolutions and
 attention, FLOP = 2 multiply-accumulates. What windows share, such as TASED-Net's first layer, counts once per batch, so the
@@ -96,12 +96,12 @@ CASES = {
     "salfom L": Case(salfom("L"), 30, 1),
     "onnx": Case(onnx_file, 30, 4),
 }
-SLOW_ON_CPU = ("visage B", "visage L")  # minutes; measured where they are named
+SLOW_ON_CPU = ("visage B", "visage L")  # minutes; measured only if named
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one teacher cost."""
+    """The measured cost of one teacher."""
 
     teacher: str
     parameters: int

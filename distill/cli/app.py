@@ -19,7 +19,7 @@ PIPELINE = "Pipeline"
 
 
 class _RunOrder(typer.core.TyperGroup):
-    """Lists the verbs in the order in which a run goes; typer would put `teach`, which has verbs of its own, last."""
+    """Lists the verbs in pipeline order; typer would put `teach`, which has subcommands, last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=lambda name: (name != "run", name != "teach"))

@@ -24,7 +24,7 @@ def encode(
     roi_out: Annotated[Path | None, Option(metavar="FILE", help="write the offsets for another encoder")] = None,
     format_: Annotated[str | None, Option("--format", help="of --roi-out: kvazaar (text, or *.bin), svt-av1, addroi")] = None,
     video_only: Annotated[bool, Option("--video-only", help="leave audio and subtitles out")] = False,
-    threads: Annotated[int, Option(help="threads of model and encoder; 0: one, and the encoder's choice", min=0)] = 0,
+    threads: Annotated[int, Option(help="threads of model and encoder; 0: one, and the encoder's default", min=0)] = 0,
     output: Output,
 ) -> None:
     """Encode a video with more bits where people look: x264 or x265, a QP offset for every block of every frame.
@@ -62,12 +62,12 @@ def bd(
     encoder: EncoderOptions,
     out: Annotated[Path | None, Option("--out", "-o", metavar="PNG", help="draw the curves")] = None,
     table: Annotated[Path | None, Option("--csv", metavar="FILE", help="write all values, one per line")] = None,
-    threads: Annotated[int, Option(help="threads of the encoder; 0: its own choice", min=0)] = 0,
+    threads: Annotated[int, Option(help="threads of the encoder; 0: its default", min=0)] = 0,
     output: Output,
 ) -> None:
     """BD-rate of saliency-guided encoding: each model's map, and a centred Gaussian, against no map.
 
-    Quality is PSNR, over all pixels alike and weighted by where people look.
+    Quality is PSNR, over all pixels equally and weighted by where people look.
 
     [bold]distill bd --corpus dhf1k --root DHF1K --clips 601,602 --model STUDENT_step.onnx -o curves.png[/bold]
     """

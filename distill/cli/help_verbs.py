@@ -24,9 +24,9 @@ def inspect(
     out: Annotated[Path | None, Option("--out", "-o", help="with --show: the PNG; default CLIP.png")] = None,
     output: Output,
 ) -> None:  # fmt: skip
-    """What is this run, store, corpus or model, and is it sound?
+    """Describe a run directory, label store, corpus or ONNX file, and check it.
 
-    Of a corpus: clips, frames, fixations, observers, what is missing or broken, and the blur of its maps.
+    For a corpus: clips, frames, fixations, observers, what is missing or broken, and the blur of its maps.
     """
     from distill.tools.inspect_files import corpus_in, describe
 
@@ -43,11 +43,11 @@ def inspect(
         return
     from distill.tools.inspect_corpus import describe_corpus, summary, table_rows
 
-    found, facts = describe_corpus(path, name, interruptible(output.quiet).track)
+    surveyed, facts = describe_corpus(path, name, interruptible(output.quiet).track)
     if show:
         from distill.tools.corpus_sheet import write_sheet
 
-        facts["files"] = [str(write_sheet(found, show, out or Path(f"{show}.png")))]
+        facts["files"] = [str(write_sheet(surveyed, show, out or Path(f"{show}.png")))]
     if output.as_json:
         print_json({"schema": 1, **facts})
     else:
@@ -60,7 +60,7 @@ def inspect(
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """What is this machine: versions, devices, missing packages."""
+    """Describe this machine: versions, devices, missing packages."""
     facts: dict[str, Any] = dict(environment())
     facts |= {"cores": usable_cores(), "free disk here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB"}
     missing = missing_modules()
@@ -118,13 +118,13 @@ def calibrate(
     from distill.evaluation.metrics import LABELS
     from distill.labels.calibrate import calibrate_run
 
-    found = calibrate_run(run, out, interruptible(output.quiet))
+    result = calibrate_run(run, out, interruptible(output.quiet))
     if output.as_json:
-        print_json({"schema": 1, "files": [str(out)], **found.to_dict()})
+        print_json({"schema": 1, "files": [str(out)], **result.to_dict()})
         return
-    scores = {"as they are": found.before, "calibrated": found.after}
+    scores = {"as they are": result.before, "calibrated": result.after}
     rows = [{"labels": name, **{LABELS[m]: f"{value:.3f}" for m, value in s.items()}} for name, s in scores.items()]
-    print_rows(rows, f"{len(found.clips)} clips, {'each held out in turn' if found.held_out else 'the very clips of the fit'}")
-    fitted, verdict = found.fitted, "" if found.helps else ": no gain, so the labels stay as they are"
+    print_rows(rows, f"{len(result.clips)} clips, {'each held out in turn' if result.held_out else 'the same that the fit used'}")
+    fitted, verdict = result.fitted, "" if result.helps else ": no gain, so the labels stay as they are"
     print(f"temperature {fitted.temperature:.3g}, bias {fitted.bias:.3g}, blur {fitted.blur:g}{verdict}")
     print(out)

@@ -46,16 +46,15 @@ def bench(
     """
     from distill.tools.bench import measure
 
-    found = measure(models, size or SIZES, threads or [1], rounds, against, Narrator(output.quiet))
+    result = measure(models, size or SIZES, threads or [1], rounds, against, Narrator(output.quiet))
     if output.as_json:
-        print_json({"schema": 2, "rounds": rounds, **asdict(found)})
+        print_json({"schema": 2, "rounds": rounds, **asdict(result)})
         return
-    for ceiling in found.ceilings:
-        for one in dict.fromkeys(row.size for row in found.results):
-            print(
-                f"{one}, {ceiling.threads} thread{'s' * (ceiling.threads > 1)}, {rounds} frames each, ratios to {found.against}"
-            )
-            print_bench([row for row in found.results if (row.size, row.threads) == (one, ceiling.threads)])
+    for ceiling in result.ceilings:
+        for frame_size in dict.fromkeys(row.size for row in result.results):
+            count = f"{ceiling.threads} thread{'s' * (ceiling.threads > 1)}"
+            print(f"{frame_size}, {count}, {rounds} frames each, ratios to {result.against}")
+            print_bench([row for row in result.results if (row.size, row.threads) == (frame_size, ceiling.threads)])
         print(f"ceiling: {ceiling.gmac_per_s:.1f} GMAC/s, {ceiling.of}, the best of the same turns")
     print("MiB: peak of a separate process, above onnxruntime and the frame")
 
@@ -89,7 +88,7 @@ def quantize(
 ) -> None:  # fmt: skip
     """Quantise a student to int8: ranges from clips of a corpus, loss measured on others; written only if it is faster.
 
-    Writes a package of its own: the model, the same model in int8, and a sidecar by which the downstream opens the latter.
+    Writes a separate package: the model, the same model in int8, and a sidecar that makes the downstream open the latter.
     """
     if not root:
         raise UsageError("which clips? give the corpus's folder with --root")
@@ -98,20 +97,20 @@ def quantize(
 
     resolved, _ = resolve(None, corpus or corpus_in(root[0]) or "dhf1k", RunOptions(root=root))
     folder = out or model.with_name(f"{model.stem}_int8")
-    found = quantise_file(model, folder, resolved, size or SIZES, keep, Narrator(output.quiet))
+    result = quantise_file(model, folder, resolved, size or SIZES, keep, Narrator(output.quiet))
     if output.as_json:
-        print_json({"schema": 1, **found})
+        print_json({"schema": 1, **result})
         return
-    for one, time in found["times"].items():
+    for frame_size, time in result["times"].items():
         speeds = f"{time['float_ms']:.2f} ms in float, {time['int8_ms']:.2f} ms in int8, {time['speedup']:.2f} times as fast"
-        print(f"{one}, one thread: {speeds}, faster in {time['turns_won']:.0%} of the turns")
-    drift = found["drift"]
-    frames = f"{drift['frames']} frames of {len(found['held_out'])} held-out clips"
+        print(f"{frame_size}, one thread: {speeds}, faster in {time['turns_won']:.0%} of the turns")
+    drift = result["drift"]
+    frames = f"{drift['frames']} frames of {len(result['held_out'])} held-out clips"
     gap = f"{drift['mean_abs']:.4f} in the mean and {drift['max_abs']:.3f} at most"
     print(f"maps differ by {gap}, and correlate by {drift['plcc']:.5f}, over {frames}")
-    if found["scores"]:
-        print_scores("held out", found["scores"], False)
-    print_files(found["files"])
+    if result["scores"]:
+        print_scores("held out", result["scores"], False)
+    print_files(result["files"])
 
 
 def luma(
@@ -131,6 +130,6 @@ def luma(
     if output.as_json:
         print_json({"schema": 1, "made": made})
         return
-    for one in made:
-        print(f"{one['size']}: {one['bytes']:,} bytes, {one['parity']['max_abs']:.1e} from the image file's maps at most")
-        print_files(one["files"])
+    for entry in made:
+        print(f"{entry['size']}: {entry['bytes']:,} bytes, {entry['parity']['max_abs']:.1e} from the image file's maps at most")
+        print_files(entry["files"])

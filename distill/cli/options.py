@@ -39,7 +39,7 @@ class Output:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which run: recipe keys that have an option of their own, and the run directory."""
+    """Which run: the recipe keys that have their own option, and the run directory."""
 
     root: RootOption = None
     teacher: Annotated[str | None, Option(help="teacher.name; `distill teachers` lists them; several: a+b")] = None

@@ -60,7 +60,7 @@ def stage_verb(stage: str, about: str) -> Callable[..., None]:
 
 
 def resolve(recipe: Path | None, corpus: str | None, options: RunOptions) -> tuple[Recipe, Path]:
-    """The recipe that the options describe, and the run directory. A run directory stands for its own recipe."""
+    """The recipe that the options describe, and the run directory. A run directory means the recipe in it."""
     out = options.out
     if recipe is not None and recipe.is_dir():
         if not (recipe / "manifest.json").exists():
@@ -92,7 +92,7 @@ def _run_until(
     from distill.run.plan import check_ready
 
     check_ready(resolved)
-    from distill.run import engine  # after the check, which says whether what this needs is installed
+    from distill.run import engine  # after the check, which reports missing packages
 
     leads = parallel.rank() == 0
     narrator = interruptible(output.quiet or not leads)

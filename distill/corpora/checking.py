@@ -1,6 +1,6 @@
 """Checks and completes a clip that a layout has found.
 
-Layouts know where files are; the check knows what must agree. A video is decoded once, to count its frames. Images,
+Layouts find the files; this module checks that they agree. A video is decoded once, to count its frames. Images,
 fixation maps and density maps in folders are counted; their numbers, and the sizes in their headers, are compared.
 """
 
@@ -75,7 +75,7 @@ def _annotated(clip: Clip) -> tuple[int, dict[str, int]]:
 
 
 def _with_maps(clip: Clip, annotated: int) -> Clip:
-    """The clip without paths of what is not there; frames after the end of a video of maps count as not annotated."""
+    """The clip without the paths of missing maps and fixations; frames after the end of a video of maps count as not annotated."""
     maps = Path(clip.maps)
     if not clip.maps or not maps.exists():
         return replace(clip, maps="", fixations=clip.fixations if annotated else "")

@@ -68,7 +68,7 @@ class Corpus:
     held_out: bool = True
     roots: dict[str, str] = field(default_factory=dict, hash=False)  # folder of each part, by `Clip.corpus`
     weights: dict[str, float] = field(default_factory=dict, hash=False)  # how often training draws from each part
-    notes: tuple[str, ...] = ()  # what a person should know about the data: dropped points, frame counts that differ
+    notes: tuple[str, ...] = ()  # findings for the user: dropped points, frame counts that differ
 
     @property
     def root(self) -> str:

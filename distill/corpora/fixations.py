@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.corpora.clips import Clip
 
-# Why points are dropped, in the words that a person reads.
+# Why points are dropped, as shown to the user.
 OUTSIDE = "points outside the frame"
 NAN = "points that are NaN"
 LATE = "points after the last frame or before the first"

@@ -21,7 +21,7 @@ Roots = str | Path | Sequence[str | Path]
 Track = Callable[[Iterable[Clip | None], str, int], Iterable[Clip | None]]
 
 SHOWN_CLIPS = 8  # in a note about dropped points
-EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS)  # notes that name all clips: a person must look into each
+EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS)  # notes that name all clips: the user must look at each
 
 
 @dataclass(frozen=True)

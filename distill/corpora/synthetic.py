@@ -1,7 +1,7 @@
 """A procedural corpus in DHF1K's layout: short videos, and simulated observers who look at what moves.
 
 Each video has a textured background under a slowly moving camera, several textured objects, and sometimes a cut. Only one
-object at a time moves by itself; most of the others look the same but stand still. A single frame therefore does not show
+object moves at a time; most of the others look the same but stay where they are. A single frame therefore does not show
 which object is watched, and a model that carries state must beat one that does not. After a while another object moves.
 
 The simulated gaze (saccades, smooth pursuit, disagreement) has realistic magnitudes: reaction to a new target after about
@@ -30,7 +30,7 @@ KINDS = ("disc", "square", "ring", "star", "cross")
 
 @dataclass
 class MovingObject:
-    """A sprite (RGB and alpha in [0, 1]), its place (x, y in pixels of the frame), its own velocity (pixels per second)."""
+    """A sprite (RGB and alpha in [0, 1]), its position (x, y in pixels of the frame) and its velocity (pixels per second)."""
 
     sprite: np.ndarray
     place: np.ndarray

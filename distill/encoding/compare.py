@@ -1,7 +1,7 @@
 """BD-rate of saliency-guided encoding: rate at equal quality with a map and without, over whole frames and where people look.
 
 Every clip is encoded without a map, with a centred Gaussian, and with each model's map, at several rates. Quality is luma PSNR
-of the mean squared error, twice: over all pixels alike, and weighted by where people look (`excerpts`). By the first measure a
+of the mean squared error, twice: over all pixels equally, and weighted by where people look (`excerpts`). By the first measure a
 map can only lose: it takes bits from most of the frame. The second shows whether it gave them to the right blocks.
 
 Intervals are bootstrap intervals over clips; two maps are compared by their differences on the same clips

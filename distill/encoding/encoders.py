@@ -1,4 +1,4 @@
-"""x264 and x265 through FFmpeg: their configuration, QP offsets as regions of a frame, and the check that a map counts.
+"""x264 and x265 through FFmpeg: their configuration, QP offsets as regions of a frame, and a check that a map takes effect.
 
 FFmpeg's encoders take regions of interest as side data of a frame, and only its `addroi` filter sets them. So each frame goes
 through a small filter graph; frames with the same offsets share one. The encoders apply regions inside their adaptive quantisation
@@ -28,7 +28,7 @@ GRAPHS = 32  # filter graphs in the cache
 
 @dataclass(frozen=True)
 class Coding:
-    """How the encoder is run. params: KEY=VALUE in the encoder's own words; threads: 0 for its own choice."""
+    """How the encoder is run. params: KEY=VALUE in the encoder's syntax; threads: 0 for its default."""
 
     codec: str = "x264"
     crf: float | None = None
@@ -56,7 +56,7 @@ class Picture:
     transfer: int = 2
     matrix: int = 2
     range: int = 0
-    display: str = ""  # HDR10, in the encoders' words: the mastering display, and the content's light levels
+    display: str = ""  # HDR10, in the encoders' syntax: the mastering display, and the content's light levels
     light: str = ""
 
     @property
@@ -90,7 +90,7 @@ def check_coding(coding: Coding) -> None:
 
 
 def encoder_options(coding: Coding, picture: Picture) -> dict[str, str]:
-    """FFmpeg's options for the encoder. Adaptive quantisation is set by name: the fastest presets leave it off. So are captions."""
+    """FFmpeg's options for the encoder. Adaptive quantisation is switched on explicitly, since the fastest presets leave it off, and so are captions."""
     params = {"aq-mode": "1" if coding.codec == "x264" else "2"}
     display, light = HDR[coding.codec]
     params.update({key: value for key, value in ((display, picture.display), (light, picture.light)) if value})

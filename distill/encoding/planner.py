@@ -39,7 +39,7 @@ def centre_map(frame: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, threads: int = 1) -> Stream | Maps | None:
-    """A student's maps, or those of a name: `centre`, `none`. Raises UsageError unless exactly one is given."""
+    """A student's maps, or those that `name` selects: `centre`, `none`. Raises UsageError unless exactly one is given."""
     if (model is None) == (name is None):
         raise UsageError("where do people look? give a student with --model, or --map centre, or --map none")
     if model is not None:
@@ -50,7 +50,7 @@ def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, thre
 
 
 def saliency_of(frame: av.VideoFrame, size: tuple[int, int], maps: Maps, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """The map `[h,w]` of a frame, and the luma float32 `[h,w]` of the small frame that it is of, both as the frame is stored.
+    """The map `[h,w]` of a frame, and the luma float32 `[h,w]` of the downscaled frame, both in the frame's stored orientation.
 
     size: height and width of the part that is encoded. The model sees it upright. Raises ValueError where it gives no map.
     """
@@ -70,7 +70,7 @@ class OffsetTrack:
     shaping: Shaping
     size: tuple[int, int]
     offsets: np.ndarray | None = None
-    bits: np.ndarray | None = None  # of the blocks, smoothed over frames: a single frame's make offsets flicker
+    bits: np.ndarray | None = None  # of the blocks, smoothed over frames: without that, offsets flicker
     all_bits: np.ndarray | None = None  # their sum over all frames
 
     def step(self, saliency: np.ndarray, luma: np.ndarray, before: np.ndarray | None) -> np.ndarray:

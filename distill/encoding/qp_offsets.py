@@ -40,7 +40,7 @@ def block_means(saliency: np.ndarray, block: int, size: tuple[int, int] | None =
     """Block means, float64 `[rows, columns]`, of a map `[h,w]` that covers a frame of `size`.
 
     size: height and width of the frame, by default the map's. Pixels of the map that a block covers in part count in part.
-    Raises ValueError for a map that is none, see `check_map`.
+    Raises ValueError for an invalid map, see `check_map`.
     """
     check_map(saliency)
     return _means(saliency, block, size or (saliency.shape[0], saliency.shape[1]))
@@ -102,7 +102,7 @@ class Shaping:
         twice the strength. `mean`: until their area-weighted mean is zero. `bits`: until the estimated bits are unchanged, with
         each block's scaled by 2^(-offset / 6); a zero mean enlarges frames, since bits grow faster below zero than they shrink
         above, and people look where there is something to encode. `off`: no shift. Rounding leaves an error of at most half a
-        step, and `hold` as much again.
+        step, plus `hold` steps.
     faint: first divide the block means by their peak, or by `faint` where the peak is lower: a student's map also encodes its
         confidence, and a map that is low everywhere would hardly move a bit. None takes the map as it is.
     prior: share from 0 to 1 of a centred Gaussian (`centred_gaussian`) mixed into the block means after that; a wrong model

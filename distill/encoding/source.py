@@ -1,6 +1,6 @@
-"""Reading the video that is encoded: its frames in order, and what the encoder must know of its pictures.
+"""Reading the video that is encoded: its frames in order, and the format of its pictures.
 
-Bit depth and chroma, aspect of pixels, colour tags, mastering display and light level of HDR10 are preserved; what is lost is
+Bit depth and chroma format, pixel aspect ratio, colour tags, mastering display and light level of HDR10 are preserved; what is lost is
 reported.
 """
 
@@ -126,7 +126,7 @@ def _accepted_format(name: str, coding: Coding, narrator: Narrator) -> str:
 
 
 def mastering_display(data: bytes) -> str:
-    """FFmpeg's AVMasteringDisplayMetadata in the encoders' words, `G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)`; empty where incomplete.
+    """FFmpeg's AVMasteringDisplayMetadata in the encoders' syntax, `G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)`; empty where incomplete.
 
     Chromaticities are in units of 1/50000, luminances of 1/10000 cd/m2, as in SMPTE ST 2086.
     """
@@ -142,5 +142,5 @@ def mastering_display(data: bytes) -> str:
 
 
 def content_light(data: bytes) -> str:
-    """FFmpeg's AVContentLightMetadata in the encoders' words: MaxCLL and MaxFALL in cd/m2; empty where it is not there."""
+    """FFmpeg's AVContentLightMetadata in the encoders' syntax: MaxCLL and MaxFALL in cd/m2; empty where it is not there."""
     return "{},{}".format(*struct.unpack_from("=2I", data)) if len(data) >= 8 else ""

@@ -1,4 +1,4 @@
-"""Scores predictors on clips. What is scored is what ships: ONNX files through onnxruntime, frame by frame, with their state.
+"""Scores predictors on clips. Students are scored as they ship: ONNX files in onnxruntime, frame by frame, with their state.
 
     models       ONNX files; one with state sees every frame
     baselines    every file without state, pooled over time (distill.students.pooling)

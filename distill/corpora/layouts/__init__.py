@@ -11,7 +11,7 @@ from distill.run.errors import UsageError
 
 
 class Layout(NamedTuple):
-    """`find(root, options)` lists the clips under a root; `notes(root, clips)` says what a person should know of them."""
+    """`find(root, options)` lists the clips under a root; `notes(root, clips)` returns findings for the user."""
 
     find: Callable[[Path, Options], list[Clip]]
     notes: Callable[[Path, list[Clip]], list[str]] = lambda root, clips: []

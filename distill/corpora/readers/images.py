@@ -1,6 +1,6 @@
 """Image files: folders of numbered images in the order of their numbers, sizes read from headers, and decoding.
 
-A corpus may have hundreds of thousands of frames as files: whatever a name or a few bytes tell is never decoded.
+A corpus may have hundreds of thousands of frames as files: nothing is decoded where a file's name or header suffices.
 """
 
 import os
