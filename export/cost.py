@@ -1,10 +1,10 @@
-"""What an ONNX graph costs at one frame size: multiply-adds and parameters, without running it.
+"""The cost of an ONNX graph at one frame size: multiply-adds and parameters, without running it.
 
     cost = count(onnx.load("student.onnx"), 1080, 1920)
     cost.macs, cost.parameters          # multiply-adds of one frame, numbers stored in the file
     cost.by_op                          # {"Conv": 61_000_000, ...}
 
-Counted are Conv, ConvTranspose, Gemm and MatMul, where FLOP = 2 x multiply-adds; biases, activations, pooling, scaling and
+Conv, ConvTranspose, Gemm and MatMul are counted, where FLOP = 2 x multiply-adds; biases, activations, pooling, scaling and
 element-wise arithmetic are not. The frame's size is written into a copy of the graph, and onnxscript folds what depends on
 nothing else: arithmetic on shapes, and every `If` that such a frame decides. What is left has fixed shapes, which onnx
 infers. A graph of QuantizeLinear and DequantizeLinear counts like the floating-point graph that it was made from.
@@ -23,7 +23,7 @@ import onnx
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Inputs that configure an operator; what is stored for them is no parameter of the model.
+# Inputs that configure an operator; values stored for them are not parameters of the model.
 SETTINGS = {"Resize": (1, 2, 3), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Clip": (1, 2), "Pad": (1, 2)}
 
 
@@ -39,8 +39,8 @@ class Cost:
 def count(model: onnx.ModelProto, height: int, width: int) -> Cost:
     """The cost of one frame of `height` x `width` pixels; a state has the shape of its initializer.
 
-    The model's first required input is the frame, of rank 4; where it is for any size, it is for this one. No other input
-    may have dynamic axes.
+    The model's first required input is the frame, of rank 4; its dynamic axes get this size. No other input may have dynamic
+    axes.
     Raises ValueError, naming the node, where a shape is not known before the model runs.
     """
     by_op = Counter[str]()
@@ -59,7 +59,7 @@ def count(model: onnx.ModelProto, height: int, width: int) -> Cost:
 def parameters(model: onnx.ModelProto) -> int:
     """Numbers that the file stores: floating-point weights, biases and maps, and the integers that are dequantised.
 
-    BatchNorm counts as folded where it is. The default state is no parameter, nor is what configures an operator: scales
+    BatchNorm counts as folded where it is. The default state is not a parameter, nor are values that configure an operator: scales
     of Resize, scales and zero points of quantisation. Fixed kernels cannot be told from learned ones; they count.
     """
     import onnx_ir as ir
@@ -101,7 +101,7 @@ def _folded(model: onnx.ModelProto, height: int, width: int) -> list[ir.Node]:
     try:
         optimizer.inline(copied)
         optimizer.fold_constants(copied, onnx_shape_inference=True)
-    except Exception as error:  # whatever a damaged graph meets in onnxscript
+    except Exception as error:  # a damaged graph can raise anything in onnxscript
         raise ValueError(f"the graph does not fold: {str(error).splitlines()[0]}") from None
     return list(copied.graph)
 

@@ -6,7 +6,7 @@ BatchNorm into its convolution. The entry and the exit (any frame size to the wo
 `distill.export.resolution`.
 
 The operators are emitted through onnxscript's GraphBuilder and not by torch.onnx: its exporter stays at opset 18, and with
-dynamic sizes it specialised the entry's branch to the example frame without a word. On the core of fixed size it agrees
+dynamic sizes it silently specialised the entry's branch to the example frame. On the core of fixed size it agrees
 with this one, which a test checks.
 """
 
@@ -44,7 +44,7 @@ def step_graph(student: TinyUNet, fps: float, metadata: dict[str, str]) -> onnx.
 
 
 class Core(nn.Module):
-    """What lies between entry and exit: a frame at the working resolution -> the map at a quarter of it. With `fps`, frames
+    """The network between entry and exit: a frame at the working resolution -> the map at a quarter of it. With `fps`, frames
     per second, the state before the frame comes beside the frame, and the state after it beside the map."""
 
     def __init__(self, student: TinyUNet, fps: float | None) -> None:

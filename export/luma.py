@@ -4,10 +4,10 @@
     parity = verify_luma(luma, onnx.load("student.onnx"))                   # gated, and compared; or ExportRefused
 
 For consumers that have no colour and no dynamic shapes (the downstream's `vmaf_roi --saliency-model`). `input` is the Y
-plane as it is stored, over 255. In the graph, limited range (16 to 235) becomes grey, R = G = B = (255 y - 16) / 219, cut
-to [0, 1], and then what every consumer of the image file applies, ImageNet's normalisation. The student is the image
+plane as it is stored, over 255. In the graph, limited range (16 to 235) becomes grey, R = G = B = (255 y - 16) / 219,
+clipped to [0, 1], then ImageNet-normalised as every consumer of the image file does it. The student is the image
 file's own, node by node; its entry and its exit are written anew, for the one size. Pooling and linear scaling are
-averages, so they may run on one channel, of which three are made at the working resolution.
+averages, so they may run on one channel, which becomes three at the working resolution.
 """
 
 from __future__ import annotations
@@ -145,11 +145,11 @@ def _dynamic(model: onnx.ModelProto) -> list[str]:
 
 def compare_luma(luma: onnx.ModelProto, image: onnx.ModelProto) -> LumaParity:
     """Runs both on frames of every luma value from 0 to 255: noise, a ramp, black, white, one bright spot."""
-    one, other = Predictor(luma.SerializeToString()), Predictor(image.SerializeToString())
+    luma_runner, image_runner = Predictor(luma.SerializeToString()), Predictor(image.SerializeToString())
     height, width = (dim.dim_value for dim in luma.graph.input[0].type.tensor_type.shape.dim[2:])
     frames = list(_test_frames(height, width))
-    ours = [one.run(frame[None, None] / np.float32(255)) for frame in frames]
-    return LumaParity(len(frames), largest_gap(ours, [other.run(grey(frame)) for frame in frames]))
+    ours = [luma_runner.run(frame[None, None] / np.float32(255)) for frame in frames]
+    return LumaParity(len(frames), largest_gap(ours, [image_runner.run(grey(frame)) for frame in frames]))
 
 
 def grey(frame: np.ndarray) -> np.ndarray:

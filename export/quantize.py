@@ -73,7 +73,7 @@ def quantise(model: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]], ever
                 op_types_to_quantize=list(ROUNDED), nodes_to_quantize=chosen, per_channel=True, reduce_range=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        except Exception as error:  # onnxruntime's exceptions share no base class
             raise ExportRefused(f"onnxruntime's quantiser failed: {str(error).splitlines()[0]}") from None
         int8 = onnx.load(path)
     del int8.graph.value_info[:]
@@ -117,14 +117,14 @@ def _try_sizes(int8: onnx.ModelProto, original: onnx.ModelProto) -> _Trials:
 
 def drift(original: onnx.ModelProto, int8: onnx.ModelProto, clips: Iterable[Iterable[np.ndarray]]) -> Drift:
     """The differences of the maps over clips (uint8 RGB frames `[H,W,3]`), each file carrying its own state."""
-    one, other = Predictor(original.SerializeToString()), Predictor(int8.SerializeToString())
+    float_runner, int8_runner = Predictor(original.SerializeToString()), Predictor(int8.SerializeToString())
     frames, largest, total = 0, 0.0, 0.0
     moments = np.zeros(6)  # sums of 1, x, y, xx, xy, yy
     for clip in clips:
-        one.reset()
-        other.reset()
+        float_runner.reset()
+        int8_runner.reset()
         for frame in clip:
-            x, y = (np.float64(predictor.predict(frame)) for predictor in (one, other))
+            x, y = (np.float64(predictor.predict(frame)) for predictor in (float_runner, int8_runner))
             gap = np.abs(x - y)
             frames, largest, total = frames + 1, max(largest, float(gap.max())), total + float(gap.mean())
             moments += (x.size, x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), (y * y).sum())

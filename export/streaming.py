@@ -33,7 +33,7 @@ def detect_cut(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]
     """Whether a uint8 RGB frame `[H,W,3]` opens a new shot; and the shot with this frame, to pass in with the next.
 
     A cut is a mean change of grey level, on a thumbnail of 18x32, that is large (18 of 255) and three times what is typical of
-    the shot. A dissolve is none: it changes little from frame to frame, and the state adapts by itself.
+    the shot. A dissolve is not one: it changes little from frame to frame, and the state adapts by itself.
     """
     height, width = frame.shape[:2]
     rows, columns = min(ROWS, height), min(COLUMNS, width)  # a cell has at least one pixel
@@ -65,7 +65,7 @@ class Stream:
         self._map: np.ndarray | None = None
 
     def slowdown(self, fps: float) -> float:
-        """How many times more slowly than meant the state decays in a video of this rate; 1 where the rate is high enough."""
+        """How many times more slowly than intended the state decays in a video of this rate; 1 where the rate is high enough."""
         return max(1.0, 1 / (self.period * fps)) if self.period else 1.0
 
     def map(self, frame: np.ndarray, seconds: float) -> np.ndarray:

@@ -21,7 +21,7 @@ class ExportRefused(Exception):
 
 
 class Comparison(Protocol):
-    """What came out of running a graph; `failures` says, one line each, why it may not ship."""
+    """The result of running a graph; `failures` gives the reasons, one line each, why it may not ship."""
 
     @property
     def failures(self) -> list[str]: ...
@@ -36,7 +36,7 @@ def verify(
     """Checks graphs that ship together; returns their comparison and the gate's report on each, as plain values.
 
     graphs: by a label for the messages: the graph, and the name of its gate contract. compare: runs them; called where all
-    else passed, since a graph that the checker refuses may not load. more_failures: what the caller found on its own.
+    else passed, since a graph that the checker refuses may not load. more_failures: those that the caller has found already.
     Raises ExportRefused naming every failure.
     """
     failures, reports = list(more_failures), {}

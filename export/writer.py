@@ -6,8 +6,8 @@
     writer.output(half, [1, 3, "h", "w"])
     model = writer.model({"license": "MIT"})   # an onnx.ModelProto
 
-The same calls give the same bytes in every process, and nothing in them tells of the machine that wrote them. This module
-needs no torch; onnxscript is slow to import and needed by nobody who only runs a file, so import this one where it is used.
+The same calls give the same bytes in every process, whatever the machine. This module needs no torch; onnxscript takes
+seconds to import and is not needed to run a file, so import this module only where it is used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Writer:
         return self.builder.initializer(ir.tensor(np.ascontiguousarray(array), name=name), name)
 
     def ints(self, values: Sequence[int], name: str) -> ir.Value:
-        """A Constant node of int64: sizes, which are no parameters of the student."""
+        """A Constant node of int64: sizes, which are not parameters of the student."""
         return self.node("Constant", [], name, value_ints=list(values))
 
     def pool(self, value: ir.Value, kernel: int, name: str) -> ir.Value:
@@ -71,7 +71,7 @@ class Writer:
         return self.builder.subgraph(lambda op: write(Writer(op.builder, self.scope)), [], [output], name=name)
 
     def output(self, value: ir.Value, shape: Sequence[int | str]) -> None:
-        """Makes a float value an output of the graph. `shape` is stated: inference does not know what sizes are called."""
+        """Makes a float value an output of the graph. `shape` is stated: shape inference does not know the names of dynamic axes."""
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
         self.builder.add_output(value, value.name)
 

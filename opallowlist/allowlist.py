@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 BUILT_IN = ("libvmaf",)
 
 MAX_LIST_BYTES = 1 << 20
-"""A list has some hundred names; a megabyte is another file, given by mistake."""
+"""A list has some hundred names; a file of a megabyte was given by mistake."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONFIG_LINE = re.compile(r"[\w.]*;[\d,\s]*;")
@@ -115,7 +115,7 @@ def _required_operators(text: str, source: str) -> frozenset[str]:
     ops: set[str] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         content = line.partition("#")[0].strip()
-        if not content or content.startswith("!"):  # "!globally_allowed_types;..." and its like are build options
+        if not content or content.startswith("!"):  # "!globally_allowed_types;..." and similar lines are build options
             continue
         where = f"{source}:{number}"
         parts = content.split(";", 2)
@@ -123,7 +123,7 @@ def _required_operators(text: str, source: str) -> frozenset[str]:
             raise ListError(f"{where}: expected 'domain;opset;Op,Op', got {content[:40]!r}")
         domain, _, names = parts
         if domain in ("", "ai.onnx"):
-            depth, flat = 0, ""  # without what stands in braces
+            depth, flat = 0, ""  # the text outside braces
             for character in names:
                 if depth == 0 and character not in "{}":
                     flat += character

@@ -29,7 +29,7 @@ RULES = {
     "loop-count": "the model has more Loops than the downstream allows",
     "loop-trip-count": "a Loop's trip count is not a small constant",
     "resize-mode": "Resize uses a mode other than nearest or linear",
-    "wiring": "a name is used before it is defined, defined twice, or promised and not delivered",
+    "wiring": "a name is used before it is defined, defined twice, or declared as an output and not computed",
     # the contract
     "contract-inputs": "the inputs are not the contract's",
     "contract-outputs": "the outputs are not the contract's",
@@ -44,7 +44,7 @@ RULES = {
     "unused-domain": "a custom domain is imported but not used",
     "too-many": "more findings than are listed",
 }
-"""Rule id -> what it says, in the order in which a file is checked."""
+"""Rule id -> its description, in the order in which a file is checked."""
 
 
 @dataclass(frozen=True, slots=True)

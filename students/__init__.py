@@ -1,6 +1,6 @@
 """Students: tiny recurrent saliency networks.
 
-Here is the student's configuration, which recipes and the command line read without torch; `tiny_unet` has the network.
+This module has the student's configuration, which recipes and the command line read without torch; `tiny_unet` the network.
 """
 
 from dataclasses import dataclass

@@ -98,7 +98,7 @@ class InvertedResidual(nn.Module):
 
 
 def stage(inputs: int, outputs: int, expand: int, blocks: int, kernel: int = 3) -> nn.Sequential:
-    """Blocks of one resolution, the first of which halves it."""
+    """Blocks at one resolution; the first halves that of its input."""
     first = InvertedResidual(inputs, outputs, expand, kernel, stride=2)
     return nn.Sequential(first, *(InvertedResidual(outputs, outputs, expand, kernel) for _ in range(blocks - 1)))
 

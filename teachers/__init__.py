@@ -60,7 +60,7 @@ def require_whole_numbers(config: object, *names: str) -> None:
 
 
 class Teacher(Protocol):
-    """Anything that turns a clip into logits. The teachers in this room inherit `logits`."""
+    """Anything that turns a clip into logits. The teachers in this package inherit `logits`."""
 
     name: str
 

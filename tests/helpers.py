@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a tiny recipe, the command in a process of its own, clips, students, ONNX models."""
+"""Shared helpers: a tiny recipe, the command in a separate process, clips, students, ONNX models."""
 
 import contextlib
 import io

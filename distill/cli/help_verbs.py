@@ -124,7 +124,8 @@ def calibrate(
         return
     scores = {"as they are": result.before, "calibrated": result.after}
     rows = [{"labels": name, **{LABELS[m]: f"{value:.3f}" for m, value in s.items()}} for name, s in scores.items()]
-    print_rows(rows, f"{len(result.clips)} clips, {'each held out in turn' if result.held_out else 'the same that the fit used'}")
+    measured = "each held out in turn" if result.held_out else "the same that the fit used"
+    print_rows(rows, f"{len(result.clips)} clips, {measured}")
     fitted, verdict = result.fitted, "" if result.helps else ": no gain, so the labels stay as they are"
     print(f"temperature {fitted.temperature:.3g}, bias {fitted.bias:.3g}, blur {fitted.blur:g}{verdict}")
     print(out)

@@ -90,7 +90,7 @@ def check_coding(coding: Coding) -> None:
 
 
 def encoder_options(coding: Coding, picture: Picture) -> dict[str, str]:
-    """FFmpeg's options for the encoder. Adaptive quantisation is switched on explicitly, since the fastest presets leave it off, and so are captions."""
+    """FFmpeg's options for the encoder. They switch on adaptive quantisation, which the fastest presets leave off, and captions."""
     params = {"aq-mode": "1" if coding.codec == "x264" else "2"}
     display, light = HDR[coding.codec]
     params.update({key: value for key, value in ((display, picture.display), (light, picture.light)) if value})

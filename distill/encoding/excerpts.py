@@ -1,7 +1,7 @@
 """The clips that `distill bd` encodes: their first frames in memory, and the weights of their pixels.
 
 The weights of a clip with gaze are the density of its fixations. A clip without gaze may get proxy weights: the map of a model
-that is not one of those compared. Weights sum to 1 over a frame. The two are never averaged together, and no model may weight its own measurement.
+that is not one of those compared. The two are never averaged together, and no model may weight its own measurement.
 """
 
 import hashlib

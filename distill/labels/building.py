@@ -43,12 +43,12 @@ Trained = tuple[list[str], dict[str, Any]]
 """Files, relative to the folder of the checkpoints, and facts for the run's manifest."""
 
 Train = Callable[[Recipe, Member, Corpus, Path, TrainingContext], Trained]
-"""Recipe, member, corpus, folder of decoded frames (its own go into subfolders), context -> what training leaves."""
+"""Recipe, member, corpus, folder of decoded frames (a teacher's own in a subfolder), context -> the result of training."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What the pipeline can do with a teacher."""
+    """How the pipeline builds a teacher, and trains it where it can."""
 
     build: Build
     train: Train | None = None

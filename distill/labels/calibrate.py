@@ -36,8 +36,8 @@ from distill.training.losses import frame_losses
 BLURS = (-0.09, -0.06, -0.04, -0.02, -0.01, 0.01, 0.02, 0.04, 0.06)
 """Candidates for the blur, sigma as a share of the width; DHF1K's own density maps have 0.02."""
 
-MAX_FRAMES = 600  # three numbers need no more frames than that,
-MAX_WIDTH = 96  # and no wider ones
+MAX_FRAMES = 600  # enough to fit three numbers
+MAX_WIDTH = 96  # of the maps that the fit uses
 WEIGHTS = {"kl": 1.0, "cc": 1.0, "bce": 0.1}
 """Weights of the losses. KL and CC see only a map's shape; a little BCE fixes its level, so that the sigmoid stays mask-like
 (1 at a frame's peak). Without it the level would be free."""
@@ -104,8 +104,8 @@ def save(path: Path, fit: Fit, teacher: dict[str, Any], corpus: str) -> None:
 def calibrate(clips: Sequence[Clip], labels_of: LabelsOf, narrator: Narrator, frames: int = 12, folds: int = 4) -> Fit:
     """Fits a teacher's logits to the annotation of `clips`; deterministic.
 
-    labels_of: a teacher's logits of whole clips, computed or stored. frames: at most so many per clip, spread over its
-    annotated frames. folds: at most so many parts, of whole groups of clips, each held out once. Raises UsageError where no
+    labels_of: a teacher's logits of whole clips, computed or stored. frames: at most this many per clip, spread over its
+    annotated frames. folds: at most this many parts, of whole groups of clips, each held out once. Raises UsageError where no
     clip is annotated, Interrupted between clips.
     """
     annotated = [clip for clip in clips if clip.annotated_frames]
@@ -156,7 +156,7 @@ def _sample(clip: Clip, logits_Thw: Tensor, most: int) -> _Sample | None:
 
 
 def assign_folds(clips: Sequence[Clip], most: int) -> list[int]:
-    """Each clip's fold: at most `most` folds of about as many clips, groups kept whole, shuffled with a fixed seed."""
+    """Each clip's fold: at most `most` folds of about equal size, groups kept whole, shuffled with a fixed seed."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, clip in enumerate(clips):
         groups.setdefault((clip.corpus, clip.group or clip.id), []).append(number)
@@ -218,11 +218,12 @@ def fit_parts(samples: Sequence[_Sample], parts: Sequence[Sequence[bool]]) -> li
         plain = best(logits, use)
         tried = {blur: best(maps, use) for blur, maps in spread.items()}
         blur, with_blur = min(tried.items(), key=lambda item: float(item[1][2].mean()))
-        for candidate, its in ((Calibration(*plain[:2]), plain[2]), (Calibration(*with_blur[:2], blur), with_blur[2])):
-            gain = loss - its
+        candidates = (Calibration(*plain[:2]), plain[2]), (Calibration(*with_blur[:2], blur), with_blur[2])
+        for candidate, candidate_loss in candidates:
+            gain = loss - candidate_loss
             error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
             if float(gain.mean()) > error:
-                chosen, loss = candidate, its
+                chosen, loss = candidate, candidate_loss
         result.append(chosen)
     return result
 

@@ -31,7 +31,7 @@ CHUNK = 64  # maps blurred at a time
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns a teacher's logits into the corpus's. The defaults change nothing."""
+    """The three numbers that fit a teacher's logits to a corpus. The defaults change nothing."""
 
     temperature: float = 1.0  # logits are divided by it; above 1 maps become flatter
     bias: float = 0.0  # added to the logits after that

@@ -15,7 +15,7 @@ UNSTATED = "none stated"
 
 @dataclass(frozen=True)
 class Entry:
-    """A teacher at one size. A figure that nobody has measured is None."""
+    """A teacher at one size. A figure that was not measured is None."""
 
     name: str
     size: str = ""
@@ -116,7 +116,7 @@ def row(entry: Entry) -> dict[str, str]:
 
 
 def details(entry: Entry) -> dict[str, str]:
-    """Everything about a teacher, for a reader."""
+    """Everything about a teacher, for the user."""
     short = row(entry)
     rate = f"{entry.rate:g} frames per second" if entry.rate else "every frame"
     window = f"windows of {entry.window}" if entry.window else "with its state carried through the clip"

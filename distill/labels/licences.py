@@ -20,11 +20,11 @@ PERMISSIVE = {
     "Apache-2.0", "BSD-2-Clause", "BSD-2-Clause-Patent", "BSD-3-Clause", "BSD-3-Clause-Plus-Patent", "CC BY 4.0",
     "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "Unlicense",
 }  # fmt: skip
-"""Licences that allow any use by anybody. Whether another one allows a use is for the user to decide."""
+"""Licences that allow everyone any use. Whether another one allows a use is for the user to decide."""
 
 
 def permissive(license_: str) -> bool:
-    """Whether a licence allows any use by anybody; remarks in brackets are ignored."""
+    """Whether a licence allows everyone any use; remarks in brackets are ignored."""
     return license_.split(" (")[0].removeprefix("The ").replace(" License", "") in PERMISSIVE
 
 

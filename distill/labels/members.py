@@ -1,4 +1,4 @@
-"""What a recipe's [teacher] section names: teachers, sizes, weights files; and what is missing before a run. Torch-free.
+"""Parses a recipe's [teacher] section: teachers, sizes, weights files; reports what is missing before a run. Torch-free.
 
     teacher.name = "unisal"                    one teacher
     teacher.name = "unisal:2+tased:1"          an ensemble: weighted mean of logits, unisal counts twice
@@ -128,7 +128,7 @@ def trained_here(recipe: Recipe, member: Member) -> bool:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises UsageError for whatever of a recipe's teacher can be known to be wrong before a run starts."""
+    """Raises UsageError for every error in a recipe's teacher that can be detected before a run starts."""
     options = recipe.teacher
     team = members(options)
     for member in team:
@@ -190,7 +190,7 @@ def map_store(options: Teacher) -> Path | None:
 
 
 def source(recipe: Recipe) -> str:
-    """Where the teacher's weights come from, for a reader: `2 x unisal, weights_best.pth; 1 x tased, RANDOM WEIGHTS`."""
+    """Where the teacher's weights come from, for the user: `2 x unisal, weights_best.pth; 1 x tased, RANDOM WEIGHTS`."""
     team = members(recipe.teacher)
     parts = [f"{f'{m.weight:g} x ' if len(team) > 1 else ''}{member_source(recipe, m)}" for m in team]
     calibration = Path(recipe.teacher.calibration).name

@@ -3,8 +3,8 @@
 Later values win: the defaults of `distill.recipe.keys`, the recipe file after the recipes it builds on, then
 `--set section.key=value`. The resolved recipe is written into the run directory and can itself be run.
 
-The loader is ours on purpose: the core install needs no configuration library (pydantic and its kin), and a wrong key gets the nearest
-right one as a suggestion, in any section.
+The loader is our own on purpose: the core install needs no configuration library such as pydantic, and a wrong key gets the
+nearest right one as a suggestion, in any section.
 """
 
 import dataclasses

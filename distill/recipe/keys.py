@@ -90,7 +90,7 @@ class Teacher:
     expert_weights: tuple[float, ...] = key((), "visage: weights of its experts in the fusion; empty: equal")
     domain: str = key("DHF1K", "unisal: DHF1K, Hollywood, UCFSports, or SALICON, which sees every frame alone")
     every: int = key(1, "tased, salfom: frames from one window to the next; maps in between are interpolated", low=1)
-    accept_licence: tuple[str, ...] = key((), "teachers that you may use although their licence does not allow everybody to")  # fmt: skip
+    accept_licence: tuple[str, ...] = key((), "teachers whose licence does not allow everyone any use, and which you may use")  # fmt: skip
     calibration: str = key("", "file that `distill teach calibrate` wrote; applied to every label", path=True)
     maps: str | tuple[str, ...] = key("", "maps: folder, or one per part, of CLIP.npz (maps, peak) or PNG folders", path=True)
     steps: int = key(320, "training steps of the tiny visage", low=1)
@@ -173,7 +173,9 @@ class Train:
     parts: tuple[str, ...] = key(
         TEMPORAL_PARTS, "temporal parts that clips train; untrained, memory and onset add nothing, motion averages a little"
     )
-    image_lr: float = key(0.0, "learning rate of the image student on clips, per train.lr; 0: frozen", low=0.0, high=1.0)
+    image_lr: float = key(
+        0.0, "learning rate of the image student on clips, as a share of train.lr; 0: frozen", low=0.0, high=1.0
+    )
     warmup: float = key(0.05, "share of a phase's steps spent on warm-up", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "weight decay of AdamW, on convolution weights", low=0.0)
     ema: float = key(0.99, "decay of the EMA of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999)  # fmt: skip
@@ -218,7 +220,7 @@ class Eval:
         ("mean", "ema=0.6", "max", "motion-weighted"),
         "temporal poolings of the image file's maps, as baselines of the step file; in ema=ALPHA, ALPHA weights the newest map",
     )
-    stride: int = key(5, "every how many frames one is scored; the state sees every frame", low=1)
+    stride: int = key(5, "score every N-th frame; the state sees every frame", low=1)
     threads: int = key(0, "clips scored in parallel; 0: all cores", low=0)
 
     def __post_init__(self) -> None:
@@ -253,7 +255,7 @@ class Recipe:
 
 SECTIONS: dict[str, type] = typing.get_type_hints(Recipe)
 
-# The student's configuration belongs to distill.students, which knows nothing of recipes: its comments stand here.
+# The student's configuration belongs to distill.students, which does not depend on recipes; its comments are here.
 STUDENT_ABOUT = {
     "": "The student's shape.",
     "height": "working resolution in pixels, a multiple of 32",

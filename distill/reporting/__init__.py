@@ -1,1 +1,1 @@
-"""What a run tells its readers: report, model card, sidecar."""
+"""The documents of a run: report, model card, sidecar."""

@@ -3,7 +3,7 @@
 NAME.onnx, NAME_step.onnx    one frame at a time; streaming
 NAME.json, NAME_step.json    sidecars
 NAME.registry.json           entries for the downstream's registry
-NAME.md                      model card, for a stranger who has only these files; it states what is not known as not known
+NAME.md                      model card, for readers who have only these files; what is unknown is stated as unknown
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Where a student comes from: its corpus, its teacher, their licences, and what to know before believing its numbers.
+"""Where a student comes from: its corpus, its teacher, their licences, and the caveats about its scores.
 
 `provenance` is what the ONNX files, the sidecars, the model card and the report say of a run's best checkpoint. It names
-files and fingerprints, never a place on this machine, because it ships.
+files and fingerprints, never paths on this machine, because it ships.
 """
 
 import json
@@ -34,7 +34,7 @@ class Provenance:
     teacher: str
     teacher_license: str
     teacher_chain: tuple[tuple[str, str], ...]  # the parts of the teacher, and the licence of each
-    restricted: tuple[str, ...]  # parts of the chain whose licence is not known to permit any use by anybody
+    restricted: tuple[str, ...]  # parts of the chain whose licence is not known to allow everyone any use
     train_clips: tuple[str, ...]
     val_clips: tuple[str, ...]
     held_out: bool  # whether the validation clips were kept out of training
@@ -111,7 +111,7 @@ def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Ma
 
 
 def _without_paths(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values without those that name places on this machine."""
+    """The recipe's values without paths on this machine."""
     values = asdict(recipe)
     values["corpus"]["root"] = values["corpus"]["groups"] = values["teacher"]["maps"] = ""
     values["teacher"]["weights"] = file_names(recipe.teacher)

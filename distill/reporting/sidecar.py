@@ -2,7 +2,7 @@
 
 The downstream's rules, which this module follows:
 
-    the loader, in C, takes the first textual occurrence of a key, nested or not, and knows no escapes: the keys that it reads
+    the loader, in C, takes the first textual occurrence of a key, nested or not, and decodes no escapes: the keys that it reads
         come first, at the top level, with plain values
     the sidecar of `BASE.onnx` is `BASE.json` beside it, of at most 1 MiB
     a quant_mode other than fp32 makes the loader open `BASE.int8.onnx` in place of `BASE.onnx`, and fail if it is missing; the
@@ -65,7 +65,7 @@ def write_sidecar(
 
 
 def registry_entry(model: Path, license_: str, about: str, notes: str, int8: Int8 | None = None) -> dict[str, Any]:
-    """The registry entry of `BASE.onnx`, or with `int8` of the pair, of which the loader opens the sibling."""
+    """The registry entry of `BASE.onnx`; with `int8`, of the pair, of which the loader opens the int8 file."""
     entry = {
         "id": model.stem, "kind": "nr", "onnx": model.name, "sha256": sha256(model), "opset": OPSET,
         "quant_mode": "static" if int8 else "fp32",

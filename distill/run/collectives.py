@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 from distill.run.parallel import job
 
-_GROUPS = count()  # alike on all ranks: the keys of one group must not meet those of the next
+_GROUPS = count()  # the same on all ranks; keeps the store's keys of successive groups apart
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class Job:
         import torch.distributed as dist  # not at the top: the command line asks for its rank, and starts without torch
 
         self.rank, self.world, self.leads = rank(), world(), rank() == 0
-        self._stage = 0  # counts shared stages, alike on all ranks: keys of one stage start with it
+        self._stage = 0  # counts shared stages, the same on all ranks: keys of one stage start with it
         self._heartbeats: dict[int, tuple[int, float]] = {}  # count and when it last changed, by rank
         self._over = threading.Event()
         self.store: Any = dist.HashStore()  # type: ignore[attr-defined]
@@ -135,8 +135,8 @@ class Job:
         """The end of a shared stage: rank 0 waits until every rank is here."""
         self.store.set(f"{self._stage} done {self.rank}", "")
         if self.leads:
-            everybody = [f"{self._stage} done {other}" for other in range(self.world)]
-            self._wait_until(lambda: self._has(*everybody), stop, meanwhile)
+            all_ranks = [f"{self._stage} done {other}" for other in range(self.world)]
+            self._wait_until(lambda: self._has(*all_ranks), stop, meanwhile)
 
     def _has(self, *keys: str) -> bool:
         try:
@@ -163,9 +163,9 @@ class Job:
 
     def _check_heartbeat(self, other: int) -> None:
         beats, now = self.store.add(f"heartbeat {other}", 0), time.monotonic()
-        last, since = self._heartbeats.setdefault(other, (beats, now))
+        last, changed_at = self._heartbeats.setdefault(other, (beats, now))
         if beats != last:
             self._heartbeats[other] = beats, now
-        elif now - since > LOST_SECONDS:
+        elif now - changed_at > LOST_SECONDS:
             lost = f"rank {other} of {self.world} has sent no heartbeat for {LOST_SECONDS:.0f} s"
             raise UsageError(f"{lost}; run the same command again to resume")

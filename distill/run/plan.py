@@ -1,8 +1,8 @@
-"""The stages of a run, in order, as plain data; and what can be known of a run before it writes anything.
+"""The stages of a run, in order, as plain data; and the checks of a recipe before anything is written.
 
 A stage's fingerprint covers its name, the recipe's sections that it reads, and the fingerprint of the stage before it. A
-stage that is done under the same fingerprint is skipped. `stages` does the work, `engine` carries it out; this module
-imports no torch, so that `--dry-run` and usage errors cost none, and decodes no frame.
+stage that is done under the same fingerprint is skipped. `stages` implements the stages, `engine` runs them; this module
+imports no torch, so that `--dry-run` and usage errors are quick, and decodes no frame.
 """
 
 from dataclasses import asdict, dataclass
@@ -65,7 +65,7 @@ def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, s
 
 
 def _details(recipe: Recipe) -> dict[str, str]:
-    """The recipe's choices that a reader of the plan looks for, by stage."""
+    """The choices of the recipe that the plan shows, by stage."""
     clips = f"{recipe.synthetic.clips} clips of {recipe.synthetic.frames} frames"
     if recipe.corpus.name != "synthetic":
         clips = f"{len(find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus))} clips"
@@ -81,7 +81,7 @@ def _details(recipe: Recipe) -> dict[str, str]:
 
 
 def check_ready(recipe: Recipe) -> None:
-    """Raises UsageError for everything that is known to be wrong before anything is written."""
+    """Raises UsageError for every error that can be detected before anything is written."""
     if missing := missing_modules():
         raise UsageError(f"{', '.join(missing)} not installed; pip install 'saliency-distill[train]'")
     synthetic = recipe.corpus.name == "synthetic"

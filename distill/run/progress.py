@@ -1,6 +1,6 @@
 """Progress of long work: a live bar on a terminal, elsewhere a plain line every ten seconds.
 
-Stages are given a `Narrator` and never print. All of it goes to standard error: standard output is for the result.
+Stages report through a `Narrator` and never print. It writes to standard error: standard output is for the result.
 """
 
 import time

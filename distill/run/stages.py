@@ -1,7 +1,7 @@
 """What each stage of a run does. Every stage reads files of the run directory and writes its own.
 
 `WORK` has a function for each stage of `plan.STAGES`: from a `Context` to the files that the stage leaves, which
-`run.directory` lists. They are glue; the work itself is done in the rooms that they call.
+`run.directory` lists. They only connect; the work is done in the sub-packages that they call.
 """
 
 from collections import Counter
@@ -40,12 +40,12 @@ from distill.training.batches import Sample
 from distill.training.loop import TrainingContext
 
 PARAMETERS = (150_000, 250_000)
-"""What a student should have (DESIGN: the student); others are made, and said to be unusual."""
+"""The usual range of a student's parameters; others are built too, with a message."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage is given."""
+    """The arguments of every stage."""
 
     run: RunDir
     recipe: Recipe

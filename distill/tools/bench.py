@@ -2,7 +2,7 @@
 
     time      the same frame of noise, the same onnxruntime, one frame of every model in turn; median and 90th percentile.
               A model with state carries it from turn to turn
-    memory    each model in a process of its own: peak resident memory over two frames, above what that process held with
+    memory    each model in a separate process: peak resident memory over two frames, above what that process held with
               onnxruntime imported and the frame allocated. Median of three processes; known on Linux only
     GMAC      from the graph, see distill.export.cost
     ceiling   multiply-adds per second, as a fraction of the best rate that onnxruntime reached on float32 products that suit

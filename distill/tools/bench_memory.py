@@ -1,4 +1,4 @@
-"""Peak memory of a model, measured in a process of its own. What that process imports counts as memory: it imports little.
+"""Peak memory of a model, measured in a separate process, which imports little because its imports count as memory.
 
 Resident memory is read from Linux's /proc; on other systems it is unknown.
 """
@@ -25,9 +25,9 @@ def noise(width: int, height: int) -> np.ndarray:
 def peak_bytes(model: Path, width: int, height: int, threads: int, runs: int = RUNS) -> float | None:
     """Peak resident memory of a process that streams two frames through a model, above what it held before; the median.
 
-    None if this system does not tell. Raises UsageError if the model does not run at that size.
+    None if this system does not report it. Raises UsageError if the model does not run at that size.
     """
-    # -P: the current folder may hold an onnx.py of its own.
+    # -P: the current folder may hold a file onnx.py.
     command = [sys.executable, "-P", "-m", __name__, str(model), str(width), str(height), str(threads)]
     peaks = []
     for _ in range(runs if _high_water() is not None else 0):
@@ -40,7 +40,7 @@ def peak_bytes(model: Path, width: int, height: int, threads: int, runs: int = R
 
 
 def _high_water() -> int | None:
-    """Peak resident bytes of this process; None if the system does not tell.
+    """Peak resident bytes of this process; None if the system does not report it.
 
     getrusage would not do: it gives the parent's peak from before the exec if that is larger.
     """

@@ -1,4 +1,4 @@
-"""Facts about a run directory, a soft-label store or an ONNX file. A corpus has a module of its own, `inspect_corpus`."""
+"""Facts about a run directory, a soft-label store or an ONNX file. `inspect_corpus` describes a corpus."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A student's image file for one frame size and luma input, with its sidecar and registry entry: `distill luma`.
 
-NAME.onnx -> NAME_luma_1920x1080.onnx, .json and .registry.json: a package of its own beside the run's package, which stays
+NAME.onnx -> NAME_luma_1920x1080.onnx, .json and .registry.json: a separate package beside the run's package, which stays
 unchanged. The run's scores were measured on colour frames, so the new package states none.
 """
 

@@ -120,7 +120,7 @@ def _write(
 
 
 def _carried_over(model: Path) -> dict[str, Any]:
-    """What the model's own sidecar, if it has one, says that holds for int8 too; its scores do not."""
+    """The entries of the model's sidecar, if it has one, that hold for the int8 file too; its scores do not."""
     try:
         own = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -23,7 +23,7 @@ from distill.training.frames import CachedClip
 from distill.training.loop import Place
 
 MEAN_3HW, STD_3HW = (torch.tensor(values)[:, None, None] for values in IMAGENET)
-START_SHARE = 1 / 3  # of the streams start where their clip does: how gaze behaves then can be learned nowhere else
+START_SHARE = 1 / 3  # of the streams start where their clip does: the onset can only be learned there
 KR_KB = ((0.299, 0.114), (0.2126, 0.0722))
 """Luma coefficients of red and blue: ITU-R BT.601 and BT.709. Consumers decode with either, whatever was encoded."""
 

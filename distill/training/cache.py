@@ -1,7 +1,7 @@
 """Decoded clips on disk: each is decoded once, to FOLDER/CLIP.KIND.npy, one array for each kind.
 
-What the kinds are, and at which size, says who reads them: frames.py for the student, visage_windows.py and unisal.py for
-teachers. Frame j of a cache is frame j * stride of the video; frames and gaze of the same instants have the same index.
+The modules that read them define kinds and sizes: frames.py for the student, visage_windows.py and unisal.py for teachers.
+Frame j of a cache is frame j * stride of the video; frames and gaze of the same instants have the same index.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Checkpoints: tensors, numbers and strings in one file, whole or not at all; loading one never runs code.
 
-A resume file, from which training continues, has the key `format`: FORMAT for this version, none before there was one. Files
-that later stages read (best.pt, visage.pt, unisal.pt) have no such key and are the same in all versions.
+A resume file, from which training continues, has the key `format`: FORMAT for this version; the oldest lack it. Files that
+later stages read (best.pt, visage.pt, unisal.pt) have no such key and are the same in all versions.
 """
 
 import io
@@ -21,8 +21,6 @@ from distill.run.files import atomic, write_bytes
 from distill.teachers.weights import read_weights
 
 FORMAT = 2
-RESUME_FILES = {"teach": ("visage_last.pt", "unisal_last.pt"), "train": ("last.pt",)}
-"""Of each stage that trains, in the run's folder of checkpoints. Only the student's stays when its stage is done."""
 
 
 def save(path: Path, values: dict[str, Any]) -> None:

@@ -1,13 +1,13 @@
-"""Fine-tunes ViSAGE's two experts on one frozen trunk, in two stages: the published recipe and loss, with repairs.
+"""Fine-tunes ViSAGE's two experts on one frozen trunk, in two stages: the published recipe and loss, with corrections.
 
     stage 1    reducers, decoders and FiLM learn; the trunk is as published, so one pass through it serves both experts;
                expert 2's auxiliary heads have the dense terms of the loss
     stage 2    LoRA in every layer of the trunk learns as well, one expert after the other; the decoders learn more slowly,
                their BatchNorms and the auxiliary heads are frozen
 
-Published are the loss, both optimizers, one random window per clip and epoch, and the choice by CC on four windows of every
-validation clip. Repaired: every stage of every expert has warm-up, a cosine, and averaged weights, which are validated and
-kept; published code has them for one of the four.
+As published: the loss, both optimizers, one random window per clip and epoch, and the choice by CC on four windows of every
+validation clip. Corrected: every stage of every expert has warm-up, a cosine, and averaged weights, which are validated and
+kept; the published code has them for only one of the four.
 
     checkpoints/visage.json                                        shape of the teacher, its base, its experts
     checkpoints/visage/expert1.safetensors, expert2.safetensors    the best so far, under the released files' names

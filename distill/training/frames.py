@@ -1,4 +1,4 @@
-"""What the student and the tiny ViSAGE read: clips at twice the student's working resolution and the training frame rate.
+"""Training data of the student and the tiny ViSAGE: clips at twice the student's working resolution and the training frame rate.
 
     frames/CLIP.frames.npy    uint8 [T,2h,2w,3]; scaled by the student's own entry up to its last pooling, so that training
                               sees what the graph sees, and a crop of it stays sharp

@@ -95,7 +95,7 @@ class Task(ABC):
     averages: dict[str, nn.Module]  # what is validated and kept; `fit` sets it: the modules themselves without an average
     average_buffers = False  # whether BatchNorm's statistics, running averages themselves, are averaged as well
     phase_average = False  # whether averaging starts anew with a phase
-    rank_batches = False  # whether every rank draws its own batches; then a job continues with as many ranks only
+    rank_batches = False  # whether every rank draws its own batches; then only the same number of ranks can continue a job
     state: Tensor | None = None  # what a rank carries from step to step beside the weights
 
     @property
@@ -119,7 +119,7 @@ class Task(ABC):
         """Forward pass, loss, and gradients that are the mean over ranks."""
 
     def validate(self, phase: int) -> dict[str, float]:
-        """Scores of the averages, alike on all ranks; higher is better. Empty where no clip is held out."""
+        """Scores of the averages, the same on all ranks; higher is better. Empty where no clip is held out."""
         return {}
 
     def keep(self, name: str, scores: dict[str, float], step: int) -> None:
@@ -191,7 +191,7 @@ def fit(task: Task, log: Path | None = None) -> Progress:
 
 
 def moment(phase_steps: Sequence[int], step: int) -> Moment:
-    """Where a step lies. Phases may be empty; with no steps at all it is the last phase."""
+    """The phase of a step, and its number there. Phases may be empty; with no steps at all it is the last phase."""
     first = 0
     for phase, steps in enumerate(phase_steps):
         if step < first + steps or phase == len(phase_steps) - 1:

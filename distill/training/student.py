@@ -5,7 +5,7 @@ frames   the image student, on single frames from all clips and still images: ra
 clips    its temporal part, on windows of videos: each of `batch` streams draws a clip and follows it for `windows` windows
          of `window` frames; the state is carried from window to window, back-propagation is truncated to one window
 
-Frames of one clip are so much alike that an image student trained on windows would see a handful of different pictures per
+Frames of one clip are so similar that an image student trained on windows would see a handful of different pictures per
 step and overfit. So it is trained first, and then frozen (`image_lr`) while the temporal part learns what to add.
 
 Under torchrun every rank draws its own batches, and the gradients are averaged: N ranks see N batches a step. The gradients
@@ -188,10 +188,10 @@ def parameter_groups(student: TinyUNet, weight_decay: float) -> list[dict[str, A
 
 
 def learning_rates(phase: int, step: int, steps: int, config: Train) -> dict[str, float]:
-    """Of the image student and of each temporal part, at a step of a phase of so many steps."""
-    height = warmup_cosine(step, steps, config.warmup)
-    image = height * config.lr * (config.image_lr if phase == CLIPS else 1.0)
-    temporal = height * config.clips_lr * (phase == CLIPS)
+    """The rates of the image student and of each temporal part, at `step` of a phase of `steps`."""
+    share = warmup_cosine(step, steps, config.warmup)
+    image = share * config.lr * (config.image_lr if phase == CLIPS else 1.0)
+    temporal = share * config.clips_lr * (phase == CLIPS)
     return {"image": image} | {part: temporal * f * (part in config.parts) for part, f in LR_FACTORS.items()}
 
 

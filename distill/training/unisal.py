@@ -166,7 +166,7 @@ def density_losses(log_density_NHW: Tensor, truth_NHW: Tensor, fixations_NHW: Te
 
 
 def plan(clips: Sequence[DomainClip], config: UnisalConfig, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch, each a list of indices of `clips` of one kind; every epoch has as many.
+    """The batches of an epoch, each a list of indices of `clips` of one kind; every epoch has the same number.
 
     Every video comes `config.windows` times, every image once. The last batch of a kind is filled up with the kind's first
     clips. Batches of all kinds are shuffled.

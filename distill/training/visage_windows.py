@@ -1,4 +1,4 @@
-"""What fine-tuning ViSAGE reads: annotated clips at the trunk's input size and sampling rate, and windows of them.
+"""Training data of ViSAGE's fine-tuning: annotated clips at the trunk's input size and sampling rate, and windows of them.
 
     frames/visage/CLIP.frames.npy     uint8 [n,3,px,px], as the teacher prepares them
     frames/visage/CLIP.density.npy    uint8 [n,out,out], maximum 255: 8 bits, as the published training reads them
