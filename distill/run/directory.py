@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +64,17 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
         other = f"holds a run with another configuration ({shown})"
         raise UsageError(f"--out {path} {other}; choose another --out, or --force to start over")
     return manifest
+
+
+def is_done(path: Path, manifest: Mapping[str, Any], stage: str, key: str) -> bool:
+    """Whether the stage has been done under this fingerprint, and its files are still as long as it left them."""
+    done = manifest["stages"].get(stage, {})
+    return done.get("fingerprint") == key and done["outputs"] == _sizes(path, done["outputs"])
+
+
+def _sizes(path: Path, names: Iterable[str]) -> dict[str, int]:
+    """Bytes of each file; -1 where it is missing."""
+    return {name: (path / name).stat().st_size if (path / name).exists() else -1 for name in names}
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -142,12 +153,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
 
     def is_done(self, stage: str, key: str) -> bool:
         """Whether the stage has been done under this fingerprint, and its files are still as long as it left them."""
-        done = self.manifest["stages"].get(stage, {})
-        return done.get("fingerprint") == key and done["outputs"] == self._sizes(done["outputs"])
-
-    def _sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes of each file; -1 where it is missing."""
-        return {name: (self / name).stat().st_size if (self / name).exists() else -1 for name in names}
+        return is_done(self.path, self.manifest, stage, key)
 
     def check_inputs(self, now: dict[str, str]) -> None:
         """Records fingerprints of what the run reads from outside. Raises UsageError where one has changed since."""
@@ -165,7 +171,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             "fingerprint": key, "outputs": dict.fromkeys(outputs, 0), "seconds": round(seconds, 2), "finished": _now(), **facts,
         }  # fmt: skip
         for done in self.manifest["stages"].values():  # evaluation adds its scores to the exported files
-            done["outputs"] = self._sizes(done["outputs"])
+            done["outputs"] = _sizes(self.path, done["outputs"])
         self._save()
 
     def note(self, **facts: Any) -> None:

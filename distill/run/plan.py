@@ -12,7 +12,7 @@ from distill.corpora import CORPORA, find, fingerprints, parts_of
 from distill.labels import licences, members
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Recipe
-from distill.run.directory import missing_modules, read_manifest
+from distill.run.directory import is_done, missing_modules, read_manifest
 from distill.run.errors import UsageError
 from distill.run.files import fingerprint
 
@@ -55,10 +55,10 @@ def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, s
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; name a directory")
     manifest = read_manifest(path, recipe, force) if path.is_dir() else None
-    stages = manifest["stages"] if manifest else {}
     details, keys, rows = _details(recipe), stage_keys(recipe), []
+    done = manifest is not None
     for stage in STAGES:
-        done = stages.get(stage.name, {}).get("fingerprint") == keys[stage.name]
+        done = done and manifest is not None and is_done(path, manifest, stage.name, keys[stage.name])
         row = {"stage": stage.name, "state": "done" if done else "to do", "about": stage.about}
         rows.append(row | {"detail": details.get(stage.name, "")})
     return rows

@@ -313,6 +313,15 @@ def test_a_runs_own_recipe_is_that_run(finished):
     assert result.returncode == 2 and "is a folder and no run" in result.stderr
 
 
+def test_a_dry_run_says_what_would_run_again_after_a_file_was_lost(finished):
+    lost = finished / "checkpoints" / "best.pt"
+    content = lost.read_bytes()
+    lost.unlink()
+    rows = json.loads(invoke("run", finished / "recipe.toml", "--dry-run", "--json").stdout)["plan"]
+    lost.write_bytes(content)
+    assert [row["stage"] for row in rows if row["state"] == "to do"] == ["train", "export", "eval", "report"]
+
+
 def test_inspect_of_a_refused_model_fails(golden):
     result = invoke("inspect", golden / "scanner" / "bad_op_Celu.onnx")
     assert result.returncode == 1 and "refused" in result.stdout
