@@ -135,6 +135,10 @@ def _run(arguments: list[str], debug: bool) -> int:
         return ACCEPTED  # typer exits only for `opallowlist --help | head`
     except ListError as error:
         return _fail(str(error))
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a gate or check failed, 2 could not run, 130 interrupted and resumable; nothing else ever.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -51,7 +52,8 @@ def run_command(arguments: Sequence[str]) -> int:
         message, code = describe_error(error)
         message = " ".join(message.split())
         if "--json" in arguments:
-            print_json({"schema": 1, "error": message, "exit_code": code})
+            with contextlib.suppress(OSError):  # standard output may be what is full, or closed
+                print_json({"schema": 1, "error": message, "exit_code": code})
         if message:  # `distill` alone has printed the help
             print(f"distill: {message}", file=sys.stderr)
         return code

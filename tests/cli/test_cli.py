@@ -174,6 +174,15 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     assert cli.describe_error(error)[1] == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_error_is_reported_where_standard_output_is_full():
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        result = subprocess.run(
+            [sys.executable, "-m", "distill", "teachers", "nobody", "--json"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 2 and "unknown teacher 'nobody'" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     """A real full file system, where one can be mounted."""
     disk = tmp_path / "disk"
