@@ -68,7 +68,7 @@ def doctor(as_json: JsonOption = False) -> None:
         from distill.run.device import choose  # needs torch, which may be missing
 
         facts["device"] = choose("auto")[1]
-    print_facts(facts | {"missing": ", ".join(missing)}, "doctor", as_json)
+    print_facts(facts | {"missing": ", ".join(missing) or ("" if as_json else "nothing")}, "doctor", as_json)
     if missing:
         _fail(f"{', '.join(missing)} not installed; pip install 'saliency-distill[train]'", as_json)
 

@@ -51,13 +51,26 @@ def print_facts(facts: Mapping[str, Any], title: str = "", as_json: bool = False
     if as_json:
         print_json({"schema": 1, **facts})
         return
-    texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
-    print_rows([{"": name, " ": text} for name, text in texts.items()], title)
+    print_rows([{"": name, " ": _as_text(value)} for name, value in facts.items()], title)
+
+
+def _as_text(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case list():
+            return ", ".join(map(_as_text, value))
+        case dict():
+            return ", ".join(f"{name}: {_as_text(v)}" for name, v in value.items())
+    return str(value)
 
 
 def print_rows(rows: list[dict[str, str]], title: str = "") -> None:
-    """Rows with the same keys, as a table; columns of numbers are right-aligned."""
-    table = Table(title=title or None, title_justify="left", title_style="")
+    """Rows with the same keys, as a table; columns of numbers are right-aligned. No head where no column has a name."""
+    heads = any(name.strip() for row in rows[:1] for name in row)
+    table = Table(title=title or None, title_justify="left", title_style="", show_header=heads)
     for i, name in enumerate(rows[0] if rows else []):
         number = i > 0 and all(re.sub("[.,-]", "", str(row[name])).isdigit() for row in rows)
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
@@ -76,7 +89,8 @@ def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
     from distill.evaluation import tables
 
     skipped = f", {n:,} without fixations skipped" if (n := result["frames_without_fixations"]) else ""
-    counts = f"{name}: {len(result['clips'])} clips, {result['frames_scored']:,} frames{skipped}"
+    clips = "1 clip" if len(result["clips"]) == 1 else f"{len(result['clips'])} clips"
+    counts = f"{name}: {clips}, {result['frames_scored']:,} frames{skipped}"
     protocol = f"{result['protocol']}: {result['about']}; 95 % intervals over clips"
     print_cells(f"{counts}\n{protocol}", "predictor", tables.score_cells(result))
     if result["differences"]:
@@ -99,4 +113,4 @@ def print_cells(heading: str, head: str, cells: list[Any]) -> None:
     print(heading)
     print_table(table, tables.table_width(rows))
     if left_out:
-        print(f"no room for {', '.join(left_out)}: use a wider terminal, --csv or --json")
+        print(f"no room for {', '.join(left_out)}: use a wider terminal, a pipe or --json")

@@ -117,10 +117,11 @@ def evaluate_corpora(models: Sequence[Path], recipe: Recipe, narrator: Narrator)
     clips = corpus.select(selected) if selected else list(corpus.clips)
     for note in corpus.notes:
         narrator.say(f"corpus: {note}")
-    for name, ids in held_out.items():
+    for ids in dict.fromkeys(held_out.values()):
         if ids and not selected:
+            alike = " or ".join(name for name in held_out if held_out[name] == ids)
             narrator.say(
-                f"eval: all clips are scored; if {name} was trained on this corpus, only {ids} were held out: "
+                f"eval: all clips are scored; if {alike} was trained on this corpus, only {ids} were held out: "
                 f"--set corpus.val_clips={ids}"
             )
     results, options = {}, recipe.eval

@@ -276,8 +276,10 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
     narrator.say(f"eval: NSS {shown}")
     for name, values in statistics.differences_in(result).items():
         if name.startswith("image"):
-            interval = tables.format_interval(values["nss"]["interval"], "nss", sign=True)
-            narrator.say(f"eval: NSS {values['nss']['mean']:+.3f} {interval} step minus {name}, on the same clips")
+            shown = (
+                f"{values['nss']['mean']:+.3f} {tables.format_interval(values['nss']['interval'], 'nss', sign=True)}".rstrip()
+            )
+            narrator.say(f"eval: NSS {shown} step minus {name}, on the same clips")
     if result["frames_without_fixations"]:
         narrator.say(f"eval: {result['frames_without_fixations']} frames without fixations were not scored")
 
