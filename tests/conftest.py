@@ -1,4 +1,4 @@
-"""Small things that many tests need: a tiny corpus, a tiny recipe, the golden cases, the real data where it is at hand."""
+"""Shared fixtures: a tiny corpus, a tiny recipe, the golden cases, the real data where it is available."""
 
 import os
 from pathlib import Path
@@ -40,7 +40,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data beside the checkout; tests that want it are skipped where it is not."""
+    """The folder with real data beside the checkout; tests that need it are skipped without it."""
     if not (SHARED / "data").is_dir():
         pytest.skip("no ../shared beside this checkout")
     return SHARED

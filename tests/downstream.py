@@ -56,7 +56,7 @@ def sha(path):
 
 
 def validate(registry: Path) -> dict:
-    """The schema, and what the downstream's validator asks of the files beside; returns the entries by id."""
+    """Checks the schema and the downstream validator's rules for the files beside it; returns the entries by id."""
     content = strict_json(registry)
     assert set(content) == {"schema_version", "models"} and content["schema_version"] in (0, 1)
     for entry in content["models"]:

@@ -36,7 +36,7 @@ TINY = (
 
 
 def distill(*arguments, cwd=None, module="distill", **options):
-    """`distill ARGUMENTS` in a process of its own, at 100 columns without colour."""
+    """`distill ARGUMENTS` in a separate process, at 100 columns without colour."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=240,
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}, **options,
@@ -88,7 +88,7 @@ SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channel
 
 
 def lively(config=SMALL, seed=0):
-    """A student whose every weight and statistic is at work."""
+    """A student with all weights and statistics in effect."""
     torch.manual_seed(seed)
     student = TinyUNet(config).eval()
     with torch.no_grad():
@@ -138,7 +138,7 @@ def step_model(path):
 
 
 def gaze_corpus(root, size=(48, 64), images=6, observers=8, spread=2.0):
-    """Still images, each with its own place that all observers look at."""
+    """Still images, each with one position that all observers look at."""
     height, width = size
     rng = np.random.default_rng(0)
     (root / "img").mkdir(parents=True)

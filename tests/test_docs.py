@@ -1,4 +1,4 @@
-"""README and docs: commands name verbs and options that exist, links lead somewhere, and the README's Python block runs."""
+"""README and docs: commands name verbs and options that exist, links resolve, and the README's Python block runs."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_pages_show_commands():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             path, _, anchor = target.partition("#")

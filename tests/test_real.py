@@ -1,4 +1,4 @@
-"""On real gaze, where ../shared stands beside the checkout: what is read, labelled and scored is what its owners say."""
+"""On real gaze, where ../shared is beside the checkout: counts, labels and scores agree with the published ones."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_a_real_teachers_maps_beat_the_centre(data):
 
 
 def test_a_short_run_on_real_clips(data, tmp_path):
-    """Two clips of a conference and two faces; a few steps: it works, it does not shine."""
+    """Two clips of a conference and two faces; a few steps: a smoke test."""
     keep = {"011", "015", "016", "019"}
     skip = json.dumps([f"{i:03d}" for i in range(1, 24) if f"{i:03d}" not in keep])
     result = distill(
@@ -81,5 +81,5 @@ def test_a_short_run_on_real_clips(data, tmp_path):
     answer = json.loads(result.stdout)
     assert answer["scores"]["teacher"]["nss"] > answer["scores"]["centred Gaussian"]["nss"] > 0.5
     card = (tmp_path / "run" / "export" / "student.md").read_text(encoding="utf-8")
-    assert "not stated" in card  # nobody said that these weights may be shipped
+    assert "not stated" in card  # no licence is stated for these weights
     assert str(data.parent) not in card

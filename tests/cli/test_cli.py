@@ -1,4 +1,4 @@
-"""The command line as users meet it: in a process of its own."""
+"""The command line as users run it: in a separate process."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import distill, invoke, make_clip
 
 
-def test_help_teaches_and_costs_no_torch():
+def test_help_has_examples_and_imports_no_torch():
     code = (
         "import sys\nfrom distill.cli.app import app\n"
         "try: app(['--help'], standalone_mode=False)\nexcept SystemExit: pass\n"
@@ -41,7 +41,7 @@ def test_help_teaches_and_costs_no_torch():
 
 
 def test_the_command_line_surface_is_frozen():
-    """New settings belong into the recipe, not into flags."""
+    """New settings belong in the recipe, not in flags."""
     import typer.main
 
     from distill.cli.app import app
@@ -143,7 +143,7 @@ def test_a_broken_corpus_stops_before_training_and_in_json(tmp_path):
     assert not (tmp_path / "o" / "corpus.json").exists()
 
 
-def test_an_unshippable_design_fails_in_seconds_with_exit_1(tmp_path):
+def test_a_student_that_cannot_ship_fails_in_seconds_with_exit_1(tmp_path):
     wide = ["--set", "student.widths=[64,96,160,256]", "--set", "student.state_channels=256"]
     result = invoke("run", "--out", tmp_path / "o", *wide)
     assert result.returncode == 1 and "more than the 2,000,000 of the contract" in result.stderr
@@ -159,7 +159,7 @@ def test_init_writes_a_recipe_once(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     script = f"{sys.executable} -m distill run --dry-run | head -n 1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and "Traceback" not in result.stderr and "Broken" not in result.stderr
@@ -223,7 +223,7 @@ def test_the_help_of_teach_shows_the_stage_and_the_other_verbs():
         assert wanted in text
 
 
-def test_the_gate_is_a_command_of_its_own():
+def test_the_gate_is_a_separate_command():
     result = subprocess.run(
         [str(Path(sys.executable).with_name("opallowlist")), "--help"], capture_output=True, text=True, timeout=60
     )

@@ -32,7 +32,7 @@ def test_density_is_built_from_fixations_with_dhf1ks_blur(tmp_path):
     assert spread == pytest.approx(SIGMA * 200, rel=0.02) and pytest.approx(12.74) == SIGMA * 640
 
 
-def test_maps_are_used_where_they_are(tmp_path):
+def test_density_maps_are_used_where_present(tmp_path):
     clip = open_corpus("dhf1k", make_clip(tmp_path, maps=True)).clips[0]
     density = density_map(clip, 2, fixation_map(clip, 2))
     assert density.max() == 1 and (density > 0).sum() == 1
@@ -100,7 +100,7 @@ def test_a_damaged_clip_is_named_with_the_way_out(tmp_path, damage, message):
         ("dhf1", lambda root: None, "unknown corpus 'dhf1'; did you mean 'dhf1k'?"),
     ],
 )
-def test_a_corpus_that_is_not_there_is_one_line(tmp_path, name, prepare, message):
+def test_a_missing_corpus_is_a_one_line_error(tmp_path, name, prepare, message):
     prepare(tmp_path / "root")
     with pytest.raises(UsageError) as error:
         open_corpus(name, tmp_path / "root")
@@ -155,7 +155,7 @@ def test_naming_the_only_annotated_clip_holds_it_out(tmp_path):
     assert parts.train == ("002",) and parts.val == ("001",) and parts.held_out
 
 
-def test_a_video_cut_short_is_noticed_without_annotation_too(tmp_path):
+def test_a_truncated_video_is_detected_without_annotation_too(tmp_path):
     path = make_clip(tmp_path, frames=200, annotated=None) / "video" / "001.avi"
     whole = path.read_bytes()
     index = whole.rindex(b"idx1")
@@ -164,7 +164,7 @@ def test_a_video_cut_short_is_noticed_without_annotation_too(tmp_path):
         probe(path)
 
 
-def test_a_single_annotated_clip_serves_both_sides_and_says_so(tmp_path):
+def test_a_single_annotated_clip_trains_and_validates_with_a_caveat(tmp_path):
     make_clip(tmp_path, "001")
     make_clip(tmp_path, "002", annotated=None)
     parts = split(open_corpus("dhf1k", tmp_path), 0.2)
@@ -174,7 +174,7 @@ def test_a_single_annotated_clip_serves_both_sides_and_says_so(tmp_path):
 SMALL = keys.Synthetic(clips=2, frames=40, height=72, width=128, observers=8)
 
 
-def test_the_synthetic_corpus_follows_from_its_seed_and_goes_on(tmp_path, narrator):
+def test_the_synthetic_corpus_is_deterministic_and_resumes(tmp_path, narrator):
     synthetic.write(tmp_path / "a", SMALL, narrator)
     synthetic.write(tmp_path / "b", SMALL, narrator)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
@@ -199,7 +199,7 @@ def test_a_synthetic_corpus_does_not_mix_with_others(tmp_path, narrator):
 
 
 def test_the_synthetic_corpus_rewards_motion(tmp_path, narrator):
-    """Where frames differ from the last one predicts gaze; where one frame has contrast does so much less."""
+    """Differences between frames predict gaze; contrast within one frame predicts it much less."""
     from distill.evaluation.metrics import nss
 
     config = keys.Synthetic(clips=4, frames=48, height=72, width=128)

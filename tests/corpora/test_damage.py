@@ -1,4 +1,4 @@
-"""Files of any bytes at all: what cannot be read is a UsageError of one line, never another exception."""
+"""Files of arbitrary bytes: unreadable content is a UsageError of one line, never another exception."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @contextlib.contextmanager
 def one_line():
-    """What is inside may end well, or with a UsageError of one line; a warning would be an error."""
+    """The block may succeed or raise a UsageError of one line; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -36,7 +36,7 @@ def one_line():
 
 
 def damaged(whole: bytes):
-    """Any bytes; or a whole file that is cut, or has bytes changed."""
+    """Arbitrary bytes; or a valid file, truncated or with bytes changed."""
     cut = st.integers(0, len(whole)).map(lambda n: whole[:n])
 
     def changed(places):

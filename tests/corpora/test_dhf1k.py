@@ -1,4 +1,4 @@
-"""DHF1K's layout, the four that it is passed on in, its fixations as .mat and as raw gaze, its split, and odd counts."""
+"""DHF1K's official layout, the four others in use, its fixations as .mat and as raw gaze, its split, and counts that differ."""
 
 import shutil
 
@@ -15,7 +15,7 @@ from tests.corpora import writers
 
 
 @pytest.mark.parametrize("layout", writers.DHF1K)
-def test_every_layout_is_found_by_looking_and_read_alike(tmp_path, layout):
+def test_every_layout_is_detected_and_read_the_same(tmp_path, layout):
     for number in (1, 2, 12):
         writers.DHF1K[layout](tmp_path, number)
     corpus = open_corpus("dhf1k", tmp_path)
@@ -34,7 +34,7 @@ def test_every_layout_is_found_by_looking_and_read_alike(tmp_path, layout):
     assert Corpus.from_dict(corpus.to_dict()) == corpus
 
 
-def test_numbers_order_the_frames_not_their_names(tmp_path):
+def test_frames_are_ordered_by_number_not_by_name(tmp_path):
     writers.salema(tmp_path, 3, frames=12)  # 10.png sorts before 2.png as text
     clip = open_corpus("dhf1k", tmp_path).clips[0]
     assert [round(f.mean() / 10) for f in clip.read()] == list(range(12))
@@ -48,7 +48,7 @@ def test_frames_may_be_jpegs_that_count_from_zero(tmp_path):
     assert (clip.frames, clip.annotated_frames) == (4, 4)
 
 
-def test_videos_keep_their_names_and_two_of_one_number_are_refused(tmp_path):
+def test_videos_keep_their_names_and_two_with_one_number_are_refused(tmp_path):
     writers.video(tmp_path / "video" / "0007.avi", 2)
     writers.annotation(tmp_path / "annotation" / "0007", 2)
     writers.video(tmp_path / "video" / "bees.mp4", 2)
@@ -177,7 +177,7 @@ def test_a_recording_that_is_a_copy_is_dropped_and_counted(tmp_path):
 # --- counts that differ ----------------------------------------------------------------------------------------------
 
 
-def test_one_annotation_too_many_is_noted_and_two_are_refused(tmp_path):
+def test_one_extra_annotation_is_noted_and_two_are_refused(tmp_path):
     for number, more in ((1, 0), (2, 1), (3, 1)):
         writers.tased(tmp_path, number)
         shutil.rmtree(tmp_path / "video" / f"{number:04d}")
@@ -216,7 +216,7 @@ def test_a_frame_that_is_missing_or_of_another_size_is_named(tmp_path):
         open_corpus("dhf1k", tmp_path)
 
 
-def test_annotation_that_went_missing_after_opening_is_noticed(tmp_path):
+def test_annotation_deleted_after_opening_is_detected(tmp_path):
     writers.official(tmp_path, 1)
     clip = open_corpus("dhf1k", tmp_path).clips[0]
     (tmp_path / "annotation" / "0001" / "fixation" / "0001.png").unlink()  # all others would move up by one

@@ -1,4 +1,4 @@
-"""Bring your own gaze: images and videos with one CSV, in many words, with everything that is wrong with real tables."""
+"""Your own gaze: images and videos with one CSV, under many column names, with the faults of real tables."""
 
 import gzip
 
@@ -68,7 +68,7 @@ def test_a_folder_of_sets_is_one_corpus(tmp_path):
     assert points_of(corpus["street.002"], 0) == points_of(corpus["osie.002"], 0) != []
 
 
-def test_a_picture_without_rows_is_unannotated_and_rows_without_a_picture_are_noted(tmp_path):
+def test_an_image_without_rows_is_unannotated_and_rows_without_an_image_are_noted(tmp_path):
     writers.images(tmp_path)
     (tmp_path / "img" / "003.jpg").rename(tmp_path / "img" / "004.jpg")
     corpus = open_corpus("images", tmp_path)
@@ -78,7 +78,7 @@ def test_a_picture_without_rows_is_unannotated_and_rows_without_a_picture_are_no
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_picture_that_is_cut_short_is_named(tmp_path, suffix):
+def test_a_truncated_image_is_named(tmp_path, suffix):
     writers.images(tmp_path, suffix=suffix, size=(200, 300))
     path = tmp_path / "img" / f"002{suffix}"
     path.write_bytes(path.read_bytes()[:-40])
@@ -133,7 +133,7 @@ def test_a_duration_covers_its_frames(tmp_path):
         ['"Clip","Observer","X","Y"', '"walk","1","20","24"', '"walk","2","80","48"'],
     ],
 )
-def test_words_and_separators_are_recognised(tmp_path, rows):
+def test_column_names_and_separators_are_recognised(tmp_path, rows):
     import cv2
 
     cv2.imwrite(str(tmp_path / "walk.png"), writers.frame(1))
@@ -145,7 +145,7 @@ def test_words_and_separators_are_recognised(tmp_path, rows):
 # --- what is wrong with real tables ----------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_used_is_counted_by_its_kind(tmp_path):
+def test_unusable_points_are_counted_by_reason(tmp_path):
     rows = [
         "clip,frame_index,x_px,y_px,observer",
         "walk,0,10,20,ann", "walk,0,10,20,ann",  # twice
@@ -172,7 +172,7 @@ def test_fixations_of_unknown_observers_keep_their_multiplicity(tmp_path):
     assert points_of(clip, 1) == [(20, 40, "None")] * 3 and not clip.troubles
 
 
-def test_an_observer_who_is_a_copy_of_another_is_dropped(tmp_path):
+def test_a_duplicate_observer_is_dropped(tmp_path):
     rows = ["clip,frame_index,x,y,observer"]
     rows += [f"walk,{t},{10 + t},20,{who}" for who in ("ann", "ann-copy") for t in range(4)]
     rows += [f"walk,{t},{30 + t},20,bob" for t in range(4)] + ["walk,7,40,20,cy", "walk,7,40,20,di"]
@@ -202,13 +202,13 @@ def test_a_table_that_is_not_utf8_is_read_and_noted(tmp_path):
         (["clip,time,x,y", *(f"walk,{t},2,3" for t in range(0, 900, 100))], "name the column time_ms"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_one_line(tmp_path, rows, message):
+def test_an_unusable_table_is_a_one_line_error(tmp_path, rows, message):
     with pytest.raises(UsageError, match=message) as error:
         open_corpus("gaze-table", a_video(tmp_path, rows))
     assert "\n" not in str(error.value)
 
 
-def test_what_is_ambiguous_is_refused(tmp_path):
+def test_ambiguous_files_are_refused(tmp_path):
     root = a_video(tmp_path, ["clip,frame_index,x,y", "walk,1,2,3"])
     (root / "more.csv").write_text("clip,frame_index,x,y\nwalk,1,2,3\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"several gaze tables, gaze\.csv and more\.csv"):

@@ -50,7 +50,7 @@ def test_the_same_corpus_twice_gets_two_names(two):
     assert len({c.id for c in corpus.clips}) == 8 and corpus["dhf1k-2.001"].name == "001"
 
 
-def test_each_part_is_split_by_itself(two):
+def test_each_part_is_split_separately(two):
     corpus = open_corpus("dhf1k,images", two)
     for seed in range(5):
         parts = split(corpus, 0.2, seed=seed)
@@ -88,7 +88,7 @@ def test_groups_may_name_clips_as_their_part_does(tmp_path, two):
         split(open_corpus("dhf1k,dhf1k", [two[0], two[0]]), 0.5, groups=groups)
 
 
-def test_clips_are_skipped_and_held_out_by_their_whole_name(two):
+def test_clips_are_skipped_and_held_out_by_their_full_id(two):
     corpus = open_corpus("dhf1k,images", two, options=keys.Corpus(skip=["images.osie.001", "dhf1k.004"]))
     assert len(corpus.clips) == 12
     parts = split(corpus, 0.2, ["dhf1k.002"])
@@ -109,7 +109,7 @@ def test_clips_are_skipped_and_held_out_by_their_whole_name(two):
         ("synthetic,images", ["a", "b"], "the synthetic corpus cannot be a part of others"),
     ],
 )
-def test_a_mixture_that_makes_no_sense_is_one_line(name, roots, message):
+def test_an_invalid_mixture_is_a_one_line_error(name, roots, message):
     with pytest.raises(UsageError, match=message):
         parts_of(name, roots)
 
@@ -129,7 +129,7 @@ def test_a_recipe_holds_one_root_or_a_list(tmp_path):
 
 
 def write_labels(folder):
-    """Labels of the clips and of both sets, as three teachers' outputs stand on disk."""
+    """Labels of the clips and of both sets, as three teachers write them."""
     rng = np.random.default_rng(0)
     for name in ("001", "002", "003", "004"):
         (folder / "gaze").mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def write_labels(folder):
     return folder
 
 
-def test_a_still_image_has_its_row_of_its_sets_labels(tmp_path):
+def test_a_still_image_gets_its_row_of_the_sets_labels(tmp_path):
     folder = write_labels(tmp_path)
     teacher = MapsTeacher({"dhf1k": folder / "gaze", "images": folder / "pictures"})
     assert teacher.logits("002", 6, "dhf1k").shape == (6, 6, 8)

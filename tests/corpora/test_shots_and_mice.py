@@ -30,7 +30,7 @@ def test_hollywood2_is_read_shot_by_shot(tmp_path):
     assert Corpus.from_dict(corpus.to_dict()) == corpus
 
 
-def test_shots_of_a_film_stay_together_and_the_test_side_stays_out(tmp_path):
+def test_shots_of_a_film_stay_together_and_the_test_set_is_left_out(tmp_path):
     writers.hollywood2(tmp_path)
     for seed in range(8):
         parts = split(open_corpus("hollywood2", tmp_path), 0.34, seed=seed)
@@ -56,7 +56,7 @@ def test_ucf_sports(tmp_path):
     assert fixation_points(corpus["Diving-Side-002"], 4).columns.tolist() == [20]
 
 
-def test_a_shot_that_misses_a_frame_in_the_middle_is_named(tmp_path):
+def test_a_shot_with_a_missing_frame_is_named(tmp_path):
     writers.hollywood2(tmp_path)
     shot = tmp_path / "training" / "actioncliptrain00001_2"
     (shot / "fixation" / "actioncliptrain00001_00008.png").unlink()

@@ -109,7 +109,7 @@ DHF1K = {"official": official, "unisal": unisal, "tased": tased, "salema": salem
 
 
 def export(root: Path, number: int, person: int, rows: list[tuple], short=False) -> Path:
-    """Raw gaze of one observer: (microseconds, x, y, event); `short` in the words of record_mapping.m."""
+    """Raw gaze of one observer: (microseconds, x, y, event); `short` in the format of record_mapping.m."""
     if short:
         path = root / "gaze_record" / f"P{person:03d}" / f"P{person:03d}_Trail{number:04d}.txt"
         lines = ["Time\tX\tY\tEvent", *(f"{t}\t{x}\t{y}\t{e}" for t, x, y, e in rows)]
@@ -131,7 +131,7 @@ def shot(root: Path, side: str, name: str, pattern: str, frames=5, first=1) -> N
 
 
 def hollywood2(root: Path) -> None:
-    """Three shots of two films to train on; a shot's numbers go on where the one before ended."""
+    """Three shots of two films to train on; a shot's numbers continue those of the one before."""
     shot(root, "training", "actioncliptrain00001_1", "actioncliptrain00001_{:05d}.png")
     shot(root, "training", "actioncliptrain00001_2", "actioncliptrain00001_{:05d}.png", first=6)
     shot(root, "training", "actioncliptrain00002_1", "actioncliptrain00002_{:05d}.png")

@@ -13,11 +13,11 @@ quick = settings(max_examples=50, deadline=None)
 
 @quick
 @given(st.floats(0.2, 5))
-def test_the_same_curve_at_another_rate_is_that_ratio(ratio):
+def test_a_curve_shifted_in_rate_gives_that_ratio(ratio):
     assert bd_rate(CURVE, [(r * ratio, q) for r, q in CURVE]) == pytest.approx((ratio - 1) * 100, abs=1e-6)
 
 
-def test_straight_lines_by_hand():
+def test_straight_lines_computed_by_hand():
     # log rate = q and log rate = 2 q - 1 over q in 1..2: the mean difference is 0.5
     straight = [(np.exp(q), q) for q in (1.0, 1.3, 2.0)]
     steep = [(np.exp(2 * q - 1), q) for q in (0.5, 1.5, 2.5)]
@@ -40,6 +40,6 @@ def test_the_curves_are_monotone_cubics():
         ([(0.0, 30.0), (200.0, 39.0)], "above zero"),
     ],
 )
-def test_curves_that_say_nothing_are_refused(tested, message):
+def test_unusable_curves_are_refused(tested, message):
     with pytest.raises(ValueError, match=message):
         bd_rate(CURVE, tested)

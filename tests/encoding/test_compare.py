@@ -45,7 +45,7 @@ def test_a_comparison_of_real_fixations(result, tmp_path):
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_map_of_where_people_look_gains_there_and_loses_elsewhere(tmp_path):
+def test_a_gaze_map_gains_where_people_look_and_loses_elsewhere(tmp_path):
     rng = np.random.default_rng(0)
     texture = rng.integers(30, 220, (12, 20, 3)).repeat(8, 0).repeat(8, 1) + rng.integers(-25, 25, (96, 160, 3))
     pixels = [np.roll(np.clip(texture, 0, 255).astype(np.uint8), n, 1) for n in range(6)]
@@ -97,10 +97,10 @@ def test_gaze_and_proxy_weights_are_never_averaged(tmp_path):
     assert [(c["by gaze"][0], c["by proxy"][0]) for _, c in bd_tables.clip_cells(result)[1::2]] == [
         ("-12.0", "–"), ("–", "-30.0"), ("–", "–")
     ]  # fmt: skip
-    said = "\n".join(bd_tables.legend(result))
+    reported = "\n".join(bd_tables.legend(result))
     assert (
-        "where observers looked; 1 of 3 clips: a" in said
-        and "the map of j.onnx, a model, not observers; 1 of 3 clips: b" in said
+        "where observers looked; 1 of 3 clips: a" in reported
+        and "the map of j.onnx, a model, not observers; 1 of 3 clips: b" in reported
     )
     bd_tables.write_csv(result, tmp_path / "t.csv")
     lines = (tmp_path / "t.csv").read_text().splitlines()
@@ -143,11 +143,11 @@ def test_no_model_weights_its_own_measurement(students):
 
 
 def test_clips_without_gaze_get_proxy_weights_and_those_with_gaze_do_not(students, tiny_root):
-    class Heard(Narrator):
+    class RecordingNarrator(Narrator):
         def say(self, text):
-            said.append(text)
+            reported.append(text)
 
-    said: list[str] = []
+    reported: list[str] = []
     (gazed,) = open_corpus("dhf1k", [str(tiny_root)]).clips[:1]
     pixels = list(gazed.read())[:3]
     sources = [
@@ -155,17 +155,17 @@ def test_clips_without_gaze_get_proxy_weights_and_those_with_gaze_do_not(student
         ("bare", lambda: make_excerpt(iter([p[:61, :95] for p in pixels]), 25.0, {})),
     ]
     arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(6), [20, 32]
-    result = compare.compare(sources, *arguments, Heard(quiet=True), students / "one_step.onnx")
+    result = compare.compare(sources, *arguments, RecordingNarrator(quiet=True), students / "one_step.onnx")
     weights = {name: facts["weights"] for name, facts in result["clips"].items()}
     assert weights["bare"] == {"by": "judge", "judge": "one_step.onnx", "frames": 3}
     assert weights["gazed"]["by"] == "gaze" and weights["gazed"]["judge"] is None
-    assert result["mean"][CENTRE]["judge"]["clips"] == result["mean"][CENTRE]["gaze"]["clips"] == 1 and said == []
-    result = compare.compare(sources[1:], *arguments, Heard(quiet=True))
+    assert result["mean"][CENTRE]["judge"]["clips"] == result["mean"][CENTRE]["gaze"]["clips"] == 1 and reported == []
+    result = compare.compare(sources[1:], *arguments, RecordingNarrator(quiet=True))
     assert result["clips"]["bare"]["weights"]["by"] is None and set(result["mean"][CENTRE]) == {"plain", "size"}
-    assert len(said) == 1 and "bare; only whole-frame PSNR" in said[0]
+    assert len(reported) == 1 and "bare; only whole-frame PSNR" in reported[0]
 
 
-def test_a_proxys_map_is_a_weight_of_every_pixel(students):
+def test_a_proxys_map_weights_every_pixel(students):
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (61, 95, 3), dtype=np.uint8) for _ in range(2)]
     excerpt = with_proxy_weights(
@@ -180,7 +180,7 @@ def test_a_proxys_map_is_a_weight_of_every_pixel(students):
     ("answer", "message"),
     [(ValueError("m.onnx does not run at 64x48"), "does not run"), (np.nan, "nan to nan"), (1.5, "1.5 to 1.5")],
 )
-def test_a_proxy_without_a_map_is_one_line(students, monkeypatch, answer, message):
+def test_a_proxy_without_a_map_is_a_one_line_error(students, monkeypatch, answer, message):
     def look(self, frame, seconds):
         if isinstance(answer, ValueError):
             raise answer
@@ -192,7 +192,7 @@ def test_a_proxy_without_a_map_is_one_line(students, monkeypatch, answer, messag
         with_proxy_weights(excerpt, open_maps(students / "one.onnx", None), "one.onnx")
 
 
-def test_one_clip_whose_curves_do_not_meet_costs_no_other(tiny_root, monkeypatch):
+def test_a_clip_whose_curves_do_not_overlap_does_not_affect_others(tiny_root, monkeypatch):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = [(clip.id, lambda clip=clip: read_clip(clip, 2)) for clip in corpus.clips[:2]]
     arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(6), [20, 32]
@@ -226,7 +226,7 @@ def test_an_interrupt_keeps_the_clips_that_are_done(tiny_root):
         compare.compare(sources, *arguments, Narrator(quiet=True, stop=lambda: True))
 
 
-def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
+def test_invalid_comparisons_are_one_line_errors(tmp_path, tiny_root, narrator):
     for arguments, message in (
         (([], None, None, None), "which clips"),
         (([tmp_path / "none.mp4"], None, None, None), "no such video"),
@@ -249,11 +249,11 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tiny_root, narrator):
     assert same == [str(tmp_path / "a" / "v.mp4"), str(tmp_path / "b" / "v.mp4")]  # neither sources the other's place
 
 
-def test_what_cannot_be_written_is_told_before_anything_is_encoded(tmp_path):
+def test_unwritable_outputs_are_reported_before_encoding(tmp_path):
 
     (tmp_path / "file").write_text("")
     for option, wrong, reason in (("--out", tmp_path, "a folder"), ("--csv", tmp_path / "file" / "x.csv", "below a file")):
-        told = invoke("bd", "clip.mp4", option, wrong)
-        assert told.returncode == 2 and told.stderr.strip().endswith(f"cannot be written: it is {reason}")
-    told = invoke("bd", "clip.mp4", "--out", tmp_path / "new" / "x.png")  # a folder is made when it is needed
-    assert told.returncode == 2 and told.stderr.strip().endswith("clip.mp4: no such video")
+        result = invoke("bd", "clip.mp4", option, wrong)
+        assert result.returncode == 2 and result.stderr.strip().endswith(f"cannot be written: it is {reason}")
+    result = invoke("bd", "clip.mp4", "--out", tmp_path / "new" / "x.png")  # a folder is made when it is needed
+    assert result.returncode == 2 and result.stderr.strip().endswith("clip.mp4: no such video")

@@ -23,16 +23,16 @@ H, W = 96, 160
 STRONG = Shaping(strength=6, neutral="mean", prior=0)
 
 
-class Heard:
-    """A narrator that remembers."""
+class RecordingNarrator:
+    """A narrator that keeps its messages."""
 
     stop = staticmethod(lambda: False)
 
     def __init__(self):
-        self.said = []
+        self.messages = []
 
     def say(self, text):
-        self.said.append(text)
+        self.messages.append(text)
 
     def track(self, items, title, total, unit="clips"):
         return iter(items)
@@ -105,19 +105,19 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture
-def heard():
-    return Heard()
+def recorder():
+    return RecordingNarrator()
 
 
-def run(clip, out, maps, heard, coding=None, shaping=STRONG, **more):
+def run(clip, out, maps, recorder, coding=None, shaping=STRONG, **more):
     coding = replace(coding or Coding(preset="superfast"), threads=1)  # with more, tests of tiny clips only wait
-    return encode(clip, out, maps, coding, shaping, heard, **more)
+    return encode(clip, out, maps, coding, shaping, recorder, **more)
 
 
 @pytest.mark.parametrize(("codec", "middle"), [("x264", 28), ("x265", 30)])
-def test_at_equal_bitrate_quality_moves_to_where_people_look(clip, tmp_path, heard, codec, middle):
+def test_at_equal_bitrate_quality_moves_to_where_people_look(clip, tmp_path, recorder, codec, middle):
     def measure(crf, maps):
-        facts = run(clip, tmp_path / "out.mkv", maps, heard, Coding(codec, crf=crf, preset="superfast"))
+        facts = run(clip, tmp_path / "out.mkv", maps, recorder, Coding(codec, crf=crf, preset="superfast"))
         before, after = luma(clip)[0], luma(tmp_path / "out.mkv")[0]
         half = W // 2
         return (
@@ -134,9 +134,9 @@ def test_at_equal_bitrate_quality_moves_to_where_people_look(clip, tmp_path, hea
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_quality_follows_a_target_that_changes_sides(clip, tmp_path, heard, codec):
+def test_quality_follows_a_target_that_changes_sides(clip, tmp_path, recorder, codec):
     facts = run(
-        clip, tmp_path / "out.mkv", lambda f, t: left(f, t) if t < 0.24 else left(f, t)[:, ::-1], heard,
+        clip, tmp_path / "out.mkv", lambda f, t: left(f, t) if t < 0.24 else left(f, t)[:, ::-1], recorder,
         Coding(codec, crf=30, preset="superfast"),
     )  # fmt: skip
     assert facts["offsets"] == {"lowest": -6, "mean": 0.0, "highest": 6, "changes": 1}
@@ -146,7 +146,7 @@ def test_quality_follows_a_target_that_changes_sides(clip, tmp_path, heard, code
         assert 10 * np.log10((2 * whole - there) / there) > 3  # dB between the sides
 
 
-def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, heard):
+def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, recorder):
     from distill.export.graph import step_graph
     from distill.export.runner import Predictor
 
@@ -161,9 +161,9 @@ def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, heard):
     (tmp_path / "step.onnx").write_bytes(step_graph(lively(), 25.0, {"frame_rate": "25"}).SerializeToString())
     maps = open_maps(tmp_path / "step.onnx", None)
     assert isinstance(maps, Stream) and isinstance(maps.predictor, Predictor)
-    facts = run(clip, tmp_path / "out.mp4", maps, heard, shaping=Shaping(12, prior=0))
+    facts = run(clip, tmp_path / "out.mp4", maps, recorder, shaping=Shaping(12, prior=0))
     assert facts["cuts"] == 1 and facts["frames"] == 8 and facts["offsets"]["lowest"] < facts["offsets"]["highest"]
-    assert any("it will remember 2.5x as long" in line for line in heard.said)
+    assert any("it will remember 2.5x as long" in line for line in recorder.messages)
 
 
 @pytest.mark.parametrize(
@@ -179,25 +179,25 @@ def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, heard):
         ("bgr0", (H, W), "x264", "yuv444p", (H, W)),
     ],
 )
-def test_any_size_and_depth(tmp_path, heard, format_, size, codec, kept, cut):
+def test_any_size_and_depth(tmp_path, recorder, format_, size, codec, kept, cut):
     clip = write_clip(tmp_path / "in.mkv", 2, size, format_)
     coding = Coding(codec, crf=30, preset="ultrafast")
-    facts = run(clip, tmp_path / "out.mkv", left, heard, coding)
+    facts = run(clip, tmp_path / "out.mkv", left, recorder, coding)
     with av.open(str(tmp_path / "out.mkv")) as container:
         frame = next(container.decode(video=0))
     assert frame.format.name.replace("yuvj", "yuv") == kept and (frame.height, frame.width) == cut and facts["frames"] == 2
-    assert any("odd" in line for line in heard.said) == (size != cut)
+    assert any("odd" in line for line in recorder.messages) == (size != cut)
     if format_ != "bgr0":
         before, after = luma(clip)[0][:, : cut[0], : cut[1]], luma(tmp_path / "out.mkv")[0]
         assert psnr(before[..., :64], after[..., :64]) > psnr(before[..., 96:], after[..., 96:]) + 3
 
 
-def test_a_10_bit_offset_is_as_strong_as_an_8_bit_one(tmp_path, heard):
+def test_a_10_bit_offset_is_as_strong_as_an_8_bit_one(tmp_path, recorder):
     size = {}
     for format_ in ("yuv420p", "yuv420p10le"):
         clip = write_clip(tmp_path / f"{format_}.mkv", 3, format_=format_)
         for name, maps in (("plain", None), ("all", lambda f, t: np.ones(f.shape[:2]))):
-            facts = run(clip, tmp_path / "out.mkv", maps, heard, shaping=Shaping(6, neutral="off", prior=0))
+            facts = run(clip, tmp_path / "out.mkv", maps, recorder, shaping=Shaping(6, neutral="off", prior=0))
             size[format_, name] = facts["bytes"]
     ratios = [size[f, "all"] / size[f, "plain"] for f in ("yuv420p", "yuv420p10le")]
     assert ratios[0] == pytest.approx(ratios[1], rel=0.1) and ratios[0] > 1.4
@@ -205,17 +205,17 @@ def test_a_10_bit_offset_is_as_strong_as_an_8_bit_one(tmp_path, heard):
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_uneven_times_are_kept(tmp_path, heard, suffix, codec):
+def test_uneven_times_are_kept(tmp_path, recorder, suffix, codec):
     times = [0, 40, 90, 100, 210, 250, 400, 401]
     clip = write_clip(tmp_path / "in.mkv", 8, times=times)
-    run(clip, tmp_path / f"out{suffix}", centre_map, heard, Coding(codec, preset="superfast"))
+    run(clip, tmp_path / f"out{suffix}", centre_map, recorder, Coding(codec, preset="superfast"))
     assert luma(tmp_path / f"out{suffix}")[1] == pytest.approx([t / 1000 for t in times], abs=1e-4)
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_one_frame(tmp_path, heard, codec):
+def test_one_frame(tmp_path, recorder, codec):
     clip = write_clip(tmp_path / "in.mkv", 1)
-    facts = run(clip, tmp_path / "out.mp4", left, heard, Coding(codec))
+    facts = run(clip, tmp_path / "out.mp4", left, recorder, Coding(codec))
     assert facts["frames"] == 1 and facts["seconds"] == pytest.approx(0.04) and len(luma(tmp_path / "out.mp4")[0]) == 1
 
 
@@ -225,7 +225,7 @@ def packets(path, kind):
         return [(p.time_base * p.pts, bytes(p)) for p in found if p.pts is not None]
 
 
-def test_audio_and_subtitles_are_copied_byte_for_byte(tmp_path, heard):
+def test_audio_and_subtitles_are_copied_byte_for_byte(tmp_path, recorder):
     clip = write_clip(tmp_path / "sound.mkv", audio=True)
     (tmp_path / "words.srt").write_text("1\n00:00:00,100 --> 00:00:00,300\nwords\n")
     with av.open(str(clip)) as a, av.open(str(tmp_path / "words.srt")) as b, av.open(str(tmp_path / "in.mkv"), "w") as out:
@@ -236,14 +236,14 @@ def test_audio_and_subtitles_are_copied_byte_for_byte(tmp_path, heard):
                 if packet.dts is not None:
                     packet.stream = streams[n, packet.stream.index]
                     out.mux(packet)
-    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre_map, heard)
+    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre_map, recorder)
     for kind in ("audio", "subtitles"):
         assert packets(tmp_path / "in.mkv", kind) == packets(tmp_path / "out.mkv", kind) != []
     with av.open(str(tmp_path / "out.mkv")) as container:
         assert container.streams.audio[0].metadata["language"] == "eng"
     with pytest.raises(UsageError, match=r"out.mp4 cannot hold the subtitle.*--video-only"):
-        run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre_map, heard)
-    run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre_map, heard, video_only=True)
+        run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre_map, recorder)
+    run(tmp_path / "in.mkv", tmp_path / "out.mp4", centre_map, recorder, video_only=True)
     assert packets(tmp_path / "out.mp4", "audio") == [] and len(luma(tmp_path / "out.mp4")[0]) == 12
 
 
@@ -264,7 +264,7 @@ def covers(path):
 
 
 @pytest.mark.parametrize("codec", ["mjpeg", "png"])
-def test_cover_art_and_attachments_go_where_the_container_can_hold_them(tmp_path, heard, codec):
+def test_cover_art_and_attachments_go_where_the_container_can_hold_them(tmp_path, recorder, codec):
     art = picture_file(codec)
     with av.open(str(tmp_path / "in.mkv"), "w") as out:
         video = out.add_stream("ffv1", rate=25)
@@ -276,24 +276,24 @@ def test_cover_art_and_attachments_go_where_the_container_can_hold_them(tmp_path
             out.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
         out.mux(video.encode(None))
     assert covers(tmp_path / "in.mkv") == [art]
-    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre_map, heard)
-    assert covers(tmp_path / "out.mkv") == [art] and heard.said == []
+    run(tmp_path / "in.mkv", tmp_path / "out.mkv", centre_map, recorder)
+    assert covers(tmp_path / "out.mkv") == [art] and recorder.messages == []
     with av.open(str(tmp_path / "out.mkv")) as container:
         fonts = [(s.name, s.mimetype, s.data) for s in container.streams if s.type == "attachment"]
         assert fonts == [("a font.ttf", "font/ttf", b"font" * 9)]
-    run(tmp_path / "out.mkv", tmp_path / "out.mp4", centre_map, heard)
-    assert covers(tmp_path / "out.mp4") == [art] and heard.said == ["left out: attachment a font.ttf (.mkv keeps it)"]
-    run(tmp_path / "out.mp4", tmp_path / "again.mkv", centre_map, heard)
+    run(tmp_path / "out.mkv", tmp_path / "out.mp4", centre_map, recorder)
+    assert covers(tmp_path / "out.mp4") == [art] and recorder.messages == ["left out: attachment a font.ttf (.mkv keeps it)"]
+    run(tmp_path / "out.mp4", tmp_path / "again.mkv", centre_map, recorder)
     assert covers(tmp_path / "again.mkv") == [art] and len(luma(tmp_path / "again.mkv")[0]) == 3
-    run(tmp_path / "out.mp4", tmp_path / "out.mov", centre_map, heard)
-    assert covers(tmp_path / "out.mov") == [] and heard.said[1:] == ["left out: cover art (.mp4 and .mkv keep it)"]
+    run(tmp_path / "out.mp4", tmp_path / "out.mov", centre_map, recorder)
+    assert covers(tmp_path / "out.mov") == [] and recorder.messages[1:] == ["left out: cover art (.mp4 and .mkv keep it)"]
 
 
 DISPLAY = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
 
 
 def hdr(path):
-    """What the first frame says of HDR10, in the encoders' words."""
+    """The first frame's HDR10 metadata, in the encoders' syntax."""
     with av.open(str(path)) as container:
         beside = {d.type.name: bytes(d) for d in next(container.decode(video=0)).side_data}
     return (
@@ -304,21 +304,21 @@ def hdr(path):
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_hdr10_is_kept(tmp_path, heard, codec, suffix):
+def test_hdr10_is_kept(tmp_path, recorder, codec, suffix):
     params = f"log-level=error:master-display={DISPLAY}:max-cll=1000,400"
     clip = write_clip(
         tmp_path / "in.mp4", 3, format_="yuv420p10le", codec="libx265", opts={"preset": "ultrafast", "x265-params": params},
         color_primaries=9, color_trc=16, colorspace=9, color_range=1,
     )  # fmt: skip
-    run(clip, tmp_path / f"out{suffix}", centre_map, heard, Coding(codec, preset="ultrafast"))
-    assert hdr(clip) == hdr(tmp_path / f"out{suffix}") == (DISPLAY, "1000,400") and heard.said == []
+    run(clip, tmp_path / f"out{suffix}", centre_map, recorder, Coding(codec, preset="ultrafast"))
+    assert hdr(clip) == hdr(tmp_path / f"out{suffix}") == (DISPLAY, "1000,400") and recorder.messages == []
     coding = Coding(codec, preset="ultrafast", params=(f"{encoders.HDR[codec][1]}=600,200",))
-    run(clip, tmp_path / f"out{suffix}", centre_map, heard, coding)
+    run(clip, tmp_path / f"out{suffix}", centre_map, recorder, coding)
     assert hdr(tmp_path / f"out{suffix}") == (DISPLAY, "600,200")  # what is asked for by name counts
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_captions_are_kept_and_what_an_encoder_drops_is_named(tmp_path, heard, monkeypatch, codec):
+def test_captions_are_kept_and_what_an_encoder_drops_is_named(tmp_path, recorder, monkeypatch, codec):
     write_clip(tmp_path / "in.h264", 3, codec="libx264", opts={"preset": "ultrafast"})
     caption = bytes.fromhex("b5 0031") + b"GA94" + bytes.fromhex("03 c1 ff fc9420 ff")
     message = b"\0\0\0\1\6" + bytes([4, len(caption)]) + caption + b"\x80"
@@ -331,15 +331,15 @@ def test_captions_are_kept_and_what_an_encoder_drops_is_named(tmp_path, heard, m
             beside = {d.type.name: bytes(d) for d in next(container.decode(video=0)).side_data}
         return beside["A53_CC"]
 
-    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre_map, heard, Coding(codec))
+    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre_map, recorder, Coding(codec))
     assert captions(tmp_path / "captioned.h264") == captions(tmp_path / "out.mkv") == bytes.fromhex("fc9420")
-    assert not any("lost" in line for line in heard.said)
+    assert not any("lost" in line for line in recorder.messages)
     monkeypatch.setitem(sources.LOST, "SEI_UNREGISTERED", "the name of the encoder before")
-    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre_map, heard, Coding(codec))
-    assert f"lost, because lib{codec} cannot take it: the name of the encoder before" in heard.said
+    run(tmp_path / "captioned.h264", tmp_path / "out.mkv", centre_map, recorder, Coding(codec))
+    assert f"lost, because lib{codec} cannot take it: the name of the encoder before" in recorder.messages
 
 
-def test_an_incomplete_mastering_display_is_none():
+def test_an_incomplete_mastering_display_is_dropped():
     known = struct.pack("=22i", *[1, 2] * 10, 1, 1)
     assert sources.mastering_display(known) == "G(25000,25000)B(25000,25000)R(25000,25000)WP(25000,25000)L(5000,5000)"
     for unknown in (struct.pack("=22i", *[1, 2] * 10, 1, 0), struct.pack("=22i", *[0, 0] * 10, 1, 1), known[:80], b""):
@@ -347,7 +347,7 @@ def test_an_incomplete_mastering_display_is_none():
     assert sources.content_light(b"") == ""
 
 
-def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path, heard):
+def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path, recorder):
     clip = write_clip(
         tmp_path / "in.mp4", 3, codec="libx264", rotation=90, sample_aspect_ratio=Fraction(4, 3), color_primaries=1,
         color_trc=1, colorspace=1, color_range=1,
@@ -360,7 +360,7 @@ def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path,
         saliency[: len(saliency) // 2] = 1
         return saliency
 
-    run(clip, tmp_path / "out.mp4", top, heard, Coding(crf=34))
+    run(clip, tmp_path / "out.mp4", top, recorder, Coding(crf=34))
     facts = []
     for path in (clip, tmp_path / "out.mp4"):
         with av.open(str(path)) as container:
@@ -391,43 +391,43 @@ def test_rotation_aspect_and_colour_are_kept_and_models_see_it_upright(tmp_path,
         (Coding(crf=20, bitrate=100), "exclude each other"),
     ],
 )
-def test_no_map_is_ever_ignored_in_silence(clip, tmp_path, heard, coding, message):
+def test_a_map_is_never_ignored_silently(clip, tmp_path, recorder, coding, message):
     with pytest.raises(UsageError, match=message):
-        run(clip, tmp_path / "out.mkv", left, heard, coding)
+        run(clip, tmp_path / "out.mkv", left, recorder, coding)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_presets_that_switch_adaptive_quantisation_off_do_not(clip, tmp_path, heard):
+def test_fast_presets_keep_adaptive_quantisation_on(clip, tmp_path, recorder):
     for codec in ("x264", "x265"):
         files = {}
         for name, maps in (("plain", None), ("left", left)):
-            run(clip, tmp_path / "out.mkv", maps, heard, Coding(codec, preset="ultrafast"))
+            run(clip, tmp_path / "out.mkv", maps, recorder, Coding(codec, preset="ultrafast"))
             files[name] = packets(tmp_path / "out.mkv", "video")
         assert files["plain"] != files["left"]
 
 
-def test_an_interlaced_clip_is_refused_only_where_there_is_a_map(tmp_path, heard):
+def test_an_interlaced_clip_is_refused_only_where_there_is_a_map(tmp_path, recorder):
     clip = write_clip(tmp_path / "in.mkv", 3, codec="libx264", opts={"x264-params": "interlaced=1"})
     with pytest.raises(UsageError, match=r"frame 1 is interlaced.*bwdif"):
-        run(clip, tmp_path / "out.mkv", left, heard)
+        run(clip, tmp_path / "out.mkv", left, recorder)
     assert not (tmp_path / "out.mkv").exists()
-    assert run(clip, tmp_path / "out.mkv", None, heard)["offsets"] is None
+    assert run(clip, tmp_path / "out.mkv", None, recorder)["offsets"] is None
 
 
-def test_an_encoder_that_is_not_in_this_build(clip, tmp_path, heard, monkeypatch):
+def test_an_encoder_missing_from_the_build_is_reported(clip, tmp_path, recorder, monkeypatch):
     monkeypatch.setitem(encoders.CODECS, "x265", "libx266")
     with pytest.raises(UsageError, match=r"FFmpeg of this PyAV .* has no libx266"):
-        run(clip, tmp_path / "out.mkv", left, heard, Coding("x265"))
+        run(clip, tmp_path / "out.mkv", left, recorder, Coding("x265"))
 
 
-def test_an_encoder_that_knows_no_regions_is_found_out(clip, tmp_path, heard, monkeypatch):
+def test_an_encoder_without_regions_is_detected(clip, tmp_path, recorder, monkeypatch):
     monkeypatch.setitem(encoders.CODECS, "x264", "mpeg4")
     monkeypatch.setattr(encoders, "encoder_options", lambda coding, picture: {})
     with pytest.raises(UsageError, match="mpeg4 ignores the map"):
-        run(clip, tmp_path / "out.mkv", left, heard)
+        run(clip, tmp_path / "out.mkv", left, recorder)
 
 
-def test_what_cannot_be_read_or_written_is_one_line(clip, tmp_path, heard):
+def test_unreadable_input_and_unwritable_output_are_one_line_errors(clip, tmp_path, recorder):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "short.mkv").write_bytes(clip.read_bytes()[:600])
     for source, target, message in (
@@ -440,24 +440,24 @@ def test_what_cannot_be_read_or_written_is_one_line(clip, tmp_path, heard):
         (clip, "out.webm", "cannot hold x264"),
     ):
         with pytest.raises(UsageError, match=message):
-            run(source, tmp_path / target, left, heard)
+            run(source, tmp_path / target, left, recorder)
     with pytest.raises(UsageError, match="is the input itself"):
-        run(clip, clip, left, heard)
+        run(clip, clip, left, recorder)
     with pytest.raises(UsageError, match="frame 1: a saliency map must lie in"):
-        run(clip, tmp_path / "out.mkv", lambda f, t: left(f, t) * 2, heard)
+        run(clip, tmp_path / "out.mkv", lambda f, t: left(f, t) * 2, recorder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["short.mkv", "text.mp4"]
 
 
-def test_maps_for_other_encoders_go_with_or_without_a_video(clip, tmp_path, heard):
-    facts = run(clip, None, left, heard, roi=(tmp_path / "roi.txt", "kvazaar"))
+def test_roi_files_are_written_with_or_without_a_video(clip, tmp_path, recorder):
+    facts = run(clip, None, left, recorder, roi=(tmp_path / "roi.txt", "kvazaar"))
     row = " ".join(["-6"] * 5 + ["6"] * 5) + "\n"
     assert (tmp_path / "roi.txt").read_text() == ("10 6\n" + row * 6) * 12
     assert facts["codec"] is None and facts["files"] == [str(tmp_path / "roi.txt")] and facts["bytes"] == 0
     gentle = replace(STRONG, strength=5)
-    run(clip, tmp_path / "out.mkv", left, heard, shaping=gentle, roi=(tmp_path / "map.txt", "svt-av1"))
+    run(clip, tmp_path / "out.mkv", left, recorder, shaping=gentle, roi=(tmp_path / "map.txt", "svt-av1"))
     # 160x96 in 3x2 blocks of 64, a quarter of the second one salient: -5, 2.5, 5 in steps of 3 QP, and 4 of qindex for each
     assert (tmp_path / "map.txt").read_text() == "0 -24 12 24 -24 12 24\n"
-    run(clip, None, left, heard, roi=(tmp_path / "cmd.sh", "addroi"))
+    run(clip, None, left, recorder, roi=(tmp_path / "cmd.sh", "addroi"))
     assert "-vf addroi=80:0:80:96:0.117647,addroi=0:0:160:96:-0.117647 -c:v libx264" in (tmp_path / "cmd.sh").read_text()
 
 
@@ -470,7 +470,7 @@ def test_maps_for_other_encoders_go_with_or_without_a_video(clip, tmp_path, hear
         (("x", "none", "roi", "kvazaar"), "no map to write"),
     ],
 )
-def test_options_that_do_not_go_together(arguments, message):
+def test_incompatible_options_are_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         check_outputs(*arguments)
     for shaping, message in (((8, "bits"), "16, 32, 64"), ((16, "size"), "bits, mean, off")):
@@ -482,7 +482,7 @@ def test_options_that_do_not_go_together(arguments, message):
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_the_size_stays_where_people_look_at_what_costs_bits(tmp_path, heard, codec):
+def test_bits_keeps_the_size_where_gaze_is_on_costly_blocks(tmp_path, recorder, codec):
     """Noise that changes in one third, a still and quiet rest: offsets whose mean is zero make this clip much larger."""
     rng = np.random.default_rng(0)
     with av.open(str(tmp_path / "in.mkv"), "w") as out:
@@ -501,7 +501,7 @@ def test_the_size_stays_where_people_look_at_what_costs_bits(tmp_path, heard, co
     for name, maps in (("plain", None), ("bits", third), ("mean", third)):
         shaping = Shaping(neutral="bits" if maps is None else name, prior=0)
         coding = Coding(codec, crf=30, preset="superfast")
-        size[name] = run(tmp_path / "in.mkv", tmp_path / "out.mkv", maps, heard, coding, shaping)["bytes"]
+        size[name] = run(tmp_path / "in.mkv", tmp_path / "out.mkv", maps, recorder, coding, shaping)["bytes"]
     assert size["mean"] / size["plain"] > 1.3 and abs(size["bits"] / size["plain"] - 1) < 0.2
 
 
@@ -519,7 +519,7 @@ def real_frames(source, path, count):
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared, tmp_path, heard, codec):
+def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared, tmp_path, recorder, codec):
     from distill.corpora import density_map, fixation_map, open_corpus
 
     for part in ("video/004.AVI", "annotation/0004"):  # one clip is opened in no time
@@ -532,7 +532,7 @@ def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared
     before = luma(clip)[0]
 
     def measure(crf, maps):
-        facts = run(clip, tmp_path / "out.mp4", maps, heard, Coding(codec, crf=crf, preset="superfast"), Shaping(prior=0))
+        facts = run(clip, tmp_path / "out.mp4", maps, recorder, Coding(codec, crf=crf, preset="superfast"), Shaping(prior=0))
         error = ((before - luma(tmp_path / "out.mp4")[0]) ** 2).mean(0)
         return facts["bytes"], *(-10 * np.log10(error[part].mean()) for part in (there > 0.5, there < 0.05))
 
@@ -546,13 +546,13 @@ def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
-def test_on_a_real_clip_quality_moves_at_equal_bitrate(shared, tmp_path, heard, codec):
+def test_on_a_real_clip_quality_moves_at_equal_bitrate(shared, tmp_path, recorder, codec):
     clip = real_frames(shared / "data" / "clips" / "bird.mp4", tmp_path / "in.mkv", 16)
     before = luma(clip)[0]
     there = centre_map(before[0], 0.0)
 
     def measure(crf, maps):
-        facts = run(clip, tmp_path / "out.mp4", maps, heard, Coding(codec, crf=crf, preset="superfast"))
+        facts = run(clip, tmp_path / "out.mp4", maps, recorder, Coding(codec, crf=crf, preset="superfast"))
         error = ((before - luma(tmp_path / "out.mp4")[0]) ** 2).mean(0)
         return np.log(facts["bytes"]), *(-10 * np.log10(error[part].mean()) for part in (there > 0.6, there < 0.15))
 
@@ -563,7 +563,7 @@ def test_on_a_real_clip_quality_moves_at_equal_bitrate(shared, tmp_path, heard, 
     assert far - np.interp(rate, plain[:, 0], plain[:, 2]) < -0.5
 
 
-def test_the_verb_writes_a_video_and_tells_what_it_did(clip, tmp_path):
+def test_the_verb_writes_a_video_and_reports_facts(clip, tmp_path):
     import json
 
     from typer.testing import CliRunner

@@ -10,7 +10,7 @@ from distill.evaluation.centre import centred_gaussian
 
 
 def qp_offsets(saliency, strength, block=16, size=None, previous=None, bits=None, **shaping):
-    """Of a map as it is, unless `shaping` says otherwise."""
+    """The offsets of a map as it is, unless `shaping` overrides that."""
     shaping = {"neutral": "off", "faint": None, "prior": 0.0, **shaping}
     return tested.qp_offsets(saliency, Shaping(strength, block, **shaping), size, previous, bits)
 
@@ -22,7 +22,7 @@ BLOCK = st.sampled_from([16, 32, 64])
 quick = settings(max_examples=40, deadline=None)
 
 
-def test_salient_blocks_get_lower_qp_and_partial_blocks_count_by_what_is_there():
+def test_salient_blocks_get_lower_qp_and_partial_blocks_count_in_part():
     saliency = np.zeros((40, 50), np.float32)
     saliency[32:, 48:] = 1  # 8 rows and 2 columns: all that there is of the last block
     saliency[:16, :8] = 1  # half of the first block
@@ -69,14 +69,14 @@ def test_more_salient_is_never_a_higher_qp_and_nothing_is_beyond_the_limit(salie
 
 
 def left_over(offsets, weights, neutral):
-    """By how many QP all blocks would have to be moved once more; 0 where the frame keeps what `neutral` promises."""
+    """By how many QP all blocks would have to be moved once more; 0 where the frame keeps what `neutral` requires."""
     weights = weights / weights.sum()
     return (offsets * weights).sum() if neutral == "mean" else -HALVING * np.log2((np.exp2(-offsets / HALVING) * weights).sum())
 
 
 @quick
 @given(MAPS, BLOCK, st.floats(0, 12), st.integers(1, 4), st.sampled_from(["bits", "mean"]))
-def test_neutral_offsets_add_up_to_nothing_over_the_area(saliency, block, strength, step, neutral):
+def test_neutral_offsets_have_a_zero_mean_over_the_area(saliency, block, strength, step, neutral):
     if 12 % step:
         return
     offsets = qp_offsets(saliency, strength, block, neutral=neutral, step=step)
@@ -86,7 +86,7 @@ def test_neutral_offsets_add_up_to_nothing_over_the_area(saliency, block, streng
 
 @quick
 @given(MAPS, BLOCK, st.floats(0, 12))
-def test_what_keeps_the_bits_is_never_below_what_keeps_the_mean(saliency, block, strength):
+def test_bits_neutral_offsets_are_never_below_mean_neutral_ones(saliency, block, strength):
     bits, mean = (qp_offsets(saliency, strength, block, neutral=neutral) for neutral in ("bits", "mean"))
     assert (bits >= mean).all()  # bits fall ever more slowly with the offset
 
@@ -110,7 +110,7 @@ def test_half_a_frame_costs_more_bits_than_the_other_half_gives_back():
 
 @quick
 @given(MAPS, BLOCK, st.floats(0, 12), st.integers(0, 100))
-def test_bits_stay_where_blocks_have_unequal_ones(saliency, block, strength, seed):
+def test_bits_are_unchanged_for_blocks_of_unequal_cost(saliency, block, strength, seed):
     bits = np.random.default_rng(seed).random(grid(saliency.shape, block)) ** 4 + 1e-3
     offsets = qp_offsets(saliency, strength, block, neutral="bits", bits=bits)
     assert abs(left_over(offsets, bits, "bits")) <= 0.5 + 1e-6
@@ -118,7 +118,7 @@ def test_bits_stay_where_blocks_have_unequal_ones(saliency, block, strength, see
         qp_offsets(saliency, strength, block, neutral="bits", bits=np.ones((9, 9)))
 
 
-def test_bits_are_where_something_is_and_changes():
+def test_estimated_bits_follow_texture_and_change():
     rng = np.random.default_rng(0)
     still, noise = np.full((40, 50), 90.0), rng.normal(0, 30, (40, 50))
     still[:, :32] += noise[:, :32]
@@ -136,7 +136,7 @@ def test_bits_are_where_something_is_and_changes():
     assert np.allclose(block_bits(still.repeat(2, 0).repeat(2, 1), None, 32, (80, 100)), first)
 
 
-def test_a_shy_map_is_raised_to_its_peak_and_a_faint_one_is_not():
+def test_a_low_map_is_scaled_to_its_peak_and_a_faint_one_is_not():
     saliency = np.full((64, 64), 0.1, np.float32)
     saliency[:16, :16] = 0.4
     assert qp_offsets(saliency, 6)[0, 0] == 1
@@ -174,7 +174,7 @@ def test_a_held_offset_is_never_wrong_by_more_than_half_a_step_and_hold(saliency
 
 @quick
 @given(MAPS, st.floats(0, 12), st.integers(3, 16), st.sampled_from(NEUTRAL))
-def test_a_step_keeps_the_levels(saliency, strength, levels, neutral):
+def test_a_step_limits_the_number_of_levels(saliency, strength, levels, neutral):
     offsets = qp_offsets(saliency, strength, neutral=neutral, step=step_for(levels))
     assert len(np.unique(offsets)) <= levels
     assert 2 * (12 // step_for(levels)) + 1 <= levels
@@ -196,7 +196,7 @@ def test_a_step_keeps_the_levels(saliency, strength, levels, neutral):
         (np.zeros((4, 4)), {"previous": np.zeros((2, 2), np.int32)}, r"\(2, 2\) blocks, this one has \(1, 1\)"),
     ],
 )
-def test_what_makes_no_sense_is_refused(saliency, changes, message):
+def test_invalid_arguments_are_refused(saliency, changes, message):
     with pytest.raises(ValueError, match=message):
         qp_offsets(saliency, **{"strength": 4, **changes})
     with pytest.raises(ValueError, match="at least 3"):

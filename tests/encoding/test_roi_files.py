@@ -52,7 +52,7 @@ def test_addroi_byte_for_byte(tmp_path):
     st.integers(0, 15),
     st.integers(0, 15),
 )
-def test_rectangles_paint_the_map_first_one_first(offsets, less_height, less_width):
+def test_rectangles_reproduce_the_map_the_first_one_on_top(offsets, less_height, less_width):
     rows, columns = offsets.shape
     size = rows * 16 - less_height, columns * 16 - less_width
     painted = np.zeros(size, int)
@@ -69,7 +69,7 @@ def test_rectangles_are_few():
     assert rectangles(offsets * 0, 16, (360, 640)) == []
 
 
-def test_a_roi_file_that_is_not_finished_leaves_nothing(tmp_path):
+def test_an_unfinished_roi_file_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), RoiFile(tmp_path / "roi.txt", "kvazaar") as file:
         file.add(MAP)
         raise RuntimeError

@@ -1,4 +1,4 @@
-"""A corpus has more clips than a process may keep files open: no stage holds one open file per clip."""
+"""A corpus may have more clips than a process has file descriptors: no stage holds one open file per clip."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ from tests.helpers import TINY, distill, gaze_corpus
 LIMIT, CLIPS = 40, 88  # half of the clips train, half are held out: each half is more than the limit
 
 
-def test_a_run_on_more_clips_than_files_may_be_open(tmp_path):
+def test_a_run_on_more_clips_than_file_descriptors(tmp_path):
     root = gaze_corpus(tmp_path / "set", images=CLIPS, observers=2)
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     sets = [part for override in (*TINY, "corpus.val=0.5") for part in ("--set", override)]

@@ -353,7 +353,7 @@ def test_a_model_that_predicts_nan_is_named_with_its_clip_and_frame(tmp_path, cl
         ({"clips": []}, "no clip has fixations"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(models, clips, narrator, change, message):
+def test_invalid_evaluations_are_refused(models, clips, narrator, change, message):
     chosen = {name: models[name] for name in change.pop("models", ["image"])}
     with pytest.raises(UsageError, match=message):
         evaluate(chosen, {}, change.pop("clips", clips), 8, 1, narrator, **change)
@@ -454,7 +454,7 @@ def test_the_json_of_one_corpus_has_no_level_for_corpora(models, tiny_root):
         (["eval", "MODEL", "--corpus", "dhf1k", "--corpus", "avimos", "--root", "x"], "give one for each"),
     ],
 )
-def test_wrong_arguments_are_one_line(models, tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_arguments_are_one_line_errors(models, tmp_path, monkeypatch, capsys, arguments, message):
     from distill.cli.exits import run_command
 
     arguments = [str(models["image"]) if a == "MODEL" else a for a in arguments]

@@ -147,7 +147,7 @@ def test_every_score_is_in_its_range(seed, name):
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_the_truth_itself_scores_best(seed):
+def test_the_ground_truth_scores_best(seed):
     prediction, density, fixations = random_frame(seed, 48, 64)
     perfect, other = (protocols.score(p, density, fixations) for p in (density, prediction))
     for name in ("cc", "sim", "block_cc"):
@@ -346,7 +346,7 @@ def test_8_bit_protocols_scale_floats_to_their_peak():
     ],
 )
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_what_cannot_be_scored_is_refused(change, message, name):
+def test_invalid_input_is_refused(change, message, name):
     with pytest.raises(ValueError, match=message):
         protocols.score(*change(*random_frame(1)), PROTOCOLS[name])
 

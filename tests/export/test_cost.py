@@ -38,7 +38,7 @@ def graph(nodes, inputs, weights):
     ],
     ids=lambda value: value.op_type if isinstance(value, onnx.NodeProto) else None,
 )  # fmt: skip
-def test_counts_are_those_of_pencil_and_paper(node, weights, macs):
+def test_counts_computed_by_hand(node, weights, macs):
     cost = count(graph([node], {"input": [1, 3, "h", "w"]}, weights), 40, 60)
     assert cost.macs == macs and cost.by_op == ({node.op_type: macs} if macs else {})
     assert cost.parameters == sum(int(np.prod(shape)) for shape in weights.values())
@@ -72,14 +72,14 @@ g (float[1,3,h,w] input) => (float[1,c,oh,ow] y)
 """
 
 
-def test_of_an_if_the_branch_that_the_frame_takes_counts():
+def test_only_the_branch_of_an_if_that_runs_is_counted():
     model = parser.parse_model(BRANCHES)
     assert count(model, 99, 40).macs == 4 * 3 * 99 * 40
     assert count(model, 200, 40).macs == 2 * 3 * 100 * 20
     assert count(model, 99, 40).parameters == 18  # the file holds both
 
 
-def test_a_shape_that_only_a_run_tells_is_named():
+def test_a_shape_known_only_at_run_time_is_named():
     model = parser.parse_model(BRANCHES)
     model.graph.node[6].input[0] = "input"  # the branch depends on the picture
     with pytest.raises(ValueError, match=r"If y: the frame's size does not decide which branch"):
@@ -103,7 +103,7 @@ def test_torch_counts_the_same_for_the_student(mode):
     assert {2 * cost.macs for cost in costs} == {counter.get_total_flops()}  # whatever the frame's size
 
 
-def test_what_configures_and_what_is_the_default_state_is_no_parameter():
+def test_settings_and_the_default_state_are_not_parameters():
     nodes = [
         helper.make_node("Resize", ["state_in", "", "scales"], ["big"], mode="nearest"),
         helper.make_node("Add", ["input", "big"], ["sum"]),

@@ -61,7 +61,7 @@ def test_any_size_down_to_16_and_any_aspect(graphs):
         assert saliency.shape == (height, width) and saliency.min() >= 0 and saliency.max() <= 1
 
 
-def test_the_plain_call_of_todays_consumers_works(graphs):
+def test_a_call_without_state_works(graphs):
     session = ort.InferenceSession(graphs[1].SerializeToString(), quiet(), providers=["CPUExecutionProvider"])
     image = ort.InferenceSession(graphs[0].SerializeToString(), quiet(), providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).standard_normal((1, 3, 90, 160), np.float32)
@@ -94,7 +94,7 @@ def test_normalisation_is_imagenets():
     assert np.allclose(normalise(frame)[0], expected.transpose(2, 0, 1), atol=1e-5)
 
 
-def test_the_same_weights_give_the_same_bytes_and_name_no_place(student):
+def test_the_same_weights_give_the_same_bytes_without_paths(student):
     once, again = (step_graph(student, 25.0, {"a": "b"}).SerializeToString(deterministic=True) for _ in range(2))
     assert once == again and b"/home" not in once and b"site-packages" not in once and b".py" not in once
 
@@ -111,7 +111,7 @@ def test_another_process_writes_the_same_bytes(graphs):
     assert result.stdout.split() == ours, result.stderr
 
 
-def test_the_exporter_leaves_no_mark_and_names_are_unique(graphs):
+def test_the_exporter_leaves_no_metadata_and_names_are_unique(graphs):
     def graphs_of(graph):
         yield graph
         for node in graph.node:
@@ -152,7 +152,7 @@ def test_torchs_exporter_agrees_on_the_core(student):
         assert np.abs(ours - other).max() <= 1e-6
 
 
-def test_an_operation_that_the_writer_does_not_know_is_named():
+def test_an_unsupported_operation_is_named():
     class Odd(nn.Module):
         def forward(self, x):
             return torch.cumsum(x, 1)
@@ -163,7 +163,7 @@ def test_an_operation_that_the_writer_does_not_know_is_named():
         trace(writer, Odd(), [x], ["y"])
 
 
-def test_what_passes_comes_under_its_names(student, tmp_path):
+def test_verified_files_get_their_names(student, tmp_path):
     verified = export_student(student, 25.0, {}, sizes=((40, 60),), length=3)
     files = verified.files("mini")
     assert list(files) == ["mini.onnx", "mini_step.onnx"] and list(verified.gate) == ["image", "step"]
@@ -173,7 +173,7 @@ def test_what_passes_comes_under_its_names(student, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["gate", "parity"])
-def test_what_fails_is_refused(student, monkeypatch, where):
+def test_failed_checks_are_refused(student, monkeypatch, where):
     if where == "gate":  # a forbidden operator behind the last one
         original = step_graph
 
@@ -192,13 +192,13 @@ def test_what_fails_is_refused(student, monkeypatch, where):
         export_student(student, 25.0, {}, sizes=((40, 60),), length=3)
 
 
-def test_parity_does_not_swallow_nan():
+def test_nan_fails_parity():
     assert Parity([[1, 1]], 1, float("nan"), 0.0, 0.0, 1.0).failures
     assert "the state has no effect" in Parity([[1, 1]], 1, 0.0, 0.0, 0.0, 0.0).failures[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"\x08\x08"])
-def test_a_file_that_is_no_model_is_one_line(tmp_path, content):
+def test_a_file_that_is_not_a_model_is_a_one_line_error(tmp_path, content):
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"bad.onnx (does not load|is no saliency)"):

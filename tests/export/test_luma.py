@@ -48,7 +48,7 @@ def test_it_is_the_image_file_on_grey_frames_and_pytorch(image, height, width):
         assert 0 <= ours.min() < ours.max() <= 1
 
 
-def test_grey_is_what_a_consumer_of_colour_makes_of_limited_range():
+def test_grey_is_what_a_colour_consumer_gets_from_limited_range():
     ramp = np.arange(256, dtype=np.uint8)[None]
     rgb = np.clip((ramp.astype(float) - 16) * 255 / 219, 0, 255)  # BT.601 and 709 alike where chroma is neutral
     exact = (rgb[..., None] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -91,7 +91,7 @@ def test_other_models_are_refused(image, golden):
 
 
 @pytest.mark.parametrize("what", ["weights", "operator", "shape", "bytes", "range"])
-def test_what_is_wrong_does_not_pass(image, what, monkeypatch):
+def test_wrong_graphs_are_refused(image, what, monkeypatch):
     luma, message = luma_graph(image, 64, 96), ""
     if what == "weights":
         luma = luma_graph(image_graph(lively(seed=1), {}), 64, 96)
@@ -115,7 +115,7 @@ def test_what_is_wrong_does_not_pass(image, what, monkeypatch):
         verify_luma(luma, image)
 
 
-def test_parity_does_not_swallow_nan(image):
+def test_nan_fails_parity(image):
     luma = luma_graph(image, 32, 32)
     for tensor in luma.graph.initializer:
         if tensor.name == "imagenet_bias":
@@ -123,7 +123,7 @@ def test_parity_does_not_swallow_nan(image):
     assert not compare_luma(luma, image).max_abs <= 1
 
 
-def test_what_runs_and_edits_files_needs_no_torch_and_imports_onnxscript_late():
+def test_running_and_editing_files_needs_no_torch_and_imports_onnxscript_late():
     modules = ", ".join(f"distill.{name}" for name in (
         "export.luma", "export.quantize", "export.cost", "export.streaming", "export.verification", "tools.luma", "opallowlist",
     ))  # fmt: skip

@@ -72,7 +72,7 @@ def test_weights_have_a_scale_for_every_channel_and_seven_bits(int8):
     assert all(stored[n.input[1]].shape == (rounded[n.input[0]].shape[0],) for n in pairs)
 
 
-def test_what_touches_the_state_and_what_makes_the_map_stays_in_float(graphs, int8):
+def test_nodes_of_the_state_and_of_the_map_stay_in_float(graphs, int8):
     chosen = set(rounded_nodes(graphs["step"]))
     assert "/student/to_4/0/body/1/0" in chosen and "/student/at_8/body/1/0" in chosen
     assert (
@@ -92,7 +92,7 @@ def test_what_touches_the_state_and_what_makes_the_map_stays_in_float(graphs, in
             todo += [] if node.op_type == "Conv" and len(node.input) > 2 else list(node.input)
 
 
-def test_a_long_average_does_not_stand_still(graphs, int8):
+def test_a_slow_average_still_moves(graphs, int8):
     """In 8 bits an average that moves by a hundredth of its gap a frame never arrives."""
     [frames] = moving_blobs([3], frames=60)
     states = []
@@ -113,19 +113,19 @@ def test_a_graph_without_a_body_is_refused(graphs):
         quantise(model, moving_blobs([0]))
 
 
-def test_what_the_gate_refuses_is_not_returned(graphs, monkeypatch):
+def test_a_graph_refused_by_the_gate_is_not_returned(graphs, monkeypatch):
     monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
     with pytest.raises(ExportRefused, match="more than the 10 of the contract"):
         quantise(graphs["image"], moving_blobs([0], frames=2))
 
 
-def test_the_quantiser_says_nothing_and_leaves_logging_as_it_was(graphs, caplog, capfd):
+def test_the_quantiser_is_silent_and_restores_logging(graphs, caplog, capfd):
     before = logging.root.manager.disable
     quantise(graphs["step"], moving_blobs([0], frames=2))
     assert not caplog.records and capfd.readouterr().err == "" and logging.root.manager.disable == before
 
 
-def test_a_model_that_does_not_take_the_frames_is_one_line(graphs):
+def test_a_model_that_does_not_take_the_frames_is_a_one_line_error(graphs):
     model = onnx.ModelProto()
     model.CopyFrom(graphs["image"])
     for axis, size in ((2, 64), (3, 64)):
@@ -136,6 +136,6 @@ def test_a_model_that_does_not_take_the_frames_is_one_line(graphs):
         quantise(graphs["image"], [])
 
 
-def test_no_frames_are_no_comparison(graphs):
+def test_a_comparison_needs_frames(graphs):
     with pytest.raises(ValueError, match="no frames"):
         drift(graphs["image"], graphs["image"], [])

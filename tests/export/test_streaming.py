@@ -5,7 +5,7 @@ from distill.export.streaming import Stream, detect_cut
 
 
 class Counter:
-    """A predictor that tells how many frames it has seen since its last reset."""
+    """A predictor that returns how many frames it has seen since its last reset."""
 
     def __init__(self, rate=None, stateful=True):
         self.metadata, self.stateful, self.seen, self.calls = {"frame_rate": rate} if rate else {}, stateful, 0, 0
@@ -19,7 +19,7 @@ class Counter:
 
 
 def shots(*lengths):
-    """Frames of several shots, each a still texture of its own with some noise."""
+    """Frames of several shots, each a different still texture with some noise."""
     rng = np.random.default_rng(0)
     for length in lengths:
         still = rng.integers(0, 200, (9, 16, 3)).repeat(10, 0).repeat(10, 1)
@@ -39,7 +39,7 @@ def test_a_cut_resets_the_state_and_is_counted():
     assert seen(stream, 30, shots(3, 4)) == [1, 2, 3, 4, 5, 6, 7] and stream.cuts == 0
 
 
-def test_motion_and_fades_are_no_cuts():
+def test_motion_and_fades_are_not_cuts():
     rng = np.random.default_rng(1)
     texture = rng.integers(0, 256, (6, 30, 3)).repeat(30, 0).repeat(30, 1).astype(np.uint8)
     pan = [texture[:, 6 * n : 6 * n + 320] for n in range(90)]
@@ -94,6 +94,6 @@ def test_another_video_starts_anew():
     assert seen(stream, 30, shots(2)) == [1, 2]
 
 
-def test_how_much_longer_a_slow_video_is_remembered():
+def test_the_slowdown_of_a_slow_video():
     assert Stream(Counter("30")).slowdown(15) == pytest.approx(2)
     assert Stream(Counter("30")).slowdown(60) == Stream(Counter("30", stateful=False)).slowdown(5) == 1

@@ -97,7 +97,7 @@ def smaller_windows(monkeypatch):
     ],
     ids=lambda sets: sets[0].partition("=")[2],
 )
-def test_each_labels_a_corpus_and_goes_on_where_it_stopped(tmp_path, monkeypatch, students, sets):
+def test_each_teacher_labels_a_corpus_and_resumes(tmp_path, monkeypatch, students, sets):
     smaller_windows(monkeypatch)
     sets = [s.replace("{step}", str(students["step"])).replace("{image}", str(students["image"])) for s in sets]
     code, stderr = label_with(tmp_path / "run", *sets)
@@ -117,7 +117,7 @@ def test_each_labels_a_corpus_and_goes_on_where_it_stopped(tmp_path, monkeypatch
     assert [file.read_bytes() for file in files] == before
 
 
-def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, with_metadata):
+def test_a_student_of_random_weights_ships_with_a_warning(tmp_path, with_metadata):
     more = (
         "train.steps=2", "train.batch=1", "train.window=2", "train.windows=1", "train.validate_every=2", "report.clips=0",
     )  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_student_of_random_weights_says_so_where_it_ships(tmp_path, with_metad
     check_licences(Teacher(name="onnx", weights=(str(tmp_path / "r" / "export" / "student.onnx"),)))  # a link of the next chain
 
 
-def test_labels_are_taken_over_and_calibrated(tmp_path, students):
+def test_labels_of_another_run_are_reused_and_calibrated(tmp_path, students):
     sets = ("teacher.name=onnx", f"teacher.weights={students['step']}", "teacher.accept_licence=onnx")
     assert label_with(tmp_path / "a", *sets)[0] == 0
     code, stderr = distill("teach", "calibrate", tmp_path / "a", "-o", tmp_path / "c.json")

@@ -1,4 +1,4 @@
-"""Calibration, on the procedural corpus: teachers that know the truth, and tell it too flat, too wide, or as it is."""
+"""Calibration, on the procedural corpus: teachers that see the truth, and give it too flat, too wide, or unchanged."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ def clips(tiny_root: Path) -> list[Clip]:
 
 
 def knowing(distort: Callable[[Tensor], Tensor], noise: float = 0.1) -> Callable[[Sequence[Clip]], Iterator[Tensor]]:
-    """A teacher that sees the density itself, under some noise, and says what `distort` makes of its logits."""
+    """A teacher that sees the density itself, with some noise, and returns its logits through `distort`."""
 
     def labels(clips: Sequence[Clip]) -> Iterator[Tensor]:
         for number, clip in enumerate(clips):
@@ -94,7 +94,7 @@ def test_long_clips_are_worked_through_in_pieces(monkeypatch: pytest.MonkeyPatch
         (None, "not a calibration"),
     ],
 )
-def test_calibrations_that_are_none(values: object, message: str) -> None:
+def test_invalid_calibrations_are_refused(values: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Calibration.from_dict(values)
 
@@ -140,7 +140,7 @@ def test_a_teacher_that_is_right_is_left_alone(clips: list[Clip]) -> None:
     assert abs(fit.after["kld"] - fit.before["kld"]) < 0.05
 
 
-def test_what_helps_only_the_clips_it_was_fitted_to_is_not_used(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overfitted_calibration_is_not_used(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = Calibration(5.0)
     monkeypatch.setattr(module, "fit_parts", lambda samples, parts: [fitted] * (1 + len(parts)))
     fit = calibrate(clips, knowing(lambda logits: logits), Narrator(quiet=True), frames=2)

@@ -53,7 +53,7 @@ def test_every_teacher_but_maps_is_registered():
 
 
 @pytest.mark.parametrize("entry", [entry for entry in CATALOGUE if entry.name != "maps"], ids=lambda entry: entry.title)
-def test_what_a_run_may_train_has_a_trainer(entry):
+def test_every_trainable_teacher_has_a_trainer(entry):
     recipe = load_recipe(None, ["teach.finetune=true"])
     files = dict.fromkeys((*entry.files, *entry.more), "")
     assert trained_here(recipe, Member(entry, 1.0, files)) == (REGISTRY[entry.name, entry.size].train is not None)

@@ -21,7 +21,7 @@ from distill.training import checkpoint
 
 
 def layout(golden: Path, name: str) -> dict[str, Tensor]:
-    """A released layout whose tensors take next to no room: every value of a tensor is the same one."""
+    """A released layout whose tensors take almost no memory: all values of a tensor share one number."""
     shapes = json.loads((golden / "teachers" / f"{name}.keys.json").read_text(encoding="utf-8"))["shapes"]
     whole = ("num_batches_tracked", "relative_position_index")
     return {
@@ -73,7 +73,7 @@ def test_an_expert(kind: int, golden: Path, tmp_path: Path) -> None:
     json.dumps(report)
 
 
-def test_a_trunk_loses_what_no_teacher_reads_and_keeps_its_type(tmp_path: Path) -> None:
+def test_a_trunk_loses_unused_tensors_and_keeps_its_type(tmp_path: Path) -> None:
     state = {key: value.bfloat16() if value.ndim < 2 else value for key, value in a_trunk().items()}
     torch.save({"module": state}, tmp_path / "base.pt")
     report = convert(tmp_path / "base.pt", tmp_path / "base.safetensors")

@@ -1,4 +1,4 @@
-"""Labelling: what is decoded ahead, what is stored, and that neither threads nor ranks show in a label."""
+"""Labelling: what is decoded ahead, what is stored, and that labels depend neither on threads nor on ranks."""
 
 import os
 import re
@@ -112,7 +112,7 @@ def test_decoding_stops_when_labelling_does():
         decode(FakeClip("1"), FakeTeacher(), over=over)
 
 
-def test_what_goes_wrong_names_the_clip():
+def test_errors_name_the_clip():
     class Blind(FakeTeacher):
         def prepare(self, frames):
             raise ValueError("frames are too small")
@@ -133,7 +133,7 @@ def test_what_goes_wrong_names_the_clip():
 # --- storing ----------------------------------------------------------------------------------------------------------
 
 
-def test_labels_are_stored_clip_by_clip_and_labelling_goes_on_at_the_next(tmp_path, narrator):
+def test_labels_are_stored_clip_by_clip_and_labelling_resumes_at_the_next(tmp_path, narrator):
     store, clips = LabelStore.create(tmp_path, ME), [FakeClip(str(i)) for i in range(5)]
     teacher = FakeTeacher()
     assert label(clips[:2], store, computed_by(teacher), narrator) == 2
@@ -170,7 +170,7 @@ def test_a_teacher_with_too_few_maps_or_nan_is_refused(tmp_path, narrator):
     assert stored(tmp_path) == {}
 
 
-def test_labels_that_are_looked_up_are_stored_alike(tmp_path, narrator):
+def test_looked_up_labels_are_stored_the_same_way(tmp_path, narrator):
     class Maps:
         def logits(self, name, frames, part):
             if name == "2":
@@ -183,7 +183,7 @@ def test_labels_that_are_looked_up_are_stored_alike(tmp_path, narrator):
     assert stored(tmp_path).keys() == {"1.npy"} and store.read("1", 10).shape == (10, 2, 3)
 
 
-def test_it_says_how_fast_and_how_long_still(tmp_path, capsys, monkeypatch):
+def test_progress_shows_speed_and_time_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("distill.run.progress.PLAIN_SECONDS", 0.0)
     store, clips = LabelStore.create(tmp_path, ME), [FakeClip(str(i)) for i in range(3)]
     label(clips, store, computed_by(FakeTeacher()), Narrator())
@@ -298,7 +298,7 @@ def notes_of(path):
     return [line.split() for line in (path / "notes").read_text().splitlines()]
 
 
-def test_two_ranks_from_corpus_to_labels_leave_what_one_process_does(taught, tmp_path, torchrun):
+def test_two_ranks_write_the_same_labels_as_one_process(taught, tmp_path, torchrun):
     out, stderr = (job := torchrun(tmp_path / "run")).communicate(timeout=240)
     assert job.returncode == 0, stderr
     assert stored(tmp_path / "run" / "labels") == stored(taught / "alone" / "labels")

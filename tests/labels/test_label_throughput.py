@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: its share of the ceiling is only as right as its count of the work."""
+"""The benchmark's count of the work, on which its share of the ceiling depends."""
 
 import importlib.util
 from argparse import Namespace
@@ -23,7 +23,7 @@ def benchmark():
 
 
 def in_place(y, a, b, out_shape=None, **_):
-    """torch's counter knows addmm, and not that it can add in place."""
+    """torch's counter has addmm, but not the in-place one."""
     return 2 * a[0] * a[1] * b[1]
 
 

@@ -1,4 +1,4 @@
-"""What a recipe's [teacher] names, and what is missing before a run."""
+"""Parsing a recipe's [teacher] section, and reporting what is missing before a run."""
 
 import re
 

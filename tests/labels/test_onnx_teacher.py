@@ -20,14 +20,14 @@ def test_an_onnx_teacher_gives_what_the_file_gives(students, mode):
     assert torch.equal(again, logits)  # a clip begins without a history, and may come in pieces
 
 
-def test_an_onnx_teacher_brings_frames_to_a_size_that_students_take(students):
+def test_an_onnx_teacher_resizes_frames_to_a_size_that_students_take(students):
     opened = OnnxTeacher(students["image"])
     assert opened.prepare(np.zeros((2, 37, 53, 3), np.uint8)).shape == (2, 40, 56, 3)
     assert opened.prepare(np.zeros((1, 1080, 1920, 3), np.uint8)).shape == (1, 360, 640, 3)
     assert opened.infer(torch.zeros(1, 96, 320, 3, dtype=torch.uint8), 24).shape == (1, 48, 160)
 
 
-def test_an_onnx_file_that_is_no_student_is_refused(tmp_path, students):
+def test_an_onnx_file_that_is_not_a_student_is_refused(tmp_path, students):
     with pytest.raises(ValueError, match=r"none\.onnx does not exist"):
         OnnxTeacher(tmp_path / "none.onnx")
     model = onnx.load(students["image"])

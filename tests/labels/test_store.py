@@ -30,7 +30,7 @@ def test_a_store_refuses_another_teacher(tmp_path):
         LabelStore.create(tmp_path, OTHER)
 
 
-def test_labels_of_nobody_are_refused(tmp_path):
+def test_labels_without_a_teacher_are_refused(tmp_path):
     np.save(tmp_path / "001.npy", logits())
     with pytest.raises(UsageError, match=r"no store\.json"):
         LabelStore.create(tmp_path, ME)
@@ -45,7 +45,7 @@ def test_nan_is_named_and_nothing_is_stored(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store.json"]
 
 
-def test_damage_done_later_is_named(tmp_path):
+def test_later_damage_is_named(tmp_path):
     store = LabelStore.create(tmp_path, ME)
     store.write("001", logits())
     with pytest.raises(UsageError, match="the clip has 6 frames"):

@@ -49,7 +49,7 @@ def step(parse: Callable[..., onnx.ModelProto]) -> onnx.ModelProto:
 def scanner() -> Callable[[bytes], str]:
     """The downstream's scanner as its facts describe it: why it refuses, or "" if it accepts.
 
-    Reads the wire format by itself, knows only operator names, nesting depth and the number of Loops.
+    It reads the wire format independently, and only operator names, nesting depth and the number of Loops.
     """
     from distill.opallowlist import load_list
 

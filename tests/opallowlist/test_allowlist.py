@@ -89,7 +89,7 @@ def test_the_table_is_chosen_by_its_name(tmp_path):
         ('char *ops[] = {"", NULL};', "'' is not an operator name"),
     ],
 )
-def test_c_source_that_is_no_plain_table_is_an_error(tmp_path, text, message):
+def test_c_source_without_a_plain_table_is_an_error(tmp_path, text, message):
     with pytest.raises(ListError) as error:
         load_list(write(tmp_path, "a.c", text))
     assert message in str(error.value)
@@ -117,7 +117,7 @@ com.microsoft;1;FusedConv
         ("com.microsoft;1;FusedConv", "no operators in this list"),
     ],
 )
-def test_text_that_is_no_list_is_an_error(tmp_path, text, message):
+def test_text_that_is_not_a_list_is_an_error(tmp_path, text, message):
     with pytest.raises(ListError) as error:
         load_list(write(tmp_path, "ops", text))
     assert message in str(error.value)

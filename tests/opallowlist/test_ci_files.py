@@ -1,4 +1,4 @@
-"""What other repositories copy: the action's script runs, the hook calls the command, the page names every rule."""
+"""The files that other repositories use: the action's script runs, the hook calls the command, the page names every rule."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The command: exit codes, which stream says what, closed pipes, and that nothing but a verdict exits 1."""
+"""The command: exit codes, output streams, closed pipes, and that nothing but a verdict exits 1."""
 
 import json
 import os
@@ -164,7 +164,7 @@ def test_a_real_interrupt_is_130(tmp_path, good):
     assert result.returncode == 130 and result.stderr == b""
 
 
-def test_formats_exit_alike(run, good, bad):
+def test_all_formats_have_the_same_exit_codes(run, good, bad):
     for form in ("text", "json", "sarif", "github"):
         assert run("check", good, "--format", form)[0] == 0
         assert run("check", bad, "--format", form)[0] == 1
@@ -174,7 +174,7 @@ def test_formats_exit_alike(run, good, bad):
     assert run("check", bad, "--format", "github")[1].startswith("::error file=bad.onnx,title=opallowlist%3A op Floor::")
 
 
-def test_quiet_says_only_what_is_refused(run, good, bad):
+def test_quiet_shows_only_refused_models(run, good, bad):
     assert run("check", good, "-q") == (0, "", "")
     assert run("check", good, good, "-q") == (0, "", "")
     assert "good.onnx" not in run("check", good, bad, "--quiet")[1]

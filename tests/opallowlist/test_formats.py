@@ -44,7 +44,7 @@ def test_text_of_an_accepted_model(image):
     )
 
 
-def test_text_of_a_file_that_is_no_model(tmp_path):
+def test_text_of_a_file_that_is_not_a_model(tmp_path):
     path = tmp_path / "x.onnx"
     path.write_bytes(b"")
     assert text(check(path)).splitlines() == [

@@ -10,7 +10,7 @@ import pytest
 from distill.opallowlist import MAX_BYTES, Report, Unreadable, assert_allowed, check
 
 
-def test_paths_bytes_and_models_are_judged_alike(tmp_path, image):
+def test_paths_bytes_and_models_get_the_same_verdict(tmp_path, image):
     data = image.SerializeToString()
     path = tmp_path / "m.onnx"
     path.write_bytes(data)
@@ -27,7 +27,7 @@ def test_other_things_are_a_type_error(image):
             check(thing)
 
 
-def test_what_cannot_be_read_is_raised(tmp_path):
+def test_unreadable_files_raise(tmp_path):
     with pytest.raises(Unreadable, match=r"none\.onnx: cannot be read \(No such file or directory\)"):
         check(tmp_path / "none.onnx")
     (tmp_path / "link.onnx").symlink_to("nowhere.onnx")

@@ -15,7 +15,7 @@ with (GOLDEN / "verdicts.csv").open(newline="") as file:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"])
-def test_the_strict_gate_says_what_is_recorded(case):
+def test_the_strict_gate_matches_the_record(case):
     report = check(GOLDEN / case["file"])
     assert ("accept" if report.ok else "reject") == case["strict_gate"], str(report.violations)
 
@@ -31,7 +31,7 @@ def test_never_weaker_than_the_downstream(case, scanner):
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["student_contract"]], ids=lambda case: case["file"])
-def test_the_student_contract_says_what_is_recorded(case):
+def test_the_student_contract_matches_the_record(case):
     accepted = any(check(GOLDEN / case["file"], contract=name).ok for name in ("saliency-image", "saliency-step"))
     assert ("accept" if accepted else "reject") == case["student_contract"]
 

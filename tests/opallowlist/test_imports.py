@@ -1,4 +1,4 @@
-"""What the gate may import: it is installed alone, and it starts at once."""
+"""What the gate may import: it is installed alone, and must start quickly."""
 
 import subprocess
 import sys

@@ -109,7 +109,7 @@ def test_a_forbidden_operator_is_always_found_where_it_is(case):
 
 @repeatable
 @given(planted(st.text(min_size=1, max_size=40).filter(lambda name: name not in load_list("libvmaf").ops)))
-def test_so_is_any_other_name(case):
+def test_any_unlisted_name_is_found(case):
     model, path, index, op = case
     [violation] = [v for v in check(model).violations if v.rule in ("op", "scan", "op-name")]
     assert (violation.op_type, violation.path, violation.index) == (op, path, index)
@@ -117,7 +117,7 @@ def test_so_is_any_other_name(case):
 
 @repeatable
 @given(planted(st.just("Relu")))
-def test_and_an_allowed_one_never(case):
+def test_an_allowed_operator_is_never_refused(case):
     model, path, _, _ = case
     report = check(model)
     assert report.ok or not path.startswith("main"), str(report.violations)

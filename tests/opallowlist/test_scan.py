@@ -369,7 +369,7 @@ def test_a_model_without_a_graph_is_refused():
     assert rules(check(model)) == ["no-graph"]
 
 
-def test_thousands_of_findings_are_cut_with_a_word():
+def test_thousands_of_findings_are_truncated_with_a_warning():
     model = body("y = Relu (x)")
     for _ in range(MAX_FINDINGS + 234):
         model.graph.node.add(op_type="Floor")

@@ -1,4 +1,4 @@
-"""The wire-format reader: agrees with protobuf on every model, and with nobody on what has two readings."""
+"""The wire-format reader agrees with protobuf on every model, and refuses files that can be read in two ways."""
 
 import resource
 import subprocess
@@ -186,7 +186,7 @@ MALFORMED["too deep"] = tagged(7, deep)
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_what_protobuf_refuses_is_malformed(name):
+def test_input_that_protobuf_refuses_is_malformed(name):
     data = MALFORMED[name]
     if name not in ("length of six bytes", "overlong int in a tensor", "group"):  # refused by us, tolerated by some
         with pytest.raises(Exception, match=r"."):
@@ -216,7 +216,7 @@ def test_a_field_given_twice_has_no_single_reading(name, data):
     assert violation.rule == "malformed" and f"field '{name}' is given twice" in violation.message
 
 
-def test_a_name_is_not_a_place_for_megabytes():
+def test_an_overlong_name_is_malformed():
     with pytest.raises(wire.Malformed, match="'op_type' is 65,536 bytes long"):
         wire.decode(tagged(7, tagged(1, tagged(4, b"a" * 65_536))))
 
@@ -245,7 +245,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_hostile_file_costs_little_memory_and_time(name):
-    """In a process of its own, because peak memory is measured: under 500 MB, file included, and no hang."""
+    """In a separate process, because peak memory is measured: under 500 MB, file included, and no hang."""
     script = textwrap.dedent(f"""
         import re, time
         from pathlib import Path
@@ -276,7 +276,7 @@ def test_a_hostile_file_costs_little_memory_and_time(name):
     assert float(megabytes) < 500 and float(seconds) < 30, (seconds, megabytes, why)
 
 
-def test_a_file_that_claims_gigabytes_is_refused_without_them(tmp_path):
+def test_a_file_that_claims_gigabytes_is_refused_without_allocating_them(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
     path = tmp_path / "claims.onnx"

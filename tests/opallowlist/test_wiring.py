@@ -1,4 +1,4 @@
-"""Names that are used, defined and delivered; held against ONNX Runtime, which refuses the rest on loading."""
+"""Names that are used, defined and returned; compared with ONNX Runtime, which refuses to load the others."""
 
 import csv
 import os
@@ -17,11 +17,11 @@ def broken(model: onnx.ModelProto) -> list[str]:
     return [f"{v.place}: {v.message}" for v in check(model).violations if v.rule == "wiring"]
 
 
-def test_a_wired_model_has_nothing_broken(image, step):
+def test_a_correctly_wired_model_has_no_violations(image, step):
     assert broken(image) == broken(step) == []
 
 
-def test_an_input_that_nobody_defines(image):
+def test_an_undefined_input(image):
     image.graph.node[1].input[0] = "gone"
     assert broken(image) == ["main: Sigmoid_1: input 'gone' is defined nowhere before this node"]
 
@@ -31,7 +31,7 @@ def test_nodes_out_of_order(image):
     assert broken(image) == ["main: Sigmoid_0: input 'c' is defined nowhere before this node"]
 
 
-def test_an_output_that_nobody_computes(image):
+def test_an_output_that_no_node_computes(image):
     image.graph.output[0].name = "gone"
     assert broken(image) == ["main: output 'gone' is computed nowhere in this graph"]
 
@@ -47,7 +47,7 @@ def test_names_defined_twice(image):
     ]
 
 
-def test_empty_names_are_left_out_arguments(image):
+def test_empty_names_are_omitted_arguments(image):
     image.graph.node[0].input.append("")
     image.graph.node.append(helper.make_node("Dropout", ["c"], ["", ""]))
     assert broken(image) == []
@@ -87,7 +87,7 @@ def test_subgraphs_see_the_graphs_around_them(image):
 
 
 def test_onnx_runtime_agrees(image, step):
-    """What is called broken does not load; the golden files that are accepted do."""
+    """Models reported as broken do not load; accepted golden files do."""
     runtime = pytest.importorskip("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -105,8 +105,8 @@ def test_onnx_runtime_agrees(image, step):
         assert loads((GOLDEN / name).read_bytes()), name
     assert loads(image.SerializeToString()) and loads(step.SerializeToString())
     for damage in (
-        test_an_input_that_nobody_defines,
-        test_an_output_that_nobody_computes,
+        test_an_undefined_input,
+        test_an_output_that_no_node_computes,
         test_names_defined_twice,
         test_subgraphs_see_the_graphs_around_them,
     ):

@@ -22,7 +22,7 @@ def test_a_resolved_recipe_reads_back(tmp_path):
     assert again == recipe and again.corpus.val_clips == ("003", "004") and again.student.widths == (8, 8, 12, 16)
 
 
-def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+def test_a_recipe_states_only_differences_from_its_base(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "first.toml").write_text('[train]\nsteps = 7\nlr = 0.5\n[corpus]\nroot = "gaze"', encoding="utf-8")
     (tmp_path / "second.toml").write_text('base = "sub/first.toml"\n[train]\nlr = 0.25', encoding="utf-8")
@@ -71,7 +71,7 @@ def test_every_shipped_recipe_loads(path):
         ("train.steps", "--set takes section.key=value"),
     ],
 )
-def test_a_wrong_override_says_what_is_right(override, message):
+def test_a_wrong_override_gets_a_suggestion(override, message):
     with pytest.raises(UsageError) as error:
         load_recipe(None, [override])
     assert message in str(error.value)

@@ -114,9 +114,9 @@ GRAPH = onnx.parser.parse_graph("g (float[1,3,H,W] input) => (float[1,3,H,W] sal
 @settings(deadline=None)
 def test_every_valid_run_name_is_a_valid_id(name):
     assert load_recipe(None, [f'run.name="{name}"']).run.name == name
-    for its in (name, f"{name}_step", f"{name}_luma_4096x4096"):
-        assert ENTRY["id"](its) and ENTRY["onnx"](f"{its}.onnx")
-        assert identifier(its) == its
+    for entry_id in (name, f"{name}_step", f"{name}_luma_4096x4096"):
+        assert ENTRY["id"](entry_id) and ENTRY["onnx"](f"{entry_id}.onnx")
+        assert identifier(entry_id) == entry_id
 
 
 @given(st.text(max_size=70))
@@ -192,7 +192,7 @@ def test_the_card_has_its_five_points_and_none_is_empty(package, metrics):
     assert not re.search(r"\{[a-z_]*\}|None|\bnan\b", re.sub(r"(?s)```.*?```", "", page))
 
 
-def test_the_card_says_what_is_not_known(package):
+def test_the_card_states_what_is_unknown(package):
     page = card(package(None, val_clips=(), chosen=False, held_out=True))
     assert "Not evaluated" in section(page, "Metrics") and "NSS" not in section(page, "Metrics")
     assert "step 12, the last." in page and "Validation clips: none." in page
@@ -207,14 +207,14 @@ def test_the_card_explains_the_scores(package):
     assert "Scored on 1 clip: too few" in limits and "chosen on the clips that are scored" in limits
 
 
-def test_the_card_names_parts_that_not_everybody_may_use(package):
+def test_the_card_names_parts_without_a_permissive_licence(package):
     terms = section(card(package()), "Licence chain")
-    assert "known here to let everybody use it for anything: corpus images:B.**" in terms
+    assert "Not every part has a licence that is known to allow everyone any use: corpus images:B.**" in terms
     assert "| corpus dhf1k:A | CC BY 4.0 |" in terms and "| corpus images:B | not stated |" in terms
     terms = section(card(package(restricted=())), "Licence chain")
     assert "Not every part" not in terms
     terms = section(card(package(license="not stated; corpus: x; teacher: y")), "Licence chain")
-    assert "Nobody has stated a licence" in terms
+    assert "No licence has been stated" in terms
 
 
 def test_a_mixture_names_the_licence_of_each_part(tmp_path):
@@ -271,7 +271,7 @@ def test_the_card_shows_intervals_and_the_gain_of_the_state(package):
     assert "\n\n- NSS of the step file minus image, on the same clips: +0.050 [+0.050, +0.050]\n" in metrics
 
 
-def test_the_cards_lines_of_python_run(package, monkeypatch):
+def test_the_cards_python_example_runs(package, monkeypatch):
     folder = package()
     monkeypatch.chdir(folder)
     code = re.search(r"```python\n(.*?)```", card(folder), re.S)[1]

@@ -20,7 +20,7 @@ def test_a_file_is_written_whole_and_folders_above_it_are_made(tmp_path):
     assert names(path.parent) == ["clip.npy"]
 
 
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "overlay.mp4"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError, match="midway"), files.atomic(path) as temporary:
@@ -52,16 +52,16 @@ def test_bytes_are_on_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [".a.12.tmp.json", ".a.12.tmp", ".student.onnx.7.tmp"])
-def test_what_a_killed_write_leaves_is_known(name):
+def test_leftovers_of_a_killed_write_are_recognised(name):
     assert files.is_temporary(name)
 
 
 @pytest.mark.parametrize("name", ["a.tmp.json", "metrics.json", ".lock", ".tmpfile.json", "a.tmp"])
-def test_other_files_are_not_taken_for_it(name):
+def test_other_files_are_not_taken_for_leftovers(name):
     assert not files.is_temporary(name)
 
 
-def test_json_that_is_missing_or_damaged_is_one_line(tmp_path):
+def test_missing_or_damaged_json_is_a_one_line_error(tmp_path):
     with pytest.raises(UsageError, match=r"corpus\.json is missing; run the command again"):
         files.read_json(tmp_path / "corpus.json")
     (tmp_path / "corpus.json").write_text('{"clips": [')

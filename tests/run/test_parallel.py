@@ -54,7 +54,7 @@ def together(*works):
 
 
 def follow(this, work, stop=never):
-    """What a rank other than 0 does: every stage that it is called into."""
+    """Runs a rank other than 0: every stage that it is called into."""
 
     def run():
         done = []
@@ -103,7 +103,7 @@ def test_other_ranks_join_the_announced_stages_and_end_with_rank_0(job):
     assert total == [201, 210], "what is counted in one stage is not counted in the next"
 
 
-def test_rank_0_waits_for_all_and_reports_what_failed(job):
+def test_rank_0_waits_for_all_and_reports_failures(job):
     first, second = job(2)
 
     def lead():

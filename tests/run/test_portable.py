@@ -1,4 +1,4 @@
-"""What must start on any system: nothing here may need a module or a call that only Linux has."""
+"""Parts that must start on any system, without modules or calls that only Linux has."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A small run from end to end: what it leaves, that it continues, and that a kill costs time only."""
+"""A small run from end to end: the files it writes, that it resumes, and that a kill costs only time."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ def finished(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_run_leaves_what_it_promises(finished):
+def test_a_run_writes_all_its_files(finished):
     for name in ("recipe.toml", "manifest.json", "metrics.jsonl", "metrics.json", "report.html", "checkpoints/best.pt"):
         assert (finished / name).stat().st_size > 0, name
     names = {p.name for p in (finished / "export").iterdir()}
@@ -101,7 +101,7 @@ def test_stamping_the_metrics_changes_no_node_and_no_weight(finished):
     assert fresh.graph.SerializeToString(deterministic=True) == shipped.graph.SerializeToString(deterministic=True)
 
 
-def test_the_report_stands_alone(finished):
+def test_the_report_needs_no_other_file(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", page) and "<script" not in page and "@import" not in page
     for wanted in (
@@ -127,7 +127,7 @@ def test_running_again_does_nothing_and_another_configuration_is_refused(finishe
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-def test_a_run_that_another_process_works_in_is_refused(finished):
+def test_a_run_in_use_by_another_process_is_refused(finished):
     with FileLock(finished / ".lock"):
         result = distill("run", "--out", finished, *SETS)
     assert result.returncode == 2 and "another process is working in" in result.stderr
@@ -182,7 +182,7 @@ def test_an_export_that_fails_between_its_files_leaves_the_old_pair(finished, tm
 
 
 def as_an_earlier_version_left_it(run, target, *unfinished):
-    """A copy of a run: schema 1, some stages not done, and resume files that say nothing of their format."""
+    """A copy of a run: schema 1, some stages not done, and resume files without a format."""
     shutil.copytree(run, target)
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["schema"] = 1
@@ -297,7 +297,7 @@ def test_predict_writes_pictures_and_maps(finished, tmp_path, out):
         assert probe(tmp_path / out)[:3] == (24, 64, 96)
 
 
-def test_predict_does_not_overwrite_what_it_reads_or_somebody_elses_folder(finished, tmp_path):
+def test_predict_does_not_overwrite_its_input_or_a_foreign_folder(finished, tmp_path):
     video, model = tmp_path / "v.avi", finished / "export" / "student_step.onnx"
     shutil.copy(finished / "corpus" / "video" / "001.avi", video)
     before = video.read_bytes()

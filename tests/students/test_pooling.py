@@ -32,7 +32,7 @@ def test_the_first_map_passes_unchanged(kind):
 
 @given(st.integers(0, 1000), st.floats(0.01, 1))
 @settings(max_examples=25, deadline=None)
-def test_what_each_kind_computes(seed, alpha):
+def test_each_kind_of_pooling(seed, alpha):
     maps, frames = film(seed)
     luma = frames @ np.array([0.2126, 0.7152, 0.0722])
     weights = np.r_[1e-6, np.maximum(1e-6, np.abs(np.diff(luma, axis=0)).mean((1, 2)) / 255)]

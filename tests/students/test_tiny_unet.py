@@ -10,7 +10,7 @@ SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channel
 
 @pytest.fixture
 def student():
-    """Weights that are all at work: a fresh student's memory adds next to nothing."""
+    """All weights in effect: a fresh student's memory adds almost nothing."""
     torch.manual_seed(0)
     student = TinyUNet(SMALL).eval()
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_folded_maps_come_back_as_they_were(student):
 
 
 @torch.no_grad()
-def test_what_moves_is_seen_and_a_still_picture_settles(student):
+def test_motion_changes_the_map_and_a_still_picture_settles(student):
     still = torch.randn(1, 3, 32, 64)
     moved = still.clone()
     moved[..., 8:16, 16:32] += 2.0

@@ -119,7 +119,7 @@ def test_a_wrong_orig_t_size_is_an_error(orig_t_size: int) -> None:
         resize_pos_embed(sincos_pos_embed(64, 4, 3), TINY, orig_t_size=orig_t_size)
 
 
-def test_frames_that_differ_are_an_error_unless_said(golden_state: Any) -> None:
+def test_another_number_of_frames_is_an_error_unless_stated(golden_state: Any) -> None:
     state = golden_state("internvideo2_tiny")
     trunk = on_meta(InternVideo2Config.of("tiny", frames=6, px=56))
     with pytest.raises(ValueError, match=r"base\.pt: pos_embed holds 64 .* but 4 frames; set orig_t_size=4"):

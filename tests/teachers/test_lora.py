@@ -158,6 +158,6 @@ def test_released_names_come_and_go() -> None:
         again.load_released(state)
 
 
-def test_a_rank_of_nothing() -> None:
+def test_a_rank_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="rank 0"):
         Lora(SMALL, rank=0)

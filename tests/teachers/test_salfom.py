@@ -51,7 +51,7 @@ def test_the_network_agrees_with_the_official_code(golden_state: Any, golden_arr
 
 
 def test_the_layout_is_the_official_one(golden: Path) -> None:
-    """Names and shapes, dead layers too, without the memory."""
+    """Names and shapes, unused layers included, without allocating them."""
     spec = json.loads((golden / "teachers" / "salfom.keys.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         net = SalfomNet(UmtConfig.of("L"))
@@ -81,7 +81,7 @@ def test_positions_start_as_sines_counted_over_eight_frames() -> None:
     torch.testing.assert_close(sixteen[1], 0.75 * eight_TPD[0] + 0.25 * eight_TPD[1])
 
 
-def test_attention_is_what_its_formula_says() -> None:
+def test_attention_computes_its_formula() -> None:
     torch.manual_seed(0)
     attention = Umt(TINY).blocks[0].attn
     nn.init.normal_(attention.q_bias)
@@ -128,7 +128,7 @@ def test_a_bias_for_each_distance_in_time() -> None:
     torch.testing.assert_close(attention(x_NRTC, None)[0, 0, 1:], attention.proj(value[:-1]))
 
 
-def test_every_weight_but_the_dead_ones_matters(small: Salfom) -> None:
+def test_every_weight_but_the_unused_ones_matters(small: Salfom) -> None:
     net = SalfomNet(TINY)
     net(torch.randn(1, 3, 16, 32, 32)).sum().backward()
     dead = {name.rsplit(".", 1)[0] for name, value in net.named_parameters() if value.grad is None}
@@ -147,7 +147,7 @@ def test_windows_are_those_of_the_released_loop() -> None:
 
 
 class Clock(nn.Module):
-    """A network whose map tells the number of a window's last frame, which the frames' grey is: half 1, half number/100."""
+    """A network whose map encodes the number of a window's last frame, which is the frames' grey: half 1, half number/100."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def test_finishing_is_the_authors(small: Salfom) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_loads_and_says_the_same(small: Salfom, tmp_path: Path) -> None:
+def test_a_saved_file_loads_and_gives_the_same_maps(small: Salfom, tmp_path: Path) -> None:
     torch.save(small.net.state_dict(), tmp_path / "SalFoM.pth")
     teacher = Salfom.load(tmp_path / "SalFoM.pth", config=SMALL)
     assert (teacher.name, small.name) == ("salfom", "salfom(random)")

@@ -103,7 +103,7 @@ def test_windows_are_those_of_the_released_loop(count: int) -> None:
 
 
 class Clock(nn.Module):
-    """A network whose map tells the number of a window's last frame, which the frames' grey is: half 1, half number/100."""
+    """A network whose map encodes the number of a window's last frame, which is the frames' grey: half 1, half number/100."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def clip_of(inputs: Tensor) -> Tensor:
         (np.zeros((2, 4, 4, 3), np.float32), "float32; a teacher needs RGB frames as uint8"),
     ],
 )
-def test_clips_that_are_none(frames: np.ndarray, message: str) -> None:
+def test_invalid_clips_are_refused(frames: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tased(Clock()).logits(frames, 30)  # type: ignore[arg-type]
 
@@ -210,7 +210,7 @@ def test_clips_that_are_none(frames: np.ndarray, message: str) -> None:
 
 
 def test_a_file_as_published_loads(small: Tased, tmp_path: Path) -> None:
-    """From several GPUs, and from before batch norms counted their batches."""
+    """Saved from several GPUs, by a torch whose batch norms had no counters."""
     state = {f"module.{key}": value for key, value in small.net.state_dict().items() if "num_batches" not in key}
     torch.save(state, tmp_path / "TASED_v2.pt")
     teacher = Tased.load(tmp_path / "TASED_v2.pt", config=SMALL)

@@ -93,7 +93,7 @@ def test_frame_by_frame_equals_the_clip(net, arrays):
     assert (hidden - last).abs().max() < 1e-4  # rounding alone: it differs with the threads
 
 
-def test_one_frame_bypasses_the_recurrence_only_when_told_to(net, arrays):
+def test_one_frame_bypasses_the_recurrence_only_if_static(net, arrays):
     frame = arrays["input"][:, :1]
     step, hidden = run(net, frame)
     static, none = run(net, frame, static=True)
@@ -128,7 +128,7 @@ def test_the_blur_is_a_convolution_of_the_enlarged_map():
 
 
 @pytest.mark.parametrize("domain", SIZES)
-def test_every_domain_has_parameters_of_its_own(net, arrays, domain):
+def test_every_domain_has_its_own_parameters(net, arrays, domain):
     others = [run(net, arrays["input"][:, :2], other)[0] for other in SIZES if other != domain]
     mine, _ = run(net, arrays["input"][:, :2], domain)
     assert all((mine - other).abs().max() > 0.1 for other in others)
@@ -242,7 +242,7 @@ def test_files_that_do_not_fit_are_refused_in_one_line(official, tmp_path):
         (video(2), math.nan, "frame rate"),
     ],
 )
-def test_what_is_no_clip_is_refused(net, small, frames, fps, message):
+def test_invalid_clips_are_refused(net, small, frames, fps, message):
     with pytest.raises(ValueError, match=message):
         Unisal(net).logits(frames, fps)
 

@@ -138,7 +138,7 @@ def test_an_ensemble_of_three_experts(golden_state: Any, golden_arrays: Any) -> 
 
 
 def released_files(folder: Path, golden_state: Any) -> tuple[Path, list[Path]]:
-    """The goldens' states as the authors' files hold them: the base by itself, experts without their trunk."""
+    """The goldens' states as in the authors' files: the base alone, experts without their trunk."""
     states = [golden_state(f"visage_expert{kind}_tiny") for kind in (1, 2)]
     trunk = {plain_name(key): value for key, value in states[0].items() if key.startswith(TRUNK_PREFIX)}
     trunk = {f"vision_encoder.{key}": value for key, value in trunk.items() if ".lora_" not in key}
@@ -248,7 +248,7 @@ def test_the_released_layout_builds_without_memory() -> None:
 
 
 @pytest.mark.parametrize("config", [SHARED, MERGED], ids=["one trunk", "a trunk per expert"])
-def test_random_weights_say_something_and_are_the_seeds(config: VisageConfig) -> None:
+def test_random_weights_carry_a_signal_and_follow_from_the_seed(config: VisageConfig) -> None:
     def a_teacher(seed: int) -> Visage:
         return Visage(random_net(config, seed, dtype=torch.bfloat16), config)
 
@@ -320,7 +320,7 @@ def test_the_centre_prior_is_a_learned_gaussian(small: VisageNet) -> None:
 
 
 class MeanNet(nn.Module):
-    """Says each frame's mean, so that a label tells its frame; and counts its windows."""
+    """Returns each frame's mean, so that a label identifies its frame; and counts its windows."""
 
     def __init__(self, out_px: int) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ def test_labelling_leaves_the_net_in_its_mode(small: VisageNet) -> None:
         (np.zeros((2, 4, 4, 3), np.uint8), float("nan"), "frame rate is nan"),
     ],
 )
-def test_clips_that_are_none(frames: np.ndarray, fps: float, message: str) -> None:
+def test_invalid_clips_are_refused(frames: np.ndarray, fps: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Visage(MeanNet(4), SMALL).logits(frames, fps)
 
@@ -474,7 +474,7 @@ def test_the_fingerprint_tells_weights_and_configuration_apart_and_holds_across_
     assert teacher.fingerprint() != first
 
 
-def test_files_that_are_no_teacher(tmp_path: Path) -> None:
+def test_files_that_are_not_a_teacher_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "teacher.pt"
     path.write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(ValueError, match=r"teacher\.pt is not a teacher's weights file"):

@@ -24,7 +24,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 class Code:
-    """Unpickled by a careless reader, it would make a folder."""
+    """Unpickling it without restrictions would create a folder."""
 
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:
         self.call, self.args = call, args
@@ -92,7 +92,7 @@ def test_wrappers_are_taken_off(content: Any, tmp_path: Path) -> None:
     assert not any(value.requires_grad for value in state.values())
 
 
-def test_training_settings_beside_the_weights_are_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_settings_beside_the_weights_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {
         "args": argparse.Namespace(lr=1e-4, size=[224, 224]),
         "best": np.float64(0.79),
@@ -146,7 +146,7 @@ def test_archives_and_safetensors_are_mapped_not_read(tmp_path: Path) -> None:
         (archive(nn.Linear(2, 2)), "holds torch.nn.modules.linear.Linear"),
     ],
 )
-def test_files_that_are_no_weights(data: bytes, expected: str, tmp_path: Path) -> None:
+def test_files_that_are_not_weights_are_refused(data: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(data)
     assert expected in message(path)
@@ -173,7 +173,7 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
         assert "is a truncated or damaged safetensors file" in message(path)
 
 
-def test_places_where_no_file_is(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in message(tmp_path / "weights.pt")
     assert "is a folder; name the weights file in it" in message(tmp_path)
     with tarfile.open(tmp_path / "old.tar", "w") as file:

@@ -50,7 +50,7 @@ def test_an_overlap_of_everything_is_refused() -> None:
 
 
 def test_logits_of_overlapping_windows_are_averaged_by_their_shares() -> None:
-    """A network that says how many frames into the window a frame is: what comes out is the shares' mean of places."""
+    """A network that returns each frame's position in its window: the result is the mean position, weighted by shares."""
 
     def network(frames_BT: Tensor) -> Tensor:
         places = torch.arange(4.0).expand(len(frames_BT), 4)
@@ -63,7 +63,7 @@ def test_logits_of_overlapping_windows_are_averaged_by_their_shares() -> None:
     assert logits[:, 0, 0].tolist() == pytest.approx([100 * i + e for i, e in enumerate(expected)])
 
 
-def test_the_filling_of_the_last_window_counts_for_nothing() -> None:
+def test_padding_of_the_last_window_is_ignored() -> None:
     seen = []
 
     def network(frames_BT: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def test_on_the_cpu_the_same_pairs_go_together_whatever_the_threads(fixed: int, 
     assert out.flatten().tolist() == list(range(7))
 
 
-def test_what_fails_in_a_thread_is_raised_and_the_rest_is_dropped() -> None:
+def test_an_error_in_a_thread_is_raised_and_the_rest_is_dropped() -> None:
     def step(index_N: Tensor) -> Tensor:
         raise ValueError(f"window {index_N[0].item()}")
 

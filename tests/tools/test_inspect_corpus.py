@@ -33,7 +33,7 @@ def test_the_layout_is_seen(tmp_path, write, name):
     assert detect_corpus(tmp_path) == name
 
 
-def test_a_gaze_table_beside_a_video_folder_is_no_dhf1k(tmp_path):
+def test_a_gaze_table_beside_a_video_folder_is_not_dhf1k(tmp_path):
     writers.video(tmp_path / "video" / "walk.mp4", 4)
     (tmp_path / "gaze.csv").write_text("clip,frame_index,x,y\nwalk,1,2,3\n", encoding="utf-8")
     assert detect_corpus(tmp_path) == "gaze-table"

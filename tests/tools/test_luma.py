@@ -1,4 +1,4 @@
-"""`distill luma`: a package of its own for one frame size."""
+"""`distill luma`: a separate package for one frame size."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_every_size_gets_a_package_that_the_downstream_accepts(model, tmp_path, 
     assert len(list(tmp_path.iterdir())) == 7
 
 
-def test_scores_of_colour_are_not_taken_over(model, tmp_path, narrator):
+def test_colour_scores_are_not_copied(model, tmp_path, narrator):
     [one] = write_luma(model, ["64x64"], tmp_path / "out", narrator)
     props = {p.key: p.value for p in onnx.load(one["file"]).metadata_props}
     assert props["metrics"] == "not evaluated on luma" and "metrics_protocol" not in props and props["license"] == "MIT"
@@ -66,7 +66,7 @@ def vmaf_roi(path, plane):
     return np.uint8(np.clip(out[0, 0] * 255 + 0.5, 0, 255))
 
 
-def test_what_vmaf_roi_makes_of_it_is_the_image_files_map_of_the_grey_frame(model, narrator):
+def test_vmaf_roi_gets_the_image_files_map_of_the_grey_frame(model, narrator):
     [one] = write_luma(model, ["131x97"], None, narrator)
     plane = np.random.default_rng(0).integers(16, 236, (97, 131), np.uint8)
     theirs = Predictor(model).run(grey(plane))[0, 0] * 255
@@ -105,7 +105,7 @@ def test_the_smallest_and_the_widest(model, tmp_path, narrator):
     assert [one["size"] for one in made] == ["16x16", "4096x16", "64x64"]
 
 
-def test_wrong_models_are_one_line_and_leave_nothing(model, tmp_path, narrator, golden):
+def test_wrong_models_are_one_line_errors_and_leave_nothing(model, tmp_path, narrator, golden):
     step = tmp_path / "student_step.onnx"
     onnx.save(step_graph(lively(), 25.0, {}), step)
     long = model.rename(tmp_path / f"{'a' * 60}.onnx")
@@ -132,14 +132,14 @@ def test_a_name_that_the_registry_does_not_take_is_mapped(model, tmp_path, narra
     validate(tmp_path / "mein_student_int8_luma_64x64.registry.json")
 
 
-def test_what_the_gate_refuses_leaves_no_file(model, tmp_path, narrator, monkeypatch):
+def test_a_graph_refused_by_the_gate_leaves_no_file(model, tmp_path, narrator, monkeypatch):
     monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
     with pytest.raises(GateFailed, match=r"luma 64x64: .* more than the 10 of the contract; no file was written"):
         write_luma(model, ["64x64"], tmp_path / "out", narrator)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_writes_and_tells(model, tmp_path):
+def test_the_command_writes_and_reports(model, tmp_path):
     result = distill("luma", model, "--size", "96x64", "-o", tmp_path / "out", "--quiet")
     assert result.returncode == 0, result.stderr
     first, *files = result.stdout.splitlines()

@@ -36,7 +36,7 @@ def result_of(speedup, won):
     return {"float_ms": 2.0, "int8_ms": 2.0 / speedup, "speedup": speedup, "turns_won": won, "faster": won >= 2 / 3}
 
 
-def test_a_faster_file_is_written_with_what_it_lost(student, recipe, tmp_path, narrator, monkeypatch):
+def test_a_faster_file_is_written_with_its_drift(student, recipe, tmp_path, narrator, monkeypatch):
     monkeypatch.setattr(quantize, "race", lambda *_: result_of(1.2, 1.0))
     found = quantise_file(student, tmp_path / "p", recipe, ["64x48"], False, narrator)
     names = ["student_step.int8.onnx", "student_step.int8.registry.json", "student_step.json", "student_step.onnx"]
@@ -61,15 +61,15 @@ def test_a_slower_one_leaves_no_file_unless_it_is_kept(student, recipe, tmp_path
     assert out.exists()
 
 
-@pytest.mark.parametrize("said", ['{"kind": "nr", "frame_rate": 25.0, "metrics": {"nss": 2}}', "[", '"frame_rate"'])
-def test_what_holds_in_int8_too_is_carried_over(student, recipe, tmp_path, narrator, monkeypatch, said):
+@pytest.mark.parametrize("sidecar_text", ['{"kind": "nr", "frame_rate": 25.0, "metrics": {"nss": 2}}', "[", '"frame_rate"'])
+def test_entries_valid_for_int8_are_carried_over(student, recipe, tmp_path, narrator, monkeypatch, sidecar_text):
     monkeypatch.setattr(quantize, "race", lambda *_: result_of(1.2, 1.0))
     model = tmp_path / student.name
     model.write_bytes(student.read_bytes())
-    model.with_suffix(".json").write_text(said, encoding="utf-8")
+    model.with_suffix(".json").write_text(sidecar_text, encoding="utf-8")
     quantise_file(model, tmp_path / "out", recipe, ["64x48"], False, narrator)
     sidecar = json.loads((tmp_path / "out" / f"{student.stem}.json").read_text(encoding="utf-8"))
-    assert sidecar.get("frame_rate") == (25.0 if "nr" in said else None) and "metrics" not in sidecar
+    assert sidecar.get("frame_rate") == (25.0 if "nr" in sidecar_text else None) and "metrics" not in sidecar
     assert sidecar["quant_mode"] == "static"
 
 
@@ -102,7 +102,7 @@ def test_maps_that_differ_too_much_leave_no_file_unless_they_are_kept(student, r
     assert entry["quant_accuracy_budget_plcc"] == 0.03
 
 
-def test_what_the_gate_refuses_leaves_no_file(student, recipe, tmp_path, narrator, monkeypatch):
+def test_a_graph_refused_by_the_gate_leaves_no_file(student, recipe, tmp_path, narrator, monkeypatch):
     monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
     with pytest.raises(GateFailed, match=r"in int8 is refused: .* more than the 10"):
         quantise_file(student, tmp_path / "p", recipe, [], False, narrator)
@@ -127,7 +127,7 @@ def test_the_race_is_between_the_two_files(student):
     assert found["faster"] == (found["turns_won"] >= 2 / 3) and np.isfinite(found["float_ms"])
 
 
-def test_wrong_input_is_one_line(student, recipe, tiny_root, golden, tmp_path, narrator):
+def test_wrong_input_is_a_one_line_error(student, recipe, tiny_root, golden, tmp_path, narrator):
     for folder in (student, student.parent):
         with pytest.raises(UsageError, match="name a folder, and another one than the model"):
             quantise_file(student, folder, recipe, [], False, narrator)
@@ -139,7 +139,7 @@ def test_wrong_input_is_one_line(student, recipe, tiny_root, golden, tmp_path, n
     assert result.returncode == 2 and "no model at none.onnx" in result.stderr
 
 
-def test_the_command_writes_and_tells(student, tiny_root, tmp_path):
+def test_the_command_writes_and_reports(student, tiny_root, tmp_path):
     out = tmp_path / "p"
     result = distill("quantize", str(student), "--root", str(tiny_root), "-o", str(out), "--size", "64x48", "--keep", "--quiet")
     assert result.returncode == 0, result.stderr

@@ -32,7 +32,7 @@ def clips(tiny_root):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A published file of a tiny trunk: windows of 2 frames, wrapped, with what else such files hold."""
+    """A published file of a tiny trunk: windows of 2 frames, wrapped, with the other content of such files."""
     torch.manual_seed(3)
     state = InternVideo2(InternVideo2Config.of("tiny", frames=2, px=28)).state_dict()
     content = {f"vision_encoder.{key}": value for key, value in state.items()}
@@ -59,12 +59,12 @@ def test_the_defaults_are_the_released_layout():
     assert layout("6B", Teach()) == VisageConfig.released("6B")
 
 
-def test_a_layout_that_cannot_be_says_where():
+def test_an_invalid_layout_names_the_section():
     with pytest.raises(UsageError, match=r"\[teach\]: .*px 30 is not a multiple"):
         layout("tiny", replace(CONFIG, px=30))
 
 
-def test_what_was_tuned_labels(clips, base, tuned):
+def test_a_tuned_teacher_labels(clips, base, tuned):
     for name in outputs(random=False):
         assert (tuned / name).stat().st_size > 0, name
     assert not (tuned / "visage_last.pt").exists() and not (tuned / "visage" / "trunk.safetensors").exists()
@@ -80,7 +80,7 @@ def test_what_was_tuned_labels(clips, base, tuned):
     assert teacher.config.lora_rank == 2 and teacher.config.lora_alpha == 4.0
 
 
-def test_experts_go_on_from_files(clips, base, tuned, tmp_path):
+def test_experts_start_from_files(clips, base, tuned, tmp_path):
     starts = {f"expert{n}": tuned / "visage" / f"expert{n}.safetensors" for n in (1, 2)}
     config = replace(CONFIG, stage1_steps=0)
     run(clips, tmp_path, config, base=base, **starts)
@@ -119,7 +119,7 @@ def test_clips_without_annotation_teach_nothing(clips, tmp_path):
         run([replace(clip, annotated_frames=0) for clip in clips], tmp_path)
 
 
-def test_a_recipe_tunes_and_labels_and_a_random_trunk_says_so(tmp_path):
+def test_a_recipe_tunes_and_labels_and_a_random_trunk_is_reported(tmp_path):
     sets = [
         *TINY, "teacher.size=S", "teacher.weights=visage.base=random", "teach.finetune=true", "teach.frames=2", "teach.px=14",
         "teach.fps=4", "teach.out_px=8", "teach.reduced_width=8", "teach.embed_width=8", "teach.head_width=8",

@@ -64,7 +64,7 @@ def train(folder, stop=lambda: False, **options):
     return task, fit(task, folder / "log.jsonl")
 
 
-def test_where_a_step_lies():
+def test_the_phase_of_a_step():
     assert [moment((2, 0, 3), step) for step in (0, 1, 2, 4)] == [
         Moment(0, 0, 0), Moment(1, 0, 1), Moment(2, 2, 0), Moment(4, 2, 2)
     ]  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_training_whose_kept_files_are_gone_starts_again(tmp_path):
 
 
 @pytest.mark.parametrize("frames", [False, True])
-def test_the_guard_stops_before_the_weights_and_names_what_it_saw(tmp_path, frames):
+def test_the_guard_stops_before_the_update_and_names_the_frames(tmp_path, frames):
     targets = {"frames": frames, 3: torch.inf}
     where = (
         "the loss is not finite at step 4: clip a, frame 5;"

@@ -87,7 +87,7 @@ def test_the_published_loss_by_hand():
     assert total.item() == pytest.approx(10 * kl + 2 * (1 - cc) + (1 - sim) + bce, abs=2e-5)
 
 
-def test_an_auxiliary_head_pays_the_dense_terms_alone():
+def test_an_auxiliary_head_has_the_dense_terms_alone():
     logits, target, fixations = frames()
     total, parts = visage_losses(logits, target, None)
     whole, with_bce = visage_losses(logits, target, fixations)

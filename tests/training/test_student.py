@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def tiny_samples(root, folder):
-    """Every clip of the tiny corpus, cached, with labels that say the same as the truth."""
+    """Every clip of the tiny corpus, cached, with labels equal to the truth."""
     result = []
     for clip in open_corpus("synthetic", root).clips:
         frames.cache(folder, clip, STUDENT, CONFIG.sample_fps)
@@ -79,7 +79,7 @@ def test_training_lowers_the_loss(samples, tmp_path):
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_what_a_step_sees_follows_from_seed_and_step(samples):
+def test_batches_follow_from_seed_and_step(samples):
     for draw in (draw_frames, draw_windows):
         a, b = (draw(samples, CONFIG, STUDENT, (0, 0), 3, CPU) for _ in range(2))
         assert torch.equal(a.frames_BTChw, b.frames_BTChw) and a.places == b.places
@@ -115,7 +115,7 @@ def test_windows_of_one_stream_follow_each_other(samples):
         assert len(set(abs(steps))) == 1  # one stride throughout, also over the border
 
 
-def test_streams_enter_clips_anywhere_and_often_at_their_beginning(samples):
+def test_streams_start_anywhere_in_a_clip_and_often_at_its_start(samples):
     short = replace(CONFIG, window=2)  # of clips of 12 frames
     batches = [draw_windows(samples, short, STUDENT, (0, 0), 2 * n, CPU) for n in range(60)]
     firsts = [numbers[0] for batch in batches for _, numbers in batch.places]
@@ -157,7 +157,7 @@ def test_colour_changes_keep_grey_grey():
         assert torch.allclose(grey, grey.mean().expand(3), atol=1e-5)
 
 
-def test_short_clips_are_walkedreflect():
+def test_short_clips_are_reflected_at_their_ends():
     assert reflect(np.arange(8), 4).tolist() == [0, 1, 2, 3, 2, 1, 0, 1]
     assert reflect(np.arange(3), 1).tolist() == [0, 0, 0]
 
@@ -196,7 +196,7 @@ def test_clips_train_the_temporal_part_and_hold_the_rest(samples, tmp_path):
     assert not torch.equal(first["onset.where"], final["onset.where"])
 
 
-def test_the_image_student_goes_on_learning_where_it_may(samples, tmp_path):
+def test_the_image_student_keeps_learning_with_image_lr(samples, tmp_path):
     run(samples, tmp_path, replace(CONFIG, steps=12, frames_first=0.5, image_lr=0.1, keep="last"))
     first, final = weights(tmp_path, "image.pt"), weights(tmp_path, "best.pt")
     assert not torch.equal(first["head.weight"], final["head.weight"])
@@ -239,7 +239,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(samples, tmp_path, at):
     assert log(tmp_path / "whole") == log(tmp_path / "parts")
 
 
-def test_lines_that_a_kill_left_behind_are_dropped(samples, tmp_path):
+def test_log_lines_left_by_a_kill_are_dropped(samples, tmp_path):
     run(samples, tmp_path)
     whole = log(tmp_path)
     saved = torch.load(tmp_path / "last.pt", weights_only=True)
@@ -250,7 +250,7 @@ def test_lines_that_a_kill_left_behind_are_dropped(samples, tmp_path):
     assert log(tmp_path) == whole
 
 
-def test_nan_stops_before_the_weights_and_names_the_frame(samples, tmp_path):
+def test_nan_stops_before_the_update_and_names_the_frame(samples, tmp_path):
     spoiled = samples[1].labels.copy()
     spoiled[:] = np.nan
     run(samples, tmp_path, replace(CONFIG, steps=2))
@@ -275,7 +275,7 @@ def test_a_resume_file_of_another_version_is_refused(samples, tmp_path, number):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_weights_of_another_version_are_one_line(samples, tmp_path):
+def test_weights_of_another_version_are_a_one_line_error(samples, tmp_path):
     run(samples, tmp_path, replace(CONFIG, steps=2))
     saved = torch.load(tmp_path / "last.pt", weights_only=True)
     del saved["live"]["student"]["onset.where"]

@@ -1,4 +1,4 @@
-"""Both stages on a trunk of a few thousand weights: what learns, what rests, what is kept, and that it goes on."""
+"""Both stages on a trunk of a few thousand weights: what learns, what is frozen, what is kept, and that it resumes."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def after(steps):
 
 
 def stopped(cached, folder, steps, config=CONFIG, **more):
-    """The resume file of a run that is interrupted after so many further steps."""
+    """The resume file of a run that is interrupted after a number of further steps."""
     with pytest.raises(Interrupted, match="teaching, after step"):
         train(cached, folder, config, after(steps), **more)
     return torch.load(folder / "visage_last.pt", weights_only=True)
@@ -124,7 +124,7 @@ def test_stage_1_trains_the_experts_alone(cached, tmp_path):
         assert parameters <= moved, f"these of {n} never learn: {sorted(parameters - moved)[:3]}"
 
 
-def test_stage_2_trains_lora_and_decoders_while_norms_and_auxiliary_heads_rest(cached, tmp_path):
+def test_stage_2_trains_lora_and_decoders_with_norms_and_auxiliary_heads_frozen(cached, tmp_path):
     still = trunk()
     before = copy.deepcopy(still.state_dict())
     start, later = (stopped(cached, tmp_path, n, trunk_=still)["live"] for n in (4, 1))
@@ -137,7 +137,7 @@ def test_stage_2_trains_lora_and_decoders_while_norms_and_auxiliary_heads_rest(c
         assert len([key for key in moved if key.startswith("lora.")]) == 2 * (1 + 4 * TRUNK.depth)
 
 
-def test_lora_learns_at_a_rate_of_its_own(cached, tmp_path):
+def test_lora_has_its_own_learning_rate(cached, tmp_path):
     config = replace(CONFIG, stage1_steps=0, stage2_steps=4, lr_decoder=0.0, warmup=0.0)
     start, later = (stopped(cached, tmp_path, 1, config)["live"] for _ in range(2))
     for n in EXPERTS:
@@ -190,7 +190,7 @@ def test_bfloat16_trains_float32_weights_on_a_bfloat16_trunk(cached, tmp_path):
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_the_average(cached, tmp_path):
+def test_the_average_is_kept(cached, tmp_path):
     config = replace(CONFIG, stage1_steps=2, validate_every=1)
     saved = stopped(cached, tmp_path, 1, config, validation=False)
     for n, state in zip(EXPERTS, kept(tmp_path), strict=True):
@@ -225,7 +225,7 @@ def test_each_expert_keeps_its_best(cached, tmp_path, monkeypatch):
     assert changed(states[1][0], states[2][0])
 
 
-def test_stage_2_goes_on_from_the_best_of_stage_1(cached, tmp_path, monkeypatch):
+def test_stage_2_starts_from_the_best_of_stage_1(cached, tmp_path, monkeypatch):
     scores = iter([0.0, 0.5, 0.4, 0.3])
     states = []
 
@@ -267,7 +267,7 @@ def test_a_kept_expert_loads_in_the_released_layout(cached, tmp_path):
     assert [scores["cc1"], scores["cc2"]] == pytest.approx(list(progress.kept.values()), abs=1e-5)
 
 
-def test_an_expert_goes_on_from_its_file(cached, tmp_path):
+def test_an_expert_starts_from_its_file(cached, tmp_path):
     train(cached, tmp_path / "a")
     starts = [tmp_path / "a" / "visage" / f"expert{n}.safetensors" for n in (1, 2)]
     config = replace(CONFIG, stage1_steps=0, stage2_steps=1, lr_decoder=0.0, lr_lora=0.0, weight_decay=0.0)
@@ -304,7 +304,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(cached, tmp_path, whole, 
 
 
 @pytest.mark.parametrize("step", [2, 6])  # before the first checkpoint, and after the last
-def test_a_killed_run_goes_on_at_its_last_checkpoint(cached, tmp_path, whole, monkeypatch, step):
+def test_a_killed_run_resumes_at_its_last_checkpoint(cached, tmp_path, whole, monkeypatch, step):
     steps = []
 
     def killed(*given):
@@ -324,7 +324,7 @@ def test_a_killed_run_goes_on_at_its_last_checkpoint(cached, tmp_path, whole, mo
     ends_alike(whole, tmp_path)
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights(cached, tmp_path):
+def test_a_gradient_that_is_not_finite_stops_before_the_update(cached, tmp_path):
     stopped(cached, tmp_path, 2)
     before = (tmp_path / "visage_last.pt").read_bytes()
     broken = trunk()
@@ -383,7 +383,7 @@ dist.destroy_process_group()  # joins gloo's threads: an interpreter that ends w
 
 
 def two_processes(cached, folder, config, stop=0):
-    """What each of two processes prints: two lines if process 1 was told to stop after so many steps."""
+    """The output of each of two processes: two lines if process 1 is stopped after a number of steps."""
     folder.mkdir(exist_ok=True)
     (folder / "store").unlink(missing_ok=True)
     root, cache = Path(cached[0].clip.video).parents[1], cached[0].frames.path.parent

@@ -1,4 +1,4 @@
-"""UNISAL's training on a tiny corpus of videos and images: it learns, goes on exactly, and keeps the domains apart."""
+"""UNISAL's training on a tiny corpus of videos and images: it learns, resumes exactly, and keeps the domains apart."""
 
 from dataclasses import replace
 
@@ -189,7 +189,7 @@ def test_domains(clips):
         domain_of(clips[0], {"films": "SALICON"})
 
 
-def test_what_cannot_be_trained_is_refused(clips, tmp_path, monkeypatch):
+def test_untrainable_input_is_refused(clips, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="annotated"):
         train([replace(clips[0], annotated_frames=0)], tmp_path)
     with pytest.raises(UsageError, match="does not exist"):

@@ -60,7 +60,7 @@ def test_repeated_frames_and_frames_without_fixations_do_not_count(cached):
     assert windows.counts_BT[0].tolist() == [*seen.tolist(), False, False]
 
 
-def test_every_clip_comes_once_an_epoch_in_a_new_order_at_a_new_place(cached):
+def test_every_clip_is_drawn_once_an_epoch_in_a_new_order_at_a_new_start(cached):
     epochs = [visage_windows.draw(cached, 4, len(cached), 0, epoch) for epoch in range(6)]
     for epoch in epochs:
         assert sorted(c.clip.id for c, _ in epoch) == sorted(c.clip.id for c in cached)
