@@ -51,7 +51,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command()
 def check(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=".onnx files", show_default=False)],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help=".onnx files", show_default=False)],
     allowlist: ListName = BUILT_IN[0],
     contract: Annotated[str | None, typer.Option(metavar="NAME", help=f"also the interface: {', '.join(CONTRACTS)}")] = None,
     form: Annotated[Format, typer.Option("--format", help="how to report")] = Format.text,
@@ -92,7 +92,7 @@ def check(
 
 @app.command()
 def ops(
-    allowlist: Annotated[str, typer.Argument(metavar="[NAME|FILE]", help="the list")] = BUILT_IN[0], as_json: AsJson = False
+    allowlist: Annotated[str, typer.Argument(metavar="NAME|FILE", help="the list")] = BUILT_IN[0], as_json: AsJson = False
 ) -> int:
     """Print a list, one operator per line, sorted."""
     allowed = load_list(allowlist)

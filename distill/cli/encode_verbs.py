@@ -13,7 +13,7 @@ from distill.run.errors import Interrupted, UsageError
 def encode(
     *,
     source: Annotated[Path, Argument(metavar="INPUT", help="a video file")],
-    target: Annotated[Path | None, Argument(metavar="[OUTPUT]", help=".mp4, .mkv, ...; optional with --roi-out")] = None,
+    target: Annotated[Path | None, Argument(metavar="OUTPUT", help=".mp4, .mkv, ...; optional with --roi-out")] = None,
     model: Annotated[Path | None, Option("--model", "-m", help="ONNX student, step or image file")] = None,
     map_: Annotated[str | None, Option("--map", help="instead of a model: centre (a centred Gaussian), none")] = None,
     crf: Annotated[float | None, Option(help="constant quality; default 23 (x264), 28 (x265)")] = None,
@@ -51,8 +51,8 @@ def encode(
 
 def bd(
     *,
-    inputs: Annotated[list[Path] | None, Argument(metavar="[INPUT...]", help="videos")] = None,
-    models: Annotated[list[Path] | None, Option("--model", "-m", help="ONNX student; repeatable")] = None,
+    inputs: Annotated[list[Path] | None, Argument(metavar="INPUT", help="videos")] = None,
+    models: Annotated[list[Path] | None, Option("--model", "-m", metavar="ONNX", help="ONNX student; repeatable")] = None,
     proxy: Annotated[Path | None, Option("--judge", metavar="ONNX", help="another model, to weight clips without gaze")] = None,
     corpus: Annotated[str | None, Option(help="clips with gaze: corpus.name")] = None,
     root: Annotated[Path | None, Option(help="folder of the corpus")] = None,

@@ -18,7 +18,7 @@ from distill.run.parallel import usable_cores
 
 def inspect(
     *,
-    path: Annotated[Path, Argument(help="run directory, soft-label store, corpus root, or ONNX file")],
+    path: Annotated[Path, Argument(metavar="PATH", help="run directory, soft-label store, corpus root, or ONNX file")],
     corpus: LayoutOption = None,
     show: Annotated[str | None, Option(metavar="CLIP", help="draw frames and gaze of a clip, or of a set of images")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="with --show: the PNG; default CLIP.png")] = None,
@@ -79,7 +79,7 @@ def _fail(message: str, as_json: bool) -> None:
 
 
 def teachers(
-    name: Annotated[str | None, Argument(metavar="[NAME]", help="one teacher in full")] = None, as_json: JsonOption = False
+    name: Annotated[str | None, Argument(metavar="NAME", help="one teacher in full")] = None, as_json: JsonOption = False
 ) -> None:  # fmt: skip
     """The teacher catalogue: what each licence allows, where the weights are published, and what labelling costs."""
     entries = catalogue.entries(name)
@@ -107,7 +107,7 @@ def convert(
 
 def calibrate(
     *,
-    run: Annotated[Path, Argument(help="a run with labels")],
+    run: Annotated[Path, Argument(metavar="RUN", help="a run with labels")],
     out: Annotated[Path, Option("--out", "-o", help="file to write: a calibration, for teacher.calibration")],
     output: Output,
 ) -> None:  # fmt: skip

@@ -20,7 +20,7 @@ BENCH_HEADS = ("median\nms", "p90\nms", "times\nfaster", "peak\nMiB", "of\nbase"
 
 def predict(
     *,
-    video: Annotated[Path, Argument(help="a video file")],
+    video: Annotated[Path, Argument(metavar="VIDEO", help="a video file")],
     model: Annotated[Path, Option("--model", "-m", help="ONNX student, step or image file")],
     out: Annotated[Path, Option("--out", "-o", help="overlay video (.mp4, .avi), maps (.npy), or a folder of 8-bit PNGs")],
     threads: Annotated[int, Option(help="CPU threads", min=1)] = 1, output: Output,
@@ -33,9 +33,9 @@ def predict(
 
 def bench(
     *,
-    models: Annotated[list[Path], Argument(metavar="MODEL...", help="ONNX files")],
+    models: Annotated[list[Path], Argument(metavar="MODEL", help="ONNX files")],
     size: SizesOption = None,
-    threads: Annotated[list[int] | None, Option(help="CPU threads; repeatable; default 1", min=1)] = None,
+    threads: Annotated[list[int] | None, Option(metavar="N", help="CPU threads; repeatable; default 1", min=1)] = None,
     rounds: Annotated[int, Option(help="timed frames of each model", min=1)] = 9,
     against: Annotated[Path | None, Option(metavar="MODEL", help="base of the ratios; default: the last")] = None,
     output: Output,

@@ -18,10 +18,12 @@ from typer import Argument, Option
 ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
 NEUTRAL = "what stays as without a map: bits (the size, about), mean (the mean offset is 0), off (nothing)"
 
-RecipeArgument = Annotated[Path | None, Argument(metavar="[RECIPE.toml]", help="recipe; `distill init` writes one")]
+RecipeArgument = Annotated[Path | None, Argument(metavar="RECIPE.toml", help="recipe; `distill init` writes one")]
 CorpusOption = Annotated[str | None, Option(help="corpus.name: dhf1k, gaze-table, ...; several: dhf1k:1,images:0.5")]
 LayoutOption = Annotated[str | None, Option("--corpus", help="name of the corpus, where its folders do not show it")]
-RootOption = Annotated[list[Path] | None, Option(help="corpus.root: folder of the corpus; repeatable, for several corpora")]
+RootOption = Annotated[
+    list[Path] | None, Option(metavar="DIR", help="corpus.root: folder of the corpus; repeatable, for several corpora")
+]
 SizesOption = Annotated[
     list[str] | None, Option("--size", metavar="WxH", help="frame size; repeatable; default 640x360, 1920x1080")
 ]
@@ -43,7 +45,7 @@ class RunOptions:
 
     root: RootOption = None
     teacher: Annotated[str | None, Option(help="teacher.name; `distill teachers` lists them; several: a+b")] = None
-    maps: Annotated[list[Path] | None, Option(help="teacher.maps: folder of soft labels; repeatable")] = None
+    maps: Annotated[list[Path] | None, Option(metavar="DIR", help="teacher.maps: folder of soft labels; repeatable")] = None
     accept: Annotated[list[str] | None, Option("--accept-licence", metavar="NAME", help=ACCEPT)] = None
     out: Annotated[Path | None, Option("--out", "-o", help="run directory; default runs/CORPUS-TEACHER or runs/RECIPE")] = None
     sets: Annotated[list[str] | None, Option("--set", metavar="SECTION.KEY=VALUE", help="any recipe key; repeatable")] = None

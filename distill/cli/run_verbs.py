@@ -133,7 +133,7 @@ def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, 
 def evaluate(
     *,
     targets: Annotated[list[Path] | None, Argument(metavar="MODEL.onnx|RECIPE.toml", help="ONNX students, or a recipe")] = None,
-    corpora: Annotated[list[str] | None, Option("--corpus", help="corpus.name; repeatable, with a --root each")] = None,
+    corpora: Annotated[list[str] | None, Option("--corpus", metavar="NAME", help="corpus.name; repeatable, with a --root each")] = None,
     options: RunOptions,
     baselines: Annotated[list[str] | None, Option("--baseline", metavar="KIND", help=BASELINES)] = None,
     protocol: Annotated[str | None, Option(help=f"eval.protocol: {', '.join(PROTOCOLS)}")] = None,
@@ -178,7 +178,9 @@ def evaluate(
         print_scores(name, result, per_clip)
 
 
-def init(folder: Annotated[Path, Argument(help="where to write recipe.toml")] = Path(), as_json: JsonOption = False) -> None:
+def init(
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="where to write recipe.toml")] = Path(), as_json: JsonOption = False
+) -> None:
     """Write a commented recipe: every key, its default, what it means."""
     path = folder / "recipe.toml"
     if path.exists():

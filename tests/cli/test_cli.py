@@ -219,7 +219,7 @@ def test_teachers_are_listed_on_80_columns_and_in_json():
 
 def test_the_help_of_teach_shows_the_stage_and_the_other_verbs():
     text = distill("teach", "--help").stdout
-    for wanted in ("[RECIPE.toml]", "--teacher", "--accept-licence", "convert", "calibrate"):
+    for wanted in ("RECIPE.toml", "--teacher", "--accept-licence", "convert", "calibrate"):
         assert wanted in text
 
 
