@@ -32,7 +32,7 @@ build: $(VENV)/.dev  ## a wheel into dist/
 	rm -rf build
 	$(BIN)/pip wheel -q --no-deps -w dist .
 
-clean:  ## remove the environment and what was built
+clean:  ## remove the environment and build outputs
 	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/bin/python:

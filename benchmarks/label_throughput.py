@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, choices=(1, 2), default=2)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels-last", action="store_true", help="the experts' convolutions in that memory format")
-    parser.add_argument("--batch", type=int, default=0, help="windows at once; 0: as `distill label` decides")
+    parser.add_argument("--batch", type=int, default=0, help="windows per pass; 0: as `distill label` chooses")
     parser.add_argument("--seconds", type=float, default=20.0, help="at least, per size")
     parser.add_argument("--windows", type=int, default=0, help="of the clip; 0: four batches, on the CPU a pair per thread")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")

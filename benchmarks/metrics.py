@@ -208,7 +208,7 @@ def main() -> None:
     made = frames(arguments.frames, width, height, arguments.fixations)
     print(f"{width}x{height}, {arguments.fixations} fixations, {len(made)} frames, one thread, numpy {np.__version__}")
     one_by_one(made)
-    print("several at once, the truth prepared once for all predictors of a frame:")
+    print("several together, the ground truth prepared once for all predictors of a frame:")
     together(made)
 
 

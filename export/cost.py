@@ -60,7 +60,7 @@ def parameters(model: onnx.ModelProto) -> int:
     """Numbers that the file stores: floating-point weights, biases and maps, and the integers that are dequantised.
 
     BatchNorm counts as folded where it is. The default state is not a parameter, nor are values that configure an operator: scales
-    of Resize, scales and zero points of quantisation. Fixed kernels cannot be told from learned ones; they count.
+    of Resize, scales and zero points of quantisation. Fixed kernels cannot be distinguished from learned ones; they count.
     """
     import onnx_ir as ir
 

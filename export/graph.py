@@ -99,9 +99,11 @@ class Call:
     kwargs: dict[str, Any]
 
     def node(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
+        """Appends a node named after the operation; returns its output."""
         return self.writer.node(op_type, inputs, self.name, **attributes)
 
     def store(self, array: Tensor | np.ndarray, what: str) -> ir.Value:
+        """Stores a constant as the initializer `NAME.what`."""
         array = array.detach().numpy() if isinstance(array, Tensor) else array
         return self.writer.initializer(array, f"{self.name}.{what}")
 
@@ -111,6 +113,7 @@ class Call:
         return [self.store(a, f"operand{i}") if isinstance(a, Tensor) else a for i, a in enumerate(tensors)]
 
     def refusal(self, problem: str, known: str) -> ExportRefused:
+        """The error for an operation whose arguments cannot be written."""
         return ExportRefused(f"the student {problem} at {self.name}; the ONNX writer knows {known}")
 
 
@@ -124,7 +127,7 @@ def trace(writer: Writer, module: nn.Module, inputs: Sequence[ir.Value], outputs
 
 
 class _Trace(fx.Interpreter):
-    """Runs the module's trace: computes what is constant, and writes every operation that depends on the input."""
+    """Runs the module's trace: computes constants, and writes every operation that depends on the input."""
 
     def __init__(self, writer: Writer, module: nn.Module) -> None:
         super().__init__(fx.symbolic_trace(module))

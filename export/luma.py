@@ -6,7 +6,7 @@
 For consumers that have no colour and no dynamic shapes (the downstream's `vmaf_roi --saliency-model`). `input` is the Y
 plane as it is stored, over 255. In the graph, limited range (16 to 235) becomes grey, R = G = B = (255 y - 16) / 219,
 clipped to [0, 1], then ImageNet-normalised as every consumer of the image file does it. The student is the image
-file's own, node by node; its entry and its exit are written anew, for the one size. Pooling and linear scaling are
+file's own, node by node; its entry and its exit are rewritten for the one size. Pooling and linear scaling are
 averages, so they may run on one channel, which becomes three at the working resolution.
 """
 
@@ -73,7 +73,7 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
     writer.output(leave.resize(small, "saliency_map", shape=shape), [1, 1, height, width])
     for node in pooling:
         for place in range(len(node.inputs)):
-            node.replace_input_with(place, None)  # the pass below keeps what a branch reads, even of a node that it removes
+            node.replace_input_with(place, None)  # the pass below keeps values that a branch reads, even one that it removes
     common.RemoveUnusedNodesPass()(model)
     graph.sort()
     return writer.model(model.metadata_props, image.producer_name)

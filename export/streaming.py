@@ -33,7 +33,7 @@ def detect_cut(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]
     """Whether a uint8 RGB frame `[H,W,3]` opens a new shot; and the shot with this frame, to pass in with the next.
 
     A cut is a mean change of grey level, on a thumbnail of 18x32, that is large (18 of 255) and three times what is typical of
-    the shot. A dissolve is not one: it changes little from frame to frame, and the state adapts by itself.
+    the shot. A dissolve is not one: it changes little from frame to frame, and the state adapts.
     """
     height, width = frame.shape[:2]
     rows, columns = min(ROWS, height), min(COLUMNS, width)  # a cell has at least one pixel

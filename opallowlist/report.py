@@ -90,7 +90,7 @@ class Facts:
 
     bytes: int | None = None
     sha256: str | None = None
-    """Of the exact file content, 64 hex digits."""
+    """SHA-256 of the exact file content, 64 hex digits."""
     ir_version: int | None = None
     opset: int | None = None
     """Of the default domain."""

@@ -58,7 +58,7 @@ def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
     """Linear scaling to `[B,C,height,width]`, taps and weights computed in float32 as ONNX's Resize defines them.
 
     `F.interpolate` rounds sample positions differently. On a white-noise frame that difference, about 1e-5 pixels, reaches
-    the saliency map, where the parity check could not tell it from an error.
+    the saliency map, where the parity check could not distinguish it from an error.
     """
     for axis, size in ((-2, height), (-1, width)):
         length = x_BCHW.shape[axis]
@@ -74,6 +74,7 @@ def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+    """Convolution without bias, BatchNorm and, with `act`, ReLU; the padding keeps the size at stride 1."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if act else []))
 
@@ -119,7 +120,7 @@ class Context(nn.Module):
 
 
 class Memory(nn.Module):
-    """Recurrence at the bottleneck: an exponential average of projected features, and what it adds to a frame's features."""
+    """Recurrence at the bottleneck: an exponential average of projected features, and its contribution to a frame's features."""
 
     def __init__(self, channels: int, memory: int) -> None:
         super().__init__()
@@ -163,13 +164,13 @@ class Onset(nn.Module):
         self.log_tau = nn.Parameter(torch.tensor([0.4]).log())
 
     def step(self, level: Tensor, mask: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-        """Onset before the frame, `[B,1,h,w]` in [0, 1] -> what is added to the logits `[B,1,4h,4w]`, onset after the frame."""
+        """Onset before the frame, `[B,1,h,w]` in [0, 1] -> its addition to the logits `[B,1,4h,4w]`, onset after the frame."""
         level = average(level, mask, 1 - mask, decay)
         added = F.interpolate(mask * level * self.where, scale_factor=4, mode="bilinear", align_corners=False)
         return added, level
 
     def forward(self, level: Tensor, mask: Tensor, decay: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """`step` over a clip: what is added, `[B,T,1,4h,4w]`."""
+        """`step` over a clip: the additions `[B,T,1,4h,4w]`, onset after the last frame."""
         added = []
         for _ in range(frames):
             added_at_t, level = self.step(level, mask, decay)
@@ -205,7 +206,7 @@ class Motion(nn.Module):
         return torch.cat([luma, luma], 1)
 
     def response(self, luma: Tensor, mean: Tensor) -> Tensor:
-        """Luma of a frame and its averages, `[B,2,h,w]` -> what is added to the logits, and the hold gate's logit, `[B,2,h,w]`."""
+        """Luma of a frame and its averages, `[B,2,h,w]` -> the addition to the logits and the hold gate's logit, `[B,2,h,w]`."""
         change = (luma - mean).abs()
         overall = F.adaptive_avg_pool2d(change, 1)
         local = torch.cat([change * 10, change / (overall + 0.01)], 1)
@@ -396,4 +397,5 @@ def centre_prior(rows: int, columns: int, sigma: float = 0.22) -> Tensor:
 
 
 def parameter_count(module: nn.Module) -> int:
+    """The number of parameters, buffers not included."""
     return sum(p.numel() for p in module.parameters())

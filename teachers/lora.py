@@ -124,7 +124,7 @@ def plain_name(key: str) -> str:
 def merge_lora(state: Mapping[str, Tensor], *, alpha: float = 128.0) -> dict[str, Tensor]:
     """`state` with plain trunk names (`plain_name`), and every LoRA pair added to its weight. A pure function.
 
-    Keys outside the trunk are unchanged. Linear and convolution weights are merged alike: A maps the inputs of one output
+    Keys outside the trunk are unchanged. Linear and convolution weights are merged the same way: A maps the inputs of one output
     position to r numbers, B is pointwise. The rank r is A's first dimension; `alpha` is 128 as released (with r = 64, a
     factor of 2). The product is computed in float32 and cast to the weight's type.
 

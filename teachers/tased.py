@@ -314,7 +314,7 @@ class Tased(LastFrameTeacher[TasedNet, TasedConfig]):
 
     def windows_logits(self, frames: Tensor, rows_BT: Tensor) -> Tensor:
         stems_NCHW = self.net.stem(frames.permute(0, 3, 1, 2).float() * (2 / 255) - 1)
-        stems_BTHWC = stems_NCHW.permute(0, 2, 3, 1)[rows_BT]  # gathered with the channels last, as they lie in memory
+        stems_BTHWC = stems_NCHW.permute(0, 2, 3, 1)[rows_BT]  # gathered with the channels last, as in memory
         return self._from_stem(stems_BTHWC.permute(0, 1, 4, 2, 3))
 
     def finish(self, saliency_Bhw: Tensor) -> Tensor:

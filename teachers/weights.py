@@ -141,7 +141,7 @@ class LoadAccount(NamedTuple):
     loaded: int
     """Number of keys loaded into the module: all of the module's."""
     dropped: tuple[str, ...]
-    """Keys that the caller said to leave out."""
+    """Keys in `drop`."""
 
 
 def load_state_dict_exact(

@@ -87,7 +87,7 @@ def _run_until(
     stage: str, recipe: Path | None, corpus: str | None, options: RunOptions, output: Output,
     per_clip: bool = False, table: Path | None = None,
 ) -> None:  # fmt: skip
-    """Brings the run that the options describe up to a stage, and prints what it has."""
+    """Brings the run that the options describe up to a stage, and prints its results."""
     resolved, path = resolve(recipe, corpus, options)
     from distill.run.plan import check_ready
 
@@ -181,7 +181,7 @@ def evaluate(
 def init(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="where to write recipe.toml")] = Path(), as_json: JsonOption = False
 ) -> None:
-    """Write a commented recipe: every key, its default, what it means."""
+    """Write a commented recipe: every key, its default, its meaning."""
     path = folder / "recipe.toml"
     if path.exists():
         raise UsageError(f"{path} exists; remove it, or name another folder")

@@ -39,7 +39,7 @@ class Clip:
     name: str = ""  # the id within that part; defaults to `id`
     side: str = ""  # train, val or test, where the corpus has an official split
     lag: float = 0.0  # seconds by which the mouse follows the eye
-    troubles: dict[str, int] = field(default_factory=dict, hash=False)  # what was dropped or looks wrong, with counts
+    troubles: dict[str, int] = field(default_factory=dict, hash=False)  # dropped points and suspicious counts, by kind
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -72,6 +72,7 @@ class Corpus:
 
     @property
     def root(self) -> str:
+        """The folders of all parts, for messages."""
         return ", ".join(self.roots.values())
 
     @property
@@ -89,6 +90,7 @@ class Corpus:
         return self._by_id[clip_id]
 
     def select(self, ids: Iterable[str]) -> list[Clip]:
+        """The clips with these ids, in this order. Raises UsageError for an unknown id."""
         return [self[i] for i in ids]
 
     @property
@@ -97,10 +99,12 @@ class Corpus:
         return float(np.median([clip.fps for clip in self.clips if not clip.static] or [30.0]))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for corpus.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Corpus:
+        """The inverse of `to_dict`."""
         lists = {k: tuple(values[k]) for k in ("train", "val", "notes")}
         return cls(**{**values, **lists, "clips": tuple(Clip(**c) for c in values["clips"])})
 
@@ -111,6 +115,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def first_few(names: list[str]) -> str:
+    """At most four names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 

@@ -1,4 +1,4 @@
-"""All fixations of a clip as arrays, placed on its pixels. The readers deliver coordinates; `place` keeps what is usable.
+"""All fixations of a clip as arrays, placed on its pixels. The readers deliver coordinates; `place` keeps the usable ones.
 
 Whatever is not usable (outside the frame, NaN, after the last frame, duplicated) is dropped and counted, never silently.
 """

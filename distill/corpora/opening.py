@@ -87,7 +87,7 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, C
 def survey(
     name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None
 ) -> tuple[Corpus, dict[str, str]]:
-    """Checks every clip, decoding each video once: the usable clips as a corpus, and what is wrong with the others, by id."""
+    """Checks every clip, decoding each video once: the usable clips as a corpus, and the problems of the others, by id."""
     options = options or keys.Corpus()
     parts = parts_of(name, roots)
     found = find(parts, options)

@@ -104,7 +104,7 @@ def read_gray_frame(path: Path, index: int) -> np.ndarray:
         return video.image
     if video.key != key or index < video.index:
         video.capture, video.index = _open(path), -1
-    video.key = None  # after an error, reading begins anew
+    video.key = None  # after an error, reading starts over
     while video.index < index:
         if not video.capture.grab():
             raise UsageError(f"{path} ends after {video.index + 1} frames, before frame {index + 1}; is it complete?")

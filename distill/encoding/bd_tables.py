@@ -59,8 +59,8 @@ def _signed(value: float | None) -> str:
 
 
 def legend(result: dict[str, Any]) -> list[str]:
-    """What the columns mean, and whose gaze weights which clips."""
-    lines = ["BD-rate in per cent, negative saves rate. PSNR: over all pixels alike, by which a map can only lose"]
+    """The meaning of the columns, and the weights of each clip."""
+    lines = ["BD-rate in per cent, negative saves rate. PSNR: over all pixels equally, by which a map can only lose"]
     clips = result["clips"]
     weights = {"gaze": "where observers looked", "judge": f"the map of {result['judge']}, a model, not observers"}
     for by, where in weights.items():

@@ -45,7 +45,7 @@ def compare(
     at equal CRF in per cent}, left_out: {map: {quality: why there is no BD-rate}}}}; the results of `summary`; and unfinished, the
     names of clips not done because of an interrupt.
 
-    Raises UsageError for a model or an option that cannot be used, a proxy among the compared, or rates that give no BD-rate for
+    Raises UsageError for a model or an option that cannot be used, a proxy that is compared too, or rates that give no BD-rate for
     any clip; Interrupted where no clip is done.
     """
     for crf in crfs:

@@ -1,6 +1,6 @@
 """Writing the encoded video: time stamps, rotation, metadata and chapters are preserved; other streams are copied as they are.
 
-Audio, subtitles, attachments and cover art go where the container can hold them; what is left out is reported.
+Audio, subtitles, attachments and cover art go where the container can hold them; streams left out are reported.
 """
 
 import contextlib
@@ -120,7 +120,7 @@ class EncodedFile:
 
 
 def _set_decoding_times(packets: list[av.Packet]) -> None:
-    """Sets the decoding times of all packets of a clip anew: x265 leaves them undefined in clips of two or three frames."""
+    """Recomputes the decoding times of all packets of a clip: x265 leaves them undefined in clips of two or three frames."""
     shown = sorted(packet.pts for packet in packets if packet.pts is not None)
     delay = max((time - (packet.pts or 0) for packet, time in zip(packets, shown, strict=True)), default=0)
     for packet, time in zip(packets, shown, strict=True):

@@ -39,6 +39,7 @@ class Coding:
 
     @property
     def library(self) -> str:
+        """FFmpeg's name of the encoder."""
         return CODECS[self.codec]
 
 
@@ -61,15 +62,17 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         return self.height, self.width
 
     @property
     def bits(self) -> int:
+        """Bits per sample."""
         return max(c.bits for c in av.VideoFormat(self.format).components)
 
 
 def check_coding(coding: Coding) -> None:
-    """Raises UsageError for what can be seen to be wrong before anything is opened."""
+    """Raises UsageError for every error that can be detected before anything is opened."""
     if coding.codec not in CODECS:
         raise UsageError(f"--codec {coding.codec} is unknown; there are {', '.join(CODECS)}")
     if coding.crf is not None and coding.bitrate is not None:

@@ -98,7 +98,7 @@ def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str) -> Excerpt:
 def check_proxy(proxy: Path, models: Mapping[str, Path]) -> None:
     """Raises UsageError where the proxy is not a file, or shares its weights with one of the models, in whatever form."""
     if not proxy.is_file():
-        reason = "the centred Gaussian is among the compared" if str(proxy) in ("centre", "none") else "no such model"
+        reason = "the centred Gaussian is one of the maps compared" if str(proxy) in ("centre", "none") else "no such model"
         raise UsageError(f"--judge {proxy}: {reason}; give the ONNX file of a model that is not compared")
     weights = _tensor_digests(proxy)
     for name, path in models.items():

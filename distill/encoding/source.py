@@ -1,6 +1,6 @@
 """Reading the video that is encoded: its frames in order, and the format of its pictures.
 
-Bit depth and chroma format, pixel aspect ratio, colour tags, mastering display and light level of HDR10 are preserved; what is lost is
+Bit depth and chroma format, pixel aspect ratio, colour tags, mastering display and light level of HDR10 are preserved; losses are
 reported.
 """
 
@@ -20,7 +20,7 @@ from distill.encoding.encoders import Coding, Picture
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 
-# Side data of frames that the encoders or their wrappers drop, and what it holds.
+# Side data of frames that the encoders or their wrappers drop, and its content.
 LOST = {
     "AFD": "active format", "AMBIENT_VIEWING_ENVIRONMENT": "ambient viewing environment",
     "DOVI_METADATA": "Dolby Vision", "DOVI_RPU_BUFFER": "Dolby Vision", "DYNAMIC_HDR_PLUS": "HDR10+",
@@ -53,6 +53,7 @@ def video_stream(container: Any) -> Any:
 
 
 def first_frame(path: Path) -> av.VideoFrame:
+    """The first decoded frame. Raises UsageError as `open_video`, and where no frame decodes."""
     with open_video(path) as container:
         for frame in container.decode(video_stream(container)):
             return frame
@@ -88,7 +89,7 @@ def read_frames(
 
 
 def describe_picture(stream: Any, first: av.VideoFrame, coding: Coding | None, narrator: Narrator) -> Picture:
-    """What the encoder will get: the source's format and size where it takes them. coding: None where nothing is encoded."""
+    """The pictures that the encoder gets: the source's format and size where it takes them. coding: None where nothing is encoded."""
     side_data: Any = first.side_data  # typed as names, but holds the data
     beside = {data.type.name: bytes(data) for data in side_data}
     display = mastering_display(beside.get("MASTERING_DISPLAY_METADATA", b""))

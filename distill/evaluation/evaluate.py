@@ -32,7 +32,7 @@ from distill.run.parallel import usable_cores
 from distill.run.progress import Narrator, cancelling_pool
 from distill.students.pooling import Pooling, State, parse
 
-# A map of any size for a frame of a clip, [h,w], with a peak of 1: what a baseline or a teacher predicts there.
+# The prediction of a baseline or a teacher for a frame of a clip: a map [h,w] of any size, with a peak of 1.
 Reference = Callable[[Clip, int], np.ndarray]
 
 MEAN_MAP = "mean map of the other clips"
@@ -119,9 +119,9 @@ def evaluate_corpora(models: Sequence[Path], recipe: Recipe, narrator: Narrator)
         narrator.say(f"corpus: {note}")
     for ids in dict.fromkeys(held_out.values()):
         if ids and not selected:
-            alike = " or ".join(name for name in held_out if held_out[name] == ids)
+            shared = " or ".join(name for name in held_out if held_out[name] == ids)
             narrator.say(
-                f"eval: all clips are scored; if {alike} was trained on this corpus, only {ids} were held out: "
+                f"eval: all clips are scored; if {shared} was trained on this corpus, only {ids} were held out: "
                 f"--set corpus.val_clips={ids}"
             )
     results, options = {}, recipe.eval

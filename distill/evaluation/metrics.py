@@ -51,14 +51,17 @@ class Map:
 
     @classmethod
     def of(cls, values: np.ndarray | Map) -> Map:
+        """`values` as a Map; a Map is returned as it is."""
         return values if isinstance(values, Map) else cls(values)
 
     @property
     def constant(self) -> bool:
+        """Whether all values are equal."""
         return self.squared_deviation == 0
 
     @cached_property
     def buffer(self) -> np.ndarray:
+        """Scratch memory `[H*W]`, float64; every metric may overwrite it."""
         return np.empty_like(self.shifted)
 
     @property
@@ -204,8 +207,8 @@ def s_auc(prediction: np.ndarray, fixations: np.ndarray, other_fixations: np.nda
 def s_auc_splits(
     prediction: np.ndarray, fixations: np.ndarray, other_fixations: np.ndarray, splits: int = 100, step: float = 0.1, seed: int = 0
 ) -> float:  # fmt: skip
-    """Shuffled AUC as the MIT and DHF1K code computes it: the mean over `splits` random draws, each of as many other
-    fixations as there are here. Thresholds run from 0 in steps of `step` over the min-max scaled map."""
+    """Shuffled AUC as the MIT and DHF1K code computes it: the mean over `splits` random draws of other fixations,
+    each as many as there are here. Thresholds run from 0 in steps of `step` over the min-max scaled map."""
     values, low, high = prediction.ravel(), float(prediction.min()), float(prediction.max())
     if low == high:
         return 0.5

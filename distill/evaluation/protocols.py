@@ -26,7 +26,7 @@ Coordinates = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What a frame's predictions are scored against, as `ground_truth` checks it. Pixels are flat indices."""
+    """The ground truth of a frame's predictions, as checked by `ground_truth`. Pixels are flat indices."""
 
     density: Map
     pixels: np.ndarray  # int [N], the fixations; a pixel that was fixated twice occurs twice

@@ -73,7 +73,7 @@ def _tiny_config(recipe: Recipe) -> VisageConfig:
 
 
 def _build_released(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    """A visage of a published size: from the authors' files, from what this run trained, or with random weights."""
+    """A visage of a published size: from the authors' files, from this run's training, or with random weights."""
     if trained_here(recipe, member):
         return _fused(recipe, fine_tune.open_tuned(checkpoints, device, how))
     dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
@@ -100,7 +100,7 @@ def _train_released(recipe: Recipe, member: Member, corpus: Corpus, cache: Path,
 
 
 def _fused(recipe: Recipe, teacher: Visage) -> Visage:
-    """The teacher with the fusion that the recipe asks for."""
+    """The teacher with the recipe's fusion."""
     weights = recipe.teacher.expert_weights or teacher.config.weights
     teacher.config = replace(teacher.config, fusion=recipe.teacher.fusion, weights=weights)
     teacher.net.config = teacher.config  # type: ignore[assignment]
@@ -139,7 +139,7 @@ REGISTRY: dict[tuple[str, str], Registered] = {  # by name and size
 def open_teacher(recipe: Recipe, device: torch.device, checkpoints: Path, how: Inference = PLAIN) -> Teacher:
     """The teacher that a recipe names, on `device`; not for `maps`.
 
-    checkpoints: the folder with what the run itself has trained. Raises UsageError for weights that are missing, damaged or
+    checkpoints: the folder with the weights that the run itself has trained. Raises UsageError for weights that are missing, damaged or
     of another network.
     """
     team = members(recipe.teacher)
@@ -205,7 +205,7 @@ def calibrated(recipe: Recipe, teacher: Teacher | Lookup) -> Teacher | Lookup:
 
 
 def describe(recipe: Recipe, teacher: Teacher | Lookup) -> dict[str, Any]:
-    """What a label store records of its teacher: plain values; names of files without folders.
+    """The description of a teacher that a label store keeps: plain values; names of files without folders.
 
     `chain` is a list of [part, licence]; `random` names the parts with random weights. Labels of another run keep that run's
     description; only a calibration is added.

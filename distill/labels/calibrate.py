@@ -47,7 +47,7 @@ METRICS = ("nss", "cc", "sim", "kld")
 
 @dataclass(frozen=True)
 class Fit:
-    """A calibration and what it gains."""
+    """A calibration and its gain."""
 
     calibration: Calibration  # fitted on all clips; the identity where the held-out clips gain nothing
     fitted: Calibration  # the same, whether it helps or not

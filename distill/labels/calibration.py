@@ -1,4 +1,4 @@
-"""A calibration: three numbers that bring a teacher's maps to the sharpness and level of a corpus's density maps.
+"""A calibration: three numbers that match a teacher's maps to the sharpness and level of a corpus's density maps.
 
     calibrated logits = blur(logits) / temperature + bias
 
@@ -122,6 +122,6 @@ def load(path: Path, fingerprint: str) -> Calibration:
         raise UsageError(f"{path} is not a calibration ({error}); `distill teach calibrate` writes one") from None
     if fitted_to != fingerprint:
         raise UsageError(
-            f"{path} was fitted to teacher {name} ({str(fitted_to)[:12]}), this one is {fingerprint[:12]}; calibrate it anew"
+            f"{path} was fitted to teacher {name} ({str(fitted_to)[:12]}), this one is {fingerprint[:12]}; calibrate again"
         )
     return calibration

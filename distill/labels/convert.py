@@ -41,7 +41,7 @@ class Kind(NamedTuple):
 
 
 def convert(source: Path, target: Path, kind: str | None = None) -> dict[str, Any]:
-    """Writes the weights in `source` as safetensors to `target`, whole or not at all; returns what they are, as plain values.
+    """Writes the weights in `source` as safetensors to `target`, whole or not at all; returns facts about them, as plain values.
 
     kind: one of `KINDS`; None recognises it by the keys. Before `target` gets its name the written file is compared with the
     source. Raises UsageError, one line, for a source that is damaged or of no known kind, for keys or shapes that do not fit,
@@ -130,7 +130,7 @@ def _network(build: Callable[[], nn.Module]) -> Check:
 
 
 def _size(state: Mapping[str, Tensor], width: int, file: str) -> str:
-    """The published InternVideo2 of this width, and of as many blocks as `state` has."""
+    """The published InternVideo2 of this width and with the number of blocks in `state`."""
     blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     for size, shape in SIZES.items():
         if shape[:2] == (width, blocks):

@@ -26,7 +26,7 @@ class Ensemble(Teacher):
         self.shares = tuple(weight / sum(weights) for weight in weights)
 
     def prepare(self, frames: np.ndarray | Tensor) -> tuple[Prepared, ...]:
-        """uint8 RGB `[n,H,W,3]` -> what each member's network sees of them, in the members' order."""
+        """uint8 RGB `[n,H,W,3]` -> the prepared input of each member, in the members' order."""
         return tuple(member.prepare(frames) for member in self.members)
 
     def infer(self, inputs: Prepared, fps: float) -> Tensor:

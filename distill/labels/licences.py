@@ -1,4 +1,4 @@
-"""Licences of teachers: what each is made of, and whether a run may use it without asking the user.
+"""Licences of teachers: their parts, and whether a run may use it without asking the user.
 
 The chain of a teacher lists its parts and their licences; it goes into the label store, and from there into the student's
 metadata and model card.
@@ -63,7 +63,7 @@ def _onnx_chain(path: Path) -> list[tuple[str, str]]:
 
 
 def binding(member: Member) -> list[tuple[str, str]]:
-    """The parts whose licences decide: what an ONNX file was made from where it says so, otherwise the whole chain."""
+    """The parts whose licences decide: those that an ONNX file was made from where it states them, otherwise the whole chain."""
     parts = chain(member)
     return parts[1:] if member.name == "onnx" and len(parts) > 1 else parts
 

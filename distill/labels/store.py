@@ -43,6 +43,7 @@ class LabelStore:
 
     @classmethod
     def open(cls, path: Path) -> Self:
+        """An existing store. Raises UsageError where `store.json` is missing or damaged."""
         return cls(path, read_json(path / "store.json")["teacher"])
 
     def __contains__(self, clip_id: str) -> bool:

@@ -1,6 +1,6 @@
 """Where a student comes from: its corpus, its teacher, their licences, and the caveats about its scores.
 
-`provenance` is what the ONNX files, the sidecars, the model card and the report say of a run's best checkpoint. It names
+`provenance` gives the facts about a run's best checkpoint that the ONNX files, sidecars, model card and report state. It names
 files and fingerprints, never paths on this machine, because it ships.
 """
 
@@ -26,6 +26,8 @@ from distill.training import checkpoint
 
 @dataclass(frozen=True)
 class Provenance:
+    """Facts about a student that ship with it, as plain values."""
+
     name: str
     license: str
     corpus: str
@@ -120,7 +122,7 @@ def _without_paths(recipe: Recipe) -> dict[str, Any]:
 
 
 def caveats(corpus: Corpus, teacher: Mapping[str, Any] | None = None) -> list[str]:
-    """What a reader must know before believing the numbers. `teacher`: as its label store describes it."""
+    """Caveats that a reader of the scores must know. `teacher`: as its label store describes it."""
     warnings = []
     if teacher and teacher["random"]:
         parts = ", ".join(teacher["random"])
@@ -172,4 +174,5 @@ def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, st
 
 
 def rounded(scores: dict[str, float]) -> dict[str, float]:
+    """The scores with four decimals."""
     return {name: round(value, 4) for name, value in scores.items()}

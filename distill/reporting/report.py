@@ -1,6 +1,6 @@
 """The report of a run: one HTML file with scores, curves and maps, which needs no other file.
 
-This module collects what the report shows, `drawings` draws it, `templates/report.html.j2` lays it out.
+This module collects the content, `drawings` draws figures, `templates/report.html.j2` is the layout.
 """
 
 import json
@@ -33,7 +33,7 @@ Picture = tuple[str, str]
 
 
 def write(run: RunDir, recipe: Recipe, corpus: Corpus, labels: LabelStore, origin: Provenance, narrator: Narrator) -> None:
-    """Writes `report.html` from the files of an evaluated run. The maps of `report.clips` validation clips are computed anew."""
+    """Writes `report.html` from the files of an evaluated run. The maps of `report.clips` validation clips are computed again."""
     metrics = read_json(run / "metrics.json")
     parity = read_json(run / "export" / f"{origin.name}.parity.json")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -107,7 +107,7 @@ def _pictures(
 
 
 def _checks(origin: Provenance, parity: Mapping[str, Any], run: RunDir) -> dict[str, str]:
-    """What was verified of the ONNX files, and what they are."""
+    """The results of verification, and facts about the ONNX files."""
     shortest, median, longest = origin.tau_seconds
     return {
         "PyTorch and onnxruntime": f"{max(parity['image_max_abs'], parity['step_max_abs']):.2e} "

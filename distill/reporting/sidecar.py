@@ -81,6 +81,7 @@ def registry_entry(model: Path, license_: str, about: str, notes: str, int8: Int
 
 
 def write_registry(path: Path, entries: Sequence[dict[str, Any]]) -> Path:
+    """Writes the entries as a registry of the downstream; returns its path."""
     write_json(path, {"schema_version": 1, "models": list(entries)})
     return path
 

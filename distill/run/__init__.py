@@ -1,1 +1,1 @@
-"""A run: its directory, its stages, and what every long piece of work shares."""
+"""A run: its directory, its stages, and helpers that all long tasks share."""

@@ -24,7 +24,7 @@ def choose(wanted: str) -> tuple[torch.device, str]:
         raise UsageError(f"run.device is '{wanted}', but {torch.cuda.device_count()} CUDA devices are visible; use auto or cpu")
     if wanted == "cuda":
         device = _this_ranks_gpu()
-    return device, f"{device} (asked for)"
+    return device, f"{device} (requested)"
 
 
 def _this_ranks_gpu() -> torch.device:

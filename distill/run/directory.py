@@ -31,7 +31,7 @@ from distill.run.parallel import rank
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
-"""Of the manifest. A run of schema 1 is continued; only its unfinished trainings are not (`training.checkpoint`)."""
+"""Schema of the manifest. A run of schema 1 is continued; only its unfinished trainings are not (`training.checkpoint`)."""
 OURS = [
     "recipe.toml",
     "corpus.json",
@@ -45,7 +45,7 @@ OURS = [
     "checkpoints",
     "export",
 ]
-"""What --force removes, beside the manifest."""
+"""The files and folders that --force removes, beside the manifest."""
 
 
 def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, Any] | None:
@@ -88,7 +88,7 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _locked(path: Path) -> contextlib.AbstractContextManager[object]:
-    from filelock import FileLock, Timeout  # not at the top: the extra `train` brings it
+    from filelock import FileLock, Timeout  # not at the top: the extra `train` installs it
 
     try:
         return FileLock(path / ".lock").acquire(blocking=False)
@@ -156,7 +156,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
         return is_done(self.path, self.manifest, stage, key)
 
     def check_inputs(self, now: dict[str, str]) -> None:
-        """Records fingerprints of what the run reads from outside. Raises UsageError where one has changed since."""
+        """Records fingerprints of the run's external inputs. Raises UsageError where one has changed since."""
         before = self.manifest.setdefault("inputs", {})
         for what, value in now.items():
             if before.get(what, value) != value:
@@ -184,7 +184,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             write_json(self / MANIFEST, self.manifest)
 
 
-TRAIN_MODULES = ("torch", "onnxruntime", "onnxscript", "cv2", "matplotlib")  # what the extra `train` brings
+TRAIN_MODULES = ("torch", "onnxruntime", "onnxscript", "cv2", "matplotlib")  # of the extra `train`
 
 
 def missing_modules() -> list[str]:
@@ -193,7 +193,7 @@ def missing_modules() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what the numbers depend on. Imports none of it."""
+    """Versions of the packages that results depend on. Imports none of them."""
     versions = {"saliency-distill": __version__, "python": sys.version.split()[0], "machine": platform.platform()}
     for package in ("numpy", "onnx", "onnxruntime", "torch", "opencv-python-headless"):
         with contextlib.suppress(metadata.PackageNotFoundError):

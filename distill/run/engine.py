@@ -2,7 +2,7 @@
 
 Rank 0 goes through the stages in order. It skips each one that is done under the same fingerprint, as long as everything
 before it was skipped too: a stage that runs again makes all later ones run again. The other ranks of a torchrun job wait and
-join the shared stages. An interrupted stage resumes by itself from what it finds in the run directory.
+join the shared stages. An interrupted stage resumes from its files in the run directory.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The errors that a user can see, by exit code. Each message is one line: what is wrong, where, and the way out."""
+"""The errors that a user can see, by exit code. Each message is one line: the problem, the place, and the way out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -54,6 +54,7 @@ def is_temporary(name: str) -> bool:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
 
@@ -97,6 +98,7 @@ class ArrayFile:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
     write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 

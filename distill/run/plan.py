@@ -19,6 +19,8 @@ from distill.run.files import fingerprint
 
 @dataclass(frozen=True)
 class Stage:
+    """One step of a run."""
+
     name: str
     about: str
     sections: tuple[str, ...]
@@ -50,7 +52,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
 
 
 def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
-    """What a run would do, one row a stage. Raises UsageError where it could not start: missing input, another run in `path`."""
+    """The plan of a run, one row per stage. Raises UsageError where it could not start: missing input, another run in `path`."""
     check_ready(recipe)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; name a directory")
@@ -114,7 +116,7 @@ def check_ready(recipe: Recipe) -> None:
 
 
 def inputs(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of what a run reads from outside, by what it is: from names, sizes and counts of annotations."""
+    """Fingerprints of a run's external inputs, by description: from names, sizes and counts of annotations."""
     prints = {}
     if recipe.corpus.root and recipe.corpus.name != "synthetic":
         parts = parts_of(recipe.corpus.name, recipe.corpus.root)

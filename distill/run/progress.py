@@ -76,6 +76,7 @@ class Narrator:
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Iterator[Bar]:
+        """A progress bar for the length of the block; `done` of `total` units are done already."""
         bar = Bar(self, title, total, done, unit)
         try:
             yield bar

@@ -1,4 +1,4 @@
-"""What each stage of a run does. Every stage reads files of the run directory and writes its own.
+"""The work of each stage. Every stage reads files of the run directory and writes others.
 
 `WORK` has a function for each stage of `plan.STAGES`: from a `Context` to the files that the stage leaves, which
 `run.directory` lists. They only connect; the work is done in the sub-packages that they call.
@@ -53,10 +53,12 @@ class Context:
 
     @property
     def corpus(self) -> Corpus:
+        """The corpus as the stage `corpus` left it."""
         return Corpus.from_dict(read_json(self.run / "corpus.json"))
 
     @property
     def labels(self) -> LabelStore:
+        """The run's label store."""
         return LabelStore.open(self.run / "labels")
 
     def cached(self, ids: Sequence[str]) -> list[frames.CachedClip]:
@@ -254,7 +256,7 @@ def _eval(context: Context) -> Done:
 
 
 def _references(context: Context, corpus: Corpus) -> dict[str, Reference]:
-    """What the student is compared with: its teacher, and two maps that do not look at the frame."""
+    """The references that the student is compared with: its teacher, and two maps that do not depend on the frame."""
     store = context.labels
     labels = {clip.id: store.read(clip.id, clip.frames) for clip in corpus.select(corpus.val)}
     references: dict[str, Reference] = {

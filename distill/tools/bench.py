@@ -125,6 +125,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def open_all(models: Sequence[Path], threads: int) -> list[Predictor]:
+    """The models in onnxruntime. Raises UsageError for one that does not load."""
     return [load_predictor(path, threads) for path in models]
 
 

@@ -23,7 +23,7 @@ def noise(width: int, height: int) -> np.ndarray:
 
 
 def peak_bytes(model: Path, width: int, height: int, threads: int, runs: int = RUNS) -> float | None:
-    """Peak resident memory of a process that streams two frames through a model, above what it held before; the median.
+    """Peak resident memory of a process that streams two frames through a model, above what it used before; the median.
 
     None if this system does not report it. Raises UsageError if the model does not run at that size.
     """
@@ -52,7 +52,7 @@ def _high_water() -> int | None:
 
 def _print_peak(model: str, width: str, height: str, threads: str) -> None:
     frame = noise(int(width), int(height))
-    CLEAR.write_text("5")  # resets the peak: what the imports held for a moment is not part of the base
+    CLEAR.write_text("5")  # resets the peak: memory that the imports used temporarily is not part of the base
     before = _high_water() or 0
     predictor = Predictor(model, int(threads))
     for _ in range(FRAMES):

@@ -78,7 +78,7 @@ def image_set(clip: Clip) -> str:
 
 
 def evenly_spaced(items: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` of the items, from the middles of as many equal stretches."""
+    """At most `limit` of the items, from the middles of equal stretches."""
     if len(items) <= limit:
         return list(items)
     return [items[int(i)] for i in (np.arange(limit) + 0.5) * len(items) / limit]

@@ -20,7 +20,7 @@ from distill.run.files import write_bytes
 from distill.run.progress import Narrator
 from distill.tools.bench import parse_size
 
-SMALLEST, LARGEST = 16, 4096  # pixels a side: what the students are made for
+SMALLEST, LARGEST = 16, 4096  # pixels a side: the range that students support
 INPUT = "Y plane as stored (limited range, 16 to 235), over 255; [1,1,H,W] of this size only"
 
 

@@ -24,6 +24,7 @@ FORMAT = 2
 
 
 def save(path: Path, values: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all."""
     buffer = io.BytesIO()  # torch does not report a full disk, a plain write does
     torch.save(values, buffer)
     write_bytes(path, buffer.getbuffer())

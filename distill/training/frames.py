@@ -30,6 +30,7 @@ class CachedClip(Cached):
 
     @property
     def fps(self) -> float:
+        """Cached frames per second."""
         return self.clip.fps / self.stride
 
     def at_working_size(self, index: np.ndarray) -> np.ndarray:
@@ -60,6 +61,7 @@ def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) 
 
 
 def load(folder: Path, clip: Clip, sample_fps: float) -> CachedClip:
+    """A clip of the cache; its files are opened when they are read."""
     frames, *truth = _files(folder, clip)
     return CachedClip(clip, stride_for(clip, sample_fps), frames, truth[0] if truth else None)
 

@@ -55,7 +55,7 @@ class Moment:
 
 @dataclass
 class Losses:
-    """What a step's forward and backward pass report."""
+    """The results of a step's forward and backward pass."""
 
     # Scalars for the log. Those called `loss...` must be finite; a NaN among the others is a mean of nothing: left out.
     values: dict[str, Tensor]
@@ -75,13 +75,13 @@ class Progress:
 
 
 class Task(ABC):
-    """What is trained, and how. A task sets the attributes that have no value here."""
+    """Defines what is trained, and how. A task sets the attributes that have no value here."""
 
-    verb = "teach"  # or "train": names the progress bar, and with "ing" what was interrupted
+    verb = "teach"  # or "train": names the progress bar, and with "ing" the interrupted task
     lr_key: str  # the recipe key that an error message advises to lower
     context: TrainingContext
     resume_file: str
-    modules: dict[str, nn.Module]  # what is trained, by the names that error messages use
+    modules: dict[str, nn.Module]  # the trained modules, by the names that error messages use
     phase_steps: tuple[int, ...]
     labels: tuple[dict[str, Any], ...] = ({},)  # of each phase: keys for its lines in the log
     kept_files: tuple[dict[str, str | None], ...] = ({},)
@@ -92,14 +92,15 @@ class Task(ABC):
     validate_start = False  # whether the weights that training starts from are validated and kept
     max_norm = 1.0  # of each module's gradient
     ema: float | None = None  # largest decay of the averaged weights; None: no average
-    averages: dict[str, nn.Module]  # what is validated and kept; `fit` sets it: the modules themselves without an average
+    averages: dict[str, nn.Module]  # validated and kept; set by `fit`: the modules themselves without an average
     average_buffers = False  # whether BatchNorm's statistics, running averages themselves, are averaged as well
-    phase_average = False  # whether averaging starts anew with a phase
+    phase_average = False  # whether averaging restarts with a phase
     rank_batches = False  # whether every rank draws its own batches; then only the same number of ranks can continue a job
-    state: Tensor | None = None  # what a rank carries from step to step beside the weights
+    state: Tensor | None = None  # carried by a rank from step to step, beside the weights
 
     @property
     def resume_path(self) -> Path:
+        """The file from which training continues."""
         return self.context.folder / self.resume_file
 
     @abstractmethod
@@ -127,7 +128,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def load_kept(self, phase: int) -> None:
-        """Loads into the modules what a phase kept."""
+        """Loads the weights that a phase kept into the modules."""
         raise NotImplementedError
 
 
@@ -201,7 +202,7 @@ def moment(phase_steps: Sequence[int], step: int) -> Moment:
 
 
 def _finite_values(task: Task, losses: Losses, step: int) -> dict[str, float]:
-    """Clips the gradients; all numbers of the step leave the device at once. Raises UsageError if one is not finite."""
+    """Clips the gradients; the numbers of the step leave the device in one transfer. Raises UsageError if one is not finite."""
     norms = {}
     for name, module in task.modules.items():
         learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -276,7 +277,8 @@ def _resume(task: Task, log: Path | None) -> tuple[Progress, torch.optim.Optimiz
     if saved and all((path.parent / name).exists() for name in saved["kept"]):  # else start again
         if task.rank_batches and len(saved["states"]) != ranks:
             raise UsageError(
-                f"{path} was written by {len(saved['states'])} processes, this job has {ranks}; use as many, or start over with --force"
+                f"{path} was written by {len(saved['states'])} processes, this job has {ranks}; use the same number, "
+                "or start over with --force"
             )
         for name, module in task.modules.items():
             checkpoint.restore(module, saved["live"][name], path)
@@ -312,7 +314,7 @@ def repair(log: Path, step: int) -> None:
 
 
 def _note(task: Task, phase: int, values: dict[str, float], progress: Progress) -> str:
-    """What the progress bar shows: the phase, the losses and the best validation scores."""
+    """The note beside the progress bar: the phase, the losses and the best validation scores."""
     notes = [f"{name} {value}" for name, value in task.labels[phase].items()]
     notes.append(" ".join(["loss", *(f"{value:.3f}" for name, value in values.items() if name.startswith("loss"))]))
     if best := [f"{score:.3f}" for name in task.kept_files[phase] if (score := progress.kept.get(name)) is not None]:

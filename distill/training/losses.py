@@ -19,7 +19,7 @@ EPS = 1e-8
 VISAGE_EPS = 1e-7
 VISAGE_WEIGHTS = {"kl": 10.0, "cc": 2.0, "sim": 1.0, "bce": 1.0}  # as published; NSS has weight 0 there and is left out
 VISAGE_AUX_WEIGHTS = {"p23": 0.10, "p17": 0.15, "p11": 0.20}  # of expert 2's auxiliary heads, by name
-FIXATION_GAIN = 3.0  # what a fixation adds to the weight 1 of its pixel in the published cross-entropy
+FIXATION_GAIN = 3.0  # added per fixation to the weight 1 of its pixel in the published cross-entropy
 
 
 def frame_losses(

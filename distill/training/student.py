@@ -40,7 +40,7 @@ from distill.training.losses import frame_losses
 from distill.training.schedules import warmup_cosine
 
 FRAMES, CLIPS = 0, 1  # the phases
-VALIDATION_FRAMES = 32  # at once
+VALIDATION_FRAMES = 32  # per pass
 LR_FACTORS = {"memory": 1.0, "motion": 5.0, "onset": 20.0}
 """The temporal parts, and the learning rate of each as a multiple of train.clips_lr: those that add to the logits have few
 weights, each with a visible effect; the memory has thousands, before a frozen decoder."""
@@ -58,7 +58,7 @@ def train(
     context.narrator.say(
         f"train: {parameter_count(task.student):,} parameters; {len(task.videos)} videos, {stills} still images; {frame_steps} steps "
         f"of {config.frames} frames, then {clip_steps} of {config.batch} x {config.window} frames of clips"
-        + (f"; each of {ranks} processes as many" if ranks > 1 else "")
+        + (f", in each of {ranks} processes" if ranks > 1 else "")
     )
     progress = fit(task, log)
     best = context.folder / "best.pt"

@@ -168,6 +168,7 @@ class ConvGRUCell(nn.Module):
         self.register_buffer("drop_mask_1", torch.ones(3, channels))
 
     def path(self, domain: str, name: str, x_BChw: Tensor) -> Tensor:
+        """One of PATHS applied to features `[B, C, h, w]`."""
         conv, norm, gain = self.PATHS[name]
         return self.get_parameter(gain) * self.get_submodule(norm)(self.get_submodule(conv)(x_BChw, domain), domain)
 
@@ -256,6 +257,7 @@ class UnisalNet(nn.Module):
 
 
 def pointwise(channels_in: int, channels: int) -> Chain:
+    """A pointwise convolution, a norm per domain, ReLU6."""
     return Chain(nn.Conv2d(channels_in, channels, 1, bias=False), DomainNorm(channels), nn.ReLU6(inplace=True))
 
 
@@ -266,6 +268,7 @@ def skip(channels_in: int, channels: int) -> Chain:
 
 
 def twice(x_BChw: Tensor) -> Tensor:
+    """Up-sampled twice, bilinearly: `[B, C, h, w]` -> `[B, C, 2h, 2w]`."""
     return F.interpolate(x_BChw, scale_factor=2, mode="bilinear", align_corners=False)
 
 

@@ -136,7 +136,7 @@ def test_no_model_weights_its_own_measurement(students):
         check_proxy(students / "one_step.onnx", models)
     (students / "two.onnx").write_bytes(image_graph(lively(seed=1), {}).SerializeToString())
     check_proxy(students / "two.onnx", models)
-    with pytest.raises(UsageError, match="Gaussian is among the compared"):
+    with pytest.raises(UsageError, match="Gaussian is one of the maps compared"):
         check_proxy(Path("centre"), models)
     with pytest.raises(UsageError, match="no such model"):
         check_proxy(students / "none.onnx", models)

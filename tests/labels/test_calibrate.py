@@ -208,7 +208,7 @@ def test_a_file_of_one_teacher_is_not_used_for_another(flat: Fit, tmp_path: Path
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written["teacher"] == {"name": "constant", "fingerprint": "a" * 64}
     assert written["report"]["after"] == flat.after
-    with pytest.raises(UsageError, match=r"was fitted to teacher constant .a{12}., this one is b{12}; calibrate it anew"):
+    with pytest.raises(UsageError, match=r"was fitted to teacher constant .a{12}., this one is b{12}; calibrate again"):
         load(path, "b" * 64)
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(UsageError, match=r"calibration\.json is not a calibration"):

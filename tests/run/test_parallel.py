@@ -183,8 +183,8 @@ def test_ranks_take_the_machines_gpus_in_turn_and_share_its_cores(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "5"}.items():
         monkeypatch.setenv(name, value)
     assert device.choose("auto") == (torch.device("cuda:1"), "cuda:1 (GPU number 1)")
-    assert device.choose("cuda") == (torch.device("cuda:1"), "cuda:1 (asked for)")
-    assert device.choose("cuda:0") == (torch.device("cuda:0"), "cuda:0 (asked for)")
+    assert device.choose("cuda") == (torch.device("cuda:1"), "cuda:1 (requested)")
+    assert device.choose("cuda:0") == (torch.device("cuda:0"), "cuda:0 (requested)")
     before = torch.get_num_threads()
     try:
         assert device.set_threads(0) == torch.get_num_threads() == 3 and device.set_threads(2) == 2

@@ -31,7 +31,7 @@ def read(clip: Clip) -> ClipFixations:
         usable = frame != position
         dropped[LATE] += int((usable & (frame >= clip.frames)).sum())
         usable &= frame < clip.frames
-        # MATLAB numbers pixels from 1, and the script keeps what is above 0 and below the size.
+        # MATLAB numbers pixels from 1, and the script keeps numbers above 0 and below the size.
         x, y = np.floor(scale * x[usable] + 0.5), np.floor(scale * (y[usable] - margin) + 0.5)
         inside = (x > 0) & (x < clip.width) & (y > 0) & (y < clip.height)
         dropped[OUTSIDE] += int((~inside).sum())
