@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -26,6 +27,9 @@ def main() -> None:
     # Before torch loads its OpenMP: threads that spin while they wait cost a training step 3 to 20 times its time
     # on a machine where anything else runs, and gain nothing measurable where nothing does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # started with it closed; the null device takes its number, before another file does
+            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     code = run_command(sys.argv[1:])
     try:
         sys.stdout.flush()

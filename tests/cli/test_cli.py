@@ -174,6 +174,14 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     assert cli.describe_error(error)[1] == 2
 
 
+def test_closed_streams_are_no_error():
+    command = f"{sys.executable} -m distill teachers"
+    result = subprocess.run(["sh", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    result = subprocess.run(["sh", "-c", f"{command} nobody --json 2>&-"], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode == 2 and json.loads(result.stdout)["exit_code"] == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_an_error_is_reported_where_standard_output_is_full():
     with open("/dev/full", "wb") as full:  # noqa: PTH123
