@@ -108,7 +108,7 @@ def _core(graph: ir.Graph) -> tuple[ir.Value, ir.Value, Size, list[ir.Node]]:
     shape = entry[1].inputs[3] if entry and len(entry[1].inputs) == 4 else None
     sizes = ir.convenience.get_const_tensor(shape) if shape is not None else None
     if not leave or sizes is None or sizes.size != 4:
-        raise ExportRefused("it is no image file of this exporter: a luma file is made from NAME.onnx of a run's export")
+        raise ExportRefused("it is not an image file of this exporter: a luma file is made from NAME.onnx of a run's export")
     height, width = (int(size) // 2 for size in sizes.numpy()[2:])
     graphs = (attribute.as_graph() for attribute in entry[2].attributes.values())
     branches = [node for branch in graphs for node in ir.traversal.RecursiveGraphIterator(branch)]

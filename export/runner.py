@@ -39,7 +39,7 @@ class Predictor:
     """A saliency student in onnxruntime on the CPU, with the state of one stream in `state`; None before the first frame.
 
     model: path of an ONNX file, or its bytes. threads: intra-op threads, 0 for onnxruntime's default.
-    Raises ValueError where the file does not load or is no saliency student.
+    Raises ValueError where the file does not load or is not a saliency student.
     """
 
     def __init__(self, model: str | Path | bytes, threads: int = 1) -> None:
@@ -56,7 +56,7 @@ class Predictor:
         outputs = [o.name for o in self.session.get_outputs()]
         if inputs[:1] != ["input"] or outputs[:1] != ["saliency_map"]:
             raise ValueError(
-                f"{name} is no saliency student: its inputs are {inputs} and its outputs {outputs}; "
+                f"{name} is not a saliency student: its inputs are {inputs} and its outputs {outputs}; "
                 "`input` and `saliency_map` must come first"
             )
         self.name, self.stateful = name, "state_out" in outputs

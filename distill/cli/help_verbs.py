@@ -35,7 +35,7 @@ def inspect(
     name = corpus or corpus_in(path)
     if not name:
         if show:
-            raise UsageError(f"--show draws a clip of a corpus, and {path} is no corpus")
+            raise UsageError(f"--show draws a clip of a corpus, and {path} is not a corpus")
         facts = describe(path)
         print_facts(facts, str(path), output.as_json)
         if str(facts.get("gate", "")).startswith("refused"):

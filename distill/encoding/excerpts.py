@@ -112,7 +112,7 @@ def check_proxy(proxy: Path, models: Mapping[str, Path]) -> None:
 
 
 def _tensor_digests(path: Path) -> dict[bytes, int]:
-    """Digests of a model's larger tensors, and how many numbers each holds; empty where the file is no model."""
+    """Digests of a model's larger tensors, and how many numbers each holds; empty where the file is not a model."""
     try:
         tensors = onnx.load(str(path)).graph.initializer
     except Exception:  # protobuf raises many kinds; opening the model reports what is wrong

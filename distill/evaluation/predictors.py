@@ -36,7 +36,7 @@ def size_multiple(predictor: Predictor) -> int:
 
 
 def predict(predictor: Predictor, frame: np.ndarray, multiple: int) -> np.ndarray:
-    """The map of the next frame: uint8 RGB `[H,W,3]` -> float32 `[H,W]`. A frame whose size is no multiple of `multiple` is
+    """The map of the next frame: uint8 RGB `[H,W,3]` -> float32 `[H,W]`. A frame whose size is not a multiple of `multiple` is
     extended at the right and at the bottom; the map is cropped to the frame."""
     height, width = frame.shape[:2]
     if height % multiple == width % multiple == 0:

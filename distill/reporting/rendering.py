@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-_MARKDOWN = re.compile(r"([\\`*\[\]<>|&~]|(?<!\w)_|_(?!\w))")  # an underscore inside a word is no markup
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|&~]|(?<!\w)_|_(?!\w))")  # an underscore inside a word is not markup
 
 
 def render(template: str, **values: Any) -> str:

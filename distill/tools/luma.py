@@ -28,7 +28,7 @@ def write_luma(model: Path, sizes: Sequence[str], out: Path | None, narrator: Na
     """Writes a luma file for each of `sizes` (`WxH`) into the folder `out`, or beside the model.
 
     Returns for each, ready for JSON: size, file, sha256, bytes, parity, files.
-    Raises UsageError for a wrong size or a model that is no image file of ours, GateFailed where a graph may not ship; then
+    Raises UsageError for a wrong size or a model that is not one of our image files, GateFailed where a graph may not ship; then
     that graph leaves no file.
     """
     if not sizes:

@@ -201,5 +201,5 @@ def test_nan_fails_parity():
 def test_a_file_that_is_not_a_model_is_a_one_line_error(tmp_path, content):
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad.onnx (does not load|is no saliency)"):
+    with pytest.raises(ValueError, match=r"bad.onnx (does not load|is not a saliency)"):
         Predictor(path)

@@ -113,7 +113,7 @@ def test_wrong_models_are_one_line_errors_and_leave_nothing(model, tmp_path, nar
     odd.write_bytes(long.read_bytes())
     for path, message in (
         (tmp_path / "none.onnx", "no model at"),
-        (step, "no image file of this exporter"),
+        (step, "not an image file of this exporter"),
         (golden / "scanner" / "mal_text.onnx", "does not load"),
         (long, "shorter one"),
         (odd, "neither letters"),

@@ -2,7 +2,7 @@
 
 A file is a header of 128 bytes followed by elements: a type, a length, data padded to 8 bytes. An element may be
 compressed (zlib). A matrix is an element whose data are elements again: flags, dimensions, name, numbers.
-scipy.io.loadmat (1.17) is no substitute: one wrong byte, an unknown type of the numbers, crashes the process.
+scipy.io.loadmat (1.17) cannot be used: one wrong byte, an unknown number type, crashes the process.
 """
 
 import struct
