@@ -129,7 +129,7 @@ def caveats(corpus: Corpus, teacher: Mapping[str, Any] | None = None) -> list[st
         warnings.append(f"the teacher had random weights ({parts}): the student has learned nothing worth using")
     if not corpus.held_out:
         clips = ", ".join(corpus.val)
-        warnings.append(f"the only annotated clips ({clips}) train and validate: their scores are not held-out scores")
+        warnings.append(f"the annotated clips ({clips}) both train and validate: their scores are not held-out scores")
     if not corpus.val:
         warnings.append("no clip is held out, or none has fixations: nothing is scored, and the last step is taken as the best")
     if corpus.name == "synthetic":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from distill.corpora import SIGMA, Clip, Corpus, open_corpus, split, synthetic
+from distill.corpora.clips import counted
 from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.export import ExportRefused
@@ -119,7 +120,7 @@ def _corpus(context: Context) -> Done:
     total = sum(clip.frames for clip in corpus.clips)
     annotated = sum(clip.annotated_frames > 0 for clip in corpus.clips)
     say(
-        f"corpus: {len(corpus.clips)} clips, {total:,} frames, {annotated} clips annotated; "
+        f"corpus: {counted(len(corpus.clips), 'clip')}, {total:,} frames, {counted(annotated, 'annotated clip')}; "
         f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({first_names(corpus.val)})" if corpus.val else "")
     )
     for part, weight in corpus.weights.items() if len(corpus.weights) > 1 else ():
