@@ -32,7 +32,7 @@ class Run:
     """How the run is carried out."""
 
     name: str = key("student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _")  # fmt: skip
-    seed: int = key(0, "seed of all randomness but the synthetic corpus", low=0)
+    seed: int = key(0, "seed of all randomness except the synthetic corpus", low=0)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     threads: int = key(0, "CPU threads for torch; 0: all cores", low=0)
 
@@ -88,9 +88,9 @@ class Teacher:
     size: tuple[str, ...] = key((), "size, as 6B, or visage=6B in an ensemble; empty: the first that `distill teachers` lists")  # fmt: skip
     fusion: str = key("logit", "visage: fusion of its experts: logit (mean of logits), mean (of maps) or max")
     expert_weights: tuple[float, ...] = key((), "visage: weights of its experts in the fusion; empty: equal")
-    domain: str = key("DHF1K", "unisal: DHF1K, Hollywood, UCFSports, or SALICON, which sees every frame alone")
+    domain: str = key("DHF1K", "unisal: DHF1K, Hollywood, UCFSports, or SALICON, which treats every frame as an image")
     every: int = key(1, "tased, salfom: frames from one window to the next; maps in between are interpolated", low=1)
-    accept_licence: tuple[str, ...] = key((), "teachers whose licence does not allow everyone any use, and which you may use")  # fmt: skip
+    accept_licence: tuple[str, ...] = key((), "teachers whose licence you have cleared for your use")  # fmt: skip
     calibration: str = key("", "file that `distill teach calibrate` wrote; applied to every label", path=True)
     maps: str | tuple[str, ...] = key("", "maps: folder, or one per part, of CLIP.npz (maps, peak) or PNG folders", path=True)
     steps: int = key(320, "training steps of the tiny visage", low=1)
@@ -103,7 +103,7 @@ class Teach:
     """Fine-tuning of ViSAGE on a published trunk, in two stages: the decoders, then LoRA in the trunk as well."""
 
     finetune: bool = key(False, "train the teacher: visage of a published size, from base and experts; unisal as [unisal] says")
-    base_frames: int = key(4, "frames that the base was published with: 4 in its stage 2, 8 in stage 1", low=1)
+    base_frames: int = key(4, "frames per window that the base was trained with: 4 for stage 2, 8 for stage 1", low=1)
     frames: int = key(20, "frames per window", low=1)
     px: int = key(224, "side of the trunk's input, a multiple of 14", low=14)
     fps: float = key(5.0, "frame rate at which windows sample a video", low=0.1)
@@ -167,7 +167,7 @@ class Train:
     batch: int = key(4, "streams of clips per step, for the temporal part", low=1)
     window: int = key(16, "frames per step and stream: the length of truncated back-propagation", low=1)
     windows: int = key(2, "consecutive windows over which a stream's state is carried before a new clip is drawn", low=1)  # fmt: skip
-    sample_fps: float = key(8.0, "approximate frame rate in training; the gate's time constants are in seconds", low=0.1)  # fmt: skip
+    sample_fps: float = key(8.0, "approximate frame rate in training; the state's time constants are in seconds", low=0.1)  # fmt: skip
     lr: float = key(3e-3, "peak learning rate of the image student (AdamW)", low=0.0)
     clips_lr: float = key(1e-3, "peak learning rate of the memory; motion uses 5 times, onset 20 times as much", low=0.0)  # fmt: skip
     parts: tuple[str, ...] = key(
@@ -207,7 +207,7 @@ class Train:
 class Export:
     """The files that ship."""
 
-    fps: float = key(0.0, "frame rate that the step file's gate is written for; 0: the corpus's median", low=0.0)
+    fps: float = key(0.0, "frame rate that the step file's time constants are written for; 0: the corpus's median", low=0.0)
     license: str = key("", "licence of the weights; empty: derived from the licences of corpus and teacher")
 
 
