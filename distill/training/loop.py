@@ -124,11 +124,11 @@ class Task(ABC):
         return {}
 
     def keep(self, name: str, scores: dict[str, float], step: int) -> None:
-        """Writes one of `kept_files` from the averages; on rank 0."""
+        """Writes one of `kept_files` from the averages; on rank 0. Never called for a task that keeps no files."""
         raise NotImplementedError
 
     def load_kept(self, phase: int) -> None:
-        """Loads the weights that a phase kept into the modules."""
+        """Loads the weights that a phase kept into the modules. Never called for a task of one phase."""
         raise NotImplementedError
 
 

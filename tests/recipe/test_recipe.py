@@ -65,6 +65,8 @@ def test_every_shipped_recipe_loads(path):
         ("corpus.split=mine", "corpus.split must be official or share, got 'mine'"),
         ("teach.precision=fp8", "teach.precision must be auto, bf16 or fp32, got 'fp8'"),
         ("train.ema=1.0", "train.ema must be at most 0.9999"),
+        ("unisal.frames=0", "unisal.frames must be at least 1, got 0"),
+        ("unisal.epochs=0", "unisal.epochs must be at least 1, got 0"),
         ("student.width=100", "student.width must be a multiple of 32"),
         ("run.name=My Student", "run.name may hold lower case letters"),
         ("steps=3", "--set takes section.key=value"),
