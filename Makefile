@@ -45,5 +45,5 @@ $(VENV)/.train: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -q -e '.[train,dev]'
+	$(BIN)/pip install -q -e '.[dev]'
 	@touch $@ $(VENV)/.train

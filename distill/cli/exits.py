@@ -15,8 +15,8 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.output import print_json
-from distill.run.directory import TRAIN_MODULES
 from distill.run.errors import GateFailed, Interrupted, UsageError
+from distill.run.extras import extra_of, how_to_install
 
 # Typer does not export the base of its usage errors.
 _CLICK_EXCEPTION = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -79,7 +79,6 @@ def describe_error(error: BaseException) -> tuple[str, int]:
             return f"the disk is full{where}; free some space and run the command again", 2
         case OSError():
             return f"{error.filename or 'file'}: {error.strerror or error}", 2
-        case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in (*TRAIN_MODULES, "av", "scipy"):
-            extras = "train" if name.split(".")[0] in TRAIN_MODULES else "train,encode"
-            return f"{name} is not installed; pip install 'saliency-distill[{extras}]'", 2
+        case ModuleNotFoundError(name=str(name)) if extra := extra_of(name):
+            return f"{name} is not installed; {how_to_install(extra)}", 2
     return f"internal error: {type(error).__name__}: {error}; put --debug before the verb for a traceback", 2

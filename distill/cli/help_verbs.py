@@ -11,8 +11,9 @@ from typer import Argument, Option
 from distill.cli.options import JsonOption, LayoutOption, Output
 from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows
 from distill.labels import catalogue
-from distill.run.directory import environment, missing_modules
+from distill.run.directory import environment
 from distill.run.errors import GateFailed, UsageError
+from distill.run.extras import EXTRAS, how_to_install, missing
 from distill.run.parallel import usable_cores
 
 
@@ -60,17 +61,19 @@ def inspect(
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Describe this machine: versions, devices, missing packages."""
+    """Describe this machine: versions, devices, and which extras are installed."""
     facts: dict[str, Any] = dict(environment())
     facts |= {"cores": usable_cores(), "free disk here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB"}
-    missing = missing_modules()
-    if "torch" not in missing:
+    lacking = {extra: missing(extra) for extra in EXTRAS}
+    if "torch" not in lacking["train"]:
         from distill.run.device import choose  # needs torch, which may be missing
 
         facts["device"] = choose("auto")[1]
-    print_facts(facts | {"missing": ", ".join(missing) or ("" if as_json else "nothing")}, "doctor", as_json)
-    if missing:
-        _fail(f"{', '.join(missing)} not installed; pip install 'saliency-distill[train]'", as_json)
+    for extra, modules in lacking.items():
+        facts[f"extra {extra}"] = f"{', '.join(modules)} missing; {how_to_install(extra)}" if modules else "installed"
+    print_facts(facts, "doctor", as_json)
+    if all(lacking.values()):
+        _fail(f"no extra is installed, so only the gate works here; {how_to_install('predict')}", as_json)
 
 
 def _fail(message: str, as_json: bool) -> None:

@@ -81,7 +81,7 @@ def print_rows(rows: list[dict[str, str]], title: str = "") -> None:
 
 def print_table(table: Table, piped_width: int) -> None:
     """As wide as the terminal; `piped_width` columns where there is none."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else piped_width).print(table)
+    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else piped_width).print(table)
 
 
 def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:

@@ -11,7 +11,6 @@ directory; in a job, rank 0 alone writes the manifest.
 """
 
 import contextlib
-import importlib.util
 import json
 import platform
 import shutil
@@ -182,14 +181,6 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
     def _save(self) -> None:
         if rank() == 0:
             write_json(self / MANIFEST, self.manifest)
-
-
-TRAIN_MODULES = ("torch", "onnxruntime", "onnxscript", "cv2", "matplotlib")  # of the extra `train`
-
-
-def missing_modules() -> list[str]:
-    """The modules of the extra `train` that are not installed. Imports none."""
-    return [module for module in TRAIN_MODULES if importlib.util.find_spec(module) is None]
 
 
 def environment() -> dict[str, str]:

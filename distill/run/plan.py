@@ -12,8 +12,9 @@ from distill.corpora import CORPORA, find, fingerprints, parts_of
 from distill.labels import licences, members
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Recipe
-from distill.run.directory import is_done, missing_modules, read_manifest
+from distill.run.directory import is_done, read_manifest
 from distill.run.errors import UsageError
+from distill.run.extras import how_to_install, missing
 from distill.run.files import fingerprint
 
 
@@ -84,8 +85,8 @@ def _details(recipe: Recipe) -> dict[str, str]:
 
 def check_ready(recipe: Recipe) -> None:
     """Raises UsageError for every error that can be detected before anything is written."""
-    if missing := missing_modules():
-        raise UsageError(f"{', '.join(missing)} not installed; pip install 'saliency-distill[train]'")
+    if modules := missing("train"):
+        raise UsageError(f"{', '.join(modules)} not installed; {how_to_install('train')}")
     synthetic = recipe.corpus.name == "synthetic"
     if not (synthetic or recipe.corpus.root):
         name = recipe.corpus.name
