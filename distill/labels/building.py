@@ -12,7 +12,7 @@ import torch
 
 from distill.corpora import Corpus, parts_of
 from distill.labels.calibration import Calibrated, load
-from distill.labels.ensemble import Ensemble
+from distill.labels.ensemble import Ensemble, Mirrored
 from distill.labels.licences import binding, chain
 from distill.labels.members import Member, map_folders, map_store, member_source, members, source, trained_here
 from distill.labels.onnx_teacher import OnnxTeacher
@@ -108,9 +108,11 @@ def _fused(recipe: Recipe, teacher: Visage) -> Visage:
 
 
 def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    domain = recipe.teacher.domain
+    domain, static = recipe.teacher.domain, recipe.teacher.static
     path = checkpoints / "unisal.pt" if trained_here(recipe, member) else member.path()
-    return Unisal.load(path, domain, device=device) if path else Unisal.random(SEED, domain, device=device)
+    if not path:
+        return Unisal.random(SEED, domain, device=device, static=static)
+    return Unisal.load(path, domain, device=device, static=static)
 
 
 def _train_unisal(recipe: Recipe, member: Member, corpus: Corpus, cache: Path, context: TrainingContext) -> Trained:
@@ -142,9 +144,10 @@ def open_teacher(recipe: Recipe, device: torch.device, checkpoints: Path, how: I
     checkpoints: the folder with the weights that the run itself has trained. Raises UsageError for weights that are missing, damaged or
     of another network.
     """
-    team = members(recipe.teacher)
+    team, name = members(recipe.teacher), recipe.teacher.name
     built = [_build(recipe, member, device, checkpoints, how) for member in team]
-    return built[0] if len(built) == 1 else Ensemble(recipe.teacher.name, built, [member.weight for member in team])
+    teacher = built[0] if len(built) == 1 else Ensemble(name, built, [member.weight for member in team])
+    return Ensemble(name, [teacher, Mirrored(teacher)], [1, 1]) if recipe.teacher.flip else teacher
 
 
 def _build(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:

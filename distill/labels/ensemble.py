@@ -3,6 +3,8 @@
 The mean is taken over logits in floating point, as ViSAGE fuses its experts, so a confident member counts for more than a
 hesitant one. Each member keeps its own preprocessing, frame rate and windows. Smaller maps are resized to the largest
 bilinearly. Logits are clamped to +-log((1 - eps) / eps) first, so that no member alone can outvote the others.
+
+An ensemble of a teacher and its `Mirrored` self favours neither side: teacher.flip.
 """
 
 import hashlib
@@ -52,3 +54,22 @@ class Ensemble(Teacher):
         """Changes with any member's labels and with the ratios of the weights."""
         parts = [f"{member.fingerprint()} {share:.9g}" for member, share in zip(self.members, self.shares, strict=True)]
         return hashlib.sha256("\n".join(["ensemble 1", *parts]).encode()).hexdigest()
+
+
+class Mirrored(Teacher):
+    """A teacher that sees every frame mirrored, left for right; its maps are mirrored back."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher, self.name = teacher, teacher.name
+
+    def prepare(self, frames: np.ndarray | Tensor) -> Prepared:
+        """uint8 RGB `[n,H,W,3]` -> the teacher's prepared input of the mirrored frames."""
+        return self.teacher.prepare(frames.flip(2) if isinstance(frames, Tensor) else np.ascontiguousarray(frames[:, :, ::-1]))
+
+    def infer(self, inputs: Prepared, fps: float) -> Tensor:
+        """A whole clip from `prepare` -> float32 logits `[T,h,w]`, placed as in the frames that were given."""
+        return self.teacher.infer(inputs, fps).flip(2)
+
+    def fingerprint(self) -> str:
+        """Changes with the teacher's labels."""
+        return hashlib.sha256(f"mirrored 1 {self.teacher.fingerprint()}".encode()).hexdigest()

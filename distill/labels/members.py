@@ -145,6 +145,8 @@ def check(recipe: Recipe) -> None:
                 raise UsageError(f"teacher.weights {name}={file} {problem}; name a weights file")
     if options.calibration and not Path(options.calibration).is_file():
         raise UsageError(f"teacher.calibration {options.calibration} does not exist; `distill teach calibrate` writes one")
+    if options.flip and options.name == "maps":
+        raise UsageError("teacher.flip mirrors the frames that a teacher sees, and teacher maps sees none; leave it out")
     if recipe.teach.finetune and not any(trained_here(recipe, m) and m.entry.size != "tiny" for m in team):
         raise UsageError("teach.finetune is for unisal and for visage of a published size: --set teacher.size=6B, or another")
 
@@ -194,7 +196,8 @@ def source(recipe: Recipe) -> str:
     team = members(recipe.teacher)
     parts = [f"{f'{m.weight:g} x ' if len(team) > 1 else ''}{member_source(recipe, m)}" for m in team]
     calibration = Path(recipe.teacher.calibration).name
-    return "; ".join(parts) + (f"; calibrated by {calibration}" if calibration else "")
+    mirrored = "; mirrored as well" if recipe.teacher.flip else ""
+    return "; ".join(parts) + mirrored + (f"; calibrated by {calibration}" if calibration else "")
 
 
 def member_source(recipe: Recipe, member: Member) -> str:
@@ -205,4 +208,5 @@ def member_source(recipe: Recipe, member: Member) -> str:
     files = ", ".join(dict.fromkeys(names))
     if trained_here(recipe, member):
         files = "trained in this run" + (f" from {files}" if files else "")
-    return f"{member.entry.title}, {files}"
+    static = recipe.teacher.static if member.name == "unisal" else 0
+    return f"{member.entry.title}, {files}" + (f", static path {static:g}" if static else "")

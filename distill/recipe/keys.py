@@ -89,6 +89,11 @@ class Teacher:
     fusion: str = key("logit", "visage: fusion of its experts: logit (mean of logits), mean (of maps) or max")
     expert_weights: tuple[float, ...] = key((), "visage: weights of its experts in the fusion; empty: equal")
     domain: str = key("DHF1K", "unisal: DHF1K, Hollywood, UCFSports, or SALICON, which treats every frame as an image")
+    static: float = key(
+        0.0, "unisal: share of its static path, which sees each frame alone, in the mean of logits with its recurrent path; 1: "
+        "static alone", low=0.0, high=1.0,
+    )  # fmt: skip
+    flip: bool = key(False, "label every frame mirrored as well, and average the logits; twice the cost")
     every: int = key(1, "tased, salfom: frames from one window to the next; maps in between are interpolated", low=1)
     accept_licence: tuple[str, ...] = key((), "teachers whose licence you have cleared for your use")  # fmt: skip
     calibration: str = key("", "file that `distill teach calibrate` wrote; applied to every label", path=True)

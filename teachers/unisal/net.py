@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -230,17 +230,38 @@ class UnisalNet(nn.Module):
         width) resizes the maps. `static` frames bypass the recurrence, each independent of the others. Other frames, even
         a single one, continue the video of the state `hidden` (`[B, 256, H/32, W/32]`, None at its start).
         """
+        x_BTChw, *taps = self.features(frames_BTCHW, domain)
+        if not static:
+            x_BTChw, hidden = self.recur(x_BTChw, hidden, domain)
+        return self.log_densities(x_BTChw, taps, domain, size), hidden
+
+    def both_paths(
+        self, frames_BTCHW: Tensor, domain: str, *, hidden: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, with one pass of the encoder for both: recurrent log-densities, static ones, the hidden state."""
+        x_BTChw, *taps = self.features(frames_BTCHW, domain)
+        recurrent_BTChw, hidden = self.recur(x_BTChw, hidden, domain)
+        recurrent, static = (self.log_densities(x, taps, domain, size) for x in (recurrent_BTChw, x_BTChw))
+        return recurrent, static, hidden
+
+    def features(self, frames_BTCHW: Tensor, domain: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames -> 256 channels at 1/32 of their size, and the backbone's taps at 1/16 and 1/8."""
         if frames_BTCHW.shape[-2] % 32 or frames_BTCHW.shape[-1] % 32:
             raise ValueError(f"UNISAL needs frames with sides that are multiples of 32, got {list(frames_BTCHW.shape)}")
         deep, at_16, at_8 = (x.unflatten(0, frames_BTCHW.shape[:2]) for x in self.cnn(frames_BTCHW.flatten(0, 1)))
-        x_BTChw = each_frame(partial(self.encode, domain), self.training, deep)
-        if not static:
-            states_BTChw, hidden = self.rnn.get_submodule("cell_list.0")(x_BTChw, hidden, domain)
-            x_BTChw = x_BTChw + each_frame(partial(self.post_rnn, domain=domain), self.training, states_BTChw)
-        maps_BTHW = each_frame(partial(self.decode, domain), self.training, x_BTChw, at_16, at_8)[:, :, 0]
+        return each_frame(partial(self.encode, domain), self.training, deep), at_16, at_8
+
+    def recur(self, x_BTChw: Tensor, hidden: Tensor | None, domain: str) -> tuple[Tensor, Tensor]:
+        """The 256 channels with what the recurrence adds to them, and the hidden state after the last frame."""
+        states_BTChw, hidden = self.rnn.get_submodule("cell_list.0")(x_BTChw, hidden, domain)
+        return x_BTChw + each_frame(partial(self.post_rnn, domain=domain), self.training, states_BTChw), hidden
+
+    def log_densities(self, x_BTChw: Tensor, taps: Sequence[Tensor], domain: str, size: tuple[int, int] | None) -> Tensor:
+        """256 channels and the backbone's taps -> log-densities `[B, T, H, W]`."""
+        maps_BTHW = each_frame(partial(self.decode, domain), self.training, x_BTChw, *taps)[:, :, 0]
         if size:
             maps_BTHW = F.interpolate(maps_BTHW, size=size, mode="bilinear", align_corners=False)
-        return maps_BTHW.flatten(2).log_softmax(2).view_as(maps_BTHW), hidden
+        return maps_BTHW.flatten(2).log_softmax(2).view_as(maps_BTHW)
 
     def encode(self, domain: str, deep_BChw: Tensor) -> Tensor:
         """The backbone's last features and the domain's centre priors -> 256 channels."""

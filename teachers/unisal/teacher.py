@@ -63,12 +63,21 @@ def normalise(frames: Tensor) -> Tensor:
     return frames_module.normalise(frames.movedim(-1, -3), IMAGENET)
 
 
+def mask_logits(log_density: Tensor) -> Tensor:
+    """Log-densities `[..., H, W]` -> finite logits of the densities divided by their largest value in the frame."""
+    relative = log_density - log_density.amax((-2, -1), keepdim=True)
+    return torch.logit(relative.exp(), eps=EPS)
+
+
 class Unisal(Teacher):
     """The teacher: a clip in, logits for every frame out.
 
     A video is sampled at 6 frames per second, so a 30 fps clip is five interleaved streams, run as one batch, each with
     its hidden state: frames 0, 5, 10, ... are one stream, frames 1, 6, 11, ... the next. The domain SALICON treats every
     frame as an image; so does a clip of a single frame, with SALICON's parameters, whatever the domain.
+
+    `static` is the share of the static path, which bypasses the recurrence and sees each frame alone, in the mean of both
+    paths' logits: what an ensemble of the two gives, with one pass of the encoder.
     """
 
     def __init__(
@@ -79,13 +88,16 @@ class Unisal(Teacher):
         name: str = "unisal",
         device: Device = "cpu",
         batch_frames: int | None = None,
+        static: float = 0.0,
     ) -> None:
         """`net` is moved to `device`. `batch_frames`: about how many frames per pass; None: a default for the device.
 
-        ValueError for an unknown domain.
+        ValueError for an unknown domain, or a `static` outside [0, 1].
         """
         if domain not in SIZES:
             raise ValueError(f"UNISAL has no domain {domain!r}; its domains are {', '.join(SIZES)}")
+        if not 0 <= static <= 1:
+            raise ValueError(f"the static path's share is {static}; it must lie in [0, 1]")
         device = torch.device(device)
         if batch_frames is None:
             batch_frames = 8 if device.type == "cpu" else 160  # a CPU is fastest while the features fit its cache
@@ -94,6 +106,7 @@ class Unisal(Teacher):
         self.name = name
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
         self.domain = domain
+        self.static = 1.0 if domain == STATIC_DOMAIN else static
         self.device = device
         self.batch_frames = batch_frames
 
@@ -111,8 +124,7 @@ class Unisal(Teacher):
         T, height, width, _ = inputs.shape
         size = (height // OUT_STRIDE, width // OUT_STRIDE)
         streams = min(stream_count(fps), T)
-        static = T == 1 or self.domain == STATIC_DOMAIN
-        domain = STATIC_DOMAIN if static else self.domain
+        domain, share = (STATIC_DOMAIN, 1.0) if T == 1 else (self.domain, self.static)
         step = max(1, self.batch_frames // streams) * streams
         logits_THW = torch.empty(T, *size)
         hidden = None
@@ -122,28 +134,36 @@ class Unisal(Teacher):
                 count = min(step, T - start)
                 frames_TS = torch.arange(start, start + math.ceil(count / streams) * streams).view(-1, streams)
                 frames_STCHW = normalise(inputs[frames_TS.T.clamp(max=T - 1)].to(self.device))
-                density_STHW, hidden = self.net(frames_STCHW, domain, static=static, hidden=hidden, size=size)
-                relative = density_STHW - density_STHW.amax((2, 3), keepdim=True)
-                in_order = torch.logit(relative.exp(), eps=EPS).transpose(0, 1).flatten(0, 1)
+                if 0 < share < 1:
+                    recurrent, static, hidden = self.net.both_paths(frames_STCHW, domain, hidden=hidden, size=size)
+                    logits_STHW = mask_logits(recurrent).lerp_(mask_logits(static), share)
+                else:
+                    density_STHW, hidden = self.net(frames_STCHW, domain, static=share == 1, hidden=hidden, size=size)
+                    logits_STHW = mask_logits(density_STHW)
+                in_order = logits_STHW.transpose(0, 1).flatten(0, 1)
                 logits_THW[start : start + count] = in_order[:count].cpu()
         return logits_THW
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the domain, the conventions and all weights."""
-        conventions = [self.domain, SIZES, SAMPLE_FPS, OUT_STRIDE, EPS]
+        """SHA-256, in hex, of the domain, the conventions, the static path's share if any, and all weights."""
+        conventions: list[object] = [self.domain, SIZES, SAMPLE_FPS, OUT_STRIDE, EPS]
+        if self.static and self.domain != STATIC_DOMAIN:
+            conventions.append(self.static)
         return fingerprint(json.dumps(conventions), self.net)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: Device = "cpu") -> "Unisal":
+    def load(
+        cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: Device = "cpu", static: float = 0.0
+    ) -> "Unisal":
         """The teacher of a weights file in the released layout. ValueError, one line, for any other file."""
         state = read_weights(path)
         with torch.device("meta"):
             net = UnisalNet()
         load_state_dict_exact(net, state, source=str(path))
-        return cls(net, domain, device=device)
+        return cls(net, domain, device=device, static=static)
 
     @classmethod
-    def random(cls, seed: int, domain: str = "DHF1K", *, device: Device = "cpu") -> "Unisal":
+    def random(cls, seed: int, domain: str = "DHF1K", *, device: Device = "cpu", static: float = 0.0) -> "Unisal":
         """The teacher with random weights, for smoke tests; they carry a signal to the map (He et al., 2015)."""
         net = UnisalNet()
         generator = torch.Generator().manual_seed(seed)
@@ -152,4 +172,4 @@ class Unisal(Teacher):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        return cls(net, domain, device=device)
+        return cls(net, domain, device=device, static=static)

@@ -12,7 +12,7 @@ from distill.labels import building
 from distill.labels.building import open_teacher, try_out
 from distill.labels.calibration import BOUND
 from distill.labels.licences import check_licences
-from distill.labels.members import check
+from distill.labels.members import check, source
 from distill.recipe.files import load_recipe
 from distill.recipe.keys import Teacher
 from distill.run.errors import UsageError
@@ -36,6 +36,18 @@ def test_a_file_of_the_authors_layout_opens(tmp_path):
     assert list(try_out(recipe, torch.device("cpu"), PLAIN)) == ["unisal, u.pth"]
     opened = open_teacher(recipe, torch.device("cpu"), tmp_path)
     assert isinstance(opened, Unisal) and opened.domain == "SALICON"
+
+
+def test_the_static_path_and_the_mirror_image_are_in_the_label_store(tmp_path):
+    sets = ["teacher.name=unisal", "teacher.weights=random"]
+    recipes = [load_recipe(None, [*sets, *more]) for more in ([], ["teacher.static=0.5"], ["teacher.flip=true"])]
+    plain, half, mirrored = (open_teacher(recipe, torch.device("cpu"), tmp_path) for recipe in recipes)
+    assert half.static == 0.5 and len({teacher.fingerprint() for teacher in (plain, half, mirrored)}) == 3
+    assert mirrored.name == "unisal" and mirrored.members[0].fingerprint() == plain.fingerprint()
+    assert [source(recipe) for recipe in recipes[1:]] == [
+        "unisal, RANDOM WEIGHTS, static path 0.5",
+        "unisal, RANDOM WEIGHTS; mirrored as well",
+    ]
 
 
 def test_a_published_size_opens_with_its_fusion(tmp_path):

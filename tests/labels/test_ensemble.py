@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from distill.labels.calibration import BOUND
-from distill.labels.ensemble import Ensemble
+from distill.labels.ensemble import Ensemble, Mirrored
 
 
 class Constant:
@@ -49,3 +49,24 @@ def test_an_ensembles_fingerprint_is_of_members_and_ratios():
     a, b = Constant("a", [[0.0]], 4), Constant("b", [[0.0]], 4)
     prints = [Ensemble("e", m, w).fingerprint() for m, w in (([a, b], [1, 1]), ([a, b], [2, 1]), ([b, a], [1, 1]), ([a], [1]))]
     assert len(set(prints)) == 4 and prints[0] == Ensemble("other", [a, b], [5, 5]).fingerprint()
+
+
+class Ramp(Constant):
+    """A teacher whose map is the frame's red channel."""
+
+    def prepare(self, frames):
+        return torch.as_tensor(frames)[..., 0]
+
+    def infer(self, inputs, fps):
+        return inputs.float() * (1 + torch.arange(inputs.shape[2]))
+
+
+def test_a_teacher_and_its_mirror_image_favour_neither_side():
+    ramp = Ramp("r", [[0.0]], 0)
+    both = Ensemble("r", [ramp, Mirrored(ramp)], [1, 1])
+    frames = np.random.default_rng(0).integers(0, 2, (3, 4, 5, 3), np.uint8)
+    logits = both.logits(frames, 24)
+    assert torch.allclose(logits, 3.0 * torch.from_numpy(frames[..., 0]))  # the mean of 1..5 and of 5..1
+    assert torch.equal(both.logits(frames[:, :, ::-1].copy(), 24), logits.flip(2))
+    assert torch.equal(both.logits(torch.from_numpy(frames), 24), logits)
+    assert len({teacher.fingerprint() for teacher in (ramp, Mirrored(ramp), both)}) == 3

@@ -89,6 +89,7 @@ def test_unknown_names_are_refused(keys, message):
         (["teacher.name=unisal", "teacher.weights=nowhere.pth"], "nowhere.pth does not exist; name a weights file"),
         (["teacher.name=unisal", "teacher.weights=."], "is a folder; name a weights file"),
         (["teacher.calibration=c.json"], "c.json does not exist; `distill teach calibrate` writes one"),
+        (["teacher.name=maps", "teacher.maps=m", "teacher.flip=true"], "teacher.flip mirrors the frames that a teacher sees"),
         (["teach.finetune=true"], "teach.finetune is for unisal and for visage of a published size"),
         (["teacher.name=salfom", "teacher.weights=random"], "--accept-licence salfom"),
         (

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.labels.ensemble import Ensemble
 from distill.teachers import unisal
 from distill.teachers.unisal import SIZES, Unisal, UnisalNet, input_size, load_trunk, scale
 from distill.teachers.unisal.net import blur_8x
@@ -196,6 +197,27 @@ def test_a_still_image_takes_the_bypass(net, small):
     assert torch.equal(video_domain, image_domain)
 
 
+@pytest.mark.parametrize("batch", [9, 100])
+def test_both_paths_together_are_the_ensemble_of_the_two(net, small, batch):
+    frames = video(13)
+    recurrent, static, both = (Unisal(net, batch_frames=batch, static=share) for share in (0, 1, 0.3))
+    fused = Ensemble("e", [recurrent, static], [0.7, 0.3]).logits(frames, 30.0)
+    assert torch.allclose(both.logits(frames, 30.0), fused, atol=1e-4)
+    assert (recurrent.logits(frames, 30.0) - static.logits(frames, 30.0)).abs().max() > 0.1
+    reordered = [5, 0, *range(1, 5), *range(6, 13)]
+    assert torch.allclose(
+        static.logits(frames[reordered], 30.0).sigmoid(), static.logits(frames, 30.0)[reordered].sigmoid(), atol=1e-4
+    )
+    with pytest.raises(ValueError, match=r"share is 1\.5; it must lie in \[0, 1\]"):
+        Unisal(net, static=1.5)
+
+
+def test_images_are_static_whatever_the_share(net, small):
+    one, many = video(1), video(6)
+    assert torch.equal(Unisal(net, static=0.5).logits(one, 30.0), Unisal(net).logits(one, 30.0))
+    assert torch.equal(Unisal(net, "SALICON", static=0.5).logits(many, 30.0), Unisal(net, "SALICON").logits(many, 30.0))
+
+
 def test_logits_are_mask_like(net, small):
     saliency = Unisal(net).logits(video(6), 30.0).sigmoid()
     assert torch.allclose(saliency.amax((1, 2)), torch.ones(6), atol=1e-5)
@@ -206,6 +228,8 @@ def test_fingerprint(net):
     fingerprint = Unisal(net).fingerprint()
     assert fingerprint == Unisal(net, batch_frames=3).fingerprint()
     assert fingerprint != Unisal(net, "Hollywood").fingerprint() != Unisal.random(0).fingerprint()
+    assert len({Unisal(net, static=share).fingerprint() for share in (0, 0.5, 1)}) == 3
+    assert Unisal(net, "SALICON", static=0.5).fingerprint() == Unisal(net, "SALICON").fingerprint()
     assert Unisal.random(0).fingerprint() == Unisal.random(0).fingerprint() != Unisal.random(1).fingerprint()
 
 
