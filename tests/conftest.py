@@ -6,6 +6,9 @@ from pathlib import Path
 # Before torch loads: threads that spin while they wait make tests slow wherever anything else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# What the user has fetched must not change a test.
+os.environ["SALIENCY_DISTILL_CACHE"] = os.devnull
+
 import pytest
 
 from distill.corpora import synthetic

@@ -29,8 +29,8 @@ def test_commands_exist(page):
     for line in commands_in(page.read_text(encoding="utf-8")):
         name, *arguments = line.removeprefix("distill ").split()
         verb = verbs[name]
-        if name == "teach":
-            verb = verb.commands.get(arguments[0] if arguments else "", verb.commands["stage"])
+        if commands := getattr(verb, "commands", None):
+            verb = commands.get(arguments[0] if arguments else "", commands[verb.default])
         known = {option for parameter in verb.params for option in parameter.opts}
         assert {argument for argument in arguments if re.fullmatch(r"--?[a-z][a-z-]*", argument)} <= known, line
 

@@ -10,7 +10,7 @@ import typer
 
 from distill import __version__
 from distill.cli.encode_verbs import bd, encode
-from distill.cli.help_verbs import calibrate, convert, doctor, inspect, teachers
+from distill.cli.help_verbs import calibrate, catalogue, convert, doctor, fetch, inspect
 from distill.cli.model_verbs import bench, luma, predict, quantize
 from distill.cli.options import expand_groups
 from distill.cli.run_verbs import evaluate, init, run, stage_verb
@@ -25,19 +25,28 @@ class _RunOrder(typer.core.TyperGroup):
         return sorted(super().list_commands(ctx), key=lambda name: (name != "run", name != "teach"))
 
 
-class _Teach(typer.core.TyperGroup):
+class _WithDefault(typer.core.TyperGroup):
     """`distill teach [RECIPE.toml]` is the stage, unless the first word names one of the verbs below `teach`."""
 
-    STAGE = "stage"
+    default: str
+    """The hidden verb that stands for the group itself."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] != "--help"):
-            args = [self.STAGE, *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.params = self.commands[self.STAGE].params  # the help shows the stage's options beside the other verbs
+        self.params = self.commands[self.default].params  # the help shows its options beside the other verbs
         super().format_help(ctx, formatter)
+
+
+class _Teach(_WithDefault):
+    default = "stage"
+
+
+class _Teachers(_WithDefault):
+    default = "catalogue"
 
 
 app = typer.Typer(
@@ -55,8 +64,13 @@ teach = typer.Typer(
     help="Train or open the teacher; the verbs below prepare one. Does the earlier stages first, and skips what is done.",
 )
 
+teachers = typer.Typer(cls=_Teachers, help=catalogue.__doc__)
+
 app.add_typer(teach, name="teach", rich_help_panel=PIPELINE)
-teach.command(_Teach.STAGE, hidden=True)(expand_groups(stage_verb("teach", "Train or open the teacher.")))
+app.add_typer(teachers, name="teachers", rich_help_panel="Help")
+teachers.command(_Teachers.default, hidden=True)(catalogue)
+teachers.command()(expand_groups(fetch))
+teach.command(_Teach.default, hidden=True)(expand_groups(stage_verb("teach", "Train or open the teacher.")))
 teach.command()(expand_groups(convert))
 teach.command()(expand_groups(calibrate))
 VERBS: dict[str, dict[str, Callable[..., None]]] = {
@@ -70,7 +84,7 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "init": init,
     },
     "Model": {verb.__name__: verb for verb in (predict, bench, quantize, luma, encode, bd)},
-    "Help": {verb.__name__: verb for verb in (teachers, inspect, doctor)},
+    "Help": {verb.__name__: verb for verb in (inspect, doctor)},
 }
 for _panel, _verbs in VERBS.items():
     for _name, _verb in _verbs.items():

@@ -1,6 +1,9 @@
-"""Verbs around a run: `teachers`, `inspect` and `doctor` describe, `teach convert` and `teach calibrate` prepare a teacher."""
+"""Verbs around a run: `teachers`, `inspect` and `doctor` describe; `teachers fetch`, `teach convert` and `teach calibrate` prepare a
+teacher."""
 
+import shlex
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +13,13 @@ from typer import Argument, Option
 
 from distill.cli.options import JsonOption, LayoutOption, Output
 from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows
-from distill.labels import catalogue
+from distill.labels import fetched
+from distill.labels.catalogue import details, entries, row
 from distill.run.directory import environment
-from distill.run.errors import GateFailed, UsageError
+from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.extras import EXTRAS, how_to_install, missing
 from distill.run.parallel import usable_cores
+from distill.run.progress import Narrator
 
 
 def inspect(
@@ -81,19 +86,45 @@ def _fail(message: str, as_json: bool) -> None:
     raise typer.Exit(1) if as_json else GateFailed(message)
 
 
-def teachers(
+def catalogue(
     name: Annotated[str | None, Argument(metavar="NAME", help="one teacher in full")] = None, as_json: JsonOption = False
 ) -> None:  # fmt: skip
     """The teacher catalogue: what each licence allows, where the weights are published, and what labelling costs."""
-    entries = catalogue.entries(name)
+    chosen = entries(name)
     if as_json:
-        print_json({"schema": 1, "teachers": [asdict(entry) for entry in entries]})
+        print_json({"schema": 1, "teachers": [asdict(entry) for entry in chosen]})
     elif name is None:
-        print_rows([catalogue.row(entry) for entry in entries], "teachers")
+        print_rows([row(entry) for entry in chosen], "teachers")
         print("`distill teachers NAME` shows one in full; those without a licence need --accept-licence NAME")
     else:
-        for entry in entries:
-            print_facts(catalogue.details(entry))
+        for entry in chosen:
+            print_facts(details(entry) | {file.name: fetched.described(entry.name, file) for file in entry.published})
+
+
+def fetch(
+    *,
+    name: Annotated[str, Argument(metavar="NAME", help="a teacher")],
+    file: Annotated[str | None, Argument(metavar="FILE", help="only this one of its files")] = None,
+    url: Annotated[str | None, Option(metavar="URL", help="instead of the authors' page: URL or path of the file, or of a folder/")] = None,
+    output: Output,
+) -> None:  # fmt: skip
+    """Fetch a teacher's published weights into the cache, where runs find them. Resumable; the SHA-256 of each file is checked.
+
+    The cache is $SALIENCY_DISTILL_CACHE, or else saliency-distill in the system's cache folder.
+
+    [bold]distill teachers fetch unisal --url https://mirror.example/unisal/[/bold]
+    """
+    entry = entries(name)[0]
+    try:
+        files = fetched.fetch(entry, file, url, Narrator(output.quiet))
+    except KeyboardInterrupt:
+        command = shlex.join(["distill", *sys.argv[1:]])
+        raise Interrupted(f"what has come is kept; continue with: {command}") from None
+    if output.as_json:
+        new = [path.name for path, now in files.items() if now]
+        print_json({"schema": 1, "teacher": name, "files": [str(path) for path in files], "fetched": new})
+    else:
+        print_files(files)
 
 
 def convert(

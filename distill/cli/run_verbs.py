@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from distill.cli.options import CorpusOption, JsonOption, Output, RecipeArgument, RunOptions
 from distill.cli.output import interruptible, print_files, print_json, print_rows, print_scores
+from distill.labels.members import fetched_files, with_published
 from distill.recipe.files import load_recipe, to_toml
 from distill.recipe.keys import PROTOCOLS, Recipe
 from distill.run import parallel
@@ -73,7 +74,7 @@ def resolve(recipe: Path | None, corpus: str | None, options: RunOptions) -> tup
         "teacher.accept_licence": options.accept,
     }  # fmt: skip
     flags = [f"{n}={json.dumps(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
-    resolved = load_recipe(recipe, [*flags, *(options.sets or [])])
+    resolved = with_published(load_recipe(recipe, [*flags, *(options.sets or [])]))
     if out is None:
         corpora = "+".join(part.partition(":")[0].strip() for part in resolved.corpus.name.split(","))
         name = f"{corpora}-{resolved.teacher.name.replace(':', '')}"
@@ -99,6 +100,8 @@ def _run_until(
     try:
         with RunDir.create(path, resolved, options.force) as directory:
             narrator.say(f"run: {path}")
+            for file in fetched_files(resolved.teacher):
+                narrator.say(f"teacher: {file}, fetched, SHA-256 checked")
             engine.carry_out(directory, resolved, narrator, stage)
             if leads:
                 _print_result(directory, stage, output.as_json, per_clip, table)

@@ -14,6 +14,17 @@ UNSTATED = "none stated"
 
 
 @dataclass(frozen=True)
+class Published:
+    """A weights file as its authors publish it, for `distill teachers fetch`."""
+
+    name: str
+    url: str
+    sha256: str  # in hex
+    bytes: int
+    about: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """A teacher at one size. A figure that was not measured is None."""
 
@@ -29,6 +40,7 @@ class Entry:
     gmac: float | None = None  # billions of multiply-accumulates per labelled frame, at every = 1 and no overlap
     files: tuple[str, ...] = ()  # required weights files: "" is a teacher's only one, NAME; others are NAME.PART
     more: tuple[str, ...] = ()  # optional ones
+    published: tuple[Published, ...] = ()  # files that can be fetched; a run without teacher.weights uses the first
 
     @property
     def title(self) -> str:
@@ -36,6 +48,10 @@ class Entry:
         return f"{self.name} {self.size}".rstrip()
 
 
+# The revision of the authors' repository whose blobs have these hashes.
+_UNISAL = (
+    "https://raw.githubusercontent.com/rdroste/unisal/0440df77f6fb4c93bb6f5ba1aa8cf543061ffc56/training_runs/pretrained_unisal"
+)
 # fmt: off
 _VISAGE = Entry(
     "visage", code="Apache-2.0", rate=5.0, window=20, files=("base", "expert1", "expert2"), more=("expert3", "expert4"),
@@ -68,6 +84,18 @@ CATALOGUE = (
         "unisal", code="Apache-2.0", weights="Apache-2.0", rate=6.0, files=("",), more=("trunk",), parameters=3_714_872, gmac=0.954,
         about="MobileNetV2 with a ConvGRU, for images and video, one set of norms per data set (2020)",
         page="https://github.com/rdroste/unisal",
+        published=(
+            Published(
+                "weights_best.pth", f"{_UNISAL}/weights_best.pth",
+                "4a9157411f1741d588b15670d15295e998805648b8b6348599fe447298338481", 15_368_928,
+                "trained on DHF1K, Hollywood-2, UCF Sports and SALICON; used where teacher.weights names no file",
+            ),
+            Published(
+                "weights_ft_mit1003.pth", f"{_UNISAL}/weights_ft_mit1003.pth",
+                "a6de8ea27d812cfc3fbc2b8cab59862a8e48aaf4d512e670468d3b6972a81262", 15_387_271,
+                "fine-tuned on MIT1003, for still images",
+            ),
+        ),
     ),
     Entry(
         "tased", code="MIT", weights="MIT", window=32, files=("",), parameters=21_260_693, gmac=78.5,
@@ -128,6 +156,7 @@ def details(entry: Entry) -> dict[str, str]:
         "weights from": entry.page,
         "teacher.size": entry.size,
         "teacher.weights": ", ".join(f"{part_name(entry.name, part)}=FILE" for part in entry.files),
+        "fetched by": f"distill teachers fetch {entry.name}" if entry.published else "",
         "parameters": f"{entry.parameters:,}" if entry.parameters else "",
         "input": f"{rate}, {window}" if short["rate"] else "",
         "GMAC per frame": short["GMAC/frame"],

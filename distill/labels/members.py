@@ -5,9 +5,11 @@
 
     teacher.weights = ["unisal=weights_best.pth", "tased=TASED_v2.pt"]       local files; the catalogue names the authors' pages
     teacher.weights = ["visage.base=internvideo2.pt", "visage.expert1=...", "visage.expert2=..."], teacher.size = ["6B"]
+    teacher.weights = ["unisal=weights_ft_mit1003.pth"]                      no such file here: the fetched one, from the cache
     teacher.weights = ["salfom=random"]                                      random weights, for a smoke test
 
-`members` parses this, `check` reports what is missing, `source` says where the weights come from.
+`members` parses this, `with_published` adds the published weights where none are named, `check` reports what is missing, `source`
+says where the weights come from.
 """
 
 import hashlib
@@ -15,10 +17,11 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.labels.catalogue import Entry, entries, part_name
+from distill.labels import fetched
+from distill.labels.catalogue import Entry, Published, entries, part_name
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Recipe, Teacher
 from distill.run.errors import UsageError
@@ -70,9 +73,28 @@ def members(options: Teacher) -> tuple[Member, ...]:
     optional = [part_name(entry.name, part) for entry in chosen for part in entry.more]
     files = _by_name("teacher.weights", _expand_random(options.weights, chosen), needed, optional)
     return tuple(
-        Member(entry, weight, {part: next(files[part_name(entry.name, part)], "") for part in (*entry.files, *entry.more)})
+        Member(
+            entry,
+            weight,
+            {part: _file(entry, next(files[part_name(entry.name, part)], "")) for part in (*entry.files, *entry.more)},
+        )
         for entry, weight in zip(chosen, weights, strict=True)
     )
+
+
+def _file(entry: Entry, file: str) -> str:
+    """The path of a file in teacher.weights: the name of a published file means the one in the cache."""
+    return next((str(fetched.path_of(entry.name, known)) for known in entry.published if known.name == file), file)
+
+
+def _published(member: Member, file: str) -> Published | None:
+    """The published file whose place in the cache `file` is."""
+    return next((known for known in member.entry.published if str(fetched.path_of(member.name, known)) == file), None)
+
+
+def fetched_files(options: Teacher) -> list[str]:
+    """The files of the cache that the teachers use."""
+    return [file for member in members(options) for file in member.given.values() if _published(member, file)]
 
 
 def _weight(text: str, name: str) -> float:
@@ -127,6 +149,16 @@ def trained_here(recipe: Recipe, member: Member) -> bool:
     return not member.files[""] if tiny else recipe.teach.finetune and member.name in ("visage", "unisal")
 
 
+def with_published(recipe: Recipe) -> Recipe:
+    """The recipe with the first published file of every teacher that names no weights, unless the run trains it."""
+    missing = [
+        f"{part_name(member.name, '')}={member.entry.published[0].name}"
+        for member in members(recipe.teacher)
+        if member.entry.published and not member.files[""] and not trained_here(recipe, member)
+    ]
+    return replace(recipe, teacher=replace(recipe.teacher, weights=(*recipe.teacher.weights, *missing))) if missing else recipe
+
+
 def check(recipe: Recipe) -> None:
     """Raises UsageError for every error in a recipe's teacher that can be detected before a run starts."""
     options = recipe.teacher
@@ -140,7 +172,13 @@ def check(recipe: Recipe) -> None:
         if member.name == "onnx" and member.random:
             raise UsageError("teacher onnx has no random weights; name an ONNX file in teacher.weights")
         for name, file in member.given.items():
-            if file != RANDOM and not Path(file).is_file():
+            if published := _published(member, file):
+                if not Path(file).exists():
+                    raise UsageError(_missing_weights_message(member, [name], file))
+                if fetched.state(member.name, published) != "fetched":
+                    way_out = f"remove it, then `distill teachers fetch {member.name}`"
+                    raise UsageError(f"{file} is not the published file, whose SHA-256 is {published.sha256}; {way_out}")
+            elif file != RANDOM and not Path(file).is_file():
                 problem = "is a folder" if Path(file).is_dir() else "does not exist"
                 raise UsageError(f"teacher.weights {name}={file} {problem}; name a weights file")
     if options.calibration and not Path(options.calibration).is_file():
@@ -151,12 +189,18 @@ def check(recipe: Recipe) -> None:
         raise UsageError("teach.finetune is for unisal and for visage of a published size: --set teacher.size=6B, or another")
 
 
-def _missing_weights_message(member: Member, lacking: Sequence[str]) -> str:
+def _missing_weights_message(member: Member, lacking: Sequence[str], at: str = "") -> str:
+    """at: where the cache lacks a published file."""
     given = ",".join(f"{part}=FILE" for part in lacking)
+    fetch = (
+        f"`distill teachers fetch {member.name}`{f' puts {Path(at).name} at {at}' if at else ''}, or "
+        if member.entry.published
+        else ""
+    )
     page = f"; the authors' page is {member.entry.page}" if member.entry.page else ""
     smoke_test = "" if member.name == "onnx" else "; `random` in place of a file is enough for a smoke test"
     train = ", teach.finetune=true trains it here" if {"visage.expert1", "unisal"} & {*lacking} else ""
-    return f"teacher {member.entry.title} needs its weights: --set teacher.weights={given}{page}{smoke_test}{train}"
+    return f"teacher {member.entry.title} needs its weights: {fetch}--set teacher.weights={given}{page}{smoke_test}{train}"
 
 
 def file_names(options: Teacher) -> list[str]:

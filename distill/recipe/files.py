@@ -85,13 +85,21 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any], folder: Path, whe
                 raise UsageError(f"{where}: unknown key '{section}.{option}'{_nearest_key(section, option)}")
             value = _typed(value, types_[option], f"{section}.{option}", where)
             if fields[option].metadata.get("path") and value:
-                value = _absolute(value, folder) if isinstance(value, str) else tuple(_absolute(v, folder) for v in value)
+                names = fields[option].metadata["fetched"]
+                value = (
+                    _absolute(value, folder) if isinstance(value, str) else tuple(_absolute(v, folder, names) for v in value)
+                )
             values[section][option] = value
 
 
-def _absolute(value: str, folder: Path) -> str:
-    """A path, or NAME=PATH, with the path made absolute from `folder`; the word `random` is not a path."""
+def _absolute(value: str, folder: Path, names: bool = False) -> str:
+    """A path, or NAME=PATH, with the path made absolute from `folder`; the word `random` is not a path.
+
+    names: a file name alone that `folder` lacks stays as it is; it may be that of a fetched file.
+    """
     name, equals, path = value.partition("=") if re.match(r"[\w.]+=", value) else ("", "", value)
+    if names and Path(path).name == path and not (folder / path).exists():
+        return value
     return name + equals + (path if path in ("", "random") else str((folder / Path(path).expanduser()).resolve()))
 
 

@@ -13,12 +13,13 @@ from distill.students.pooling import parse as parse_pooling
 
 
 def key(default: Any, about: str, *, low: float | None = None, high: float | None = None,
-        among: tuple[str, ...] = (), path: bool = False) -> Any:  # fmt: skip
+        among: tuple[str, ...] = (), path: bool = False, fetched: bool = False) -> Any:  # fmt: skip
     """A recipe key: its default, one line about it, and either inclusive bounds or the words it accepts.
 
-    path: the value is one or several paths, relative to the recipe's folder.
+    path: the value is one or several paths, relative to the recipe's folder. fetched: or names of fetched files, which stay names.
     """
-    return field(default=default, metadata={"about": about, "low": low, "high": high, "among": among, "path": path})
+    metadata = {"about": about, "low": low, "high": high, "among": among, "path": path, "fetched": fetched}
+    return field(default=default, metadata=metadata)
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -83,7 +84,7 @@ class Teacher:
     name: str = key("visage", "one teacher, or an ensemble with optional weights: unisal+tased, unisal:2+tased:1")
     weights: tuple[str, ...] = key(
         (), "weight files: NAME=FILE, or FILE for a single teacher; visage.base=, visage.expert1=, visage.expert2=; "
-        "NAME=random: untrained, for a smoke test", path=True,
+        "a fetched file by its name; NAME=random: untrained, for a smoke test", path=True, fetched=True,
     )  # fmt: skip
     size: tuple[str, ...] = key((), "size, as 6B, or visage=6B in an ensemble; empty: the first that `distill teachers` lists")  # fmt: skip
     fusion: str = key("logit", "visage: fusion of its experts: logit (mean of logits), mean (of maps) or max")
