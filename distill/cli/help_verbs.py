@@ -92,7 +92,8 @@ def catalogue(
     """The teacher catalogue: what each licence allows, where the weights are published, and what labelling costs."""
     chosen = entries(name)
     if as_json:
-        print_json({"schema": 1, "teachers": [asdict(entry) for entry in chosen]})
+        states = {entry: [fetched.facts(entry.name, file) for file in entry.published] for entry in chosen}
+        print_json({"schema": 1, "teachers": [asdict(entry) | {"published": states[entry]} for entry in chosen]})
     elif name is None:
         print_rows([row(entry) for entry in chosen], "teachers")
         print("`distill teachers NAME` shows one in full; those without a licence need --accept-licence NAME")

@@ -8,7 +8,9 @@ CACHE is $SALIENCY_DISTILL_CACHE, or else `saliency-distill` in the platform's c
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from distill.labels.catalogue import CATALOGUE, Entry, Published
@@ -44,6 +46,11 @@ def state(teacher: str, file: Published) -> str:
     if partial(path).is_file():
         return f"{partial(path).stat().st_size / file.bytes:.0%} fetched"
     return "not fetched"
+
+
+def facts(teacher: str, file: Published) -> dict[str, Any]:
+    """A published file as the catalogue has it, its `state` in the cache, and its `path` there."""
+    return asdict(file) | {"state": state(teacher, file), "path": str(path_of(teacher, file))}
 
 
 def described(teacher: str, file: Published) -> str:

@@ -80,6 +80,9 @@ def test_a_file_in_the_cache_that_is_damaged_is_fetched_anew(cache, mirror):
     cache.mkdir(parents=True)
     (cache / STILLS).write_bytes(b"truncated")
     assert "damaged" in invoke("teachers", "unisal").stdout
+    [listed] = json.loads(invoke("teachers", "unisal", "--json").stdout)["teachers"]
+    assert [file["state"] for file in listed["published"]] == ["not fetched", "damaged: its SHA-256 is another one"]
+    assert listed["published"][1]["path"] == str(cache / STILLS)
     assert fetch("unisal", STILLS, "--url", mirror).returncode == 0
     assert (cache / STILLS).read_bytes() == b"weights of stills"
 
