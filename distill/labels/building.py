@@ -3,6 +3,8 @@
 `REGISTRY` has every teacher of the catalogue but `maps`, which looks labels up.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,18 @@ from distill.corpora import Corpus, parts_of
 from distill.labels.calibration import Calibrated, load
 from distill.labels.ensemble import Ensemble, Mirrored
 from distill.labels.licences import binding, chain
-from distill.labels.members import Member, map_folders, map_store, member_source, members, source, trained_here
+from distill.labels.members import (
+    Member,
+    Team,
+    map_folders,
+    map_store,
+    member_source,
+    members,
+    names,
+    source,
+    teams,
+    trained_here,
+)
 from distill.labels.onnx_teacher import OnnxTeacher
 from distill.labels.store import StoredLabels
 from distill.recipe.keys import Recipe
@@ -108,7 +121,7 @@ def _fused(recipe: Recipe, teacher: Visage) -> Visage:
 
 
 def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    domain, static = recipe.teacher.domain, recipe.teacher.static
+    domain, static = member.variant or recipe.teacher.domain, recipe.teacher.static
     path = checkpoints / "unisal.pt" if trained_here(recipe, member) else member.path()
     if not path:
         return Unisal.random(SEED, domain, device=device, static=static)
@@ -138,16 +151,18 @@ REGISTRY: dict[tuple[str, str], Registered] = {  # by name and size
 }
 
 
-def open_teacher(recipe: Recipe, device: torch.device, checkpoints: Path, how: Inference = PLAIN) -> Teacher:
-    """The teacher that a recipe names, on `device`; not for `maps`.
+def open_teacher(
+    recipe: Recipe, device: torch.device, checkpoints: Path, how: Inference = PLAIN, team: Team | None = None
+) -> Teacher:
+    """The teacher of a recipe, on `device`; not for `maps`.
 
-    checkpoints: the folder with the weights that the run itself has trained. Raises UsageError for weights that are missing, damaged or
-    of another network.
+    checkpoints: the folder with the weights that the run itself has trained. team: one of the recipe's, teacher.name's if None.
+    Raises UsageError for weights that are missing, damaged or of another network.
     """
-    team, name = members(recipe.teacher), recipe.teacher.name
-    built = [_build(recipe, member, device, checkpoints, how) for member in team]
-    teacher = built[0] if len(built) == 1 else Ensemble(name, built, [member.weight for member in team])
-    return Ensemble(name, [teacher, Mirrored(teacher)], [1, 1]) if recipe.teacher.flip else teacher
+    team = team or teams(recipe.teacher)[0]
+    built = [_build(recipe, member, device, checkpoints, how) for member in team.members]
+    teacher = built[0] if len(built) == 1 else Ensemble(team.name, built, [member.weight for member in team.members])
+    return Ensemble(team.name, [teacher, Mirrored(teacher)], [1, 1]) if recipe.teacher.flip else teacher
 
 
 def _build(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
@@ -168,8 +183,10 @@ def try_out(recipe: Recipe, device: torch.device, how: Inference) -> Iterator[st
         calibrated(recipe, open_maps(recipe) if maps else open_teacher(recipe, device, Path(), how))
         yield source(recipe)
         return
-    for member in ready:
-        if member.name != "maps":
+    seen: list[Member] = []
+    for member in (replace(member, weight=1.0) for member in ready):
+        if member.name != "maps" and member not in seen:
+            seen.append(member)
             _build(recipe, member, device, Path(), how)
             yield member_source(recipe, member)
 
@@ -207,28 +224,39 @@ def calibrated(recipe: Recipe, teacher: Teacher | Lookup) -> Teacher | Lookup:
     return Calibrated(teacher, load(Path(recipe.teacher.calibration), teacher.fingerprint()))
 
 
-def describe(recipe: Recipe, teacher: Teacher | Lookup) -> dict[str, Any]:
-    """The description of a teacher that a label store keeps: plain values; names of files without folders.
+def describe(recipe: Recipe, teacher: Teacher | Lookup, *others: Teacher) -> dict[str, Any]:
+    """The description of the teachers that a label store keeps: plain values; names of files without folders.
 
-    `chain` is a list of [part, licence]; `random` names the parts with random weights. Labels of another run keep that run's
-    description; only a calibration is added.
+    teacher, others: of the recipe's teams, in order. `chain` is a list of [part, licence]; `random` names the parts with random
+    weights; `parts`, where there are several teams, has the teacher of each part of the corpus with one of its own. Labels of
+    another run keep that run's description; only a calibration is added.
     """
-    options = recipe.teacher
+    options, all_teams = recipe.teacher, teams(recipe.teacher)
     if options.name == "maps" and (store := map_store(options)):
         description = dict(read_json(store / "store.json")["teacher"])
         description["source"] += "; labels of another run"
     else:
-        team = members(options)
+        every = members(options)
         description = {
-            "name": options.name,
+            "name": names(options),
             "source": source(recipe),
-            "license": ", ".join(dict.fromkeys(licence for member in team for _, licence in binding(member))),
-            "chain": [list(part) for member in team for part in chain(member)],
-            "random": [part for member in team for part in member.random],
+            "license": ", ".join(dict.fromkeys(licence for member in every for _, licence in binding(member))),
+            "chain": [list(part) for part in dict.fromkeys(part for member in every for part in chain(member))],
+            "random": list(dict.fromkeys(part for member in every for part in member.random)),
         }
+        if others:
+            description["parts"] = {part: team.name for team in all_teams for part in team.parts}
     if isinstance(teacher, Calibrated):
         description["calibration"] = teacher.calibration.to_dict()
-    return {**description, "fingerprint": teacher.fingerprint()}
+    own_prints = zip(all_teams[1:], (other.fingerprint() for other in others), strict=True)
+    of_part = {part: own for team, own in own_prints for part in team.parts}
+    return {**description, "fingerprint": _fingerprint(teacher.fingerprint(), of_part)}
+
+
+def _fingerprint(common: str, of_part: Mapping[str, str]) -> str:
+    """The fingerprint of labels by several teachers; the common one's where the parts have its labels too."""
+    different = sorted((part, own) for part, own in of_part.items() if own != common)
+    return hashlib.sha256(json.dumps(["parts 1", common, different]).encode()).hexdigest() if different else common
 
 
 def warning(description: Mapping[str, Any]) -> str:

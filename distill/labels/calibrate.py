@@ -87,6 +87,8 @@ def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
     if not (path / "corpus.json").is_file() or not (path / "labels" / "store.json").is_file():
         raise UsageError(f"{path} is not a run with labels; make it one with `distill label --out {path}`")
     corpus, labels = Corpus.from_dict(read_json(path / "corpus.json")), StoredLabels(path / "labels")
+    if "parts" in labels.store.teacher:
+        raise UsageError(f"the labels in {path} are of several teachers; calibrate a run without teacher.parts")
     if "calibration" in labels.store.teacher:
         raise UsageError(f"the labels in {path} are calibrated already; calibrate a run without teacher.calibration")
     fit = calibrate(corpus.select(corpus.train), looked_up_in(labels), narrator)

@@ -41,6 +41,7 @@ class Entry:
     files: tuple[str, ...] = ()  # required weights files: "" is a teacher's only one, NAME; others are NAME.PART
     more: tuple[str, ...] = ()  # optional ones
     published: tuple[Published, ...] = ()  # files that can be fetched; a run without teacher.weights uses the first
+    variants: tuple[str, ...] = ()  # NAME@VARIANT: what one network offers several of, such as UNISAL's domains
 
     @property
     def title(self) -> str:
@@ -83,6 +84,7 @@ CATALOGUE = (
     Entry(
         "unisal", code="Apache-2.0", weights="Apache-2.0", rate=6.0, files=("",), more=("trunk",), parameters=3_714_872, gmac=0.954,
         about="MobileNetV2 with a ConvGRU, for images and video, one set of norms per data set (2020)",
+        variants=("DHF1K", "Hollywood", "UCFSports", "SALICON"),
         page="https://github.com/rdroste/unisal",
         published=(
             Published(
@@ -155,6 +157,7 @@ def details(entry: Entry) -> dict[str, str]:
         "licence of the weights": entry.weights,
         "weights from": entry.page,
         "teacher.size": entry.size,
+        "variants": ", ".join(f"{entry.name}@{variant}" for variant in entry.variants),
         "teacher.weights": ", ".join(f"{part_name(entry.name, part)}=FILE" for part in entry.files),
         "fetched by": f"distill teachers fetch {entry.name}" if entry.published else "",
         "parameters": f"{entry.parameters:,}" if entry.parameters else "",

@@ -13,10 +13,10 @@ network mixes clips, and batches on the CPU have the same size everywhere.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,16 @@ def looked_up_in(teacher: Lookup) -> LabelsOf:
     return labels
 
 
+def by_part(common: LabelsOf, of_part: Mapping[str, LabelsOf]) -> LabelsOf:
+    """Labels of some parts of the corpus by teachers of their own, and of all others by the common one."""
+
+    def labels(clips: Sequence[Clip]) -> Generator[Tensor, None, None]:
+        for labels_of, some in groupby(clips, key=lambda clip: of_part.get(clip.corpus, common)):
+            yield from labels_of(list(some))
+
+    return labels
+
+
 def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrator: Narrator) -> int:
     """Labels this rank's share of the clips that the store lacks; returns how many those are.
 
@@ -165,11 +175,14 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
 
 
 def share_out(clips: Sequence[Clip], ranks: int) -> list[list[Clip]]:
-    """The clips of each rank: longest first, each to the rank with the fewest frames so far; of equal ranks, to the first."""
+    """The clips of each rank: longest first, each to the rank with the fewest frames so far; of equal ranks, to the first.
+
+    A part's clips follow each other: it may have a teacher of its own, and decoding ahead starts anew with each teacher.
+    """
     shares: list[list[Clip]] = [[] for _ in range(ranks)]
     frames = [0] * ranks
     for clip in sorted(clips, key=lambda clip: -clip.frames) if ranks > 1 else clips:
         least = frames.index(min(frames))
         shares[least].append(clip)
         frames[least] += clip.frames
-    return shares
+    return [sorted(share, key=lambda clip: clip.corpus) for share in shares] if ranks > 1 else shares

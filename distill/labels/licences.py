@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from distill.labels.catalogue import OURS, UNSTATED
-from distill.labels.members import RANDOM, Member, members
+from distill.labels.members import RANDOM, Member, members, names
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Teacher
 from distill.run.errors import UsageError
@@ -42,7 +42,7 @@ def chain(member: Member) -> list[tuple[str, str]]:
         weights = f"{OURS} (trained here)"
     elif files == {RANDOM}:
         weights = f"{OURS} (random)"
-    return [(f"teacher {name}, code", entry.code), (f"teacher {name}, weights", weights)]
+    return [(f"teacher {name}, code", entry.code), (f"teacher {member.full_name}, weights", weights)]
 
 
 def _onnx_chain(path: Path) -> list[tuple[str, str]]:
@@ -71,10 +71,10 @@ def binding(member: Member) -> list[tuple[str, str]]:
 def check_licences(options: Teacher) -> None:
     """Raises UsageError for a teacher without a permissive licence that the user has not accepted."""
     team = members(options)
-    names = [member.name for member in team]
+    known = [member.name for member in team]
     for name in options.accept_licence:
-        if name not in names:
-            raise UsageError(f"--accept-licence {name}: this run's teacher is {options.name}{did_you_mean(name, names)}")
+        if name not in known:
+            raise UsageError(f"--accept-licence {name}: this run's teacher is {names(options)}{did_you_mean(name, known)}")
     for member in team:
         unclear = [f"{part}: {licence}" for part, licence in binding(member) if not permissive(licence)]
         if unclear and member.name not in (*options.accept_licence, "maps"):

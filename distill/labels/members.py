@@ -2,20 +2,25 @@
 
     teacher.name = "unisal"                    one teacher
     teacher.name = "unisal:2+tased:1"          an ensemble: weighted mean of logits, unisal counts twice
+    teacher.name = "unisal@DHF1K"              a variant of unisal: its domain
+    teacher.parts = ["images=unisal@SALICON"]  a part of the corpus with a teacher of its own
 
     teacher.weights = ["unisal=weights_best.pth", "tased=TASED_v2.pt"]       local files; the catalogue names the authors' pages
     teacher.weights = ["visage.base=internvideo2.pt", "visage.expert1=...", "visage.expert2=..."], teacher.size = ["6B"]
+    teacher.weights = ["unisal=weights_best.pth", "unisal@SALICON=weights_ft_mit1003.pth"]     the second for one variant alone
     teacher.weights = ["unisal=weights_ft_mit1003.pth"]                      no such file here: the fetched one, from the cache
     teacher.weights = ["salfom=random"]                                      random weights, for a smoke test
 
-`members` parses this, `with_published` adds the published weights where none are named, `check` reports what is missing, `source`
+`teams` parses this, `with_published` adds the published weights where none are named, `check` reports what is missing, `source`
 says where the weights come from.
 """
 
 import hashlib
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,15 +42,21 @@ class Member:
     entry: Entry
     weight: float
     files: dict[str, str]
+    variant: str = ""
 
     @property
     def name(self) -> str:
         return self.entry.name
 
     @property
+    def full_name(self) -> str:
+        """With its variant: `unisal@SALICON`."""
+        return variant_name(self.name, self.variant)
+
+    @property
     def given(self) -> dict[str, str]:
         """The files that are given, by their names in teacher.weights."""
-        return {part_name(self.name, part): file for part, file in self.files.items() if file}
+        return {part_name(self.full_name, part): file for part, file in self.files.items() if file}
 
     @property
     def random(self) -> list[str]:
@@ -57,29 +68,58 @@ class Member:
         return None if self.files[part] in ("", RANDOM) else Path(self.files[part])
 
 
-def members(options: Teacher) -> tuple[Member, ...]:
-    """The teachers that a recipe names, in order. Raises UsageError for an unknown name, size or weights entry."""
-    names, weights = [], []
-    for term in options.name.split("+"):
-        name, colon, weight = term.strip().partition(":")
-        entries(name)  # refuses an unknown name
-        names.append(name)
-        weights.append(_weight(weight, options.name) if colon else 1.0)
-    if len(names) > 1 and "maps" in names:
-        raise UsageError("teacher maps reads stored labels and cannot join an ensemble; use it alone, or remove it")
-    sizes = _by_name("teacher.size", options.size, names)
-    chosen = [_entry(name, next(sizes[name], "")) for name in names]
+@dataclass(frozen=True)
+class Team:
+    """The teachers that label some parts of the corpus together; `parts` is empty for teacher.name, which labels all others."""
+
+    name: str
+    parts: tuple[str, ...]
+    members: tuple[Member, ...]
+
+
+def variant_name(name: str, variant: str) -> str:
+    """`unisal@SALICON`; the name alone without a variant."""
+    return f"{name}@{variant}" if variant else name
+
+
+def teams(options: Teacher) -> tuple[Team, ...]:
+    """The teachers that a recipe names: those of teacher.name, then those of teacher.parts, in order.
+
+    Raises UsageError for an unknown name, variant, size or weights entry.
+    """
+    of_part = parts(options)
+    names = list(dict.fromkeys((options.name, *of_part.values())))
+    terms = [(name, *_term(text, name)) for name in names for text in name.split("+")]  # team, teacher, variant, weight
+    teachers = [teacher for _, teacher, _, _ in terms]
+    if "maps" in teachers and len(terms) > 1:
+        role = "join an ensemble" if len(names) == 1 else "be one of several teachers"
+        raise UsageError(f"teacher maps reads stored labels and cannot {role}; use it alone, or remove it")
+    sizes = _assign("teacher.size", options.size, [(teacher,) for teacher in teachers], teachers)
+    chosen = [_entry(teacher, size) for teacher, size in zip(teachers, sizes, strict=True)]
     needed = [part_name(entry.name, part) for entry in chosen for part in entry.files]
-    optional = [part_name(entry.name, part) for entry in chosen for part in entry.more]
-    files = _by_name("teacher.weights", _expand_random(options.weights, chosen), needed, optional)
+    slots = [
+        (part_name(variant_name(entry.name, variant), part), part_name(entry.name, part))
+        for entry, (_, _, variant, _) in zip(chosen, terms, strict=True)
+        for part in (*entry.files, *entry.more)
+    ]
+    files = iter(_assign("teacher.weights", _expand_random(options.weights, chosen), slots, needed))
+    built = [
+        (team, Member(entry, weight, {part: _file(entry, next(files)) for part in (*entry.files, *entry.more)}, variant))
+        for entry, (team, _, variant, weight) in zip(chosen, terms, strict=True)
+    ]
     return tuple(
-        Member(
-            entry,
-            weight,
-            {part: _file(entry, next(files[part_name(entry.name, part)], "")) for part in (*entry.files, *entry.more)},
+        Team(
+            name,
+            tuple(part for part, own in of_part.items() if own == name != options.name),
+            tuple(member for team, member in built if team == name),
         )
-        for entry, weight in zip(chosen, weights, strict=True)
+        for name in names
     )
+
+
+def members(options: Teacher) -> tuple[Member, ...]:
+    """The teachers of all `teams`, in order. Raises UsageError like `teams`."""
+    return tuple(member for team in teams(options) for member in team.members)
 
 
 def _file(entry: Entry, file: str) -> str:
@@ -94,14 +134,37 @@ def _published(member: Member, file: str) -> Published | None:
 
 def fetched_files(options: Teacher) -> list[str]:
     """The files of the cache that the teachers use."""
-    return [file for member in members(options) for file in member.given.values() if _published(member, file)]
+    files = ((member, file) for member in members(options) for file in member.given.values())
+    return list(dict.fromkeys(file for member, file in files if _published(member, file)))
 
 
-def _weight(text: str, name: str) -> float:
+def parts(options: Teacher) -> dict[str, str]:
+    """The parts of the corpus in teacher.parts, and the teacher or ensemble of each. Raises UsageError for anything else there."""
+    result: dict[str, str] = {}
+    for text in options.parts:
+        part, _, name = (word.strip() for word in text.partition("="))
+        if not (part and name):
+            raise UsageError(f"teacher.parts: '{text}' is not PART=TEACHER, as in images=unisal@SALICON")
+        if part in result:
+            raise UsageError(f"teacher.parts names the part '{part}' twice; keep one of {part}={result[part]} and {text}")
+        result[part] = name
+    return result
+
+
+def _term(text: str, team: str) -> tuple[str, str, float]:
+    """Name, variant and weight of one teacher of an ensemble: `unisal@SALICON:2`."""
+    full_name, colon, weight = text.strip().partition(":")
+    name, at, variant = full_name.partition("@")
+    known = entries(name)[0].variants
+    if at and variant not in known:
+        others = did_you_mean(variant, known) if known else f"; write {name} alone"
+        raise UsageError(f"teacher {name} has no variant '{variant}'{others}")
+    if not colon:
+        return name, variant, 1.0
     with suppress(ValueError):
-        if 0 < (weight := float(text)) < math.inf:
-            return weight
-    raise UsageError(f"teacher.name '{name}': '{text}' is not a weight; write NAME:NUMBER with a number above 0")
+        if 0 < (number := float(weight)) < math.inf:
+            return name, variant, number
+    raise UsageError(f"teacher '{team}': '{weight}' is not a weight; write NAME:NUMBER with a number above 0")
 
 
 def _entry(name: str, size: str) -> Entry:
@@ -115,7 +178,7 @@ def _entry(name: str, size: str) -> Entry:
 def _expand_random(weights: Sequence[str], chosen: Sequence[Entry]) -> list[str]:
     """NAME=random, or `random` alone, becomes one entry per part for a teacher of several files."""
     several = {f"{entry.name}={RANDOM}": entry for entry in chosen if len(entry.files) > 1}
-    if len(chosen) == 1 and several:
+    if len(set(chosen)) == 1 and several:
         several[RANDOM] = chosen[0]
     result = []
     for text in weights:
@@ -124,23 +187,29 @@ def _expand_random(weights: Sequence[str], chosen: Sequence[Entry]) -> list[str]
     return result
 
 
-def _by_name(key: str, values: Sequence[str], needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Iterator[str]]:
-    """NAME=VALUE entries by name, in order. A VALUE without a name goes to the only name needed, if there is one."""
-    names, result = (*needed, *optional), dict[str, list[str]]()
+def _assign(key: str, values: Sequence[str], slots: Sequence[Sequence[str]], needed: Collection[str]) -> list[str]:
+    """What NAME=VALUE entries give to each slot, which goes by the names in it, the first given one; "" where none is given.
+
+    One entry of a name serves all slots, several are taken in order. A VALUE without a name goes to the only name needed, if there
+    is one.
+    """
+    names, given = list(dict.fromkeys(name for slot in slots for name in slot)), dict[str, list[str]]()
     for text in values:
-        match = re.fullmatch(r"([\w.]+)=(.+)", text)
+        match = re.fullmatch(r"([\w.@]+)=(.+)", text)
         name, value = (match[1], match[2]) if match else ("", text)
         if not name and len(set(needed)) != 1:
-            raise UsageError(
-                f"{key}: which teacher is '{text}' for? write NAME={text}, where NAME is {' or '.join(needed) or 'a teacher'}"
-            )
-        name = name or needed[0]
+            choice = " or ".join(dict.fromkeys(needed)) or "a teacher"
+            raise UsageError(f"{key}: which teacher is '{text}' for? write NAME={text}, where NAME is {choice}")
+        name = name or next(iter(needed))
         if name not in names:
             raise UsageError(f"{key}: unknown name '{name}'{did_you_mean(name, names)}")
-        result.setdefault(name, []).append(value)
-        if len(result[name]) > names.count(name):
-            raise UsageError(f"{key} gives {text}, but teacher.name has no further '{name}'")
-    return {name: iter(result.get(name, ())) for name in names}
+        given.setdefault(name, []).append(value)
+    chosen = [next((name for name in slot if name in given), "") for slot in slots]
+    for name, some in given.items():
+        if (taken := Counter(chosen)[name]) < len(some):
+            raise UsageError(f"{key} gives {name}={some[taken]}, but no further teacher takes '{name}'")
+    left = {name: iter(some) if len(some) > 1 else itertools.repeat(some[0]) for name, some in given.items()}
+    return [next(left[name], "") if name else "" for name in chosen]
 
 
 def trained_here(recipe: Recipe, member: Member) -> bool:
@@ -151,11 +220,11 @@ def trained_here(recipe: Recipe, member: Member) -> bool:
 
 def with_published(recipe: Recipe) -> Recipe:
     """The recipe with the first published file of every teacher that names no weights, unless the run trains it."""
-    missing = [
+    missing = dict.fromkeys(
         f"{part_name(member.name, '')}={member.entry.published[0].name}"
         for member in members(recipe.teacher)
         if member.entry.published and not member.files[""] and not trained_here(recipe, member)
-    ]
+    )
     return replace(recipe, teacher=replace(recipe.teacher, weights=(*recipe.teacher.weights, *missing))) if missing else recipe
 
 
@@ -163,10 +232,15 @@ def check(recipe: Recipe) -> None:
     """Raises UsageError for every error in a recipe's teacher that can be detected before a run starts."""
     options = recipe.teacher
     team = members(options)
+    trained = dict[Entry, Member]()
     for member in team:
         lacking = [part_name(member.name, part) for part in member.entry.files if not member.files[part]]
         if trained_here(recipe, member):  # a trunk is required, weights to start from are not
             lacking = [name for name in lacking if name == "visage.base"]
+            if trained.setdefault(member.entry, member).files != member.files:
+                raise UsageError(
+                    f"the run trains {member.name} once, for all its variants and parts; give it one set of weights"
+                )
         if lacking:
             raise UsageError(_missing_weights_message(member, lacking))
         if member.name == "onnx" and member.random:
@@ -183,6 +257,8 @@ def check(recipe: Recipe) -> None:
                 raise UsageError(f"teacher.weights {name}={file} {problem}; name a weights file")
     if options.calibration and not Path(options.calibration).is_file():
         raise UsageError(f"teacher.calibration {options.calibration} does not exist; `distill teach calibrate` writes one")
+    if options.calibration and options.parts:
+        raise UsageError("teacher.calibration is fitted to one teacher, and teacher.parts names others; leave out one of them")
     if options.flip and options.name == "maps":
         raise UsageError("teacher.flip mirrors the frames that a teacher sees, and teacher maps sees none; leave it out")
     if recipe.teach.finetune and not any(trained_here(recipe, m) and m.entry.size != "tiny" for m in team):
@@ -201,6 +277,19 @@ def _missing_weights_message(member: Member, lacking: Sequence[str], at: str = "
     smoke_test = "" if member.name == "onnx" else "; `random` in place of a file is enough for a smoke test"
     train = ", teach.finetune=true trains it here" if {"visage.expert1", "unisal"} & {*lacking} else ""
     return f"teacher {member.entry.title} needs its weights: {fetch}--set teacher.weights={given}{page}{smoke_test}{train}"
+
+
+def check_parts(options: Teacher, corpus_parts: Collection[str]) -> None:
+    """Raises UsageError unless teacher.parts names parts of the corpus, and leaves some to teacher.name."""
+    of_part = parts(options)
+    for part in of_part:
+        if part not in corpus_parts:
+            raise UsageError(f"teacher.parts: the corpus has no part '{part}'{did_you_mean(part, corpus_parts)}")
+    if of_part and {*corpus_parts} == {*of_part} and options.name not in of_part.values():
+        raise UsageError(
+            f"teacher.parts names every part of the corpus, so teacher.name {options.name} labels nothing; make one of the others "
+            "teacher.name, and leave its parts out"
+        )
 
 
 def file_names(options: Teacher) -> list[str]:
@@ -235,13 +324,24 @@ def map_store(options: Teacher) -> Path | None:
     return folders[0] if len(folders) == 1 and (folders[0] / "store.json").is_file() else None
 
 
+def names(options: Teacher) -> str:
+    """Which teacher labels what, for the user: `unisal@DHF1K; for images, images-2: unisal@SALICON`."""
+    return "; ".join(_for_parts(team, team.name) for team in teams(options))
+
+
+def _for_parts(team: Team, what: str) -> str:
+    return f"for {', '.join(team.parts)}: {what}" if team.parts else what
+
+
 def source(recipe: Recipe) -> str:
-    """Where the teacher's weights come from, for the user: `2 x unisal, weights_best.pth; 1 x tased, RANDOM WEIGHTS`."""
-    team = members(recipe.teacher)
-    parts = [f"{f'{m.weight:g} x ' if len(team) > 1 else ''}{member_source(recipe, m)}" for m in team]
+    """Where the teachers' weights come from, for the user: `2 x unisal, weights_best.pth; 1 x tased, RANDOM WEIGHTS`."""
+    sources = []
+    for team in teams(recipe.teacher):
+        each = [f"{f'{m.weight:g} x ' if len(team.members) > 1 else ''}{member_source(recipe, m)}" for m in team.members]
+        sources.append(_for_parts(team, "; ".join(each)))
     calibration = Path(recipe.teacher.calibration).name
     mirrored = "; mirrored as well" if recipe.teacher.flip else ""
-    return "; ".join(parts) + mirrored + (f"; calibrated by {calibration}" if calibration else "")
+    return "; ".join(sources) + mirrored + (f"; calibrated by {calibration}" if calibration else "")
 
 
 def member_source(recipe: Recipe, member: Member) -> str:
@@ -252,5 +352,7 @@ def member_source(recipe: Recipe, member: Member) -> str:
     files = ", ".join(dict.fromkeys(names))
     if trained_here(recipe, member):
         files = "trained in this run" + (f" from {files}" if files else "")
-    static = recipe.teacher.static if member.name == "unisal" else 0
-    return f"{member.entry.title}, {files}" + (f", static path {static:g}" if static else "")
+    video = member.name == "unisal" and (member.variant or recipe.teacher.domain) != "SALICON"
+    static = recipe.teacher.static if video else 0
+    title = f"{member.full_name} {member.entry.size}".rstrip()
+    return f"{title}, {files}" + (f", static path {static:g}" if static else "")

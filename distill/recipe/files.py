@@ -97,7 +97,7 @@ def _absolute(value: str, folder: Path, names: bool = False) -> str:
 
     names: a file name alone that `folder` lacks stays as it is; it may be that of a fetched file.
     """
-    name, equals, path = value.partition("=") if re.match(r"[\w.]+=", value) else ("", "", value)
+    name, equals, path = value.partition("=") if re.match(r"[\w.@]+=", value) else ("", "", value)
     if names and Path(path).name == path and not (folder / path).exists():
         return value
     return name + equals + (path if path in ("", "random") else str((folder / Path(path).expanduser()).resolve()))

@@ -81,10 +81,18 @@ class Synthetic:
 class Teacher:
     """The teacher that writes the soft labels; `distill teachers` lists the choices."""
 
-    name: str = key("visage", "one teacher, or an ensemble with optional weights: unisal+tased, unisal:2+tased:1")
+    name: str = key(
+        "visage", "one teacher, or an ensemble with optional weights: unisal+tased, unisal:2+tased:1; unisal@SALICON is unisal "
+        "with that domain",
+    )  # fmt: skip
+    parts: tuple[str, ...] = key(
+        (), "PART=TEACHER for parts of the corpus that teacher.name does not label: images=unisal@SALICON, "
+        "images-2=unisal@SALICON+tased",
+    )  # fmt: skip
     weights: tuple[str, ...] = key(
         (), "weight files: NAME=FILE, or FILE for a single teacher; visage.base=, visage.expert1=, visage.expert2=; "
-        "a fetched file by its name; NAME=random: untrained, for a smoke test", path=True, fetched=True,
+        "a fetched file by its name; NAME=random: untrained, for a smoke test; unisal@SALICON= is for that variant, unisal= for all "
+        "others", path=True, fetched=True,
     )  # fmt: skip
     size: tuple[str, ...] = key((), "size, as 6B, or visage=6B in an ensemble; empty: the first that `distill teachers` lists")  # fmt: skip
     fusion: str = key("logit", "visage: fusion of its experts: logit (mean of logits), mean (of maps) or max")

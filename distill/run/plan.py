@@ -95,6 +95,7 @@ def check_ready(recipe: Recipe) -> None:
         raise UsageError(f"corpus {name} needs --root, the folder that holds it; one for each part, in the same order")
     parts = [] if synthetic else parts_of(recipe.corpus.name, recipe.corpus.root)
     members.check(recipe)
+    members.check_parts(recipe.teacher, [part.name for part in parts] or [recipe.corpus.name])
     licences.check_licences(recipe.teacher)
     clips = {} if synthetic else find(parts, recipe.corpus)
     if recipe.corpus.groups and not Path(recipe.corpus.groups).is_file():

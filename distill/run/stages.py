@@ -21,7 +21,7 @@ from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.export import ExportRefused
 from distill.export.student import Verified, export_student
 from distill.labels import building, members
-from distill.labels.labelling import computed_by, inference, label, looked_up_in
+from distill.labels.labelling import by_part, computed_by, inference, label, looked_up_in
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import report
@@ -148,9 +148,10 @@ def _teach(context: Context) -> Done:
     training = context.training(alone=True)
     outputs: list[str] = []
     facts: dict[str, Any] = {"teacher": members.source(recipe)}
-    for member in members.members(recipe.teacher):
-        teacher = building.REGISTRY[member.entry.name, member.entry.size] if members.trained_here(recipe, member) else None
-        if teacher and teacher.train and (leads or teacher.all_ranks):
+    trained = {m.entry: m for m in members.members(recipe.teacher) if members.trained_here(recipe, m)}
+    for member in trained.values():
+        teacher = building.REGISTRY[member.entry.name, member.entry.size]
+        if teacher.train and (leads or teacher.all_ranks):
             device.set_threads(recipe.run.threads, alone=not teacher.all_ranks)
             files, more = teacher.train(recipe, member, context.corpus, context.run / "frames", training)
             outputs, facts = [*outputs, *(f"checkpoints/{name}" for name in files)], facts | more
@@ -167,16 +168,20 @@ def _teach(context: Context) -> Done:
 def _label(context: Context) -> Done:
     recipe, ranks, narrator = context.recipe, job(), context.narrator
     if recipe.teacher.name == "maps":
-        teacher: Any = building.calibrated(recipe, building.open_maps(recipe))
-        labels_of = looked_up_in(teacher)
+        teachers: list[Any] = [building.calibrated(recipe, building.open_maps(recipe))]
+        labels_of = looked_up_in(teachers[0])
     else:
         device.set_threads(recipe.run.threads)
         chosen, reason = device.choose(recipe.run.device)
         how = inference(recipe.label, chosen)
         narrator.say(f"label: {reason}, {how.precision}{f', {ranks.world} ranks' if ranks.world > 1 else ''}")
-        teacher = building.calibrated(recipe, building.open_teacher(recipe, chosen, context.run / "checkpoints", how))
-        labels_of = computed_by(teacher, recipe.label.workers, pin=chosen.type == "cuda")
-    description = building.describe(recipe, teacher)
+        where, teams = (chosen, context.run / "checkpoints", how), members.teams(recipe.teacher)
+        teachers = [building.calibrated(recipe, building.open_teacher(recipe, *where, team)) for team in teams]
+        common, *others = (computed_by(teacher, recipe.label.workers, pin=chosen.type == "cuda") for teacher in teachers)
+        labels_of = by_part(common, {part: own for team, own in zip(teams[1:], others, strict=True) for part in team.parts})
+    description = building.describe(recipe, *teachers)
+    if "parts" in description:
+        narrator.say(f"label: {description['name']}")
     if warning := building.warning(description):
         narrator.say(f"label: {warning}")
     store = (LabelStore.create if ranks.leads else LabelStore)(context.run / "labels", description)

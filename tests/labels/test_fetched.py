@@ -205,7 +205,11 @@ def test_only_a_name_alone_means_the_cache(cache, mirror, tmp_path):
     ("sets", "weights"),
     [
         (["teacher.name=visage+unisal"], (f"unisal={BEST}",)),
-        (["teacher.name=unisal+unisal", "teacher.weights=unisal=random"], ("unisal=random", f"unisal={BEST}")),
+        (["teacher.name=unisal+unisal", "teacher.weights=unisal=random"], ("unisal=random",)),
+        (
+            ["teacher.name=unisal+unisal@DHF1K", "teacher.parts=a=unisal@SALICON", "teacher.weights=unisal@SALICON=random"],
+            ("unisal@SALICON=random", f"unisal={BEST}"),
+        ),
         (["teacher.name=unisal", "teach.finetune=true"], ()),  # from scratch, whatever was fetched
         (["teacher.name=tased"], ()),
     ],
