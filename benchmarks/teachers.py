@@ -15,6 +15,7 @@ figure falls a little with larger ones. ONNX files are counted from their graph.
 import argparse
 import dataclasses
 import json
+import math
 import platform
 import statistics
 import time
@@ -129,6 +130,11 @@ def attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
+def convolution_on_cpu(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """FLOPs by shapes: every output value takes one multiply-add for each weight of its channel."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
 def count_work(teacher: Any, inputs: Any, fps: float) -> tuple[float, int]:
     """Multiply-accumulates of labelling a prepared clip, which this does, and the teacher's parameters."""
     if hasattr(teacher, "predictor"):
@@ -141,7 +147,10 @@ def count_work(teacher: Any, inputs: Any, fps: float) -> tuple[float, int]:
     batch = getattr(teacher, "batch", None)
     if batch is not None:
         teacher.batch = InLine(teacher.device, PAIR if teacher.device.type == "cpu" else MOST_WINDOWS)
-    more = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_on_cpu}
+    more = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_on_cpu,
+        torch.ops.aten.mkldnn_convolution: convolution_on_cpu,
+    }
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
         teacher.infer(inputs, fps)
     if batch is not None:

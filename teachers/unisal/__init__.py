@@ -7,6 +7,7 @@ Four kinds of data, the *domains* DHF1K, Hollywood, UCFSports and SALICON, share
 norms, priors, last convolution and blur (Droste, Jiao and Noble, *Unified Image and Video Saliency Modeling*, 2020).
 
     net.py      `UnisalNet`, name for name, so that the released `weights_best.pth` loads
+    frozen.py   `frozen`, the same network for inference, in a third of the time
     teacher.py  `Unisal`: clip in, one map of logits per frame out
 """
 

@@ -325,8 +325,9 @@ def blur_8x(x_B1hw: Tensor, kernel_11KK: Tensor) -> Tensor:
     """
     places, rows = torch.arange(8, device=x_B1hw.device), torch.arange(BLUR, device=x_B1hw.device)
     cell_PK = (places[:, None] + rows - BLUR // 2).div(8, rounding_mode="floor") + 3
-    is_in_PKR = F.one_hot(cell_PK, 7).to(kernel_11KK)  # offset within a cell, row of the kernel, cell
-    kernels = torch.einsum("pjr,qks,jk->pqrs", is_in_PKR, is_in_PKR, kernel_11KK[0, 0])
+    is_in_PrK = F.one_hot(cell_PK, 7).to(kernel_11KK).mT  # offset within a cell, cell, row of the kernel
+    sums = is_in_PrK.flatten(0, 1) @ kernel_11KK[0, 0] @ is_in_PrK.flatten(0, 1).T
+    kernels = sums.view(8, 7, 8, 7).transpose(1, 2)
     padded = F.pad(x_B1hw, (3, 3, 3, 3), mode="replicate")
     return F.pixel_shuffle(F.conv2d(padded, kernels.reshape(64, 1, 7, 7)), 8)
 

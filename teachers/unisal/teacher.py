@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from distill.teachers import Teacher
 from distill.teachers import frames as frames_module
 from distill.teachers.frames import IMAGENET, check_frames, resize
+from distill.teachers.unisal.frozen import frozen
 from distill.teachers.unisal.net import BLUR, SIZES, STATIC_DOMAIN, UnisalNet
 from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
-from distill.teachers.windows import Device, evaluation_mode, sampling_stride
+from distill.teachers.windows import Device, sampling_stride
 
-# Shape suffixes: S streams · T time · C channels · H, W pixels
+# Shape suffixes: S streams · N frames of a stream · T frames of the clip · C channels · H, W pixels
 
 SAMPLE_FPS = 6.0
 """Frames per second that the recurrence was trained at: every 5th of DHF1K's 30, every 4th of the others' 24."""
@@ -90,7 +91,8 @@ class Unisal(Teacher):
         batch_frames: int | None = None,
         static: float = 0.0,
     ) -> None:
-        """`net` is moved to `device`. `batch_frames`: about how many frames per pass; None: a default for the device.
+        """`net` is moved to `device`; its weights are taken over when a clip is first labelled. `batch_frames`: the most
+        frames per pass; None: a default for the device.
 
         ValueError for an unknown domain, or a `static` outside [0, 1].
         """
@@ -100,11 +102,12 @@ class Unisal(Teacher):
             raise ValueError(f"the static path's share is {static}; it must lie in [0, 1]")
         device = torch.device(device)
         if batch_frames is None:
-            batch_frames = 8 if device.type == "cpu" else 160  # a CPU is fastest while the features fit its cache
+            batch_frames = 5 if device.type == "cpu" else 160  # a CPU is fastest while the features fit its cache
         if batch_frames < 1:
             raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
         self.name = name
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
+        self._frozen: dict[str, UnisalNet] = {}
         self.domain = domain
         self.static = 1.0 if domain == STATIC_DOMAIN else static
         self.device = device
@@ -123,26 +126,30 @@ class Unisal(Teacher):
         """
         T, height, width, _ = inputs.shape
         size = (height // OUT_STRIDE, width // OUT_STRIDE)
-        streams = min(stream_count(fps), T)
         domain, share = (STATIC_DOMAIN, 1.0) if T == 1 else (self.domain, self.static)
-        step = max(1, self.batch_frames // streams) * streams
+        net = self._frozen_for(domain)
+        streams = min(stream_count(fps), T)
+        frames_SN = torch.arange(math.ceil(T / streams) * streams).view(-1, streams).T  # numbers; those from T on fill up
         logits_THW = torch.empty(T, *size)
-        hidden = None
-        with evaluation_mode(self.net):
-            for start in range(0, T, step):
-                # Consecutive frames are one step of all streams. The clip's last frame fills up the last step.
-                count = min(step, T - start)
-                frames_TS = torch.arange(start, start + math.ceil(count / streams) * streams).view(-1, streams)
-                frames_STCHW = normalise(inputs[frames_TS.T.clamp(max=T - 1)].to(self.device))
+        for part_SN in frames_SN.chunk(math.ceil(streams / self.batch_frames)):
+            hidden = None
+            for step_SN in part_SN.split(max(1, self.batch_frames // len(part_SN)), 1):
+                frames_SNCHW = normalise(inputs[step_SN.clamp(max=T - 1)].to(self.device))
                 if 0 < share < 1:
-                    recurrent, static, hidden = self.net.both_paths(frames_STCHW, domain, hidden=hidden, size=size)
-                    logits_STHW = mask_logits(recurrent).lerp_(mask_logits(static), share)
+                    recurrent, static, hidden = net.both_paths(frames_SNCHW, domain, hidden=hidden, size=size)
+                    logits_SNHW = mask_logits(recurrent).lerp_(mask_logits(static), share)
                 else:
-                    density_STHW, hidden = self.net(frames_STCHW, domain, static=share == 1, hidden=hidden, size=size)
-                    logits_STHW = mask_logits(density_STHW)
-                in_order = logits_STHW.transpose(0, 1).flatten(0, 1)
-                logits_THW[start : start + count] = in_order[:count].cpu()
+                    density_SNHW, hidden = net(frames_SNCHW, domain, static=share == 1, hidden=hidden, size=size)
+                    logits_SNHW = mask_logits(density_SNHW)
+                real_SN = step_SN < T
+                logits_THW[step_SN[real_SN]] = logits_SNHW.cpu()[real_SN]
         return logits_THW
+
+    def _frozen_for(self, domain: str) -> UnisalNet:
+        """The network for inference in a domain, made when it is first needed."""
+        if domain not in self._frozen:
+            self._frozen[domain] = frozen(self.net, domain)
+        return self._frozen[domain]
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the domain, the conventions, the static path's share if any, and all weights."""
