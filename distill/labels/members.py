@@ -340,7 +340,7 @@ def source(recipe: Recipe) -> str:
         each = [f"{f'{m.weight:g} x ' if len(team.members) > 1 else ''}{member_source(recipe, m)}" for m in team.members]
         sources.append(_for_parts(team, "; ".join(each)))
     calibration = Path(recipe.teacher.calibration).name
-    mirrored = "; mirrored as well" if recipe.teacher.flip else ""
+    mirrored = "; each frame mirrored as well" if recipe.teacher.flip else ""
     return "; ".join(sources) + mirrored + (f"; calibrated by {calibration}" if calibration else "")
 
 

@@ -46,7 +46,7 @@ def test_the_static_path_and_the_mirror_image_are_in_the_label_store(tmp_path):
     assert mirrored.name == "unisal" and mirrored.members[0].fingerprint() == plain.fingerprint()
     assert [source(recipe) for recipe in recipes[1:]] == [
         "unisal, RANDOM WEIGHTS, static path 0.5",
-        "unisal, RANDOM WEIGHTS; mirrored as well",
+        "unisal, RANDOM WEIGHTS; each frame mirrored as well",
     ]
 
 

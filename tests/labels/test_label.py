@@ -211,6 +211,8 @@ def test_clips_are_shared_out_by_frames_and_each_once():
     shares = share_out(clips, 2)
     assert [[clip.id for clip in share] for share in shares] == [["1", "5", "0"], ["4", "3", "2", "6"]]
     assert [sum(clip.frames for clip in share) for share in shares] == [340, 340]
+    mixed = [FakeClip(str(i), frames, corpus=part) for i, (frames, part) in enumerate([(9, "b"), (8, "a"), (7, "b"), (6, "a")])]
+    assert [[clip.id for clip in share] for share in share_out([*mixed, FakeClip("4", 30)], 2)][1] == ["1", "3", "0", "2"]
     assert share_out(clips, 1) == [clips], "one process keeps the corpus's order"
     assert share_out(clips[:1], 3) == [clips[:1], [], []]
 
