@@ -8,10 +8,13 @@
     runner        frames through a file, the state carried; `streaming`, at a video's own frame rate, with cuts
     cost          multiply-adds and parameters of a graph
 
+`release_model()` is the path of the trained student that ships with this package.
+
 Nothing here writes a file under its final name: callers do. Only `student` and `graph` need torch; the runner needs
 onnxruntime alone.
 """
 
 from distill.export.verification import ExportRefused
+from distill.students.release import release_model
 
-__all__ = ["ExportRefused"]
+__all__ = ["ExportRefused", "release_model"]

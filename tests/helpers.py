@@ -174,5 +174,5 @@ ORIGIN = Provenance(
     corpus_chain=(("dhf1k:A", "CC BY 4.0"), ("images:B", "not stated")), teacher="unisal (unisal, w.pth)",
     teacher_license="Apache-2.0", teacher_chain=(("teacher unisal, weights", "Apache-2.0"),), restricted=("corpus images:B",),
     train_clips=("001", "002"), val_clips=("003",), held_out=True, fps=25.0, parameters=23_566, working_size=(32, 64),
-    tau_seconds=(0.05, 0.25, 2.0), step=12, chosen=True, recipe_fingerprint="0123456789abcdef",
+    tau_seconds=(0.05, 0.25, 2.0), step=12, chosen=True, recipe="[run]\nname = \"mini\"\n",
 )  # fmt: skip

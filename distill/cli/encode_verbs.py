@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from distill.cli.options import EncoderOptions, Output
-from distill.cli.output import interruptible, print_cells, print_files, print_json
+from distill.cli.options import SHIPPED, EncoderOptions, ModelOption, Output
+from distill.cli.output import interruptible, print_cells, print_files, print_json, shipped
 from distill.run.errors import Interrupted, UsageError
 
 
@@ -14,7 +14,7 @@ def encode(
     *,
     source: Annotated[Path, Argument(metavar="INPUT", help="a video file")],
     target: Annotated[Path | None, Argument(metavar="OUTPUT", help=".mp4, .mkv, ...; optional with --roi-out")] = None,
-    model: Annotated[Path | None, Option("--model", "-m", help="ONNX student, step or image file")] = None,
+    model: ModelOption = None,
     map_: Annotated[str | None, Option("--map", help="instead of a model: centre (a centred Gaussian), none")] = None,
     crf: Annotated[float | None, Option(help="constant quality; default 23 (x264), 28 (x265)")] = None,
     bitrate: Annotated[int | None, Option(help="kbit/s, instead of --crf", min=1)] = None,
@@ -29,7 +29,7 @@ def encode(
 ) -> None:
     """Encode a video with more bits where people look: x264 or x265, a QP offset for every block of every frame.
 
-    [bold]distill encode in.mp4 out.mp4 --model STUDENT_step.onnx --codec x265 --crf 26[/bold]
+    [bold]distill encode in.mp4 out.mp4 --codec x265 --crf 26[/bold] encodes with the student that ships with this package.
     """
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
@@ -37,8 +37,11 @@ def encode(
 
     coding, shaping = _settings(encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []))
     roi = check_outputs(target, map_, roi_out, format_)
+    narrator = interruptible(output.quiet)
+    if model is None and map_ is None:
+        model = shipped(narrator)
     maps = open_maps(model, map_, cuts, threads or 1)
-    facts = encode_video(source, target, maps, coding, shaping, interruptible(output.quiet), roi, video_only)
+    facts = encode_video(source, target, maps, coding, shaping, narrator, roi, video_only)
     if output.as_json:
         print_json({"schema": 1, **facts})
         return
@@ -52,7 +55,9 @@ def encode(
 def bd(
     *,
     inputs: Annotated[list[Path] | None, Argument(metavar="INPUT", help="videos")] = None,
-    models: Annotated[list[Path] | None, Option("--model", "-m", metavar="ONNX", help="ONNX student; repeatable")] = None,
+    models: Annotated[
+        list[Path] | None, Option("--model", "-m", metavar="ONNX", help=f"ONNX student; repeatable; {SHIPPED}")
+    ] = None,
     proxy: Annotated[Path | None, Option("--judge", metavar="ONNX", help="another model, to weight clips without gaze")] = None,
     corpus: Annotated[str | None, Option(help="clips with gaze: corpus.name")] = None,
     root: Annotated[Path | None, Option(help="folder of the corpus")] = None,
@@ -69,7 +74,7 @@ def bd(
 
     Quality is PSNR, over all pixels equally and weighted by where people look.
 
-    [bold]distill bd --corpus dhf1k --root DHF1K --clips 601,602 --model STUDENT_step.onnx -o curves.png[/bold]
+    [bold]distill bd --corpus dhf1k --root DHF1K --clips 601,602 -o curves.png[/bold] compares the student that ships.
     """
     from distill.encoding import bd_tables
     from distill.encoding.compare import compare
@@ -85,7 +90,8 @@ def bd(
             raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
     narrator = interruptible(output.quiet)
     sources = find_sources(inputs or [], corpus, root, clips, frames, narrator)
-    result = compare(sources, unique_names(models or []), coding, shaping, rates, narrator, proxy)
+    models = models or [shipped(narrator)]
+    result = compare(sources, unique_names(models), coding, shaping, rates, narrator, proxy)
     result["files"] = [str(path) for path in (out, table) if path]
     if out:
         bd_tables.plot(result, out)

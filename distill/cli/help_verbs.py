@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from distill.cli.options import JsonOption, LayoutOption, Output
-from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows
+from distill.cli.options import SHIPPED, JsonOption, LayoutOption, Output
+from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows, shipped
 from distill.labels import fetched
 from distill.labels.catalogue import details, entries, row
 from distill.run.directory import environment
@@ -21,10 +21,12 @@ from distill.run.extras import EXTRAS, how_to_install, missing
 from distill.run.parallel import usable_cores
 from distill.run.progress import Narrator
 
+INSPECTED = f"run directory, soft-label store, corpus root, or ONNX file; {SHIPPED}"
+
 
 def inspect(
     *,
-    path: Annotated[Path, Argument(metavar="PATH", help="run directory, soft-label store, corpus root, or ONNX file")],
+    path: Annotated[Path | None, Argument(metavar="PATH", help=INSPECTED)] = None,
     corpus: LayoutOption = None,
     show: Annotated[str | None, Option(metavar="CLIP", help="draw frames and gaze of a clip, or of a set of images")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="with --show: the PNG; default CLIP.png")] = None,
@@ -36,6 +38,7 @@ def inspect(
     """
     from distill.tools.inspect_files import corpus_in, describe
 
+    path = path or shipped(Narrator(output.quiet))
     if out and not show:
         raise UsageError("-o names the drawing of --show CLIP; give both")
     name = corpus or corpus_in(path)

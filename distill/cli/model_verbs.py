@@ -8,32 +8,39 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from typer import Argument, Option
 
-from distill.cli.options import LayoutOption, Output, RootOption, RunOptions, SizesOption
-from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table
+from distill.cli.options import SHIPPED, LayoutOption, ModelOption, Output, RootOption, RunOptions, SizesOption
+from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table, shipped
 from distill.cli.run_verbs import resolve
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 
 SIZES = ["640x360", "1920x1080"]
+PREDICT_OUT = "overlay video (.mp4, .avi), maps (.npy), or a folder of 8-bit PNGs; default VIDEO_saliency.mp4 in this folder"
+LUMA_OUT = "folder to write to; default the model's, or this folder for the student that ships"
 BENCH_HEADS = ("median\nms", "p90\nms", "times\nfaster", "peak\nMiB", "of\nbase", "GMAC", "param-\neters", "of\nceiling")
 
 
 def predict(
     *,
     video: Annotated[Path, Argument(metavar="VIDEO", help="a video file")],
-    model: Annotated[Path, Option("--model", "-m", help="ONNX student, step or image file")],
-    out: Annotated[Path, Option("--out", "-o", help="overlay video (.mp4, .avi), maps (.npy), or a folder of 8-bit PNGs")],
+    model: ModelOption = None,
+    out: Annotated[Path | None, Option("--out", "-o", help=PREDICT_OUT)] = None,
     threads: Annotated[int, Option(help="CPU threads", min=1)] = 1, output: Output,
 ) -> None:  # fmt: skip
-    """Run a student over a video: write an overlay to look at, or the maps themselves."""
+    """Run a student over a video: write an overlay to look at, or the maps themselves.
+
+    [bold]distill predict clip.mp4[/bold] writes clip_saliency.mp4, an overlay, with the student that ships with this package.
+    """
     from distill.tools.predict import write_predictions
 
-    print_files([write_predictions(video, model, out, threads, interruptible(output.quiet))], output.as_json)
+    narrator = interruptible(output.quiet)
+    written = write_predictions(video, model or shipped(narrator), out or Path(f"{video.stem}_saliency.mp4"), threads, narrator)
+    print_files([written], output.as_json)
 
 
 def bench(
     *,
-    models: Annotated[list[Path], Argument(metavar="MODEL", help="ONNX files")],
+    models: Annotated[list[Path] | None, Argument(metavar="MODEL", help=f"ONNX files; {SHIPPED}, both files")] = None,
     size: SizesOption = None,
     threads: Annotated[list[int] | None, Option(metavar="N", help="CPU threads; repeatable; default 1", min=1)] = None,
     rounds: Annotated[int, Option(help="timed frames of each model", min=1)] = 9,
@@ -46,7 +53,9 @@ def bench(
     """
     from distill.tools.bench import measure
 
-    result = measure(models, size or SIZES, threads or [1], rounds, against, Narrator(output.quiet))
+    narrator = Narrator(output.quiet)
+    models = models or [shipped(narrator, "image"), shipped(narrator, "step")]
+    result = measure(models, size or SIZES, threads or [1], rounds, against, narrator)
     if output.as_json:
         print_json({"schema": 2, "rounds": rounds, **asdict(result)})
         return
@@ -115,9 +124,9 @@ def quantize(
 
 def luma(
     *,
-    model: Annotated[Path, Argument(metavar="MODEL.onnx", help="image file of a run's export")],
+    model: Annotated[Path | None, Argument(metavar="MODEL.onnx", help=f"image file of a run's export; {SHIPPED}")] = None,
     size: Annotated[list[str] | None, Option(metavar="WxH", help="the clip's size; repeatable: a file for each")] = None,
-    out: Annotated[Path | None, Option("--out", "-o", metavar="DIR", help="folder to write to; default the model's")] = None,
+    out: Annotated[Path | None, Option("--out", "-o", metavar="DIR", help=LUMA_OUT)] = None,
     output: Output,
 ) -> None:  # fmt: skip
     """A student for one frame size and luma only, for consumers that accept nothing else; gated, and compared with the image file.
@@ -126,7 +135,10 @@ def luma(
     """
     from distill.tools.luma import write_luma
 
-    made = write_luma(model, size or [], out, Narrator(output.quiet))
+    narrator = Narrator(output.quiet)
+    if not model:
+        model, out = shipped(narrator, "image"), out or Path()
+    made = write_luma(model, size or [], out, narrator)
     if output.as_json:
         print_json({"schema": 1, "made": made})
         return

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+SHIPPED = "default: the student that ships with this package"
 ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
 NEUTRAL = "what stays as without a map: bits (the size, about), mean (the mean offset is 0), off (nothing)"
 
@@ -26,6 +27,9 @@ RootOption = Annotated[
 ]
 SizesOption = Annotated[
     list[str] | None, Option("--size", metavar="WxH", help="frame size; repeatable; default 640x360, 1920x1080")
+]
+ModelOption = Annotated[
+    Path | None, Option("--model", "-m", metavar="ONNX", help=f"ONNX student, step or image file; {SHIPPED}")
 ]
 JsonOption = Annotated[bool, Option("--json", help="one JSON object on standard output")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", help="no narration on standard error")]

@@ -6,13 +6,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from distill.run import parallel
 from distill.run.progress import Narrator
+from distill.students.release import NAME, release_model
 
 PIPED_WIDTH = 160  # columns of a table that is not printed on a terminal
 
@@ -31,6 +33,13 @@ def interruptible(quiet: bool) -> Narrator:
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
     return Narrator(quiet, asked.is_set)
+
+
+def shipped(narrator: Narrator, mode: Literal["step", "image"] = "step") -> Path:
+    """The student that ships with this package, for a verb that was given none; says so."""
+    path = release_model(mode)
+    narrator.say(f"model: {path.name}, which ships with this package; its card: {path.with_name(f'{NAME}.md')}")
+    return path
 
 
 def print_json(value: Any) -> None:

@@ -15,7 +15,7 @@ from distill.cli.output import interruptible, print_files, print_json, print_row
 from distill.labels.members import fetched_files, with_published
 from distill.recipe.files import load_recipe, to_toml
 from distill.recipe.keys import PROTOCOLS, Recipe
-from distill.run import parallel
+from distill.run import extras, parallel
 from distill.run.directory import RunDir
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import read_json
@@ -37,9 +37,10 @@ def run(
     if not dry_run:
         _run_until("report", recipe, corpus, options, output)
         return
+    resolved, path = resolve(recipe, corpus, options)
+    extras.require("train")  # before the import, which needs it
     from distill.run import plan
 
-    resolved, path = resolve(recipe, corpus, options)
     rows = plan.dry_run(path, resolved, options.force)
     if output.as_json:
         print_json({"schema": 1, "run": str(path), "plan": rows})
@@ -90,10 +91,11 @@ def _run_until(
 ) -> None:  # fmt: skip
     """Brings the run that the options describe up to a stage, and prints its results."""
     resolved, path = resolve(recipe, corpus, options)
+    extras.require("train")  # before the imports, which need it
     from distill.run.plan import check_ready
 
     check_ready(resolved)
-    from distill.run import engine  # after the check, which reports missing packages
+    from distill.run import engine  # after the check, because torch takes seconds to import
 
     leads = parallel.rank() == 0
     narrator = interruptible(output.quiet or not leads)

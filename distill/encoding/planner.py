@@ -41,7 +41,7 @@ def centre_map(frame: np.ndarray, seconds: float) -> np.ndarray:
 def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, threads: int = 1) -> Stream | Maps | None:
     """A student's maps, or those that `name` selects: `centre`, `none`. Raises UsageError unless exactly one is given."""
     if (model is None) == (name is None):
-        raise UsageError("where do people look? give a student with --model, or --map centre, or --map none")
+        raise UsageError("where do people look? give one of --model ONNX, --map centre and --map none")
     if model is not None:
         return Stream(load_predictor(model, threads), find_cuts)
     if name not in ("centre", "none"):

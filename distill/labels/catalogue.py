@@ -34,6 +34,7 @@ class Entry:
     page: str = ""  # the authors' page that offers the weights
     code: str = UNSTATED  # licence of the authors' code
     weights: str = UNSTATED  # licence of their weights
+    trained_on: tuple[tuple[str, str], ...] = ()  # what the published weights were trained on, and its licence; () if not known
     parameters: int | None = None
     rate: float | None = None  # frames per second that the network sees; None: every frame
     window: int | None = None  # frames that it sees at once; None: the whole clip, its state carried
@@ -98,6 +99,12 @@ CATALOGUE = (
                 "fine-tuned on MIT1003, for still images",
             ),
         ),
+        trained_on=(
+            ("DHF1K", "CC BY 4.0"), ("Hollywood-2 with gaze", "the authors' agreement"),
+            ("UCF Sports with gaze", "the authors' agreement"), ("SALICON", "not stated; images of MS COCO"),
+            ("MIT1003 (weights_ft_mit1003.pth alone)", "not stated"),
+            ("ImageNet (trunk)", "non-commercial research and education"),
+        ),
     ),
     Entry(
         "tased", code="MIT", weights="MIT", window=32, files=("",), parameters=21_260_693, gmac=78.5,
@@ -155,6 +162,7 @@ def details(entry: Entry) -> dict[str, str]:
         "what it is": entry.about,
         "licence of the code": entry.code,
         "licence of the weights": entry.weights,
+        "trained on": "; ".join(f"{name}: {licence}" for name, licence in entry.trained_on),
         "weights from": entry.page,
         "teacher.size": entry.size,
         "variants": ", ".join(f"{entry.name}@{variant}" for variant in entry.variants),

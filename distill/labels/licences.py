@@ -5,6 +5,7 @@ metadata and model card.
 """
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,20 +17,26 @@ from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Teacher
 from distill.run.errors import UsageError
 
-PERMISSIVE = {
-    "Apache-2.0", "BSD-2-Clause", "BSD-2-Clause-Patent", "BSD-3-Clause", "BSD-3-Clause-Plus-Patent", "CC BY 4.0",
-    "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "Unlicense",
-}  # fmt: skip
+PERMISSIVE = re.compile(
+    r"Apache-2\.0|BSD-2-Clause(-Patent)?|BSD-3-Clause(-Plus-Patent)?|CC[ -]BY([ -]\d\.\d)?|CC0([ -]1\.0)?|ISC|MIT|Unlicense"
+)
 """Licences that allow everyone any use. Whether another one allows a use is for the user to decide."""
+TRAINED_ON = ", trained on "  # in the name of a part that published weights were trained on
 
 
 def permissive(license_: str) -> bool:
     """Whether a licence allows everyone any use; remarks in brackets are ignored."""
-    return license_.split(" (")[0].removeprefix("The ").replace(" License", "") in PERMISSIVE
+    return PERMISSIVE.fullmatch(license_.split(" (")[0].removeprefix("The ").replace(" License", "")) is not None
 
 
 def chain(member: Member) -> list[tuple[str, str]]:
-    """The parts of a teacher and the licence of each."""
+    """The parts of a teacher, what its published weights were trained on, and the licence of each."""
+    published = member.files.get("", "") not in ("", RANDOM)
+    sets = member.entry.trained_on if published else ()
+    return [*_parts(member), *((f"teacher {member.name}{TRAINED_ON}{name}", licence) for name, licence in sets)]
+
+
+def _parts(member: Member) -> list[tuple[str, str]]:
     entry, name = member.entry, member.name
     if name == "onnx":
         return _onnx_chain(Path(member.files[""]))
@@ -63,8 +70,9 @@ def _onnx_chain(path: Path) -> list[tuple[str, str]]:
 
 
 def binding(member: Member) -> list[tuple[str, str]]:
-    """The parts whose licences decide: those that an ONNX file was made from where it states them, otherwise the whole chain."""
-    parts = chain(member)
+    """The parts whose licences decide: those that an ONNX file was made from where it states them, otherwise code and weights.
+    Published weights have their authors' licence, whatever they were trained on."""
+    parts = [(part, licence) for part, licence in _parts(member) if TRAINED_ON not in part]
     return parts[1:] if member.name == "onnx" and len(parts) > 1 else parts
 
 

@@ -292,12 +292,6 @@ def check_parts(options: Teacher, corpus_parts: Collection[str]) -> None:
         )
 
 
-def file_names(options: Teacher) -> list[str]:
-    """teacher.weights without folders: NAME=FILE."""
-    given = [item for member in members(options) for item in member.given.items()]
-    return [f"{name}={Path(file).name}" for name, file in given]
-
-
 def weights_fingerprints(options: Teacher) -> dict[str, str]:
     """A hash of each weights file's size, start and end. The end of a zip archive, as torch writes, holds all checksums."""
     fingerprints = {}

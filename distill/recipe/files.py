@@ -97,7 +97,7 @@ def _absolute(value: str, folder: Path, names: bool = False) -> str:
 
     names: a file name alone that `folder` lacks stays as it is; it may be that of a fetched file.
     """
-    name, equals, path = value.partition("=") if re.match(r"[\w.@]+=", value) else ("", "", value)
+    name, equals, path = _named_path(value)
     if names and Path(path).name == path and not (folder / path).exists():
         return value
     return name + equals + (path if path in ("", "random") else str((folder / Path(path).expanduser()).resolve()))
@@ -164,6 +164,31 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """`section.key: old -> new` for every key in which two recipes differ."""
     a, b = dataclasses.asdict(old), dataclasses.asdict(new)
     return [f"{s}.{o}: {a[s][o]!r} -> {b[s][o]!r}" for s in a for o in a[s] if a[s][o] != b[s][o]]
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe without what belongs to one machine: folders of its paths, device, threads. Its TOML is what ships with a
+    student, and the SHA-256 of that the recipe's fingerprint."""
+    values = dataclasses.asdict(recipe)
+    for name, section_type in SECTIONS.items():
+        for f in dataclasses.fields(section_type):
+            value = values[name][f.name]
+            if f.metadata.get("machine"):
+                values[name][f.name] = f.default
+            elif f.metadata.get("path"):
+                values[name][f.name] = _last(value) if isinstance(value, str) else tuple(map(_last, value))
+    return from_dict(values)
+
+
+def _last(value: str) -> str:
+    """A path, or NAME=PATH, without folders."""
+    name, equals, path = _named_path(value)
+    return name + equals + Path(path).name
+
+
+def _named_path(value: str) -> tuple[str, str, str]:
+    """`NAME`, `=` and `PATH` of NAME=PATH; the first two are empty for a path alone."""
+    return value.partition("=") if re.match(r"[\w.@]+=", value) else ("", "", value)
 
 
 def to_toml(recipe: Recipe, comments: bool = False) -> str:

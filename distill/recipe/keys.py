@@ -13,13 +13,14 @@ from distill.students.pooling import parse as parse_pooling
 
 
 def key(default: Any, about: str, *, low: float | None = None, high: float | None = None,
-        among: tuple[str, ...] = (), path: bool = False, fetched: bool = False) -> Any:  # fmt: skip
+        among: tuple[str, ...] = (), path: bool = False, fetched: bool = False, machine: bool = False) -> Any:  # fmt: skip
     """A recipe key: its default, one line about it, and either inclusive bounds or the words it accepts.
 
     path: the value is one or several paths, relative to the recipe's folder. fetched: or names of fetched files, which stay names.
+    machine: it suits the work to a machine, and says nothing about the result.
     """
-    metadata = {"about": about, "low": low, "high": high, "among": among, "path": path, "fetched": fetched}
-    return field(default=default, metadata=metadata)
+    limits = {"low": low, "high": high, "among": among}
+    return field(default=default, metadata={"about": about, **limits, "path": path, "fetched": fetched, "machine": machine})
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -34,8 +35,8 @@ class Run:
 
     name: str = key("student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _")  # fmt: skip
     seed: int = key(0, "seed of all randomness except the synthetic corpus", low=0)
-    device: str = key("auto", "auto, cpu, cuda or cuda:N")
-    threads: int = key(0, "CPU threads for torch; 0: all cores", low=0)
+    device: str = key("auto", "auto, cpu, cuda or cuda:N", machine=True)
+    threads: int = key(0, "CPU threads for torch; 0: all cores", low=0, machine=True)
 
     def __post_init__(self) -> None:
         # The downstream's registry accepts no other file names, and ids of 64 characters.
@@ -60,6 +61,7 @@ class Corpus:
     val_clips: tuple[str, ...] = key((), "ids of the clips to hold out, instead of the share")
     groups: str = key("", "CSV file with lines `clip,group`: clips of one group stay on one side of the split", path=True)  # fmt: skip
     skip: tuple[str, ...] = key((), "ids of clips to leave out")
+    attribution: str = key("", "CSV file `file,source,author,licence` with a line for every clip; it ships", path=True)
     fps: float = key(0.0, "frame rate of folders of frames; 0: 30, and 24 for Hollywood-2 and UCF Sports", low=0.0, high=1000.0)
     mouse_lag_ms: float = key(300.0, "avimos, ntire2026: delay of raw mouse tracks behind the gaze, in ms", low=0.0)
 
@@ -168,7 +170,7 @@ class Label:
     precision: str = key("auto", "bf16, fp32 or auto: bf16 on CUDA", among=PRECISIONS)
     compile: bool = key(False, "run the teacher through torch.compile: a minute or more at the start, faster afterwards")  # fmt: skip
     batch: int = key(0, "windows per pass; 0: as many as the GPU's memory holds; on the CPU two per thread", low=0)
-    workers: int = key(2, "clips decoded ahead of the teacher, one thread each", low=1, high=64)
+    workers: int = key(2, "clips decoded ahead of the teacher, one thread each", low=1, high=64, machine=True)
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,9 @@ class Export:
 
     fps: float = key(0.0, "frame rate that the step file's time constants are written for; 0: the corpus's median", low=0.0)
     license: str = key("", "licence of the weights; empty: derived from the licences of corpus and teacher")
+    notes: str = key(
+        "", "Markdown file that the model card includes, with its pictures: known failures, tests elsewhere", path=True
+    )
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ class Eval:
         "temporal poolings of the image file's maps, as baselines of the step file; in ema=ALPHA, ALPHA weights the newest map",
     )
     stride: int = key(5, "score every N-th frame; the state sees every frame", low=1)
-    threads: int = key(0, "clips scored in parallel; 0: all cores", low=0)
+    threads: int = key(0, "clips scored in parallel; 0: all cores", low=0, machine=True)
 
     def __post_init__(self) -> None:
         for baseline in self.baselines:

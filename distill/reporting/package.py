@@ -3,34 +3,44 @@
 NAME.onnx, NAME_step.onnx    one frame at a time; streaming
 NAME.json, NAME_step.json    sidecars
 NAME.registry.json           entries for the downstream's registry
-NAME.md                      model card, for readers who have only these files; what is unknown is stated as unknown
+NAME.toml                    the recipe; its SHA-256 is stated in the files above
+NAME.attribution.csv         source, author and licence of every clip, if the recipe has them
+NAME.md                      model card, for readers who have only these files; what is unknown is stated as unknown. It
+                             includes the notes of the recipe, whose pictures lie beside it as NAME.PICTURE
 """
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from distill import __version__
+from distill.corpora.attribution import COLUMNS, Attribution
 from distill.evaluation import statistics, tables
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
+from distill.reporting.notes import read_notes
 from distill.reporting.provenance import Provenance, metadata, rounded
 from distill.reporting.rendering import first_names, render
 from distill.reporting.sidecar import registry_entry, sha256, write_registry, write_sidecar
-from distill.run.files import write_bytes, write_together
+from distill.run.files import write_together
 
 ENOUGH_CLIPS = 12  # with fewer, the card warns against ranking predictors
+CREDITS = 3  # authors and sources that a row of the card names
 CLIPS_LISTED = 2000  # names of training clips in a sidecar, of which the downstream reads 1 MiB
 
 
 def write_package(
-    folder: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None, caveats: list[str]
-) -> list[Path]:
+    folder: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None, caveats: list[str],
+    notes: Path | None = None,
+) -> list[Path]:  # fmt: skip
     """Writes the metadata into both ONNX files, and everything else beside them; returns all paths.
 
     Nodes and weights stay as they are. It is called after the export, and again when the metrics are known. parity: the fields
-    of `export.student.Parity`. metrics: as in metrics.json, None if not evaluated.
+    of `export.student.Parity`. metrics: as in metrics.json, None if not evaluated. notes: Markdown for the card.
     """
     metrics = metrics if metrics and metrics["predictors"] else None
     models = {"image": folder / f"{origin.name}.onnx", "step": folder / f"{origin.name}_step.onnx"}
@@ -41,12 +51,24 @@ def write_package(
     write_together({path: graph.SerializeToString(deterministic=True) for path, graph in graphs.items()})
     sidecars = [_write_sidecar(mode, path, origin, parity, metrics) for mode, path in models.items()]
     about = "Tiny video saliency student, {} mode: where people look, as a map in [0,1] per pixel."
-    notes = f"Distilled from {origin.teacher} on {origin.corpus}."
-    entries = [registry_entry(path, origin.license, about.format(mode), notes) for mode, path in models.items()]
+    made_from = f"Distilled from {origin.teacher} on {origin.corpus}."
+    entries = [registry_entry(path, origin.license, about.format(mode), made_from) for mode, path in models.items()]
     registry = write_registry(folder / f"{origin.name}.registry.json", entries)
     card = folder / f"{origin.name}.md"
-    write_bytes(card, _model_card(origin, models, parity, metrics, caveats, properties["git_revision"]).encode())
-    return [*models.values(), *sidecars, registry, card]
+    text, pictures = read_notes(notes, origin.name) if notes else ("", {})
+    page = _model_card(origin, models, parity, metrics, caveats, properties["git_revision"], text)
+    texts = {folder / f"{origin.name}.toml": origin.recipe.encode(), card: page.encode()}
+    texts |= {folder / name: content for name, content in pictures.items()}
+    if origin.attribution:
+        texts[folder / f"{origin.name}.attribution.csv"] = _attribution_table(origin.attribution)
+    write_together(texts)
+    return [*models.values(), *sidecars, registry, *texts]
+
+
+def _attribution_table(lines: Sequence[Attribution]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *map(astuple, lines)])
+    return buffer.getvalue().encode()
 
 
 def _write_sidecar(mode: str, path: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None) -> Path:
@@ -59,7 +81,8 @@ def _write_sidecar(mode: str, path: Path, origin: Provenance, parity: dict[str, 
         "clips": list(origin.train_clips) if len(origin.train_clips) <= CLIPS_LISTED else None, "step": origin.step,
     }  # fmt: skip
     more = {
-        "frame_rate": origin.fps, "gate_tau_seconds": list(origin.tau_seconds), "training": training, "parity": parity,
+        "recipe_sha256": origin.recipe_sha256, "frame_rate": origin.fps,
+        "gate_tau_seconds": list(origin.tau_seconds), "training": training, "parity": parity,
         "metrics": rounded(metrics["predictors"][mode]) if metrics else None,
         "metrics_protocol": metrics["protocol"] if metrics else None,
     }  # fmt: skip
@@ -68,7 +91,7 @@ def _write_sidecar(mode: str, path: Path, origin: Provenance, parity: dict[str, 
 
 def _model_card(
     origin: Provenance, models: Mapping[str, Path], parity: Mapping[str, Any], metrics: Mapping[str, Any] | None,
-    caveats: Sequence[str], revision: str,
+    caveats: Sequence[str], revision: str, notes: str,
 ) -> str:  # fmt: skip
     """The card in Markdown. models: the ONNX files by mode, `image` and `step`. metrics: as in metrics.json, None if not
     evaluated."""
@@ -78,8 +101,28 @@ def _model_card(
         "model_card.md", origin=origin, **files, version=__version__, revision=revision, metrics=metrics,
         val_clips=first_names(origin.val_clips), lower_is_better=[LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]],
         parts=[_part(name, part) for name, part in statistics.by_corpus(metrics).items()] if metrics else [], caveats=caveats,
-        enough_clips=ENOUGH_CLIPS, parity=parity, max_abs=max(parity["image_max_abs"], parity["step_max_abs"]),
+        enough_clips=ENOUGH_CLIPS, parity=parity, max_abs=max(parity["image_max_abs"], parity["step_max_abs"]), notes=notes,
+        credits=_credits(origin.attribution),
     )  # fmt: skip
+
+
+def _credits(lines: Sequence[Attribution]) -> list[dict[str, Any]]:
+    """The attribution in brief: a row for each folder and licence, with the authors and sources as far as they are few."""
+    groups: dict[tuple[str, str], list[Attribution]] = {}
+    for line in lines:
+        groups.setdefault((line.folder, line.licence), []).append(line)
+    return [
+        {
+            "folder": folder, "licence": licence, "files": len(group),
+            "authors": _few([line.author for line in group]), "sources": _few([line.source for line in group]),
+        }
+        for (folder, licence), group in groups.items()
+    ]  # fmt: skip
+
+
+def _few(names: Sequence[str]) -> str:
+    different = list(dict.fromkeys(names))
+    return "; ".join(different) if len(different) <= CREDITS else f"{len(different):,} in the table"
 
 
 def _part(name: str, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,12 @@
 files and fingerprints, never paths on this machine, because it ships.
 """
 
+import hashlib
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ import numpy as np
 
 from distill import __version__
 from distill.corpora import Corpus, parts_of
+from distill.corpora.attribution import Attribution, attribute, file_of
+from distill.corpora.clips import counted
 from distill.labels.catalogue import OURS
 from distill.labels.licences import permissive
-from distill.labels.members import file_names
+from distill.recipe.files import portable, to_toml
 from distill.recipe.keys import Recipe
-from distill.run.files import fingerprint
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.training import checkpoint
 
@@ -46,7 +49,13 @@ class Provenance:
     tau_seconds: tuple[float, float, float]  # shortest, median, longest time constant of the recurrent state
     step: int
     chosen: bool  # whether the step was the best on the validation clips; otherwise it is the last
-    recipe_fingerprint: str
+    recipe: str  # as TOML, without what belongs to one machine
+    attribution: tuple[Attribution, ...] = ()  # of every clip's file, if the recipe names a table of them
+
+    @property
+    def recipe_sha256(self) -> str:
+        """The fingerprint of the recipe: the SHA-256 of `NAME.toml`, which ships."""
+        return hashlib.sha256(self.recipe.encode()).hexdigest()
 
     @property
     def chain(self) -> list[tuple[str, str]]:
@@ -66,14 +75,15 @@ def provenance(recipe: Recipe, corpus: Corpus, teacher: Mapping[str, Any], best:
     """Where the student in the checkpoint `best` comes from, and the student. `teacher`: as its label store describes it."""
     student, step = load_student(best, recipe)
     tau = student.time_constants().numpy()
-    parts = corpus_chain(recipe, corpus)
+    lines = attributions(recipe, corpus)
+    parts = corpus_chain(recipe, corpus, lines)
     teacher_chain = tuple((part, license_) for part, license_ in teacher["chain"])
     chain = (*((f"corpus {name}", license_) for name, license_ in parts), *teacher_chain)
     origin = Provenance(
         name=recipe.run.name,
         license=stated_license(recipe, parts, teacher),
         corpus=corpus.title,
-        corpus_license=corpus.license,
+        corpus_license="; ".join(dict.fromkeys(license_ for _, license_ in parts)),
         corpus_chain=parts,
         teacher=f"{teacher['name']} ({teacher['source']})",
         teacher_license=teacher["license"],
@@ -88,13 +98,29 @@ def provenance(recipe: Recipe, corpus: Corpus, teacher: Mapping[str, Any], best:
         tau_seconds=(float(tau.min()), float(np.median(tau)), float(tau.max())),
         step=step,
         chosen=bool(corpus.val) and recipe.train.keep == "best",
-        recipe_fingerprint=fingerprint(_without_paths(recipe)),
+        recipe=to_toml(portable(recipe)),
+        attribution=tuple(sorted(lines.values(), key=lambda line: line.file)),
     )
     return origin, student
 
 
-def corpus_chain(recipe: Recipe, corpus: Corpus) -> tuple[tuple[str, str], ...]:
-    """The parts of the corpus as its title names them, and the licence of each."""
+def attributions(recipe: Recipe, corpus: Corpus) -> dict[str, Attribution]:
+    """Who made each clip, by its id; empty where the recipe names no table."""
+    if not recipe.corpus.attribution:
+        return {}
+    files = {clip.id: file_of(clip, corpus.roots[clip.corpus]) for clip in corpus.clips}
+    return attribute(Path(recipe.corpus.attribution), files)
+
+
+def corpus_chain(recipe: Recipe, corpus: Corpus, lines: Mapping[str, Attribution]) -> tuple[tuple[str, str], ...]:
+    """The parts of the corpus as its title names them, and the licence of each. With an attribution of every clip, `lines`,
+    there is one entry for each licence in a part, with the number of files; without, the licence file of the part counts."""
+    if lines:
+        chain = []
+        for name, root in corpus.roots.items():
+            counts = Counter(lines[clip.id].licence for clip in corpus.clips if clip.corpus == name)
+            chain += [(f"{name}:{Path(root).name}, {counted(n, 'file')}", license_) for license_, n in counts.most_common()]
+        return tuple(chain)
     if len(corpus.roots) < 2:
         return ((corpus.title, corpus.license),)
     parts = parts_of(recipe.corpus.name, recipe.corpus.root)
@@ -110,15 +136,6 @@ def stated_license(recipe: Recipe, parts: Sequence[tuple[str, str]], teacher: Ma
     if teacher["license"] == OURS and all(license_.split(" (")[0] == OURS for license_ in licenses):
         return OURS
     return f"not stated; corpus: {'; '.join(licenses)}; teacher: {teacher['license']}"
-
-
-def _without_paths(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values without paths on this machine."""
-    values = asdict(recipe)
-    values["corpus"]["root"] = values["corpus"]["groups"] = values["teacher"]["maps"] = ""
-    values["teacher"]["weights"] = file_names(recipe.teacher)
-    values["teacher"]["calibration"] = Path(values["teacher"]["calibration"]).name
-    return values
 
 
 def caveats(corpus: Corpus, teacher: Mapping[str, Any] | None = None) -> list[str]:
@@ -162,7 +179,7 @@ def metadata(origin: Provenance, metrics: dict[str, Any] | None) -> dict[str, st
         "validation_clips": ",".join(origin.val_clips) if origin.held_out else "",
         "frame_rate": f"{origin.fps:g}",
         "gate_tau_seconds": "shortest {:.3g}, median {:.3g}, longest {:.3g}".format(*origin.tau_seconds),
-        "git_revision": git_revision(), "distill_version": __version__, "recipe": origin.recipe_fingerprint,
+        "git_revision": git_revision(), "distill_version": __version__, "recipe_sha256": origin.recipe_sha256,
         "parameters": str(origin.parameters), "working_size": "{}x{}".format(*origin.working_size),
         "input": "RGB in [0,1], normalised with ImageNet mean (0.485,0.456,0.406) and std (0.229,0.224,0.225), NCHW",
         "metrics": "not evaluated",

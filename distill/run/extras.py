@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+from distill.run.errors import UsageError
+
 EXTRAS = {
     "predict": ("onnxruntime", "cv2"),
     "encode": ("av", "scipy"),
@@ -14,6 +16,12 @@ def missing(extra: str) -> list[str]:
     """The modules of an extra, those of `predict` included, that are not installed."""
     modules = dict.fromkeys((*EXTRAS["predict"], *EXTRAS[extra]))
     return [module for module in modules if find_spec(module) is None]
+
+
+def require(extra: str) -> None:
+    """Raises UsageError where modules of an extra are not installed."""
+    if modules := missing(extra):
+        raise UsageError(f"{', '.join(modules)} not installed; {how_to_install(extra)}")
 
 
 def extra_of(module: str) -> str | None:

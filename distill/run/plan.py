@@ -1,20 +1,21 @@
 """The stages of a run, in order, as plain data; and the checks of a recipe before anything is written.
 
-A stage's fingerprint covers its name, the recipe's sections that it reads, and the fingerprint of the stage before it. A
-stage that is done under the same fingerprint is skipped. `stages` implements the stages, `engine` runs them; this module
-imports no torch, so that `--dry-run` and usage errors are quick, and decodes no frame.
+A stage's fingerprint covers its name, the recipe's sections that it reads, and the fingerprint of the stage before it; that
+of `export` also the texts that ship, which may be written when the scores are known. A stage that is done under the same
+fingerprint is skipped. `stages` implements the stages, `engine` runs them; this module imports no torch, so that `--dry-run`
+and usage errors are quick, and decodes no frame.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distill.corpora import CORPORA, find, fingerprints, parts_of
+from distill.corpora import CORPORA, attribution, find, fingerprints, parts_of
 from distill.labels import licences, members
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Recipe
+from distill.reporting.notes import read_notes
 from distill.run.directory import is_done, read_manifest
 from distill.run.errors import UsageError
-from distill.run.extras import how_to_install, missing
 from distill.run.files import fingerprint
 
 
@@ -47,9 +48,19 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     """The fingerprint of every stage."""
     values, keys, key = asdict(recipe), {}, ""
     for stage in STAGES:
-        key = fingerprint(stage.name, {section: values[section] for section in stage.sections}, key)
+        texts = _shipped_texts(recipe) if stage.name == "export" else []
+        key = fingerprint(stage.name, {section: values[section] for section in stage.sections}, key, *texts)
         keys[stage.name] = key
     return keys
+
+
+def _shipped_texts(recipe: Recipe) -> list[str]:
+    """The content of the attribution and the notes with their pictures, in hex."""
+    texts = [Path(recipe.corpus.attribution).read_bytes()] if recipe.corpus.attribution else []
+    if recipe.export.notes:
+        text, pictures = read_notes(Path(recipe.export.notes), recipe.run.name)
+        texts += [text.encode(), *pictures.values()]
+    return [text.hex() for text in texts]
 
 
 def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
@@ -85,8 +96,6 @@ def _details(recipe: Recipe) -> dict[str, str]:
 
 def check_ready(recipe: Recipe) -> None:
     """Raises UsageError for every error that can be detected before anything is written."""
-    if modules := missing("train"):
-        raise UsageError(f"{', '.join(modules)} not installed; {how_to_install('train')}")
     synthetic = recipe.corpus.name == "synthetic"
     if not (synthetic or recipe.corpus.root):
         name = recipe.corpus.name
@@ -98,6 +107,11 @@ def check_ready(recipe: Recipe) -> None:
     members.check_parts(recipe.teacher, [part.name for part in parts] or [recipe.corpus.name])
     licences.check_licences(recipe.teacher)
     clips = {} if synthetic else find(parts, recipe.corpus)
+    if recipe.corpus.attribution:
+        files = {clip_id: attribution.file_of(clip, part.root) for clip_id, (part, clip) in clips.items()}
+        attribution.attribute(Path(recipe.corpus.attribution), files)
+    if recipe.export.notes:
+        read_notes(Path(recipe.export.notes), recipe.run.name)
     if recipe.corpus.groups and not Path(recipe.corpus.groups).is_file():
         raise UsageError(f"corpus.groups {recipe.corpus.groups} is not a file; give a CSV with lines `clip,group`")
     if recipe.teacher.name == "maps":

@@ -62,6 +62,11 @@ class Context:
         """The run's label store."""
         return LabelStore.open(self.run / "labels")
 
+    @property
+    def notes(self) -> Path | None:
+        """The notes for the model card, if the recipe names some."""
+        return Path(self.recipe.export.notes) if self.recipe.export.notes else None
+
     def cached(self, ids: Sequence[str]) -> list[frames.CachedClip]:
         """Clips as the stage `frames` left them."""
         sample_fps = self.recipe.train.sample_fps
@@ -230,7 +235,7 @@ def _export(context: Context) -> Done:
     verified = _verified("export", network, origin.fps, metadata(origin, None), real)
     write_together({run / "export" / name: content for name, content in verified.files(recipe.run.name).items()})
     parity = asdict(verified.parity)
-    paths = write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher))
+    paths = write_package(run / "export", origin, parity, None, caveats(corpus, context.labels.teacher), context.notes)
     proof = f"export/{recipe.run.name}.parity.json"
     write_json(run / proof, parity)
     sizes = " and ".join(f"{path.stat().st_size:,}" for path in paths[:2])
@@ -256,7 +261,8 @@ def _eval(context: Context) -> Done:
     result["caveats"] = warnings
     write_json(run / "metrics.json", result)
     origin, _ = context.provenance()
-    write_package(run / "export", origin, read_json(run / "export" / f"{name}.parity.json"), result, warnings)
+    parity = read_json(run / "export" / f"{name}.parity.json")
+    write_package(run / "export", origin, parity, result, warnings, context.notes)
     _say_scores(context.narrator, result)
     return ["metrics.json"], {"frames_scored": result["frames_scored"]}
 

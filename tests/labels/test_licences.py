@@ -8,19 +8,23 @@ import torch
 
 from distill.labels.building import describe, open_teacher, warning
 from distill.labels.catalogue import UNSTATED
-from distill.labels.licences import check_licences, permissive
-from distill.labels.members import source
+from distill.labels.licences import chain, check_licences, permissive
+from distill.labels.members import members, source
 from distill.recipe.files import load_recipe
 from distill.recipe.keys import Teacher
 from distill.run.errors import UsageError
 
 
-@pytest.mark.parametrize("free", ["Apache-2.0", "MIT", "BSD-2-Clause-Patent (procedural)", "CC BY 4.0"])
+@pytest.mark.parametrize(
+    "free", ["Apache-2.0", "MIT", "BSD-2-Clause-Patent (procedural)", "CC BY 4.0", "CC BY (version not stated)", "CC0"]
+)
 def test_licences_that_allow_any_use(free):
     assert permissive(free)
 
 
-@pytest.mark.parametrize("unclear", ["", UNSTATED, "CC BY-NC 4.0", "MIT-like", "GPL-3.0-only", "Apache-2.0; not for sale"])
+@pytest.mark.parametrize(
+    "unclear", ["", UNSTATED, "CC BY-NC 4.0", "CC BY-SA 4.0", "MIT-like", "GPL-3.0-only", "Apache-2.0; not for sale"]
+)
 def test_licences_that_the_user_must_judge(unclear):
     assert not permissive(unclear)
 
@@ -52,6 +56,19 @@ def test_an_onnx_file_states_its_own_licence(tmp_path, with_metadata):
     (tmp_path / "page.onnx").write_text("<html>", encoding="utf-8")
     with pytest.raises(UsageError, match=r"page\.onnx is not an ONNX file"):
         check(str(tmp_path / "page.onnx"))
+
+
+def test_published_weights_list_what_they_were_trained_on_and_keep_their_licence(tmp_path, with_metadata):
+    options = Teacher(name="unisal", weights=("weights_best.pth",))
+    [member] = members(options)
+    parts = dict(chain(member))
+    assert parts["teacher unisal, weights"] == "Apache-2.0"
+    assert parts["teacher unisal, trained on Hollywood-2 with gaze"] == "the authors' agreement"
+    check_licences(options)
+    student = with_metadata(tmp_path / "s.onnx", license="MIT", license_chain=json.dumps([*parts.items()]))
+    check_licences(Teacher(name="onnx", weights=(student,)))  # a student of that teacher, as a teacher
+    for weights in (("random",), ()):
+        assert not any("trained on" in part for part, _ in chain(members(Teacher(name="unisal", weights=weights))[0]))
 
 
 def test_labels_list_what_their_teacher_is_made_of(tmp_path, with_metadata):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe.files import differences, load_recipe, to_toml
+from distill.recipe.files import differences, load_recipe, portable, to_toml
 from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 
@@ -109,3 +109,21 @@ def test_relative_paths_belong_to_the_recipe_and_bare_words_are_strings(tmp_path
 
 def test_differences_are_named():
     assert differences(Recipe(), load_recipe(None, ["train.steps=7"])) == ["train.steps: 400 -> 7"]
+
+
+def test_the_portable_recipe_is_the_same_from_every_folder_and_machine(tmp_path):
+    texts = []
+    for folder, machine in (("a", ["run.threads=1", "run.device=cpu", "label.workers=7", "eval.threads=3"]), ("b/c", [])):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "r.toml").write_text(
+            '[corpus]\nname = "dhf1k,images"\nroot = ["../x/gaze", "stills"]\n[teacher]\nname = "unisal"\n'
+            'weights = ["unisal=w/u.pth"]\n[export]\nnotes = "n.md"',
+            encoding="utf-8",
+        )
+        texts.append(to_toml(portable(load_recipe(tmp_path / folder / "r.toml", machine))))
+    assert texts[0] == texts[1] and str(tmp_path) not in texts[0]
+    assert 'root = ["gaze", "stills"]' in texts[0] and 'weights = ["unisal=u.pth"]' in texts[0]
+    (tmp_path / "shipped.toml").write_text(texts[0], encoding="utf-8")
+    assert to_toml(portable(load_recipe(tmp_path / "shipped.toml"))) == texts[0]
+    assert to_toml(portable(load_recipe(tmp_path / "shipped.toml", ["train.steps=7"]))) != texts[0]
+    assert 'weights = ["random"]' in to_toml(portable(load_recipe(None, ["teacher.weights=random"])))

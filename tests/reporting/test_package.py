@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from distill.corpora.attribution import Attribution
 from distill.export.student import export_student
 from distill.recipe.files import from_dict, load_recipe
 from distill.recipe.keys import Recipe, Run
@@ -42,11 +43,11 @@ def verified():
 def package(verified, tmp_path):
     """Writes a package, with changes to where it comes from and with what scores; returns its folder."""
 
-    def write(metrics=METRICS, caveats=(), **changes):
+    def write(metrics=METRICS, caveats=(), notes=None, **changes):
         origin = replace(ORIGIN, **changes)
         for name, content in verified.files(origin.name).items():
             write_bytes(tmp_path / name, content)
-        write_package(tmp_path, origin, asdict(verified.parity), metrics, list(caveats))
+        write_package(tmp_path, origin, asdict(verified.parity), metrics, list(caveats), notes)
         return tmp_path
 
     return write
@@ -230,7 +231,7 @@ def test_a_mixture_names_the_licence_of_each_part(tmp_path):
         recipe.corpus.name, "BSD-2-Clause-Patent (procedural); CC BY-NC 4.0", (),
         roots=dict(zip(("dhf1k", "images"), roots, strict=True)),
     )  # fmt: skip
-    chain = corpus_chain(recipe, corpus)
+    chain = corpus_chain(recipe, corpus, {})
     assert chain == (("dhf1k:ours", "BSD-2-Clause-Patent (procedural)"), ("images:theirs", "CC BY-NC 4.0"))
     teacher = {"license": "BSD-2-Clause-Patent"}
     assert stated_license(recipe, chain, teacher).startswith("not stated; corpus: BSD-2-Clause-Patent (procedural); CC BY-NC")
@@ -262,6 +263,42 @@ def test_text_from_files_and_names_is_not_markup_in_the_card(package, text):
     assert all(re.fullmatch(r"[\w .+-]+", t.content) and t.content != "x" for t in inline if t.type == "code_inline")
     shown = ["".join(c.content for c in t.children) for t in tokens if t.type == "inline"]
     assert sum(text.replace("\x1b", " ") in line for line in shown) == 8
+
+
+def test_the_card_credits_authors_in_brief_and_the_table_in_full(package):
+    lines = [Attribution(f"photos/a/{n}.jpg", f"page {n}", f"author {n}", "CC BY 2.0") for n in range(5)]
+    lines.append(Attribution("clips/x.mp4", "a | page", "Jane Doe", "CC0"))
+    folder = package(attribution=tuple(lines))
+    credit = section(card(folder), "Attribution")
+    assert "| photos/a | CC BY 2.0 | 5 | 5 in the table | 5 in the table |" in credit
+    assert r"| clips | CC0 | 1 | Jane Doe | a \| page |" in credit
+    rows = (folder / "mini.attribution.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[:2] == ["file,source,author,licence", "photos/a/0.jpg,page 0,author 0,CC BY 2.0"] and len(rows) == 7
+
+
+def test_the_card_includes_the_notes_with_their_pictures(package, tmp_path):
+    (tmp_path / "n" / "images").mkdir(parents=True)
+    (tmp_path / "n" / "images" / "walk.jpg").write_bytes(b"picture")
+    (tmp_path / "n" / "notes.md").write_text(
+        "## Known failures\n\nPeople: ![a walk](images/walk.jpg), ![x](https://x.org/y.jpg)\n", encoding="utf-8"
+    )
+    folder = package(notes=tmp_path / "n" / "notes.md")
+    page = card(folder)
+    assert re.findall(r"^## (.*)$", page, re.M) == [*POINTS[:4], "Known failures", POINTS[4]]
+    assert "People: ![a walk](mini.walk.jpg), ![x](https://x.org/y.jpg)\n\n## Licence chain" in page
+    assert (folder / "mini.walk.jpg").read_bytes() == b"picture"
+    with pytest.raises(UsageError, match=r"export\.notes .*No such file.*gone\.jpg"):
+        (tmp_path / "n" / "notes.md").write_text("![](gone.jpg)", encoding="utf-8")
+        package(notes=tmp_path / "n" / "notes.md")
+
+
+def test_the_recipe_ships_and_its_fingerprint_is_stated(package):
+    folder = package()
+    digest = sha(folder / "mini.toml")
+    assert (folder / "mini.toml").read_text(encoding="utf-8") == ORIGIN.recipe and digest in section(card(folder), "Data")
+    for name in ("mini", "mini_step"):
+        stated = {prop.key: prop.value for prop in onnx.load(folder / f"{name}.onnx").metadata_props}
+        assert stated["recipe_sha256"] == strict_json(folder / f"{name}.json")["recipe_sha256"] == digest
 
 
 def test_the_card_shows_intervals_and_the_gain_of_the_state(package):

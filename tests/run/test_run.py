@@ -43,7 +43,7 @@ def test_a_run_writes_all_its_files(finished):
     names = {p.name for p in (finished / "export").iterdir()}
     assert names == {
         *("student.onnx", "student_step.onnx", "student.json", "student_step.json"),
-        *("student.md", "student.registry.json", "student.parity.json"),
+        *("student.md", "student.registry.json", "student.parity.json", "student.toml"),
     }  # fmt: skip
     assert len(list((finished / "labels").glob("*.npy"))) == 5
     assert not list(finished.rglob(".*.tmp*"))
