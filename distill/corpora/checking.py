@@ -7,6 +7,7 @@ fixation maps and density maps in folders are counted; their numbers, and the si
 from dataclasses import replace
 from pathlib import Path
 
+from distill.corpora import camera
 from distill.corpora.clips import Clip
 from distill.corpora.gaze import FRAME_READERS, clip_fixations
 from distill.corpora.readers import images
@@ -37,7 +38,11 @@ def check(clip: Clip) -> Clip:
     Raises UsageError for files that are damaged or disagree.
     """
     video, frames, fps = Path(clip.video), 1, clip.fps
-    if clip.static:
+    if clip.shots:
+        for shot in clip.shots:
+            images.size_of(Path(shot), whole=True)
+        frames, height, width = camera.FRAMES, camera.HEIGHT, camera.WIDTH
+    elif clip.static:
         (height, width), fps = images.size_of(video, whole=True), 1.0
     elif video.is_dir():
         frames, height, width = probe_folder(video)

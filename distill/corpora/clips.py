@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distill.corpora import camera
 from distill.corpora.video import read_frames
 from distill.run.errors import UsageError
 
@@ -35,6 +38,7 @@ class Clip:
     group: str = ""
     annotation: str = "png"  # the format of `fixations`, see distill.corpora.gaze
     static: bool = False  # a still image: one frame, no recurrent state
+    shots: tuple[str, ...] = ()  # the images that a simulated camera films; `video` is the first
     corpus: str = ""  # the part of a mixed corpus
     name: str = ""  # the id within that part; defaults to `id`
     side: str = ""  # train, val or test, where the corpus has an official split
@@ -48,7 +52,8 @@ class Clip:
     def read(self, stride: int = 1) -> Iterator[np.ndarray]:
         """Every `stride`-th frame, uint8 RGB `[H,W,3]`. Raises UsageError if the video ends before `frames`."""
         count = 0
-        for frame in read_frames(Path(self.video), stride):
+        filmed = camera.film(self.shots, zlib.crc32(self.name.encode())) if self.shots else None
+        for frame in islice(filmed, 0, None, stride) if filmed else read_frames(Path(self.video), stride):
             yield frame
             count += 1
         if count * stride < self.frames:
@@ -95,8 +100,8 @@ class Corpus:
 
     @property
     def median_fps(self) -> float:
-        """Median frame rate of the videos; 30 if there are only still images."""
-        return float(np.median([clip.fps for clip in self.clips if not clip.static] or [30.0]))
+        """Median frame rate of the videos; 30 if there are only still images, filmed or not."""
+        return float(np.median([clip.fps for clip in self.clips if not (clip.static or clip.shots)] or [30.0]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for corpus.json."""
@@ -106,7 +111,9 @@ class Corpus:
     def from_dict(cls, values: dict[str, Any]) -> Corpus:
         """The inverse of `to_dict`."""
         lists = {k: tuple(values[k]) for k in ("train", "val", "notes")}
-        return cls(**{**values, **lists, "clips": tuple(Clip(**c) for c in values["clips"])})
+        return cls(
+            **{**values, **lists, "clips": tuple(Clip(**{**c, "shots": tuple(c.get("shots", ()))}) for c in values["clips"])}
+        )
 
 
 def counted(count: int, noun: str) -> str:

@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,9 @@ def split(
             held |= _share_of_groups(annotated, share, seed, only_part=len(corpus.weights) < 2)
     annotated = [clip for clip in clips if clip.annotated_frames]
     val = [c.id for c in annotated if (c.corpus, c.group) in held and (not val_clips or c.id in val_clips)]
-    train = [clip.id for clip in clips if (clip.corpus, clip.group) not in held]
+    # A held-out image may be in another part as well, filmed by a camera.
+    hidden = {realpath(clip.video) for clip in clips if (clip.corpus, clip.group) in held}
+    train = [c.id for c in clips if (c.corpus, c.group) not in held and not hidden & set(map(realpath, (c.video, *c.shots)))]
     held_out = bool(train)
     if len({(clip.corpus, clip.group) for clip in annotated}) == 1 and held and not val_clips:
         train, val, held_out = [clip.id for clip in clips], [clip.id for clip in annotated], False

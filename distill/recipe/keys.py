@@ -50,8 +50,8 @@ class Corpus:
     """Where the clips come from and how they are split."""
 
     name: str = key(
-        "synthetic", "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table, images, videos; or several with "
-        "weights: dhf1k:1,images:0.5,videos:0.2",
+        "synthetic", "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table, images, videos, photos, pans; or several "
+        "with weights: dhf1k:1,images:0.5,videos:0.2",
     )  # fmt: skip
     root: str | tuple[str, ...] = key("", "folder of the corpus, or a list with one per part; synthetic needs none", path=True)
     split: str = key(

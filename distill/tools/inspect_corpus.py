@@ -23,6 +23,7 @@ T = TypeVar("T")
 DESCRIPTIONS = {
     "dhf1k": "DHF1K's layout", "hollywood2": "Hollywood-2's layout", "ucf-sports": "UCF Sports' layout",
     "avimos": "AViMoS's layout", "gaze-table": "images or videos with a gaze table", "videos": "videos without gaze",
+    "photos": "still images without gaze", "pans": "still images, filmed by a simulated camera",
 }  # fmt: skip
 SAMPLED_FRAMES = 32  # of a clip whose fixation maps are read
 FIT_CLIPS, FIT_FRAMES = 12, 3  # clips, and frames of each, that sigma is fitted to: enough to agree within a percent

@@ -79,6 +79,16 @@ def test_videos_without_gaze_only_train(tmp_path, two):
         open_corpus("videos", two[1])
 
 
+def test_a_held_out_image_is_not_filmed_either(two):
+    corpus = open_corpus("images,pans,photos", [two[1]] * 3)
+    assert [sum(c.corpus == part for c in corpus.clips) for part in ("images", "pans", "photos")] == [10, 10, 10]
+    assert corpus.median_fps == 30.0 and Corpus.from_dict(json.loads(json.dumps(corpus.to_dict()))) == corpus
+    parts = split(corpus, 0.2)
+    held = {corpus[i].video for i in parts.val}
+    assert len(held) == 2 and not held & {path for c in parts.select(parts.train) for path in (c.video, *c.shots)}
+    assert sum(i.startswith("photos") for i in parts.train) == 8
+
+
 def test_groups_may_name_clips_as_their_part_does(tmp_path, two):
     groups = tmp_path / "groups.csv"
     groups.write_text("001,a\n002,a\ndhf1k.003,b\n004,b\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill.corpora.clips import Clip
-from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots
+from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots, stills
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
 
@@ -23,7 +23,8 @@ _DHF1K, _TABLE = Layout(dhf1k.find), Layout(gaze_table.find, gaze_table.notes)
 # By the name of the corpus. The synthetic one is written in DHF1K's layout.
 CORPORA: dict[str, Layout] = {
     "dhf1k": _DHF1K, "hollywood2": _SHOTS, "ucf-sports": _SHOTS, "avimos": _MOUSE, "ntire2026": _MOUSE,
-    "gaze-table": _TABLE, "images": _TABLE, "videos": Layout(gaze_table.find_videos), "synthetic": _DHF1K,
+    "gaze-table": _TABLE, "images": _TABLE, "videos": Layout(gaze_table.find_videos), "photos": Layout(stills.find_photos),
+    "pans": Layout(stills.find_pans), "synthetic": _DHF1K,
 }  # fmt: skip
 
 
