@@ -6,6 +6,7 @@ A film is a pure function of its images and its seed.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ def film(shots: Sequence[str], seed: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
     cut = int(rng.integers(FRAMES // 3, FRAMES)) if shots[1:] else FRAMES
     for path, frames in zip(shots, (cut, FRAMES - cut), strict=False):
-        yield from _shot(images.read_rgb(path), rng, frames)
+        yield from _shot(images.read_rgb(Path(path)), rng, frames)
 
 
 def _shot(image: np.ndarray, rng: np.random.Generator, frames: int) -> Iterator[np.ndarray]:
