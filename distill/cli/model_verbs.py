@@ -82,7 +82,8 @@ def print_bench(rows: list[Any]) -> None:
         measured = map(short, (row.median_ms, row.p90_ms, row.speedup, row.peak_mib, row.memory_ratio))
         gmac = "-" if row.gmac is None else f"{row.gmac:.3f}"
         share = "-" if row.ceiling_fraction is None else f"{row.ceiling_fraction:.0%}"
-        table.add_row(row.model.removesuffix(".onnx"), *measured, gmac, f"{row.parameters / 1e3:,.0f} K", share)
+        weights = "-" if row.parameters is None else f"{row.parameters / 1e3:,.0f} K"
+        table.add_row(row.model.removesuffix(".onnx"), *measured, gmac, weights, share)
     print_table(table, 100)
 
 

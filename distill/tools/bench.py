@@ -4,13 +4,14 @@
               A model with state carries it from turn to turn
     memory    each model in a separate process: peak resident memory over two frames, above what that process held with
               onnxruntime imported and the frame allocated. Median of three processes; known on Linux only
-    GMAC      from the graph, see distill.export.cost
+    GMAC      from the graph, see distill.export.cost; needs onnxscript, of the extra `train`
     ceiling   multiply-adds per second, as a fraction of the best rate that onnxruntime reached on float32 products that suit
               it (`PRODUCTS`), on the same number of threads, in the same turns
 
 Measure on an idle machine: other work makes every number worse, those of short runs most.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from distill.evaluation.predictors import load_predictor
 from distill.export.cost import count, parameters
 from distill.export.runner import Predictor
 from distill.run.errors import UsageError
+from distill.run.extras import how_to_install, missing
 from distill.run.progress import Narrator
 from distill.tools.bench_memory import RUNS, noise, peak_bytes
 
@@ -53,7 +55,7 @@ class Ceiling:
 @dataclass(frozen=True)
 class Row:
     """One model at one size on a number of threads. None where a number is unknown: memory on this system, multiply-adds
-    where the frame's size does not determine the graph's shapes."""
+    where the frame's size does not determine the graph's shapes, both counts without onnxscript."""
 
     size: str
     threads: int
@@ -64,7 +66,7 @@ class Row:
     peak_mib: float | None
     memory_ratio: float | None  # peak memory over the base's
     gmac: float | None
-    parameters: int
+    parameters: int | None
     ceiling_fraction: float | None
 
 
@@ -92,6 +94,8 @@ def measure(
     base = len(models) - 1 if against is None else models.index(against)
     frames = {size: noise(*parse_size(size)) for size in sizes}
     open_all(models, 1)  # a model that does not load is refused before any measurement
+    if missing("train"):
+        narrator.say(f"bench: parameters and multiply-adds are not counted; that needs more: {how_to_install('train')}")
     works = {name: _work(path, name, frames, narrator) for name, path in zip(names, models, strict=True)}
     rows, ceilings = [], []
     for n in threads:
@@ -135,14 +139,18 @@ def display_names(models: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in models]
 
 
-def _work(path: Path, name: str, frames: Mapping[str, np.ndarray], narrator: Narrator) -> dict[str, tuple[float | None, int]]:
-    """GMAC of one frame, None if the graph does not determine it, and number of parameters; by size."""
+def _work(
+    path: Path, name: str, frames: Mapping[str, np.ndarray], narrator: Narrator
+) -> dict[str, tuple[float | None, int | None]]:
+    """GMAC of one frame and number of parameters, by size; None where they are not known."""
     model = onnx.load(path)
-    work: dict[str, tuple[float | None, int]] = {}
+    work: dict[str, tuple[float | None, int | None]] = {}
     for size, frame in frames.items():
         try:
             cost = count(model, *frame.shape[2:])
             work[size] = cost.macs / 1e9, cost.parameters
+        except ModuleNotFoundError:
+            work[size] = None, None
         except ValueError as error:
             narrator.say(f"bench: the multiply-adds of {name} at {size} are not counted: {error}")
             work[size] = None, parameters(model)
@@ -205,4 +213,5 @@ def prepare_product(
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {"given": rng.standard_normal(given, np.float32)}
-    return partial(session.run, None, feed), count(model, 1, 1).macs / 1e9
+    contracted = weights[0 if op == "MatMul" else 1]
+    return partial(session.run, None, feed), math.prod(given) * math.prod(weights) / contracted / 1e9

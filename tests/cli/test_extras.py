@@ -47,6 +47,12 @@ def test_bd_needs_only_the_extra_of_encode(clip):
     assert result.returncode == 0 and "saliency_student_step.onnx" in result.stdout, result.stderr
 
 
+def test_bench_needs_only_the_extra_of_predict():
+    result = without(EXTRAS["train"] + EXTRAS["encode"], "bench", "--size", "64x48", "--rounds", "1", "--json")
+    assert result.returncode == 0 and "not counted; that needs more: pip install 'saliency-distill[train]'" in result.stderr
+    assert all(row["gmac"] is None and row["median_ms"] > 0 for row in json.loads(result.stdout)["results"])
+
+
 def test_inspect_needs_no_extra():
     everything = [module for modules in EXTRAS.values() for module in modules]
     result = without(everything, "inspect", "--json")

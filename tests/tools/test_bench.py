@@ -103,8 +103,6 @@ def test_a_graph_that_cannot_be_counted_is_still_timed(models, monkeypatch, caps
     def refuse(*_):
         raise ValueError("Loop /l: its iterations are not known")
 
-    product = bench.prepare_product(*bench.PRODUCTS[0], 1)
-    monkeypatch.setattr(bench, "prepare_product", lambda *_: product)
     monkeypatch.setattr(bench, "count", refuse)
     [row] = measure(models[:1], ["64x48"], [1], 1, narrator=Narrator()).results
     assert row.gmac is None and row.ceiling_fraction is None and row.parameters == 16
