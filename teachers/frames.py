@@ -40,13 +40,16 @@ def resize(frames: np.ndarray | Tensor, height: int, width: int, mode: str = "bi
 
 def normalise(frames_NCHW: Tensor, constants: tuple[Constants, Constants]) -> Tensor:
     """RGB `uint8 [..., 3, H, W]` -> `float32`: (x / 255 - mean) / std per channel, on the frames' device."""
-    mean, std = _on_device(constants, frames_NCHW.device)
+    mean, std = on_device(constants, frames_NCHW.device)
     return (frames_NCHW.float() / 255 - mean) / std
 
 
 @cache
-def _on_device(constants: tuple[Constants, Constants], device: torch.device) -> tuple[Tensor, Tensor]:
-    # Cached: copying them to the device for every batch would wait for all work queued there.
+def on_device(constants: tuple[Constants, Constants], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, `[3, 1, 1]` each, on a device.
+
+    Cached: copying them there for every batch would wait for all work queued on the device.
+    """
     with torch.inference_mode(False):
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in constants)
     return mean, std

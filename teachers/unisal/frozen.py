@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from distill.teachers.unisal.net import Chain, ConvGRUCell, DomainNorm, UnisalNet
 
 
+WIDE = (1, 2, 3, 4)
+"""The backbone's layers with the largest features, 3 to 8 MB per frame. On a CPU they run frame by frame: a few fill its cache,
+and blocks above 32 MB cost page faults, because glibc returns them to the system."""
+
+
 class Convolution(nn.Module):
     """A convolution and what follows it: a norm with fixed statistics, and ReLU6."""
 
@@ -38,6 +43,17 @@ class Convolution(nn.Module):
         return y.clamp_(0, 6) if self.relu6 else y
 
 
+class FrameByFrame(nn.Module):
+    """A layer of the backbone that takes one frame after another."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BChw: Tensor, domain: str) -> Tensor:
+        return torch.cat([self.layer(frame, domain) for frame in x_BChw.split(1)])
+
+
 @torch.no_grad()
 def frozen(net: UnisalNet, domain: str) -> UnisalNet:
     """A copy of `net` for inference in `domain` alone. It shares no memory with `net` and cannot be trained."""
@@ -52,6 +68,9 @@ def frozen(net: UnisalNet, domain: str) -> UnisalNet:
             cell.get_submodule(conv).add_module("conv_sep", folded)
             cell.add_module(norm, Chain())
             cell.register_parameter(gain, nn.Parameter(torch.ones_like(folded.bias[0]), requires_grad=False))
+    if folded.bias.device.type == "cpu":
+        for number in WIDE:
+            result.cnn.features[number] = FrameByFrame(result.cnn.features[number])
     return result
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.teachers import Teacher
-from distill.teachers import frames as frames_module
-from distill.teachers.frames import IMAGENET, check_frames, resize
+from distill.teachers.frames import IMAGENET, check_frames, on_device, resize
 from distill.teachers.unisal.frozen import frozen
 from distill.teachers.unisal.net import BLUR, SIZES, STATIC_DOMAIN, UnisalNet
 from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
@@ -60,8 +59,12 @@ def stream_count(fps: float) -> int:
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """uint8 RGB `[..., H, W, 3]` -> the network's input, float32 `[..., 3, H, W]`."""
-    return frames_module.normalise(frames.movedim(-1, -3), IMAGENET)
+    """uint8 RGB `[..., H, W, 3]` -> the network's input, float32 `[..., 3, H, W]`: (x / 255 - mean) / std per channel."""
+    width = frames.shape[-2]
+    mean, std = (constant.flatten().repeat(width) for constant in on_device(IMAGENET, frames.device))
+    # Along whole rows of interleaved channels a CPU takes a fifth of the time that it takes with a channel's constants.
+    rows = frames.flatten(-2).float().div_(255).sub_(mean).div_(std)
+    return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
 
 
 def mask_logits(log_density: Tensor) -> Tensor:
