@@ -50,7 +50,7 @@ class Provenance:
     step: int
     chosen: bool  # whether the step was the best on the validation clips; otherwise it is the last
     recipe: str  # as TOML, without what belongs to one machine
-    attribution: tuple[Attribution, ...] = ()  # of every clip's file, if the recipe names a table of them
+    attribution: tuple[Attribution, ...] = ()  # of every file, if the recipe names a table of them
 
     @property
     def recipe_sha256(self) -> str:
@@ -99,7 +99,7 @@ def provenance(recipe: Recipe, corpus: Corpus, teacher: Mapping[str, Any], best:
         step=step,
         chosen=bool(corpus.val) and recipe.train.keep == "best",
         recipe=to_toml(portable(recipe)),
-        attribution=tuple(sorted(lines.values(), key=lambda line: line.file)),
+        attribution=tuple(sorted(set(lines.values()), key=lambda line: line.file)),
     )
     return origin, student
 
