@@ -68,6 +68,13 @@ class Stream:
         """How many times more slowly than intended the state decays in a video of this rate; 1 where the rate is high enough."""
         return max(1.0, 1 / (self.period * fps)) if self.period else 1.0
 
+    def rate_note(self, name: str, fps: float) -> str:
+        """What the user of a video called `name` should know about its frame rate; empty where it is high enough."""
+        if (slower := self.slowdown(fps)) <= 1.05:
+            return ""
+        rates = f"{name} has {fps:.4g} frames per second, the model's state is for {1 / self.period:.4g}"
+        return f"{rates}: it will remember {slower:.2g}x as long"
+
     def map(self, frame: np.ndarray, seconds: float) -> np.ndarray:
         """The saliency map for the next frame, uint8 RGB `[H,W,3]` at its time stamp -> float32 `[H,W]` in [0, 1]. A time
         stamp before the last one resets. Raises ValueError where the model does not take a frame of this size."""

@@ -62,9 +62,8 @@ def encode(
     with videos.open_video(source) as container, ExitStack() as stack:
         video = videos.video_stream(container)
         picture = videos.describe_picture(video, first, coding if target else None, narrator)
-        if isinstance(maps, Stream) and (slower := maps.slowdown(float(picture.rate))) > 1.05:
-            rates = f"{source.name} has {float(picture.rate):.4g} frames per second, the model's state is for"
-            narrator.say(f"{rates} {1 / maps.period:.4g}: it will remember {slower:.2g}x as long")
+        if isinstance(maps, Stream) and (note := maps.rate_note(source.name, float(picture.rate))):
+            narrator.say(note)
         if target and maps:
             check_map_counts(picture, coding)
         planner = Planner(picture, maps, shaping)

@@ -1,4 +1,8 @@
-"""Runs a student over a video, frame by frame, and writes an overlay to look at, or the maps themselves."""
+"""Runs a student over a video, and writes an overlay to look at, or the maps themselves.
+
+The video is streamed as by `distill encode` (distill.export.streaming): a scene cut resets the state, and of a video faster
+than the model's frame rate the model sees only the frames closest to that rate.
+"""
 
 import re
 from collections.abc import Iterator
@@ -9,6 +13,7 @@ import numpy as np
 
 from distill.corpora.video import CODECS, probe, read_frames, write_video
 from distill.evaluation.predictors import load_predictor
+from distill.export.streaming import Stream
 from distill.reporting.drawings import overlay
 from distill.run.errors import UsageError
 from distill.run.files import write_array
@@ -22,7 +27,7 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
 
     Raises UsageError for files that cannot be read, another suffix, or a path where other files would be overwritten.
     """
-    predictor = load_predictor(model, threads)
+    stream = Stream(load_predictor(model, threads))
     suffix = out.suffix.lower()
     if suffix not in (*CODECS, ".npy", ""):
         raise UsageError(f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)")
@@ -32,17 +37,13 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
         raise UsageError(f"--out {out} is a folder that holds other files; choose a new one")
     frames, height, width, fps = probe(video)
-    trained = float(predictor.metadata.get("frame_rate", fps))
-    if predictor.stateful and not 0.8 < fps / trained < 1.25:
-        narrator.say(
-            f"{video.name} has {fps:g} frames per second, the model was trained at {trained:g}: "
-            f"its memory will last {trained / fps:.2g}x as long"
-        )
+    if note := stream.rate_note(video.name, fps):
+        narrator.say(note)
 
     def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for frame in read_frames(video):
+        for index, frame in enumerate(read_frames(video)):
             try:
-                yield frame, predictor.predict(frame)
+                yield frame, stream.map(frame, index / fps)
             except ValueError as error:
                 raise UsageError(f"{video}: {error}") from None
 

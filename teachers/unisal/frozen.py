@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from distill.teachers.unisal.net import Chain, ConvGRUCell, DomainNorm, UnisalNet
 
-
 WIDE = (1, 2, 3, 4)
 """The backbone's layers with the largest features, 3 to 8 MB per frame. On a CPU they run frame by frame: a few fill its cache,
 and blocks above 32 MB cost page faults, because glibc returns them to the system."""

@@ -74,3 +74,18 @@ def test_luma_writes_into_this_folder(tmp_path):
 def test_inspect_describes_it():
     facts = json.loads(invoke("inspect", "--json").stdout)
     assert facts["gate"] == "accepted" and facts["license"]
+
+
+def test_predict_drops_the_state_at_a_scene_cut_and_says_where_the_rate_is_low(tmp_path):
+    from distill.corpora.video import read_frames
+
+    scenes = [np.full((48, 80, 3), grey, np.uint8) for grey in (40, 200)]
+    scenes[0][8:24, 8:32], scenes[1][20:40, 40:72] = 220, 20
+    write_video(tmp_path / "cut.avi", 10.0, (48, 80), [scenes[0]] * 6 + [scenes[1]] * 3)
+    result = invoke("predict", tmp_path / "cut.avi", "--out", tmp_path / "maps.npy")
+    assert "cut.avi has 10 frames per second, the model's state is for" in result.stderr
+    frames, image = list(read_frames(tmp_path / "cut.avi")), Predictor(release_model("image"))
+    maps = np.load(tmp_path / "maps.npy")
+    for index in (0, 6):  # without history the step file gives the image file's map
+        assert np.allclose(maps[index], image.predict(frames[index]), atol=2e-3)
+    assert np.abs(maps[7] - image.predict(frames[7])).max() > 2e-3
