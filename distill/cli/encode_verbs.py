@@ -1,5 +1,6 @@
 """Verbs that encode video with a saliency map: `encode` writes one file, `bd` measures what a map gains."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,6 +89,8 @@ def bd(
     for file in (out, table):  # encodes take long: fail first if the results cannot be written
         if file and (file.is_dir() or any(parent.is_file() for parent in file.absolute().parents)):
             raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
+    if out and find_spec("matplotlib") is None:  # not of the extra `encode`
+        raise UsageError("--out draws with matplotlib, which is not installed; pip install matplotlib")
     narrator = interruptible(output.quiet)
     sources = find_sources(inputs or [], corpus, root, clips, frames, narrator)
     models = models or [shipped(narrator)]

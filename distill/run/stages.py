@@ -26,7 +26,7 @@ from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import report
 from distill.reporting.package import write_package
-from distill.reporting.provenance import Provenance, caveats, metadata, provenance
+from distill.reporting.provenance import Provenance, attributions, caveats, metadata, provenance
 from distill.reporting.rendering import first_names
 from distill.run import device
 from distill.run.collectives import process_group
@@ -121,6 +121,7 @@ def _corpus(context: Context) -> Done:
     corpus = open_corpus(options.name, roots, track=context.narrator.track, options=options)
     groups = Path(options.groups) if options.groups else None
     corpus = split(corpus, options.val, options.val_clips, groups, official=options.split == "official")
+    attributions(context.recipe, corpus)  # refuses a clip without a line, before any work on it
     write_json(run / "corpus.json", corpus.to_dict())
     total = sum(clip.frames for clip in corpus.clips)
     annotated = sum(clip.annotated_frames > 0 for clip in corpus.clips)

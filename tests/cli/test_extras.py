@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from distill.corpora.video import write_video
+from distill.export import release_model
 from distill.run.extras import EXTRAS
-from tests.helpers import moving_blobs
+from tests.helpers import make_clip, moving_blobs
 
 RUN = """
 import sys
@@ -45,6 +46,20 @@ def test_encode_needs_only_its_extra(clip, tmp_path):
 def test_bd_needs_only_the_extra_of_encode(clip):
     result = without(EXTRAS["train"], "bd", clip, "--crf", "20,40", "--preset", "ultrafast")
     assert result.returncode == 0 and "saliency_student_step.onnx" in result.stdout, result.stderr
+
+
+def test_curves_need_matplotlib_and_say_so_before_the_encodes(clip, tmp_path):
+    result = without(EXTRAS["train"], "bd", clip, "--out", tmp_path / "curves.png")
+    assert result.returncode == 2 and result.stderr.endswith("which is not installed; pip install matplotlib\n")
+
+
+def test_eval_of_a_file_needs_only_the_extra_of_predict(tmp_path):
+    corpus = make_clip(tmp_path / "c")
+    modules = EXTRAS["train"] + EXTRAS["encode"]
+    result = without(modules, "eval", release_model(), "--corpus", "dhf1k", "--root", corpus, "--json", "--quiet")
+    assert result.returncode == 0 and "nss" in json.loads(result.stdout)["predictors"]["saliency_student_step.onnx"], (
+        result.stderr
+    )
 
 
 def test_bench_needs_only_the_extra_of_predict():

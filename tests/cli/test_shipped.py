@@ -21,6 +21,12 @@ def clip(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("verb", ["predict", "encode", "bd", "bench", "luma", "inspect"])
+def test_the_help_says_which_student_runs_by_default(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert "default: the student that ships with this package" in invoke(verb, "--help").stdout
+
+
 def test_predict_writes_an_overlay_into_this_folder(clip, tmp_path):
     result = invoke("predict", clip, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, "clip_saliency.mp4\n") and SAYS in result.stderr
