@@ -2,9 +2,10 @@
 
     saliency_student.onnx, saliency_student_step.onnx    image mode and streaming, with their sidecars (.json)
     saliency_student.registry.json                       their entries for the downstream's registry
-    saliency_student.md                                  model card: scores, limits, licence chain
+    saliency_student.md, saliency_student.toml           model card: scores, limits, licence chain; the recipe
+    saliency_student.attribution.csv                     source, author and licence of every file that it was trained on
 
-`distill run recipes/release.toml` makes these files. The command line runs them where no model is named.
+They are the files of a run's `export/` folder. The command line runs them where no model is named.
 """
 
 from pathlib import Path
