@@ -1,8 +1,8 @@
 """UNISAL for inference: a copy of the network for one domain, its batch norms folded into the convolutions before them.
 
 With fixed statistics a norm is a scale and a shift per channel, which the weights and the bias before it can take over. The
-copy has a `UnisalNet`'s methods, and its maps up to rounding; it takes 0.4 of the time on a CPU thread. Most of that is due to
-oneDNN: with one thread, torch passes pointwise convolutions to MKL, which is half as fast on some CPUs.
+copy has a `UnisalNet`'s methods, and its maps up to rounding. It takes 0.4 of the time on a CPU thread, mostly because of oneDNN:
+with one thread, torch passes pointwise convolutions to MKL, which is half as fast on some CPUs.
 """
 
 import copy

@@ -130,7 +130,7 @@ class Unisal(Teacher):
         T, height, width, _ = inputs.shape
         size = (height // OUT_STRIDE, width // OUT_STRIDE)
         domain, share = (STATIC_DOMAIN, 1.0) if T == 1 else (self.domain, self.static)
-        net = self._frozen_for(domain)
+        net = self.network(domain)
         streams = min(stream_count(fps), T)
         frames_SN = torch.arange(math.ceil(T / streams) * streams).view(-1, streams).T  # numbers; those from T on fill up
         logits_THW = torch.empty(T, *size)
@@ -148,7 +148,7 @@ class Unisal(Teacher):
                 logits_THW[step_SN[real_SN]] = logits_SNHW.cpu()[real_SN]
         return logits_THW
 
-    def _frozen_for(self, domain: str) -> UnisalNet:
+    def network(self, domain: str) -> UnisalNet:
         """The network for inference in a domain, made when it is first needed."""
         if domain not in self._frozen:
             self._frozen[domain] = frozen(self.net, domain)

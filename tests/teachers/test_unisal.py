@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.labels.ensemble import Ensemble
 from distill.teachers import unisal
+from distill.teachers.frames import IMAGENET, normalise
 from distill.teachers.unisal import SIZES, Unisal, UnisalNet, input_size, load_trunk, scale
 from distill.teachers.unisal.frozen import frozen
 from distill.teachers.unisal.net import blur_8x
@@ -194,6 +195,18 @@ def test_batches_do_not_change_the_labels(net, small, fps):
     frames = video(13)
     one, *others = (Unisal(net, batch_frames=batch).logits(frames, fps).sigmoid() for batch in (1, 3, 9, 100))
     assert all(torch.allclose(one, other, atol=1e-4) for other in others)
+
+
+def test_a_clips_labels_do_not_depend_on_other_clips(net, small):
+    frames, teacher = video(13), Unisal(net)
+    first = teacher.logits(frames, 30.0)
+    teacher.logits(video(4, seed=1), 24.0)
+    assert torch.equal(first, teacher.logits(frames, 30.0)) and torch.equal(first, Unisal(net).logits(frames, 30.0))
+
+
+def test_frames_are_normalised_as_published():
+    frames = torch.from_numpy(video(2)).unflatten(0, (1, 2))
+    assert torch.equal(unisal.normalise(frames), normalise(frames.movedim(-1, -3), IMAGENET))
 
 
 def test_a_clip_may_be_prepared_in_pieces(net, small):
