@@ -221,6 +221,7 @@ EMIT: dict[Any, Callable[[Call], Any]] = {
     F.conv_transpose2d: partial(_fixed_conv, "ConvTranspose"),
     nn.ReLU: partial(_elementwise, "Relu"),
     F.relu: partial(_elementwise, "Relu"),
+    nn.ReLU6: lambda call: call.node("Clip", call.operands([*call.args, 0, 6])),
     torch.sigmoid: partial(_elementwise, "Sigmoid"),
     torch.Tensor.abs: partial(_elementwise, "Abs"),
     operator.add: partial(_elementwise, "Add"),

@@ -35,7 +35,7 @@ from distill.export.verification import ExportRefused, verify
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-ROUNDED = ("Conv", "Add", "Relu")
+ROUNDED = ("Conv", "Add", "Relu", "Clip")
 SIZES = ((16, 16), (97, 131), (360, 640))  # height, width: the smallest, an odd one, a common one
 
 
@@ -137,7 +137,7 @@ def drift(original: onnx.ModelProto, int8: onnx.ModelProto, clips: Iterable[Iter
 
 
 def rounded_nodes(model: onnx.ModelProto) -> list[str]:
-    """The names of the body's nodes: Conv, Add and Relu after the first convolution of the frame and of the state, and before
+    """The names of the body's nodes: Conv, Add, Relu and Clip after the first convolution of the frame and of the state, and before
     the last convolution of the map and of the state.
 
     A value is rounded for all that read it: if the first convolution were rounded, the luma of the frame would be too.
@@ -155,7 +155,7 @@ def rounded_nodes(model: onnx.ModelProto) -> list[str]:
             _is_learned(node) and node.inputs[1].is_initializer() and not node.inputs[1].is_graph_input()
         ):
             continue
-        if node.op_type == "Relu" and node.inputs[0].producer() not in chosen:
+        if node.op_type in ("Relu", "Clip") and node.inputs[0].producer() not in chosen:
             continue
         chosen.append(node)
     return [node.name for node in chosen]

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.students import STATE_MAPS, TinyUNetConfig
+from distill.students.encoder import Encoder, InvertedResidual, conv_bn
 
 # Pooling kernels of the entry, largest first: a frame is pooled by the largest k that leaves at least twice the working
 # resolution, scaled to exactly twice (by a factor below 2, where two linear taps do not alias), then pooled by 2.
@@ -73,44 +74,14 @@ def resize_linear(x_BCHW: Tensor, height: int, width: int) -> Tensor:
     return x_BCHW
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
-    """Convolution without bias, BatchNorm and, with `act`, ReLU; the padding keeps the size at stride 1."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if act else []))
-
-
-class InvertedResidual(nn.Module):
-    """Expand, depthwise, project (MobileNetV2, Sandler et al. 2018); residual where input and output have one shape."""
-
-    def __init__(self, inputs: int, outputs: int, expand: int, kernel: int = 3, stride: int = 1) -> None:
-        super().__init__()
-        hidden = inputs * expand
-        self.residual = stride == 1 and inputs == outputs
-        self.body = nn.Sequential(
-            conv_bn(inputs, hidden),
-            conv_bn(hidden, hidden, kernel, stride, groups=hidden),
-            *conv_bn(hidden, outputs, act=False),
-        )
-        if self.residual:
-            nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]  # a residual block starts as the identity
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.residual else self.body(x)
-
-
-def stage(inputs: int, outputs: int, expand: int, blocks: int, kernel: int = 3) -> nn.Sequential:
-    """Blocks at one resolution; the first halves that of its input."""
-    first = InvertedResidual(inputs, outputs, expand, kernel, stride=2)
-    return nn.Sequential(first, *(InvertedResidual(outputs, outputs, expand, kernel) for _ in range(blocks - 1)))
-
-
 class Context(nn.Module):
     """Context of the whole frame: a branch at half the resolution and a global average, added to the features."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.coarse = nn.Sequential(
-            conv_bn(channels, channels, 3, stride=2, groups=channels, act=False), InvertedResidual(channels, channels, expand=2)
+            conv_bn(channels, channels, 3, stride=2, groups=channels, act=None),
+            InvertedResidual(channels, channels, 2 * channels),
         )
         self.everywhere = nn.Conv2d(channels, channels, 1)
 
@@ -269,13 +240,12 @@ class TinyUNet(nn.Module):
     def __init__(self, config: TinyUNetConfig) -> None:
         super().__init__()
         self.config = config
-        c2, c4, c8, c16 = config.widths
-        self.stem = conv_bn(3, c2, 3, stride=2)
-        self.to_4 = stage(c2, c4, expand=3, blocks=2)
-        self.to_8 = stage(c4, c8, expand=4, blocks=3)
-        self.to_16 = stage(c8, c16, expand=4, blocks=3, kernel=5)
+        _, c4, c8, c16, deep = config.widths
+        self.encoder = Encoder(config)
+        self.neck = conv_bn(deep, c16, act=None)
         # A position embedding: gaze depends on where in the frame something is, convolutions do not.
-        self.place = nn.Parameter(torch.zeros(1, c16, config.height // 16, config.width // 16))
+        self.row = nn.Parameter(torch.zeros(1, c16, config.height // 16, 1))
+        self.column = nn.Parameter(torch.zeros(1, c16, 1, config.width // 16))
         self.context = Context(c16)
         self.memory = Memory(c16, config.state_channels)
         self.onset = Onset(config.height // 16, config.width // 16)
@@ -284,10 +254,10 @@ class TinyUNet(nn.Module):
         fold = torch.eye(16).reshape(16, 1, 4, 4).repeat(STATE_MAPS, 1, 1, 1)
         self.register_buffer("fold", fold, persistent=False)
         self.register_buffer("spread", torch.ones(1, 1, 4, 4), persistent=False)
-        self.up_8 = conv_bn(c16, c8, act=False)
-        self.at_8 = InvertedResidual(c8, c8, 2)
-        self.up_4 = conv_bn(c8, c4, act=False)
-        self.at_4 = InvertedResidual(c4, c4, 2)
+        self.up_8 = conv_bn(c16, c8, act=None)
+        self.at_8 = InvertedResidual(c8, c8, 2 * c8)
+        self.up_4 = conv_bn(c8, c4, act=None)
+        self.at_4 = InvertedResidual(c4, c4, 2 * c4)
         self.head = nn.Conv2d(c4, 1, 1)
         self.prior = nn.Parameter(centre_prior(config.height // 16, config.width // 16))
 
@@ -305,13 +275,12 @@ class TinyUNet(nn.Module):
 
     def zero_state(self, batch: int = 1) -> Tensor:
         """The state that means "no history": zeros `[batch,C,h,w]`."""
-        return torch.zeros(batch, *self.config.state_shape[1:], device=self.place.device)
+        return torch.zeros(batch, *self.config.state_shape[1:], device=self.prior.device)
 
     def encode(self, frames_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised frames `[B,3,height,width]` -> features at 1/16, 1/8 and 1/4 of the working resolution."""
-        at_4 = self.to_4(self.stem(frames_BCHW))
-        at_8 = self.to_8(at_4)
-        return self.context(self.to_16(at_8) + self.place), at_8, at_4
+        deep, at_8, at_4 = self.encoder(frames_BCHW)
+        return self.context(self.neck(deep) + (self.row + self.column)), at_8, at_4
 
     def decode(self, bottleneck: Tensor, at_8: Tensor, at_4: Tensor) -> Tensor:
         """Features at 1/16, 1/8 and 1/4 -> logits `[B,1,height/4,width/4]`."""

@@ -28,7 +28,7 @@ SHARED = ROOT.parent / "shared"
 
 # A whole run in seconds.
 TINY = (
-    "student.height=32", "student.width=64", "student.widths=[8,8,12,16]", "student.state_channels=8",
+    "student.height=32", "student.width=64", "student.widths=[4,8,8,12,16]", "student.state_channels=8",
     "synthetic.clips=5", "synthetic.frames=24", "synthetic.height=64", "synthetic.width=96", "synthetic.observers=6",
     "teacher.steps=4", "teacher.batch=1", "train.steps=12", "train.frames=8", "train.batch=2", "train.window=4", "train.windows=2",
     "train.validate_every=4", "train.checkpoint_every=4", "report.clips=1",
@@ -84,7 +84,7 @@ def moving_blobs(seeds, frames=8):
         ]
 
 
-SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+SMALL = TinyUNetConfig(height=32, width=64, widths=(4, 8, 8, 12, 16), state_channels=8)
 
 
 def lively(config=SMALL, seed=0):

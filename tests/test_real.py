@@ -74,7 +74,7 @@ def test_a_short_run_on_real_clips(data, tmp_path):
         "--maps", data / "labels" / "tinyhd-m" / "hevc-gaze", "--out", tmp_path / "run", "--json", "--quiet",
         *(f"--set={s}" for s in (
             f"corpus.skip={skip}", "train.steps=6", "train.batch=2", "train.window=4", "eval.stride=50", "report.clips=0",
-            "student.height=32", "student.width=64", "student.widths=[8,8,12,16]", "student.state_channels=8",
+            "student.height=32", "student.width=64", "student.widths=[4,8,8,12,16]", "student.state_channels=8",
         )),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

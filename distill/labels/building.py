@@ -40,6 +40,7 @@ from distill.teachers.salfom import Salfom, SalfomConfig
 from distill.teachers.tased import Tased, TasedConfig
 from distill.teachers.umt import UmtConfig
 from distill.teachers.unisal import Unisal
+from distill.teachers.unisal.net import MobileNetV2
 from distill.teachers.visage import Visage, VisageConfig, expert_kind, load_released, random_net
 from distill.teachers.weights import read_weights
 from distill.training import fine_tune, frames
@@ -169,6 +170,14 @@ def _build(recipe: Recipe, member: Member, device: torch.device, checkpoints: Pa
     with usage_errors(), torch.random.fork_rng(devices=[]):  # random weights must be the same when a run is continued
         torch.manual_seed(0)
         return REGISTRY[member.entry.name, member.entry.size].build(recipe, member, device, checkpoints, how)
+
+
+def trunk(recipe: Recipe, device: torch.device, checkpoints: Path) -> MobileNetV2:
+    """The encoder of the recipe's first unisal, as a copy of which the student's can start; `members.check` has found one."""
+    first = next(member for member in members(recipe.teacher) if member.name == "unisal")
+    teacher = _build(recipe, first, device, checkpoints, PLAIN)
+    assert isinstance(teacher, Unisal)
+    return teacher.net.cnn
 
 
 def try_out(recipe: Recipe, device: torch.device, how: Inference) -> Iterator[str]:

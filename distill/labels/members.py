@@ -232,6 +232,10 @@ def check(recipe: Recipe) -> None:
     """Raises UsageError for every error in a recipe's teacher that can be detected before a run starts."""
     options = recipe.teacher
     team = members(options)
+    if recipe.train.start == "teacher" and "unisal" not in [member.name for member in team]:
+        raise UsageError(
+            f"train.start=teacher copies the encoder of unisal, and {options.name} has none; choose unisal, or train.start=random"
+        )
     trained = dict[Entry, Member]()
     for member in team:
         lacking = [part_name(member.name, part) for part in member.entry.files if not member.files[part]]

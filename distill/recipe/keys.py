@@ -192,6 +192,10 @@ class Train:
     image_lr: float = key(
         0.0, "learning rate of the image student on clips, as a share of train.lr; 0: frozen", low=0.0, high=1.0
     )
+    start: str = key("random", "weights that the student's encoder starts from: random, or teacher: a pruned copy of unisal's",
+                     among=("random", "teacher"))  # fmt: skip
+    start_lr: float = key(0.2, "learning rate of a copied encoder, as a share of train.lr; its layers up to 1/4 stay as they are",
+                          low=0.0, high=1.0)  # fmt: skip
     warmup: float = key(0.05, "share of a phase's steps spent on warm-up", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "weight decay of AdamW, on convolution weights", low=0.0)
     ema: float = key(0.99, "decay of the EMA of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999)  # fmt: skip
@@ -279,6 +283,8 @@ STUDENT_ABOUT = {
     "": "The student's shape.",
     "height": "working resolution in pixels, a multiple of 32",
     "width": "working resolution in pixels, a multiple of 32",
-    "widths": "channels at 1/2, 1/4, 1/8 and 1/16 of the working resolution",
+    "widths": "channels of the encoder at 1/2, 1/4, 1/8 and 1/16 of the working resolution, and of its deep stage at 1/16",
+    "blocks": "blocks of the encoder at 1/4, 1/8, 1/16 and in its deep stage",
+    "expand": "hidden channels of those blocks, as a multiple of the stage's width",
     "state_channels": "channels of memory in the recurrent state, beside its maps",
 }

@@ -203,8 +203,10 @@ def _train(context: Context) -> Done:
     training = context.training()
     samples = _samples(context, corpus)
     validation = [c for c in context.cached(corpus.val) if c.truth is not None]
+    copied = recipe.train.start == "teacher"
+    trunk = building.trunk(recipe, training.device, context.run / "checkpoints") if copied else None
     with process_group(training.device):
-        facts = student.train(samples, validation, recipe.train, recipe.student, training, context.run / "metrics.jsonl")
+        facts = student.train(samples, validation, recipe.train, recipe.student, training, context.run / "metrics.jsonl", trunk)
     return ["checkpoints/best.pt", "metrics.jsonl"], facts
 
 

@@ -28,19 +28,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.corpora.clips import counted
 from distill.recipe.keys import Train
 from distill.run.collectives import average_over_ranks, rank_and_world, sum_over_ranks, wait_for_ranks
+from distill.run.errors import usage_errors
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet, parameter_count
+from distill.teachers.unisal.net import MobileNetV2
 from distill.training import checkpoint
 from distill.training.batches import Batch, Sample, draw_frames, draw_windows, normalise
 from distill.training.frames import CachedClip, on_logit_grid
 from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
 from distill.training.losses import frame_losses
 from distill.training.schedules import warmup_cosine
+from distill.training.start import start_from
 
 FRAMES, CLIPS = 0, 1  # the phases
 VALIDATION_FRAMES = 32  # per pass
+START_FRAMES = 160  # that a copied encoder is pruned on, each from another clip
 LR_FACTORS = {"memory": 1.0, "motion": 5.0, "onset": 20.0}
 """The temporal parts, and the learning rate of each as a multiple of train.clips_lr: those that add to the logits have few
 weights, each with a visible effect; the memory has thousands, before a frozen decoder."""
@@ -48,10 +53,12 @@ weights, each with a visible effect; the memory has thousands, before a frozen d
 
 def train(
     samples: Sequence[Sample], validation: Sequence[CachedClip], config: Train, student_config: TinyUNetConfig,
-    context: TrainingContext, log: Path,
+    context: TrainingContext, log: Path, trunk: MobileNetV2 | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains, or continues training, and leaves `best.pt` in the context's folder; returns facts for the manifest. Raises as `fit`."""
-    task = StudentTask(samples, validation, config, student_config, context)
+    """Trains, or continues training, and leaves `best.pt` in the context's folder; returns facts for the manifest. Raises as `fit`.
+
+    trunk: the teacher's encoder, where `config.start` is `teacher`."""
+    task = StudentTask(samples, validation, config, student_config, context, trunk)
     frame_steps, clip_steps = task.phase_steps
     rank, ranks = rank_and_world()
     stills = len(samples) - len(task.videos)
@@ -83,13 +90,15 @@ class StudentTask(Task):
 
     def __init__(
         self, samples: Sequence[Sample], validation: Sequence[CachedClip], config: Train, student_config: TinyUNetConfig,
-        context: TrainingContext,
+        context: TrainingContext, trunk: MobileNetV2 | None = None,
     ) -> None:  # fmt: skip
         self.samples, self.validation, self.config, self.context = samples, validation, config, context
         self.videos = [sample for sample in samples if len(sample.cached.frames) > 1]
         torch.manual_seed(context.seed)
         student = TinyUNet(student_config).to(context.device)
         self.student: TinyUNet = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
+        if trunk is not None:
+            self._start_from(trunk)
         self.modules: dict[str, nn.Module] = {"student": self.student}
         self.optimizer = torch.optim.AdamW(parameter_groups(self.student, config.weight_decay), lr=config.lr)
         frame_steps = round(config.frames_first * config.steps) if self.videos else config.steps
@@ -98,9 +107,24 @@ class StudentTask(Task):
         self.ema, by = config.ema, "cc" if config.keep == "best" else None
         self.kept_files = ({"image.pt": by}, {"best.pt": by})
 
+    def _start_from(self, trunk: MobileNetV2) -> None:
+        """The encoder as a pruned copy of the trunk; fitted to frames of START_FRAMES clips, which are the same for all ranks."""
+        rng = np.random.default_rng(self.context.seed)
+        chosen = [self.samples[i].cached.frames for i in rng.permutation(len(self.samples))[:START_FRAMES]]
+        frames_NCHW = torch.cat([normalise(torch.from_numpy(frames[[len(frames) // 2]])) for frames in chosen])
+        with usage_errors("train.start: "):
+            error = start_from(self.student, trunk.to(self.context.device).eval(), frames_NCHW)
+        self.context.narrator.say(
+            f"train: the encoder starts as its teacher's, pruned on {counted(len(chosen), 'frame')}: {1 - error:.0%} of its deep features' "
+            "variance is kept"
+        )
+
     def enter(self, phase: int) -> torch.optim.Optimizer:
         # Frames of one clip are too correlated for batch statistics: in the clips phase BatchNorm keeps those it has.
         self.student.train(phase == FRAMES)
+        if self.config.start == "teacher":
+            for module in self.student.encoder.first():
+                module.eval()
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates(Moment(0, phase, 0)), strict=True):
             for parameter in group["params"]:  # what does not learn needs no gradient
                 parameter.requires_grad_(rate > 0)
@@ -175,12 +199,15 @@ class StudentTask(Task):
 
 
 def parameter_groups(student: TinyUNet, weight_decay: float) -> list[dict[str, Any]]:
-    """The image student's kernels and its other parameters, and those of each temporal part; only kernels decay."""
+    """The kernels and the other parameters of each part: the encoder up to 1/4 (`first`) and from there on, the rest of the image
+    student, the temporal parts; only kernels decay."""
     groups: dict[tuple[str, bool], list[Tensor]] = {}
+    first = {id(p) for module in student.encoder.first() for p in module.parameters()}
     for name, parameter in student.named_parameters():
         part = name.partition(".")[0]
-        decays = parameter.ndim == 4 and name not in ("place", "prior", "onset.where")
-        groups.setdefault((part if part in LR_FACTORS else "image", decays), []).append(parameter)
+        part = "first" if id(parameter) in first else part if part in (*LR_FACTORS, "encoder") else "image"
+        decays = parameter.ndim == 4 and name not in ("row", "column", "prior", "onset.where")
+        groups.setdefault((part, decays), []).append(parameter)
     return [
         {"params": group, "part": part, "weight_decay": weight_decay if decays else 0.0}
         for (part, decays), group in groups.items()
@@ -188,11 +215,12 @@ def parameter_groups(student: TinyUNet, weight_decay: float) -> list[dict[str, A
 
 
 def learning_rates(phase: int, step: int, steps: int, config: Train) -> dict[str, float]:
-    """The rates of the image student and of each temporal part, at `step` of a phase of `steps`."""
-    share = warmup_cosine(step, steps, config.warmup)
+    """The rates of the image student, of its encoder, and of each temporal part, at `step` of a phase of `steps`."""
+    share, copied = warmup_cosine(step, steps, config.warmup), config.start == "teacher"
     image = share * config.lr * (config.image_lr if phase == CLIPS else 1.0)
     temporal = share * config.clips_lr * (phase == CLIPS)
-    return {"image": image} | {part: temporal * f * (part in config.parts) for part, f in LR_FACTORS.items()}
+    encoder = {"first": 0.0 if copied else image, "encoder": image * (config.start_lr if copied else 1.0)}
+    return {"image": image} | encoder | {part: temporal * f * (part in config.parts) for part, f in LR_FACTORS.items()}
 
 
 def mixed_loss(logits_BThw: Tensor, batch: Batch, config: Train) -> tuple[Tensor, dict[str, Tensor]]:

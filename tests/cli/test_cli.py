@@ -145,7 +145,7 @@ def test_a_broken_corpus_stops_before_training_and_in_json(tmp_path):
 
 
 def test_a_student_that_cannot_ship_fails_in_seconds_with_exit_1(tmp_path):
-    wide = ["--set", "student.widths=[64,96,160,256]", "--set", "student.state_channels=256"]
+    wide = ["--set", "student.widths=[64,96,160,256,256]", "--set", "student.state_channels=256"]
     result = invoke("run", "--out", tmp_path / "o", *wide)
     assert result.returncode == 1 and "more than the 2,000,000 of the contract" in result.stderr
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [".lock", "manifest.json", "recipe.toml"]

@@ -45,7 +45,7 @@ def test_images_become_static_clips(tmp_path):
 
 def test_the_cache_of_a_static_clip_is_one_frame_and_its_truth(tmp_path):
     clip = open_corpus("images", writers.images(tmp_path / "set"))["003"]
-    student = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+    student = TinyUNetConfig(height=32, width=64, widths=(4, 8, 8, 12, 16), state_channels=8)
     frames.cache(tmp_path / "frames", clip, student, 8.0)
     cached = frames.load(tmp_path / "frames", clip, 8.0)
     assert len(cached.frames) == len(cached.truth) == 1 and cached.stride == 1

@@ -10,7 +10,7 @@ from distill.export.graph import image_graph, step_graph
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
 
-SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+SMALL = TinyUNetConfig(height=32, width=64, widths=(4, 8, 8, 12, 16), state_channels=8)
 
 
 def graph(nodes, inputs, weights):

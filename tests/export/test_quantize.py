@@ -74,9 +74,9 @@ def test_weights_have_a_scale_for_every_channel_and_seven_bits(int8):
 
 def test_nodes_of_the_state_and_of_the_map_stay_in_float(graphs, int8):
     chosen = set(rounded_nodes(graphs["step"]))
-    assert "/student/to_4/0/body/1/0" in chosen and "/student/at_8/body/1/0" in chosen
+    assert "/student/encoder/at_4/0/depthwise/0" in chosen and "/student/at_8/depthwise/0" in chosen
     assert (
-        not {"/student/stem/0", "/student/head", "/student/memory/write", "/student/motion/say", "/conv2d", "/conv2d_1"}
+        not {"/student/encoder/stem/0", "/student/head", "/student/memory/write", "/student/motion/say", "/conv2d", "/conv2d_1"}
         & chosen
     )
     made_by = {output: node for node in int8["step"].graph.node for output in node.output}

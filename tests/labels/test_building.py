@@ -72,7 +72,7 @@ def test_a_teachers_own_settings_are_checked(tmp_path):
 
 TWO_CLIPS = [
     "synthetic.clips=2", "synthetic.frames=4", "synthetic.height=64", "synthetic.width=96", "synthetic.observers=6",
-    "student.height=32", "student.width=64", "student.widths=[8,8,12,16]", "student.state_channels=8",
+    "student.height=32", "student.width=64", "student.widths=[4,8,8,12,16]", "student.state_channels=8",
     "teacher.every=4",
 ]  # fmt: skip
 

@@ -16,10 +16,10 @@ def test_the_commented_recipe_is_the_defaults(tmp_path):
 
 
 def test_a_resolved_recipe_reads_back(tmp_path):
-    recipe = load_recipe(None, ["train.lr=1e-4", 'corpus.val_clips=["003","004"]', "student.widths=[8,8,12,16]"])
+    recipe = load_recipe(None, ["train.lr=1e-4", 'corpus.val_clips=["003","004"]', "student.widths=[4,8,8,12,16]"])
     (tmp_path / "r.toml").write_text(to_toml(recipe), encoding="utf-8")
     again = load_recipe(tmp_path / "r.toml")
-    assert again == recipe and again.corpus.val_clips == ("003", "004") and again.student.widths == (8, 8, 12, 16)
+    assert again == recipe and again.corpus.val_clips == ("003", "004") and again.student.widths == (4, 8, 8, 12, 16)
 
 
 def test_a_recipe_states_only_differences_from_its_base(tmp_path):

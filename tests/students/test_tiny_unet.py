@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet, fit_to_working_size, parameter_count
 
-SMALL = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+SMALL = TinyUNetConfig(height=32, width=64, widths=(4, 8, 8, 12, 16), state_channels=8)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_the_entry_does_not_alias(period):
     ("change", "message"),
     [
         ({"height": 100}, "multiple of 32"),
-        ({"widths": (8, 8, 8)}, "four channel counts"),
+        ({"widths": (8, 8, 8)}, "five channel counts"),
         ({"state_channels": 0}, "at least 1"),
     ],
 )

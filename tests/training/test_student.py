@@ -14,12 +14,13 @@ from distill.recipe.keys import Train
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig
+from distill.teachers.unisal import Unisal
 from distill.training import checkpoint, frames, student
 from distill.training.batches import Sample, crop_and_flip, draw_frames, draw_windows, reflect, vary_colour, warp
 from distill.training.loop import TrainingContext
 from distill.training.student import CLIPS, FRAMES, LR_FACTORS, learning_rates, mixed_loss, parameter_groups, train
 
-STUDENT = TinyUNetConfig(height=32, width=64, widths=(8, 8, 12, 16), state_channels=8)
+STUDENT = TinyUNetConfig(height=32, width=64, widths=(4, 8, 8, 12, 16), state_channels=8)
 CONFIG = Train(steps=6, frames=6, batch=2, window=3, windows=2, validate_every=3, checkpoint_every=2, sample_fps=12.0)
 CPU = torch.device("cpu")
 
@@ -183,7 +184,7 @@ def test_every_parameter_learns_in_its_part():
     assert sizes == {part: parameter_count(getattr(net, part)) for part in LR_FACTORS}
     assert sum(p.numel() for g in groups for p in g["params"]) == parameter_count(net)
     still = {id(p) for g in groups if not g["weight_decay"] for p in g["params"]}
-    assert {id(net.place), id(net.prior), id(net.onset.where)} <= still
+    assert {id(net.row), id(net.column), id(net.prior), id(net.onset.where)} <= still
 
 
 def test_clips_train_the_temporal_part_and_hold_the_rest(samples, tmp_path):
@@ -200,7 +201,25 @@ def test_the_image_student_keeps_learning_with_image_lr(samples, tmp_path):
     run(samples, tmp_path, replace(CONFIG, steps=12, frames_first=0.5, image_lr=0.1, keep="last"))
     first, final = weights(tmp_path, "image.pt"), weights(tmp_path, "best.pt")
     assert not torch.equal(first["head.weight"], final["head.weight"])
-    assert torch.equal(first["stem.1.running_mean"], final["stem.1.running_mean"])  # BatchNorm keeps its statistics
+    assert torch.equal(
+        first["encoder.stem.1.running_mean"], final["encoder.stem.1.running_mean"]
+    )  # BatchNorm keeps its statistics
+
+
+def test_a_copied_encoder_keeps_its_first_layers_and_learns_slowly_after_them(samples, tmp_path):
+    config, trunk = replace(CONFIG, steps=12, frames_first=0.5, start="teacher", keep="last"), Unisal.random(0).net.cnn
+    context = TrainingContext(tmp_path, CPU, 0, Narrator(quiet=True))
+    student = TinyUNetConfig(height=32, width=64, expand=(6.0, 4.0, 1.0, 0.5), state_channels=8)
+    train(samples, [], config, student, context, tmp_path / "metrics.jsonl", trunk)
+    final = weights(tmp_path)
+    for ours, theirs in (("stem.0.weight", "0.0.weight"), ("stem.1.running_mean", "0.1.running_mean")):
+        assert torch.equal(final[f"encoder.{ours}"], trunk.features.state_dict()[theirs])
+    assert torch.equal(final["encoder.at_4.1.project.0.weight"], trunk.features[3].conv[6].weight)
+    assert not torch.equal(final["encoder.at_8.0.depthwise.1.weight"], torch.ones(128))
+    rates = learning_rates(FRAMES, 30, 100, config)
+    assert rates["first"] == 0 < rates["encoder"] == pytest.approx(0.2 * rates["image"])
+    plain = learning_rates(FRAMES, 30, 100, CONFIG)
+    assert plain["first"] == plain["encoder"] == plain["image"]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -327,6 +346,6 @@ def test_two_processes_train_one_student(samples, tiny_root, tmp_path):
     assert not torch.equal(*saved["states"])  # each walked along clips of its own
     run(samples, tmp_path / "alone", replace(CONFIG, keep="last"))
     together, alone = weights(tmp_path / "run"), weights(tmp_path / "alone")
-    assert not torch.equal(together["stem.0.weight"], alone["stem.0.weight"])  # it saw twice as much
+    assert not torch.equal(together["encoder.stem.0.weight"], alone["encoder.stem.0.weight"])  # it saw twice as much
     with pytest.raises(UsageError, match="was written by 2 processes, this job has 1"):
         run(samples, tmp_path / "run", replace(CONFIG, steps=8, keep="last"))
