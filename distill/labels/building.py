@@ -39,7 +39,7 @@ from distill.teachers.maps import MapsTeacher
 from distill.teachers.salfom import Salfom, SalfomConfig
 from distill.teachers.tased import Tased, TasedConfig
 from distill.teachers.umt import UmtConfig
-from distill.teachers.unisal import Unisal
+from distill.teachers.unisal import STATIC_DOMAIN, Unisal
 from distill.teachers.unisal.net import MobileNetV2
 from distill.teachers.visage import Visage, VisageConfig, expert_kind, load_released, random_net
 from distill.teachers.weights import read_weights
@@ -122,11 +122,12 @@ def _fused(recipe: Recipe, teacher: Visage) -> Visage:
 
 
 def _build_unisal(recipe: Recipe, member: Member, device: torch.device, checkpoints: Path, how: Inference) -> Teacher:
-    domain, static = member.variant or recipe.teacher.domain, recipe.teacher.static
+    domain = member.variant or recipe.teacher.domain
     path = checkpoints / "unisal.pt" if trained_here(recipe, member) else member.path()
+    options: dict[str, Any] = {"static": recipe.teacher.static, "stills": member.variant or STATIC_DOMAIN}
     if not path:
-        return Unisal.random(SEED, domain, device=device, static=static)
-    return Unisal.load(path, domain, device=device, static=static)
+        return Unisal.random(SEED, domain, device=device, **options)
+    return Unisal.load(path, domain, device=device, **options)
 
 
 def _train_unisal(recipe: Recipe, member: Member, corpus: Corpus, cache: Path, context: TrainingContext) -> Trained:

@@ -85,7 +85,7 @@ class Teacher:
 
     name: str = key(
         "visage", "one teacher, or an ensemble with optional weights: unisal+tased, unisal:2+tased:1; unisal@SALICON is unisal "
-        "with that domain",
+        "with that domain, for still images too",
     )  # fmt: skip
     parts: tuple[str, ...] = key(
         (), "PART=TEACHER for parts of the corpus that teacher.name does not label: images=unisal@SALICON, "

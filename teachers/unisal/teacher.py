@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class Unisal(Teacher):
 
     A video is sampled at 6 frames per second, so a 30 fps clip is five interleaved streams, run as one batch, each with
     its hidden state: frames 0, 5, 10, ... are one stream, frames 1, 6, 11, ... the next. The domain SALICON treats every
-    frame as an image; so does a clip of a single frame, with SALICON's parameters, whatever the domain.
+    frame as an image. So does a clip of a single frame, with SALICON's parameters unless `stills` names another domain.
 
     `static` is the share of the static path, which bypasses the recurrence and sees each frame alone, in the mean of both
     paths' logits: what an ensemble of the two gives, with one pass of the encoder.
@@ -93,14 +94,16 @@ class Unisal(Teacher):
         device: Device = "cpu",
         batch_frames: int | None = None,
         static: float = 0.0,
+        stills: str = STATIC_DOMAIN,
     ) -> None:
         """`net` is moved to `device`; its weights are taken over when a clip is first labelled. `batch_frames`: the most
         frames per pass; None: a default for the device.
 
-        ValueError for an unknown domain, or a `static` outside [0, 1].
+        `stills`: the domain of clips of a single frame. ValueError for an unknown domain, or a `static` outside [0, 1].
         """
-        if domain not in SIZES:
-            raise ValueError(f"UNISAL has no domain {domain!r}; its domains are {', '.join(SIZES)}")
+        for name_of_domain in (domain, stills):
+            if name_of_domain not in SIZES:
+                raise ValueError(f"UNISAL has no domain {name_of_domain!r}; its domains are {', '.join(SIZES)}")
         if not 0 <= static <= 1:
             raise ValueError(f"the static path's share is {static}; it must lie in [0, 1]")
         device = torch.device(device)
@@ -111,7 +114,7 @@ class Unisal(Teacher):
         self.name = name
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
         self._frozen: dict[str, UnisalNet] = {}
-        self.domain = domain
+        self.domain, self.stills = domain, stills
         self.static = 1.0 if domain == STATIC_DOMAIN else static
         self.device = device
         self.batch_frames = batch_frames
@@ -129,7 +132,7 @@ class Unisal(Teacher):
         """
         T, height, width, _ = inputs.shape
         size = (height // OUT_STRIDE, width // OUT_STRIDE)
-        domain, share = (STATIC_DOMAIN, 1.0) if T == 1 else (self.domain, self.static)
+        domain, share = (self.stills, 1.0) if T == 1 else (self.domain, self.static)
         net = self.network(domain)
         streams = min(stream_count(fps), T)
         frames_SN = torch.arange(math.ceil(T / streams) * streams).view(-1, streams).T  # numbers; those from T on fill up
@@ -159,21 +162,21 @@ class Unisal(Teacher):
         conventions: list[object] = [self.domain, SIZES, SAMPLE_FPS, OUT_STRIDE, EPS]
         if self.static and self.domain != STATIC_DOMAIN:
             conventions.append(self.static)
+        if self.stills != STATIC_DOMAIN:
+            conventions.append(self.stills)
         return fingerprint(json.dumps(conventions), self.net)
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: Device = "cpu", static: float = 0.0
-    ) -> "Unisal":
+    def load(cls, path: str | os.PathLike[str], domain: str = "DHF1K", *, device: Device = "cpu", **options: Any) -> "Unisal":
         """The teacher of a weights file in the released layout. ValueError, one line, for any other file."""
         state = read_weights(path)
         with torch.device("meta"):
             net = UnisalNet()
         load_state_dict_exact(net, state, source=str(path))
-        return cls(net, domain, device=device, static=static)
+        return cls(net, domain, device=device, **options)
 
     @classmethod
-    def random(cls, seed: int, domain: str = "DHF1K", *, device: Device = "cpu", static: float = 0.0) -> "Unisal":
+    def random(cls, seed: int, domain: str = "DHF1K", *, device: Device = "cpu", **options: Any) -> "Unisal":
         """The teacher with random weights, for smoke tests; they carry a signal to the map (He et al., 2015)."""
         net = UnisalNet()
         generator = torch.Generator().manual_seed(seed)
@@ -182,4 +185,4 @@ class Unisal(Teacher):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        return cls(net, domain, device=device, static=static)
+        return cls(net, domain, device=device, **options)

@@ -43,6 +43,8 @@ def test_the_static_path_and_the_mirror_image_are_in_the_label_store(tmp_path):
     recipes = [load_recipe(None, [*sets, *more]) for more in ([], ["teacher.static=0.5"], ["teacher.flip=true"])]
     plain, half, mirrored = (open_teacher(recipe, torch.device("cpu"), tmp_path) for recipe in recipes)
     assert half.static == 0.5 and len({teacher.fingerprint() for teacher in (plain, half, mirrored)}) == 3
+    variant = open_teacher(load_recipe(None, ["teacher.name=unisal@DHF1K", *sets[1:]]), torch.device("cpu"), tmp_path)
+    assert (plain.stills, variant.stills) == ("SALICON", "DHF1K")
     assert mirrored.name == "unisal" and mirrored.members[0].fingerprint() == plain.fingerprint()
     assert [source(recipe) for recipe in recipes[1:]] == [
         "unisal, RANDOM WEIGHTS, static path 0.5",

@@ -230,6 +230,14 @@ def test_a_still_image_takes_the_bypass(net, small):
     frame = video(1)
     video_domain, image_domain = (Unisal(net, domain).logits(frame, 30.0) for domain in ("DHF1K", "SALICON"))
     assert torch.equal(video_domain, image_domain)
+    own = Unisal(net, "DHF1K", stills="DHF1K")
+    static = Unisal(net, "DHF1K", static=1.0).logits(np.repeat(frame, 2, 0), 30.0)
+    assert torch.allclose(own.logits(frame, 30.0), static[:1], atol=1e-4) and not torch.allclose(
+        static[:1], image_domain, atol=0.1
+    )
+    assert own.fingerprint() != Unisal(net, "DHF1K").fingerprint()
+    with pytest.raises(ValueError, match="UNISAL has no domain 'MIT'"):
+        Unisal(net, stills="MIT")
 
 
 @pytest.mark.parametrize("batch", [9, 100])
