@@ -4,6 +4,8 @@ Its blocks are those of MobileNetV2 (Sandler et al. 2018) up to the last at 1/16
 channels by default, but with fewer hidden channels. So it can start as a pruned copy of a trained one (`distill.training.start`).
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from distill.students import TinyUNetConfig
@@ -13,11 +15,16 @@ EXPAND = 6
 
 
 def conv_bn(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = nn.ReLU6
+    inputs: int,
+    outputs: int,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    act: Callable[..., nn.Module] | None = nn.ReLU6,
 ) -> nn.Sequential:
     """Convolution without bias, BatchNorm and, unless `act` is None, an activation; the padding keeps the size at stride 1."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([act(inplace=True)] if act else []))  # type: ignore[call-arg]
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([act(inplace=True)] if act else []))
 
 
 class InvertedResidual(nn.Module):

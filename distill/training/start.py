@@ -16,22 +16,24 @@ Shape suffixes: N frames · C channels · h, w cells · M = N h w positions · K
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.students.encoder import Encoder, InvertedResidual
+from distill.students.encoder import Encoder
 from distill.students.tiny_unet import TinyUNet
-from distill.teachers.unisal.net import InvertedResidual as TeacherBlock
 from distill.teachers.unisal.net import MobileNetV2
+
+Block = Any  # of either network: nn.Module knows neither its layers nor their indices
 
 RIDGE = 1e-4  # of the mean variance of a hidden channel
 AT_ONCE = 16  # frames
 
 
-def blocks_of(encoder: Encoder) -> list[InvertedResidual]:
+def blocks_of(encoder: Encoder) -> list[Block]:
     """The encoder's blocks, in order."""
-    return [encoder.at_2, *encoder.at_4, *encoder.at_8, *encoder.at_16, *encoder.deep]  # type: ignore[list-item]
+    return [encoder.at_2, *encoder.at_4, *encoder.at_8, *encoder.at_16, *encoder.deep]
 
 
 @torch.no_grad()
@@ -43,15 +45,15 @@ def start_from(student: TinyUNet, trunk: MobileNetV2, frames_NCHW: Tensor) -> fl
     whose blocks are not the trunk's.
     """
     encoder, device = student.encoder, student.prior.device
-    ours, theirs = blocks_of(encoder), [trunk.features[i] for i in range(1, 1 + len(blocks_of(encoder)))]
-    _check(ours, theirs)  # type: ignore[arg-type]
+    ours: list[Block] = blocks_of(encoder)
+    theirs: list[Block] = list(trunk.features)[1 : 1 + len(ours)]
+    _check(ours, theirs)
     was_training = student.training
     student.eval()
     encoder.stem.load_state_dict(trunk.features[0].state_dict())
     x = [encoder.stem(part.to(device)) for part in frames_NCHW.split(AT_ONCE)]
     wanted = list(x)
     for number, (block, source) in enumerate(zip(ours, theirs, strict=True), 1):
-        assert isinstance(source, TeacherBlock)
         stride = 2 if number in MobileNetV2.TAPS else 1  # there the trunk strides after the block
         wanted = [source(part, "")[..., ::stride, ::stride] for part in wanted]
         _copy(block, source, _pruned(block, source, x, wanted))
@@ -62,7 +64,7 @@ def start_from(student: TinyUNet, trunk: MobileNetV2, frames_NCHW: Tensor) -> fl
     return errors / float((whole - whole.mean((0, 2, 3), keepdim=True)).square().sum())
 
 
-def _check(ours: Sequence[InvertedResidual], theirs: Sequence[TeacherBlock]) -> None:
+def _check(ours: Sequence[Block], theirs: Sequence[Block]) -> None:
     for number, (block, source) in enumerate(zip(ours, theirs, strict=True), 1):
         conv = block.project[0].weight, source.conv[-2].weight
         if len(conv[0]) != len(conv[1]):
@@ -76,7 +78,7 @@ Fit = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Kept hidden channels `[K]`, the projection `[O,K]`, mean and variance of what it gives and the mean that it should have, `[O]`."""
 
 
-def _pruned(block: InvertedResidual, source: TeacherBlock, x: Sequence[Tensor], wanted: Sequence[Tensor]) -> Fit | None:
+def _pruned(block: Block, source: Block, x: Sequence[Tensor], wanted: Sequence[Tensor]) -> Fit | None:
     """The channels to keep of a block and its new projection; None where it keeps all.
 
     x: the inputs of the student's block; wanted: what the teacher's block gives on its own inputs."""
@@ -84,7 +86,7 @@ def _pruned(block: InvertedResidual, source: TeacherBlock, x: Sequence[Tensor], 
     weight = source.conv[-2].weight
     if keep == weight.shape[1]:
         return None
-    hidden = nn.Sequential(*list(source.conv)[:-2])
+    hidden: Any = nn.Sequential(*list(source.conv)[:-2])
     stride = block.depthwise[0].stride[0]
     depthwise = hidden[3]
     was, depthwise.stride = depthwise.stride, (stride, stride)
@@ -123,7 +125,7 @@ def most_useful(gram_CC: Tensor, cross_CO: Tensor, count: int) -> Tensor:
     return torch.tensor(kept, device=gram_CC.device)
 
 
-def _copy(block: InvertedResidual, source: TeacherBlock, fit: Fit | None) -> None:
+def _copy(block: Block, source: Block, fit: Fit | None) -> None:
     """Sets a block's weights to its source's, or to those of the channels that are kept, with the new projection."""
     *hidden, weight, norm = list(source.conv)
     convolutions = [block.depthwise] if isinstance(block.expand, nn.Identity) else [block.expand, block.depthwise]
