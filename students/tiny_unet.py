@@ -280,7 +280,11 @@ class TinyUNet(nn.Module):
     def encode(self, frames_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised frames `[B,3,height,width]` -> features at 1/16, 1/8 and 1/4 of the working resolution."""
         deep, at_8, at_4 = self.encoder(frames_BCHW)
-        return self.context(self.neck(deep) + (self.row + self.column)), at_8, at_4
+        return self.bottleneck(deep), at_8, at_4
+
+    def bottleneck(self, deep_BCHW: Tensor) -> Tensor:
+        """The encoder's deep features at 1/16 -> with the place in the frame and the context of the whole frame."""
+        return self.context(self.neck(deep_BCHW) + (self.row + self.column))
 
     def decode(self, bottleneck: Tensor, at_8: Tensor, at_4: Tensor) -> Tensor:
         """Features at 1/16, 1/8 and 1/4 -> logits `[B,1,height/4,width/4]`."""

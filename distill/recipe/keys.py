@@ -196,6 +196,7 @@ class Train:
                      among=("random", "teacher"))  # fmt: skip
     start_lr: float = key(0.2, "learning rate of a copied encoder, as a share of train.lr; its layers up to 1/4 stay as they are",
                           low=0.0, high=1.0)  # fmt: skip
+    features: float = key(0.3, "weight of the distance between a copied encoder's deep features and the teacher's", low=0.0)
     warmup: float = key(0.05, "share of a phase's steps spent on warm-up", low=0.0, high=1.0)
     weight_decay: float = key(1e-3, "weight decay of AdamW, on convolution weights", low=0.0)
     ema: float = key(0.99, "decay of the EMA of the weights that are validated and shipped; 0: off", low=0.0, high=0.9999)  # fmt: skip

@@ -27,6 +27,8 @@ from distill.teachers.unisal.net import MobileNetV2
 
 Block = Any  # of either network: nn.Module knows neither its layers nor their indices
 
+FIRST_BLOCKS, LAST_BLOCK = 3, 13
+"""The trunk's blocks up to 1/4 of its input, and its last at 1/16."""
 RIDGE = 1e-4  # of the mean variance of a hidden channel
 AT_ONCE = 16  # frames
 
@@ -34,6 +36,25 @@ AT_ONCE = 16  # frames
 def blocks_of(encoder: Encoder) -> list[Block]:
     """The encoder's blocks, in order."""
     return [encoder.at_2, *encoder.at_4, *encoder.at_8, *encoder.at_16, *encoder.deep]
+
+
+def feature_loss(deep_NChw: Tensor, at_4_NChw: Tensor, trunk: MobileNetV2) -> Tensor:
+    """How far deep features are from the trunk's: the squared error in units of each channel's variance, mean over all.
+
+    at_4_NChw: the features at 1/4, which a started student shares with the trunk; the trunk's blocks continue from them.
+    """
+    with torch.no_grad():
+        target = at_4_NChw.detach()
+        for number in range(FIRST_BLOCKS + 1, 1 + LAST_BLOCK):
+            target = _after(trunk, number, target)
+        variance = target.var((0, 2, 3), keepdim=True) + 1e-3
+    return ((deep_NChw - target).square() / variance).mean()
+
+
+def _after(trunk: MobileNetV2, number: int, x_NChw: Tensor) -> Tensor:
+    """The output of one of the trunk's blocks. Where the trunk strides after the block, so does this."""
+    stride = 2 if number in MobileNetV2.TAPS else 1
+    return trunk.features[number](x_NChw, "")[..., ::stride, ::stride]
 
 
 @torch.no_grad()
@@ -54,8 +75,7 @@ def start_from(student: TinyUNet, trunk: MobileNetV2, frames_NCHW: Tensor) -> fl
     x = [encoder.stem(part.to(device)) for part in frames_NCHW.split(AT_ONCE)]
     wanted = list(x)
     for number, (block, source) in enumerate(zip(ours, theirs, strict=True), 1):
-        stride = 2 if number in MobileNetV2.TAPS else 1  # there the trunk strides after the block
-        wanted = [source(part, "")[..., ::stride, ::stride] for part in wanted]
+        wanted = [_after(trunk, number, part) for part in wanted]
         _copy(block, source, _pruned(block, source, x, wanted))
         x = [block(part) for part in x]
     student.train(was_training)

@@ -41,7 +41,7 @@ from distill.training.frames import CachedClip, on_logit_grid
 from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
 from distill.training.losses import frame_losses
 from distill.training.schedules import warmup_cosine
-from distill.training.start import start_from
+from distill.training.start import feature_loss, start_from
 
 FRAMES, CLIPS = 0, 1  # the phases
 VALIDATION_FRAMES = 32  # per pass
@@ -97,8 +97,9 @@ class StudentTask(Task):
         torch.manual_seed(context.seed)
         student = TinyUNet(student_config).to(context.device)
         self.student: TinyUNet = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
+        self.trunk = trunk
         if trunk is not None:
-            self._start_from(trunk)
+            self._start_from(trunk.to(context.device).eval().requires_grad_(False))
         self.modules: dict[str, nn.Module] = {"student": self.student}
         self.optimizer = torch.optim.AdamW(parameter_groups(self.student, config.weight_decay), lr=config.lr)
         frame_steps = round(config.frames_first * config.steps) if self.videos else config.steps
@@ -113,7 +114,7 @@ class StudentTask(Task):
         chosen = [self.samples[i].cached.frames for i in rng.permutation(len(self.samples))[:START_FRAMES]]
         frames_NCHW = torch.cat([normalise(torch.from_numpy(frames[[len(frames) // 2]])) for frames in chosen])
         with usage_errors("train.start: "):
-            error = start_from(self.student, trunk.to(self.context.device).eval(), frames_NCHW)
+            error = start_from(self.student, trunk, frames_NCHW)
         self.context.narrator.say(
             f"train: the encoder starts as its teacher's, pruned on {counted(len(chosen), 'frame')}: {1 - error:.0%} of its deep features' "
             "variance is kept"
@@ -149,9 +150,13 @@ class StudentTask(Task):
             logits_BTChw, state = self.student(batch.frames_BTChw, self.state, batch.dt_B)
             self.state = state.detach()
         else:
-            logits_BTChw = self.student.image(batch.frames_BTChw.flatten(0, 1))[:, None]
+            deep, at_8, at_4 = self.student.encoder(batch.frames_BTChw.flatten(0, 1))
+            logits_BTChw = self.student.decode(self.student.bottleneck(deep), at_8, at_4)[:, None]
         loss_BT, parts = mixed_loss(logits_BTChw[:, :, 0], batch, self.config)
         loss = loss_BT.mean()
+        if self.trunk is not None and at.phase == FRAMES and self.config.features:
+            parts["features"] = feature_loss(deep, at_4, self.trunk)
+            loss = loss + self.config.features * parts["features"]
         loss.backward()
         average_over_ranks([p.grad for p in self.student.parameters() if p.grad is not None])
         if at.phase == FRAMES:

@@ -6,7 +6,7 @@ import torch
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
 from distill.teachers.unisal import Unisal
-from distill.training.start import most_useful, start_from
+from distill.training.start import feature_loss, most_useful, start_from
 
 LIKE_THE_TRUNK = (6.0, 6.0, 6.0, 6.0)
 
@@ -50,6 +50,16 @@ def test_pruned_blocks_give_nearly_what_the_trunks_do(trunk, frames):
     pruned, whole = (started(trunk, frames[:32], (6.0, 6.0, 6.0, expand))[0].eval().encoder for expand in (3.0, 6.0))
     features = whole(frames[32:])[0]  # of frames that the fit has not seen
     assert (pruned(frames[32:])[0] - features).square().mean() < 0.5 * features.var()
+
+
+def test_the_feature_loss_is_zero_for_the_trunks_own_features(trunk, frames):
+    same, pruned = (started(trunk, frames, (6.0, 6.0, expand, expand))[0].eval().encoder for expand in (6.0, 1.5))
+    deep, _, at_4 = same(frames[:8])
+    assert feature_loss(deep, at_4, trunk).item() < 1e-8
+    deep, _, at_4 = pruned(frames[:8])
+    loss = feature_loss(deep, at_4, trunk)
+    loss.backward()
+    assert 0.05 < loss.item() < 1.5 and pruned.deep[0].project[0].weight.grad.abs().sum() > 0
 
 
 def test_the_channels_that_are_kept_carry_the_targets():

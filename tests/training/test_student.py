@@ -216,6 +216,8 @@ def test_a_copied_encoder_keeps_its_first_layers_and_learns_slowly_after_them(sa
         assert torch.equal(final[f"encoder.{ours}"], trunk.features.state_dict()[theirs])
     assert torch.equal(final["encoder.at_4.1.project.0.weight"], trunk.features[3].conv[6].weight)
     assert not torch.equal(final["encoder.at_8.0.depthwise.1.weight"], torch.ones(128))
+    losses = [line for line in log(tmp_path) if "loss" in line]
+    assert [line["phase"] for line in losses if "features" in line] == ["frames"] * 6
     rates = learning_rates(FRAMES, 30, 100, config)
     assert rates["first"] == 0 < rates["encoder"] == pytest.approx(0.2 * rates["image"])
     plain = learning_rates(FRAMES, 30, 100, CONFIG)
