@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from distill.corpora import SIGMA, Clip, Points, blur, density_map, open_corpus
+from distill.corpora.clips import first_few
 from distill.evaluation import metrics, protocols, statistics
 from distill.evaluation.centre import centred_gaussian
 from distill.evaluation.fixations import Fixations, observer_halves, read_fixations
@@ -118,11 +119,12 @@ def evaluate_corpora(models: Sequence[Path], recipe: Recipe, narrator: Narrator)
     for note in corpus.notes:
         narrator.say(f"corpus: {note}")
     for ids in dict.fromkeys(held_out.values()):
-        if ids and not selected:
+        here = [clip.id for clip in corpus.clips if clip.id in (ids or "").split(",")]
+        if here and not selected:  # else it was trained on another corpus
             shared = " or ".join(name for name in held_out if held_out[name] == ids)
             narrator.say(
-                f"eval: all clips are scored; if {shared} was trained on this corpus, only {ids} were held out: "
-                f"--set corpus.val_clips={ids}"
+                f"eval: all clips are scored; if {shared} was trained on this corpus, only {first_few(here)} were held out: "
+                f"--set corpus.val_clips={','.join(here)}"
             )
     results, options = {}, recipe.eval
     for part, root in corpus.roots.items():
