@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,6 +20,7 @@ from distill.export.runner import Predictor
 from distill.recipe.files import load_recipe
 from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
+from distill.run.progress import Narrator
 from distill.students.pooling import parse
 from tests.helpers import distill, gaze_corpus, image_model, made_up_scores, save_model, step_model
 
@@ -462,3 +464,14 @@ def test_wrong_arguments_are_one_line_errors(models, tmp_path, monkeypatch, caps
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert run_command(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("held_out", "advice"), [("001,elsewhere", "corpus.val_clips=001"), ("images.1,images.2", None)])
+def test_only_held_out_clips_of_this_corpus_are_named(models, tmp_path, tiny_root, held_out, advice, capsys):
+    model = onnx.load(models["image"])
+    onnx.helper.set_model_props(model, {"validation_clips": held_out})
+    onnx.save(model, tmp_path / "m.onnx")
+    recipe = load_recipe(None, [f'corpus.root="{tiny_root}"', "corpus.name=dhf1k", "eval.stride=12", "eval.baselines=[]"])
+    evaluate_corpora([tmp_path / "m.onnx"], recipe, Narrator())
+    said = capsys.readouterr().err
+    assert ("were held out" in said) == bool(advice) and (advice or "") in said and "elsewhere" not in said
