@@ -74,7 +74,7 @@ def evaluate(
         raise UsageError("no clip has fixations to score against; give a corpus with fixations")
     metrics.reserve_memory()
     opened = {name: load_predictor(path) for name, path in models.items()}  # a file that does not load is reported now
-    poolings = _poolings(opened, baselines)
+    poolings = _poolings(opened, baselines) if any(clip.frames > 1 for clip in annotated) else {}
     chosen = protocols.choose(protocol)
     multiples = {name: size_multiple(predictor) for name, predictor in opened.items()}
     for name, multiple in multiples.items():

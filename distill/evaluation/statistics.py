@@ -114,6 +114,13 @@ def by_corpus(result: Mapping[str, Any], single: str = "validation clips") -> di
     return {name: {**part, "clips": {i: clips[i] for i in part["clips"]}} for name, part in result["parts"].items()}
 
 
+def gains_of_state(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`differences_in` to the image file and the poolings of its maps; none where all clips are still images, on which both
+    files agree."""
+    videos = result["frames_scored"] > len(result["clips"])
+    return {name: of for name, of in differences_in(result).items() if videos and name.startswith("image") and "nss" in of}
+
+
 def differences_in(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The differences between the first predictor and each other one, by the other's name; none for a single predictor."""
     return (result["differences"] or {"from": {}})["from"]

@@ -127,6 +127,6 @@ def _few(names: Sequence[str]) -> str:
 
 def _part(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """One corpus: its table of scores, and the difference that the recurrent state makes."""
-    nss = {other: of["nss"] for other, of in statistics.differences_in(result).items() if other.startswith("image")}
+    nss = {other: of["nss"] for other, of in statistics.gains_of_state(result).items()}
     differences = [(n, d["mean"], tables.format_interval(d["interval"], "nss", sign=True)) for n, d in nss.items()]
     return {"name": name, "clips": result["clips"], **tables.score_table(result), "differences": differences}

@@ -58,9 +58,8 @@ def score_parts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         table = tables.score_table(result)
         heads = zip(table["columns"], ("↑" if HIGHER_IS_BETTER[m] else "↓" for m in table["metrics"]), strict=True)
         rows = [(NAMES.get(name, name), cells) for name, cells in table["rows"]]
-        of_state = {n: d for n, d in statistics.differences_in(result).items() if n.startswith("image") and "nss" in d}
-        videos = any(clip["frames_scored"] > 1 for clip in result["clips"].values())  # on still images both files agree
-        drawing = drawings.differences(of_state) if videos else None
+        gains = statistics.gains_of_state(result)
+        drawing = drawings.differences(gains) if gains else None
         parts.append({"title": title, "result": result, "heads": list(heads), "rows": rows, "drawing": drawing})
     return parts
 

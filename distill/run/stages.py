@@ -291,12 +291,9 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
     nss = {name: values["nss"] for name, values in result["predictors"].items()}
     shown = ", ".join(f"{nss[name]:.3f} ({name})" for name in ("step", "image", "teacher", "centred Gaussian"))
     narrator.say(f"eval: NSS {shown}")
-    for name, values in statistics.differences_in(result).items():
-        if name.startswith("image"):
-            shown = (
-                f"{values['nss']['mean']:+.3f} {tables.format_interval(values['nss']['interval'], 'nss', sign=True)}".rstrip()
-            )
-            narrator.say(f"eval: NSS {shown} step minus {name}, on the same clips")
+    for name, values in statistics.gains_of_state(result).items():
+        shown = f"{values['nss']['mean']:+.3f} {tables.format_interval(values['nss']['interval'], 'nss', sign=True)}".rstrip()
+        narrator.say(f"eval: NSS {shown} step minus {name}, on the same clips")
     if result["frames_without_fixations"]:
         narrator.say(f"eval: {result['frames_without_fixations']} frames without fixations were not scored")
 
