@@ -67,7 +67,8 @@ def luma_graph(image: onnx.ModelProto, height: int, width: int) -> onnx.ModelPro
     writer = Writer(GraphBuilder(graph))
     entry, leave = writer.within("entry"), writer.within("exit")
     plane = writer.builder.input("input", ir.DataType.FLOAT, [1, 1, height, width])
-    kernels = [node.attributes["kernel_shape"].as_ints()[0] for node in pooling if node.op_type == "AveragePool"]
+    heights = [node.attributes["kernel_shape"].as_ints()[0] for node in pooling if node.op_type == "AveragePool"]
+    kernels = [height for height in heights if height > 1]  # of a pooling in two steps, the first has its height
     frame.replace_all_uses_with(_enter(entry, plane, (height, width), working_size, kernels))
     shape = leave.ints([1, 1, height, width], "map_shape")
     writer.output(leave.resize(small, "saliency_map", shape=shape), [1, 1, height, width])

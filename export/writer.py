@@ -57,8 +57,14 @@ class Writer:
         return self.node("Constant", [], name, value_ints=list(values))
 
     def pool(self, value: ir.Value, kernel: int, name: str) -> ir.Value:
-        """The mean of every square of `kernel` x `kernel`."""
-        return self.node("AveragePool", [value], name, kernel_shape=[kernel] * 2, strides=[kernel] * 2)
+        """The mean of every square of `kernel` x `kernel`, an even number. A larger one than 2 takes two steps: onnxruntime's
+        pooling is vectorised up to a horizontal stride of 2, and on a large frame that is a third faster."""
+        if kernel > 2:
+            value = self._pool(value, [kernel, 2], f"{name}_pairs")
+        return self._pool(value, [1, kernel // 2] if kernel > 2 else [2, 2], name)
+
+    def _pool(self, value: ir.Value, kernel: list[int], name: str) -> ir.Value:
+        return self.node("AveragePool", [value], name, kernel_shape=kernel, strides=kernel)
 
     def resize(self, value: ir.Value, name: str, scales: ir.Value | None = None, shape: ir.Value | None = None) -> ir.Value:
         """Linear, half-pixel scaling by `scales`, f32 `[4]`, or to `shape`, int64 `[4]`."""

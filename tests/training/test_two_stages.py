@@ -346,7 +346,7 @@ def test_the_learning_rate_rises_from_a_hundredth_and_falls_to_a_millionth():
 # --- several processes -----------------------------------------------------------------------------------------------
 
 RANK = """
-import hashlib, sys
+import hashlib, os, sys
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
@@ -378,7 +378,9 @@ for trainer in task.trainers:
     for key, value in trainer.named_parameters():
         digest.update(value.detach().numpy().tobytes())
 print(digest.hexdigest())
-dist.destroy_process_group()  # joins gloo's threads: an interpreter that ends with them running is aborted
+sys.stdout.flush()
+dist.destroy_process_group()
+os._exit(0)  # an interpreter that ends while a thread of gloo still does is aborted
 """
 
 
