@@ -28,8 +28,8 @@ def conv_bn(
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise 3x3, project (Sandler et al. 2018); residual where input and output have one shape. With as many
-    hidden channels as inputs it expands nothing, and has no convolution for it where `expand` is False."""
+    """Expand, depthwise 3x3, project (Sandler et al. 2018); residual where input and output have one shape. Without `expand`
+    the inputs are the hidden channels."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int, stride: int = 1, expand: bool = True) -> None:
         super().__init__()

@@ -39,10 +39,10 @@ def _shot(image: np.ndarray, rng: np.random.Generator, frames: int) -> Iterator[
         view = share * largest * np.array([1, HEIGHT / WIDTH])
         left, top = centre * (np.array([width, height]) - view)
         scale = WIDTH / view[0]
-        corners = np.array([[scale, 0, -left * scale], [0, scale, -top * scale]])
+        # Scaled down by areas, without aliasing, before it is shifted; scaled up while it is shifted.
         small = image if scale > 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        if scale <= 1:  # already scaled without aliasing: only the shift remains
-            corners = np.array([[1, 0, -left * scale], [0, 1, -top * scale]])
+        enlarge = max(scale, 1)
+        corners = np.array([[enlarge, 0, -left * scale], [0, enlarge, -top * scale]])
         yield cv2.warpAffine(small, corners, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
