@@ -58,11 +58,10 @@ def sha(path):
 def validate(registry: Path) -> dict:
     """Checks the schema and the downstream validator's rules for the files beside it; returns the entries by id."""
     content = strict_json(registry)
-    assert set(content) == {"schema_version", "models"} and content["schema_version"] in (0, 1)
+    assert set(content) == {"schema_version", "models"}
+    registry_test(content)
     for entry in content["models"]:
-        assert {"id", "kind", "onnx", "sha256"} <= set(entry) <= set(ENTRY), set(entry) - set(ENTRY)
-        for key, value in entry.items():
-            assert ENTRY[key](value), f"{key}: {value!r}"
+        fits_schema(entry)
         assert ("int8_sha256" in entry) == (entry.get("quant_mode", "fp32") != "fp32")
         model = registry.parent / entry["onnx"]
         assert sha(model) == entry["sha256"]
@@ -75,6 +74,21 @@ def validate(registry: Path) -> dict:
     entries = {entry["id"]: entry for entry in content["models"]}
     assert len(entries) == len(content["models"])
     return entries
+
+
+def fits_schema(entry: dict) -> None:
+    assert {"id", "kind", "onnx", "sha256"} <= set(entry) <= set(ENTRY), set(entry) - set(ENTRY)
+    for key, value in entry.items():
+        assert ENTRY[key](value), f"{key}: {value!r}"
+
+
+def registry_test(content: dict) -> None:
+    """The downstream's test of its registry (`model_registry_schema_test.py`), which wants more than the schema does."""
+    assert content["schema_version"] == 1
+    for entry in content["models"]:
+        assert "license" in entry, f"{entry['id']}: missing license"
+        assert "sigstore_bundle" in entry, f"{entry['id']}: missing sigstore_bundle"
+        assert entry["sigstore_bundle"].endswith(".sigstore.json")
 
 
 def c_reads(sidecar: Path, key: str) -> str:

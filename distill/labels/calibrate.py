@@ -92,7 +92,7 @@ def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
     if "calibration" in labels.store.teacher:
         raise UsageError(f"the labels in {path} are calibrated already; calibrate a run without teacher.calibration")
     fit = calibrate(corpus.select(corpus.train), looked_up_in(labels), narrator)
-    save(target, fit, labels.store.teacher, corpus.name)
+    save(target, fit, labels.store.teacher, corpus.title)
     return fit
 
 

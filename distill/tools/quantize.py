@@ -65,7 +65,7 @@ def quantise_file(
         raise UsageError(f"{model}: {error}") from None
     corpus = open_corpus(recipe.corpus.name, recipe.corpus.root, track=narrator.track, options=recipe.corpus)
     calibrating, held_out = split(corpus.clips, predictor.metadata.get("validation_clips", ""))
-    note = f"{len(calibrating)} clips of {recipe.corpus.name}, every {EVERY}th of the first {FRAMES} frames, min-max"
+    note = f"{len(calibrating)} clips of {corpus.title}, every {EVERY}th of the first {FRAMES} frames, min-max"
     narrator.say(f"quantize: ranges from {note}")
     try:
         int8 = quantise(original, streamed(calibrating, narrator, "quantize: calibration"), EVERY, note)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.corpora import Clip, density_map, fixation_map, open_corpus
+from distill.corpora import Clip, Corpus, density_map, fixation_map, open_corpus
 from distill.labels import calibrate as module
 from distill.labels import calibration as model
-from distill.labels.calibrate import Fit, calibrate, save
+from distill.labels.calibrate import Fit, calibrate, calibrate_run, save
 from distill.labels.calibration import IDENTITY, Calibrated, Calibration, blurred, load
 from distill.run.errors import Interrupted, UsageError
+from distill.run.files import write_json
 from distill.run.progress import Narrator
 
 
@@ -216,3 +217,16 @@ def test_a_file_of_one_teacher_is_not_used_for_another(flat: Fit, tmp_path: Path
     path.write_text('{"teacher": {"name": "x", "fingerprint": "a"}, "calibration": {"blur": 9}}', encoding="utf-8")
     with pytest.raises(UsageError, match=r"is not a calibration .*blur is 9"):
         load(path, "a")
+
+
+def test_the_file_of_a_run_says_which_folder_it_was_fitted_to(
+    flat: Fit, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "labels").mkdir()
+    teacher = {"name": "constant", "fingerprint": "a" * 64}
+    write_json(tmp_path / "labels" / "store.json", {"schema": 1, "teacher": teacher})
+    corpus = Corpus("dhf1k", "MIT", tuple(clips), (clips[0].id,), roots={"dhf1k": "/data/hevc-gaze"})
+    write_json(tmp_path / "corpus.json", corpus.to_dict())
+    monkeypatch.setattr(module, "calibrate", lambda chosen, *_: flat if [c.id for c in chosen] == [clips[0].id] else None)
+    assert calibrate_run(tmp_path, tmp_path / "c.json", Narrator(quiet=True)) == flat
+    assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["corpus"] == "dhf1k:hevc-gaze"

@@ -19,10 +19,22 @@ from distill.export.student import export_student
 from distill.recipe.files import from_dict, load_recipe
 from distill.recipe.keys import Recipe, Run
 from distill.reporting.package import write_package
-from distill.reporting.sidecar import Int8, identifier, registry_entry, write_registry, write_sidecar
+from distill.reporting.sidecar import UNSIGNED, Int8, identifier, registry_entry, write_registry, write_sidecar
 from distill.run.errors import UsageError
 from distill.run.files import write_bytes
-from tests.downstream import ENTRY, c_extractor, c_opens, c_reads, scorer, sha, strict_json, tuner, validate
+from tests.downstream import (
+    ENTRY,
+    c_extractor,
+    c_opens,
+    c_reads,
+    fits_schema,
+    registry_test,
+    scorer,
+    sha,
+    strict_json,
+    tuner,
+    validate,
+)  # fmt: skip
 from tests.helpers import ORIGIN, lively, made_up_scores
 
 # --- a package --------------------------------------------------------------------------------------------------------
@@ -78,13 +90,34 @@ def test_the_validator_refuses_what_the_schema_refuses(package):
     for change in (
         {"state_input": "x"}, {"id": "Mini"}, {"onnx": "Mini.onnx"}, {"kind": "saliency"}, {"opset": 22}, {"notes": "x" * 513},
         {"license": "x" * 129}, {"quant_mode": "static"}, {"int8_sha256": "0" * 64}, {"sha256": "0" * 64},
+        {"sigstore_bundle": "mini.bundle"}, {"sigstore_bundle": None}, {"license": None},
     ):  # fmt: skip
         content = strict_json(registry)
-        content["models"][0] |= change
+        entry = content["models"][0] | change
+        content["models"][0] = {key: value for key, value in entry.items() if value is not None}
         registry.write_text(json.dumps(content))
         with pytest.raises(AssertionError):
             validate(registry)
         package()
+
+
+def test_entries_name_a_signature_as_the_downstreams_do_and_say_that_there_is_none(package):
+    for name, entry in validate(package(teacher="x" * 600) / "mini.registry.json").items():
+        assert entry["sigstore_bundle"] == f"{name}.onnx.sigstore.json"
+        assert entry["notes"].startswith("Distilled from xxx") and entry["notes"].endswith("… " + UNSIGNED)
+
+
+def test_merged_into_the_downstreams_registry_they_pass_its_test(package, shared):
+    merged = strict_json(shared / "cases" / "gate" / "15_registry_merged_without_sigstore_bundle.json")
+    with pytest.raises(AssertionError, match="student: missing sigstore_bundle"):
+        registry_test(merged)
+    merged["models"] = [entry for entry in merged["models"] if "sigstore_bundle" in entry]
+    assert len(merged["models"]) == 22
+    merged["models"] += strict_json(package() / "mini.registry.json")["models"]
+    registry_test(merged)
+    for entry in merged["models"]:
+        fits_schema(entry)
+        assert entry["sigstore_bundle"] == f"{entry['onnx']}.sigstore.json"
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,47}", fullmatch=True)

@@ -17,6 +17,7 @@ from distill.labels.catalogue import CATALOGUE
 from distill.labels.members import with_published
 from distill.opallowlist import check
 from distill.recipe.files import load_recipe, portable
+from distill.reporting.sidecar import UNSIGNED, registry_entry
 from distill.students.release import NAME
 from tests.downstream import c_extractor, c_opens, scorer, strict_json, tuner, validate
 from tests.helpers import ROOT
@@ -42,7 +43,11 @@ def test_the_package_is_small_enough_for_the_wheel():
 
 
 def test_the_downstream_accepts_them_and_what_lies_beside_them():
-    assert set(validate(FOLDER / f"{NAME}.registry.json")) == {NAME, f"{NAME}_step"}
+    entries = validate(FOLDER / f"{NAME}.registry.json")
+    assert set(entries) == {NAME, f"{NAME}_step"}
+    for name, entry in entries.items():
+        facts = entry["license"], entry["description"], entry["notes"].removesuffix(UNSIGNED)
+        assert registry_entry(FOLDER / f"{name}.onnx", *facts) == entry
     frame = np.random.default_rng(0).standard_normal((1, 3, 90, 160), np.float32)
     image, step = release_model("image"), release_model("step")
     assert c_opens(image) == image and c_opens(step) == step

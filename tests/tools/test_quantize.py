@@ -73,14 +73,18 @@ def test_entries_valid_for_int8_are_carried_over(student, recipe, tmp_path, narr
     assert sidecar["quant_mode"] == "static"
 
 
-def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(student, recipe, tmp_path, narrator, monkeypatch):
+def test_the_package_is_one_that_the_downstream_accepts_and_opens_in_int8(
+    student, recipe, tiny_root, tmp_path, narrator, monkeypatch
+):
     monkeypatch.setattr(quantize, "race", lambda *_: result_of(1.2, 1.0))
     before = {path: path.read_bytes() for path in student.parent.iterdir()}
     found = quantise_file(student, tmp_path, recipe, ["64x48"], False, narrator)
     model, int8 = tmp_path / "student_step.onnx", tmp_path / "student_step.int8.onnx"
     [entry] = validate(tmp_path / "student_step.int8.registry.json").values()
     assert entry["quant_mode"] == "static" and entry["int8_sha256"] == found["sha256"] and entry["license"] == "x"
-    assert entry["quant_calibration_set"] == "4 clips of dhf1k, every 4th of the first 24 frames, min-max"
+    stated = {prop.key: prop.value for prop in onnx.load(int8).metadata_props}
+    note = f"4 clips of dhf1k:{tiny_root.name}, every 4th of the first 24 frames, min-max"
+    assert entry["quant_calibration_set"] == note == stated["quant_calibration_set"]
     assert entry["quant_accuracy_budget_plcc"] == 0.01 >= 1 - found["drift"]["plcc"]
     assert model.read_bytes() == student.read_bytes() and c_opens(model) == int8 and c_opens(int8) == int8
     x = np.random.default_rng(0).standard_normal((1, 3, 48, 64), np.float32)
