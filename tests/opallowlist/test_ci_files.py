@@ -61,8 +61,13 @@ def test_the_actions_inputs(action):
     assert action(files="deep/**/*.onnx", max_bytes="5")[0] == 1
     (action.work / "ops.txt").write_text("Conv Floor")
     assert action(files="bad.onnx", list="ops.txt")[0] == 0
-    assert action(files="bad.onnx deep/**/*.onnx", format="sarif", output="out.sarif") == (1, "")
-    assert '"version": "2.1.0"' in (action.work / "out.sarif").read_text()
+    assert action(files="bad.onnx deep/**/*.onnx", format="sarif", output="new/out.sarif") == (
+        1,
+        "::error title=opallowlist::not every model is accepted; see new/out.sarif\n",
+    )
+    assert '"version": "2.1.0"' in (action.work / "new" / "out.sarif").read_text()
+    assert action(files="deep/**/*.onnx", format="", list="", output="a.txt") == (0, "")
+    assert action(output="bad.onnx/a.txt")[0] == action(output="deep")[0] == 2
 
 
 def test_an_input_cannot_become_a_command(action):
