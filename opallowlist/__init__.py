@@ -4,14 +4,16 @@
     report = check("student.onnx", contract="saliency-image")
     report.ok, report.violations
 
-Checking needs only the standard library (the command line adds typer); models in memory come from `onnx`.
+Checking needs only the standard library (the command line adds typer); models in memory come from `onnx`. With `load=True`
+a child process gives the model to onnx.checker and ONNX Runtime.
 """
 
 from distill.opallowlist.allowlist import Allowlist, ListError, load_list
 from distill.opallowlist.container import MAX_BYTES, Unreadable
 from distill.opallowlist.contract import CONTRACTS
 from distill.opallowlist.gate import assert_allowed, check
+from distill.opallowlist.loading import NoLoader
 from distill.opallowlist.report import RULES, Facts, Report, Violation
 
-__all__ = ["CONTRACTS", "MAX_BYTES", "RULES", "Allowlist", "Facts", "ListError", "Report", "Unreadable", "Violation"]
-__all__ += ["assert_allowed", "check", "load_list"]
+__all__ = ["CONTRACTS", "MAX_BYTES", "RULES", "Allowlist", "Facts", "ListError", "NoLoader", "Report", "Unreadable"]
+__all__ += ["Violation", "assert_allowed", "check", "load_list"]

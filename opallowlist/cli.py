@@ -1,6 +1,6 @@
 """The command `opallowlist`: the only file here that prints or exits.
 
-    opallowlist check MODEL... [--list NAME|FILE] [--contract NAME] [--format text|json|sarif|github]
+    opallowlist check MODEL... [--list NAME|FILE] [--contract NAME] [--load] [--format text|json|sarif|github]
     opallowlist ops [NAME|FILE]
     opallowlist diff A B
 
@@ -25,6 +25,7 @@ from distill.opallowlist.container import MAX_BYTES, Unreadable
 from distill.opallowlist.contract import CONTRACTS
 from distill.opallowlist.gate import check as check_model
 from distill.opallowlist.gate import require_contract
+from distill.opallowlist.loading import NoLoader
 from distill.opallowlist.report import Report, printable
 
 ACCEPTED, REFUSED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -54,6 +55,7 @@ def check(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help=".onnx files", show_default=False)],
     allowlist: ListName = BUILT_IN[0],
     contract: Annotated[str | None, typer.Option(metavar="NAME", help=f"also the interface: {', '.join(CONTRACTS)}")] = None,
+    load: Annotated[bool, typer.Option("--load", help="also load it in ONNX Runtime, in a child process")] = False,
     form: Annotated[Format, typer.Option("--format", help="how to report")] = Format.text,
     as_json: AsJson = False,
     max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="largest file accepted")] = MAX_BYTES,
@@ -69,7 +71,7 @@ def check(
     unread: list[formats.Unread] = []
     for model in models:
         try:
-            reports.append(check_model(model, allowlist=allowed, contract=contract, max_bytes=max_bytes))
+            reports.append(check_model(model, allowlist=allowed, contract=contract, max_bytes=max_bytes, load=load))
         except Unreadable as error:
             unread.append(formats.Unread(model, str(error)))
             _complain(str(error))
@@ -133,7 +135,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         return INTERRUPTED
     except SystemExit:
         return ACCEPTED  # typer exits only for `opallowlist --help | head`
-    except ListError as error:
+    except (ListError, NoLoader) as error:
         return _fail(str(error))
     except OSError as error:
         if debug:

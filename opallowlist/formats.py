@@ -40,6 +40,8 @@ def text(report: Report) -> str:
     about.append(f"list {printable(report.allowlist)} ({report.allowed})")
     if report.contract is not None:
         about.append(f"contract {report.contract}")
+    if facts.loaded_by:
+        about.append(f"loaded by {', '.join(facts.loaded_by)}")
     verdict = "accepted" if report.ok else "refused"
     lines = [f"{printable(report.source)}: {verdict}  {' · '.join(about)}"]
     groups = _grouped(report.violations)

@@ -1,4 +1,4 @@
-"""The check: bytes, then wire format, then content, then names of values, then contract. It returns a Report for any file."""
+"""The check: bytes, wire format, content, names of values, contract, then loading if asked. It returns a Report for any file."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import replace
 
-from distill.opallowlist import container, messages, wire
+from distill.opallowlist import container, loading, messages, wire
 from distill.opallowlist.allowlist import Allowlist, AnyList, load_list
 from distill.opallowlist.container import MAX_BYTES, Source
 from distill.opallowlist.contract import CONTRACTS, check_contract, resolve
@@ -14,18 +14,29 @@ from distill.opallowlist.report import Facts, Report, Violation, short
 from distill.opallowlist.scan import MAX_DEPTH, Scope, label, scan, subgraphs
 
 
-def check(model: Source, *, allowlist: AnyList = "libvmaf", contract: str | None = None, max_bytes: int = MAX_BYTES) -> Report:
+def check(
+    model: Source,
+    *,
+    allowlist: AnyList = "libvmaf",
+    contract: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    load: bool = False,
+) -> Report:
     """Check one model as the downstream does, and more strictly where the downstream's scanner does not look.
 
     `model` is a path, the bytes of a file, or an `onnx.ModelProto`, which is checked as it would be saved. `allowlist` is a
     built-in list, a file (see `load_list`) or a loaded list. `contract` is one of CONTRACTS, or None to check only the
-    content. `max_bytes` is the largest file accepted.
+    content. `max_bytes` is the largest file accepted. `load`: what is accepted so far is also given to onnx.checker and,
+    where it is installed, to ONNX Runtime, in a child process with limits (see `loading`); with a contract it is run, too.
 
     Damaged, hostile or foreign files raise nothing: they are refused, and the report says why. Raises `Unreadable` (an
-    OSError) if the file cannot be read, `ListError` for an unusable list, ValueError for an unknown contract.
+    OSError) if the file cannot be read, `ListError` for an unusable list, ValueError for an unknown contract, `NoLoader`
+    if `load` is asked for where onnx is not installed.
     """
     allowed = allowlist if isinstance(allowlist, Allowlist) else load_list(allowlist)
     require_contract(contract)
+    if load:
+        loading.require_onnx()
     source = os.fspath(model) if isinstance(model, str | os.PathLike) else "<memory>"
     data = container.read(model, max_bytes)
     if isinstance(data, Violation):
@@ -44,16 +55,26 @@ def check(model: Source, *, allowlist: AnyList = "libvmaf", contract: str | None
             found.refuse(violation)
     ops = dict(sorted(found.ops.items(), key=lambda item: (-item[1], item[0])))
     facts = replace(facts, ir_version=decoded.ir_version, opset=found.opset, nodes=found.ops.total(), ops=ops)
-    return Report(source, allowed.name, len(allowed), contract, tuple(found.violations), tuple(found.warned()), facts)
+    violations, warnings = tuple(found.violations), tuple(found.warned())
+    if load and not violations:
+        result = loading.load(data, contract)
+        violations, warnings = result.violations, (*warnings, *result.warnings)
+        facts = replace(facts, loaded_by=result.by)
+    return Report(source, allowed.name, len(allowed), contract, violations, warnings, facts)
 
 
 def assert_allowed(
-    model: Source, *, allowlist: AnyList = "libvmaf", contract: str | None = None, max_bytes: int = MAX_BYTES
+    model: Source,
+    *,
+    allowlist: AnyList = "libvmaf",
+    contract: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    load: bool = False,
 ) -> Report:
     """`check` for tests: the report if the model is accepted, else AssertionError with the report as text."""
     from distill.opallowlist.formats import text
 
-    report = check(model, allowlist=allowlist, contract=contract, max_bytes=max_bytes)
+    report = check(model, allowlist=allowlist, contract=contract, max_bytes=max_bytes, load=load)
     if not report.ok:
         raise AssertionError(f"model refused\n{text(report)}")
     return report

@@ -38,10 +38,14 @@ RULES = {
     "contract-rank": "the graph stacks frames into a fifth axis",
     "contract-state": "the recurrent state is not optional, not zero at the start, or cannot be carried",
     "contract-dim-names": "a symbolic dimension name is shared with the state",
+    # with --load
+    "load": "onnx.checker or ONNX Runtime refused the model, crashed, or took too long or too much memory",
     # warnings only
     "house-opset": "accepted, but not the house opset 17",
     "house-ir": "accepted, but not the house IR version 8",
     "unused-domain": "a custom domain is imported but not used",
+    "frame-size": "the model runs, but not on frames of every size",
+    "not-loaded": "ONNX Runtime is not installed, so --load did without it",
     "too-many": "more findings than are listed",
 }
 """Rule id -> its description, in the order in which a file is checked."""
@@ -97,6 +101,8 @@ class Facts:
     nodes: int | None = None
     ops: Mapping[str, int] = field(default_factory=dict)
     """Operator -> number of nodes, most frequent first."""
+    loaded_by: tuple[str, ...] = ()
+    """With `load`: the programs that accepted the model, with their versions (`onnx.checker 1.23.2`, `ONNX Runtime 1.32.0`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,19 @@ def test_2_when_one_cannot_be_read_and_the_others_are_still_judged(run, good, ba
     assert err == "opallowlist: missing.onnx: cannot be read (No such file or directory)\n"
 
 
+def test_loading(run, good, bad, image, tmp_path, monkeypatch):
+    image.graph.node[0].input.pop()
+    onnx.save(image, tmp_path / "unloadable.onnx")
+    code, out, err = run("check", "--load", good, bad, "unloadable.onnx")
+    assert (code, err) == (1, "") and f" · loaded by onnx.checker {onnx.__version__}, ONNX Runtime " in out
+    assert "✗ load  onnx.checker" in out and out.endswith("3 files: 1 accepted, 2 refused\n")
+    reports = json.loads(run("check", "--load", "--json", good, bad)[1])["reports"]
+    assert [len(report["facts"]["loaded_by"]) for report in reports] == [2, 0]
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, out, err = run("check", "--load", good)
+    assert (code, out) == (2, "") and err == "opallowlist: --load needs onnx, which is not installed; pip install onnx\n"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_2_when_permission_is_denied(run, good, tmp_path):
     (tmp_path / good).chmod(0)
