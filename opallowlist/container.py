@@ -18,7 +18,10 @@ LFS = b"version https://git-lfs.github.com/spec/"
 # Files that are not models: (offset, signature, what it is, way out).
 _SIGNATURES = (
     (0, b"PK\x03\x04", "a zip archive (PyTorch checkpoints are zips)", "export it: torch.onnx.export"),
-    (0, b"\x80\x02", "a pickle (an old PyTorch checkpoint)", "export it: torch.onnx.export"),
+    *(
+        (0, bytes((0x80, protocol)), "a pickle (as old PyTorch checkpoints are)", "export it: torch.onnx.export")
+        for protocol in (2, 3, 4, 5)
+    ),
     (0, b"\x1f\x8b", "a gzip archive", "unpack it"),
     (0, b"\x89HDF", "an HDF5 file", "convert it to ONNX"),
     (4, b"TFL3", "a TensorFlow Lite model", "convert it to ONNX"),

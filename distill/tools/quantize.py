@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from distill.corpora import Clip, open_corpus
+from distill.corpora.clips import counted
 from distill.evaluation.evaluate import evaluate
 from distill.export import ExportRefused
 from distill.export.quantize import drift, quantise
@@ -65,7 +66,7 @@ def quantise_file(
         raise UsageError(f"{model}: {error}") from None
     corpus = open_corpus(recipe.corpus.name, recipe.corpus.root, track=narrator.track, options=recipe.corpus)
     calibrating, held_out = split(corpus.clips, predictor.metadata.get("validation_clips", ""))
-    note = f"{len(calibrating)} clips of {corpus.title}, every {EVERY}th of the first {FRAMES} frames, min-max"
+    note = f"{counted(len(calibrating), 'clip')} of {corpus.title}, every {EVERY}th of the first {FRAMES} frames, min-max"
     narrator.say(f"quantize: ranges from {note}")
     try:
         int8 = quantise(original, streamed(calibrating, narrator, "quantize: calibration"), EVERY, note)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -86,11 +87,13 @@ def test_refused_without_being_a_model(run, tmp_path):
     (tmp_path / "notes.onnx").write_text("to do: export the model\n")
     (tmp_path / "weights.onnx").write_bytes(b"PK\x03\x04" + bytes(30))
     (tmp_path / "old.onnx").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "new.onnx").write_bytes(pickle.dumps({"model": 1}))
     (tmp_path / "folder.onnx").mkdir()
     os.mkfifo(tmp_path / "pipe.onnx")
-    names = ["empty", "lfs", "page", "notes", "weights", "old", "folder", "pipe"]
+    names = ["empty", "lfs", "page", "notes", "weights", "old", "new", "folder", "pipe"]
     code, out, err = run("check", *(f"{name}.onnx" for name in names), "/dev/zero")
     assert (code, err) == (1, "")
+    assert out.count("not an ONNX model but a pickle") == 2
     for words in (
         "✗ empty  empty, 0 bytes",
         "✗ git-lfs-pointer  a git-lfs pointer",
@@ -101,7 +104,7 @@ def test_refused_without_being_a_model(run, tmp_path):
         "not an ONNX model but a pickle",
         "✗ directory  a directory",
         "✗ not-a-file  a pipe, socket or device",
-        "9 files: 0 accepted, 9 refused",
+        "10 files: 0 accepted, 10 refused",
     ):
         assert words in out, words
 
