@@ -21,7 +21,7 @@ def action(tmp_path, image):
     text = (ROOT / "action.yml").read_text("utf-8")
     script = textwrap.dedent(text.rpartition("run: |\n")[2])
     defaults = dict(re.findall(r"^  ([\w-]+):\n    description: .*\n    default: \"?(.*?)\"?$", text, re.MULTILINE))
-    assert set(defaults) == {"files", "list", "contract", "format", "output", "max-bytes", "version", "python-version"}
+    assert set(defaults) == {"files", "list", "contract", "load", "format", "output", "max-bytes", "version", "python-version"}
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "opallowlist"
     code = "from distill.opallowlist.cli import main; main()"
@@ -56,6 +56,7 @@ def test_the_actions_inputs(action):
         "deep/er/a good one.onnx: accepted  opset 17 · IR 8 · 2 nodes · 2 operators · list libvmaf (70)"
         " · contract saliency-image\n",
     )
+    assert "loaded by onnx.checker" in action(files="deep/**/*.onnx", load="true", format="text")[1]
     assert action(files="nothing/*.onnx") == (2, "::error title=opallowlist::no file matches 'nothing/*.onnx'\n")
     assert action(files="missing.onnx")[0] == 2
     assert action(files="deep/**/*.onnx", max_bytes="5")[0] == 1
