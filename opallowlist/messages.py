@@ -7,21 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+Packed: TypeAlias = bytes | bytearray | None
+"""Elements of a repeated number as protobuf packs them, undecoded; None when absent."""
 
 
 @dataclass(slots=True)
 class Tensor:
-    """A TensorProto; data fields are undecoded views into the file, None when absent."""
+    """A TensorProto. Of strings only the number is kept."""
 
     name: str = ""
     dims: Sequence[int] = ()
     data_type: int = 0
-    raw_data: memoryview | None = None
-    float_data: memoryview | None = None
-    int64_data: memoryview | None = None
+    segment: Segment | None = None
+    raw_data: bytes | None = None
+    float_data: Packed = None
+    double_data: Packed = None
+    int32_data: Packed = None
+    int64_data: Packed = None
+    uint64_data: Packed = None
+    string_data: int = 0
     external_data: Sequence[StringPair] = ()
     data_location: int = 0
+
+
+@dataclass(slots=True)
+class Segment:
+    """A part of a tensor that is stored in several."""
 
 
 @dataclass(slots=True)
@@ -33,7 +46,6 @@ class StringPair:
 @dataclass(slots=True)
 class SparseTensor:
     values: Tensor | None = None
-    indices: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -57,9 +69,29 @@ class TensorType:
 
 @dataclass(slots=True)
 class ValueType:
-    """A TypeProto; `tensor` is None for sequences, maps, optionals and the rest."""
+    """A TypeProto: one of the kinds is set."""
 
     tensor: TensorType | None = None
+    sparse_tensor: TensorType | None = None
+    sequence: NestedType | None = None
+    optional: NestedType | None = None
+    map: MapType | None = None
+    opaque: OpaqueType | None = None
+
+
+@dataclass(slots=True)
+class NestedType:
+    elem_type: ValueType | None = None
+
+
+@dataclass(slots=True)
+class MapType:
+    value_type: ValueType | None = None
+
+
+@dataclass(slots=True)
+class OpaqueType:
+    """A type that only its own domain knows."""
 
 
 @dataclass(slots=True)
@@ -72,15 +104,24 @@ class Value:
 
 @dataclass(slots=True)
 class Attribute:
+    """An AttributeProto. Of strings only the number is kept, floats stay packed."""
+
     name: str = ""
+    type: int = 0
     ref_attr_name: str = ""
-    ints: Sequence[int] = ()
-    s: memoryview | None = None
+    f: Packed = None
+    i: int | None = None
+    s: bytes | None = None
     t: Tensor | None = None
     g: Graph | None = None
+    tp: ValueType | None = None
     sparse_tensor: SparseTensor | None = None
+    floats: Packed = None
+    ints: Sequence[int] = ()
+    strings: int = 0
     tensors: Sequence[Tensor] = ()
     graphs: Sequence[Graph] = ()
+    type_protos: Sequence[ValueType] = ()
     sparse_tensors: Sequence[SparseTensor] = ()
 
 
@@ -136,7 +177,8 @@ class Model:
 
 _CLASSES = {name: value for name, value in globals().items() if is_dataclass(value)}
 
-# One message per entry, NAME: NUMBER KIND FIELD, ... A repeated kind is marked "*". A field that the message's class has is
+# One message per entry, NAME: NUMBER KIND FIELD, ... A repeated kind is marked "*"; floats, doubles and varints are those that
+# stay packed. A field that the message's class has is
 # stored, any other is only checked. Members of a `oneof` share the slot after the "|".
 _TABLE = """
 Model: 1 int64 ir_version, 2 bytes producer_name, 3 bytes producer_version, 4 bytes domain, 5 int64 model_version,
@@ -161,19 +203,19 @@ Sharding: 1 bytes tensor_name, 2 int64* device, 3 IntIntList* index_to_device_gr
 IntIntList: 1 int64 key, 2 int64* value
 ShardedDim: 1 int64 axis, 2 SimpleShardedDim* simple_sharding
 SimpleShardedDim: 1 int64 dim_value|dim, 2 bytes dim_param|dim, 3 int64 num_shards
-Attribute: 1 str name, 2 fixed32 f, 3 int64 i, 4 bytes s, 5 Tensor t, 6 Graph g, 7 fixed32* floats, 8 int64* ints,
+Attribute: 1 str name, 2 fixed32 f, 3 int64 i, 4 bytes s, 5 Tensor t, 6 Graph g, 7 floats* floats, 8 int64* ints,
     9 bytes* strings, 10 Tensor* tensors, 11 Graph* graphs, 13 bytes doc_string, 14 ValueType tp,
     15 ValueType* type_protos, 20 int32 type, 21 str ref_attr_name, 22 SparseTensor sparse_tensor,
     23 SparseTensor* sparse_tensors
-Tensor: 1 int64* dims, 2 int32 data_type, 3 Segment segment, 4 packed32 float_data, 5 packed_varint int32_data,
-    6 bytes* string_data, 7 packed_varint int64_data, 8 str name, 9 bytes raw_data, 10 packed64 double_data,
-    11 packed_varint uint64_data, 12 bytes doc_string, 13 StringPair* external_data, 14 int32 data_location,
+Tensor: 1 int64* dims, 2 int32 data_type, 3 Segment segment, 4 floats* float_data, 5 varints* int32_data,
+    6 bytes* string_data, 7 varints* int64_data, 8 str name, 9 bytes raw_data, 10 doubles* double_data,
+    11 varints* uint64_data, 12 bytes doc_string, 13 StringPair* external_data, 14 int32 data_location,
     16 StringPair* metadata_props
 Segment: 1 int64 begin, 2 int64 end
 SparseTensor: 1 Tensor values, 2 Tensor indices, 3 int64* sparse_dims
 Value: 1 str name, 2 ValueType type, 3 bytes doc_string, 4 StringPair* metadata_props
-ValueType: 1 TensorType tensor|kind, 4 NestedType sequence_type|kind, 5 MapType map_type|kind, 6 bytes denotation,
-    7 OpaqueType opaque_type|kind, 8 TensorType sparse_tensor_type|kind, 9 NestedType optional_type|kind
+ValueType: 1 TensorType tensor|kind, 4 NestedType sequence|kind, 5 MapType map|kind, 6 bytes denotation,
+    7 OpaqueType opaque|kind, 8 TensorType sparse_tensor|kind, 9 NestedType optional|kind
 NestedType: 1 ValueType elem_type
 MapType: 1 int32 key_type, 2 ValueType value_type
 OpaqueType: 1 bytes domain, 2 bytes name

@@ -5,14 +5,15 @@ functions, external data, opset, IR version, trip counts and Resize modes, becau
 registry refuses some of them, and with others the scanner's verdict could be evaded. Standard library only.
 """
 
-import math
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from distill.opallowlist import messages, remedies, wire
+from distill.opallowlist import messages, remedies, tensors, wire
 from distill.opallowlist.allowlist import Allowlist
+from distill.opallowlist.attributes import TYPES, check_attributes, reading_problem
 from distill.opallowlist.report import Violation, short
 
 MAX_DEPTH = 8
@@ -39,11 +40,6 @@ FIRST_OPSET = {"Expand": 8, "ConstantOfShape": 9, "Erf": 9, "HardSwish": 14, "La
 FIRST_OPSET |= dict.fromkeys(("DequantizeLinear", "QuantizeLinear", "Resize"), 10)
 FIRST_OPSET |= dict.fromkeys(("BitShift", "GatherND", "ScatterND"), 11)
 
-# TensorProto.DataType: bytes per element, and the types that share bytes between elements (4 and 2 bits).
-ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 14: 8, 15: 16, 16: 2}
-ELEMENT_BYTES |= dict.fromkeys((17, 18, 19, 20, 24), 1)  # the float8 family
-PACKED_TYPES = (21, 22, 23, 25, 26, 27, 28)
-_INT64 = 7
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -88,6 +84,10 @@ class Scope:
     def path(self) -> str:
         return self.owner + self.step
 
+    @property
+    def in_function(self) -> bool:
+        return self.owner.startswith("functions/")
+
 
 def scan(model: messages.Model, allowed: Allowlist) -> Findings:
     """Apply every content rule to every graph and function of `model`. Iterative; each graph is visited once."""
@@ -100,7 +100,8 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
     while todo:
         scope = todo.pop()
         path = scope.path
-        _check_tensors(_tensors(scope.graph.initializer, scope.graph.sparse_initializer), scope, None, found)
+        _check_tensors(scope.graph.initializer, scope.graph.sparse_initializer, scope, None, found)
+        _check_types(scope, found)
         inner: list[Scope] = []
         for index, node in enumerate(scope.graph.node):
             used_domains.add(node.domain)
@@ -111,8 +112,10 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
                 _check_loop(node, index, scope, loops, found)
             elif node.op_type == "Resize":
                 _check_resize(node, index, scope, found)
+            for problem in check_attributes(node.attribute, scope.in_function):
+                found.refuse(_at("attribute", problem, scope, node, index, "export it again"))
             for attribute in node.attribute:
-                _check_tensors(_attribute_tensors(attribute), scope, (node, index), found)
+                _check_attribute(attribute, scope, (node, index), found)
                 inner.extend(subgraphs(attribute, path, f"/{label(node, index)}", scope.depth))
         for subgraph in reversed(inner):
             if subgraph.depth > MAX_DEPTH:
@@ -141,7 +144,8 @@ def _check_header(model: messages.Model, found: Findings) -> None:
     versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
     found.opset = versions[0] if len(versions) == 1 else None
     if found.opset not in OPSETS:
-        what = f"opset {' and '.join(map(str, versions))}" if versions else "no opset of the default domain"
+        shown = " and ".join(map(str, versions[:3])) + (" and more" if len(versions) > 3 else "")
+        what = f"opset {shown}" if versions else "no opset of the default domain"
         message = f"{what}; accepted is one of {OPSETS[0]} to {OPSETS[-1]}"
         way_out = f"export for opset {HOUSE_OPSET}, or convert with onnx.version_converter"
         found.refuse(Violation("opset", message, remedy=way_out))
@@ -167,7 +171,7 @@ def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
         scope = Scope(path, "", 0, messages.Graph(node=function.node))
         yield scope
         for attribute in function.attribute_proto:
-            _check_tensors(_attribute_tensors(attribute), scope, None, found)
+            _check_attribute(attribute, scope, None, found)
             yield from subgraphs(attribute, path, "", 0)
 
 
@@ -187,7 +191,7 @@ def _check_op(node: messages.Node, index: int, scope: Scope, allowed: Allowlist,
         rule, message, way_out = "scan", "refused whatever the list says", remedies.remedy(op, allowed)
     elif op not in allowed:
         rule, message, way_out = "op", f"not on the list '{allowed.name}'", remedies.remedy(op, allowed)
-    elif found.opset is not None and found.opset < FIRST_OPSET.get(op, 0):
+    elif found.opset is not None and found.opset in OPSETS and found.opset < FIRST_OPSET.get(op, 0):
         rule, message = "op-opset", f"{op} exists from opset {FIRST_OPSET[op]} on, the model is opset {found.opset}"
         way_out = f"export for opset {FIRST_OPSET[op]}, or spell it out with older operators"
     else:
@@ -218,8 +222,7 @@ def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> 
     if len(producers) > 1 or producers[0].op_type != "Constant" or producers[0].domain not in DEFAULT_DOMAINS:
         return f"trip count '{short(source)}' is computed by {short(producers[-1].op_type)}"
     attributes = producers[0].attribute
-    tensor = attributes[0].t if len(attributes) == 1 and attributes[0].name == "value" else None
-    count = None if tensor is None else _int64_scalar(tensor)
+    count = _int64_scalar(attributes[0]) if len(attributes) == 1 else None
     if count is None:
         return f"trip count '{short(source)}' is not a single int64 in the Constant's 'value'"
     if not 0 <= count <= MAX_TRIP_COUNT:
@@ -227,67 +230,101 @@ def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> 
     return ""
 
 
-def _int64_scalar(tensor: messages.Tensor) -> int | None:
-    if tensor.data_type != _INT64 or any(dim != 1 for dim in tensor.dims):
+def _int64_scalar(attribute: messages.Attribute) -> int | None:
+    """The number in the attribute `value`, if every reader finds it, and this one."""
+    tensor = attribute.t
+    if attribute.name != "value" or attribute.type != TYPES["TENSOR"] or reading_problem(attribute) or tensor is None:
         return None
-    if tensor.raw_data is not None and tensor.int64_data is None:
-        return int.from_bytes(tensor.raw_data, "little", signed=True) if len(tensor.raw_data) == 8 else None
-    if tensor.int64_data is not None and tensor.raw_data is None:
-        values = wire.varints(tensor.int64_data, at_most=2)
-        return values[0] if len(values) == 1 else None
-    return None
+    if tensor.data_type != tensors.INT64 or len(tensor.dims) > 1 or any(dim != 1 for dim in tensor.dims):
+        return None
+    if tensor.external_data or tensor.data_location or tensors.data_problem(tensor):
+        return None
+    if tensor.raw_data is not None:
+        return int.from_bytes(tensor.raw_data, "little", signed=True)
+    return wire.varints(tensor.int64_data or b"", at_most=1)[0]
 
 
 def _check_resize(node: messages.Node, index: int, scope: Scope, found: Findings) -> None:
     for attribute in node.attribute:
-        if attribute.name != "mode":
+        if attribute.name != "mode" or reading_problem(attribute):  # reported under `attribute`
             continue
-        mode = bytes(attribute.s[:32]) if attribute.s is not None else b""
-        if attribute.ref_attr_name or mode not in RESIZE_MODES:
+        mode = attribute.s[:32] if attribute.s is not None else b""
+        if mode not in RESIZE_MODES:
             shown = mode.decode("utf-8", "backslashreplace") or "not a plain string"
             message = f"Resize mode is {shown}; accepted are nearest and linear"
             found.refuse(_at("resize-mode", message, scope, node, index, "use linear"))
 
 
+_At: TypeAlias = tuple[messages.Node, int] | None
+"""The node that a finding is at, and its index; None for the graph itself."""
+
+
+def _check_attribute(attribute: messages.Attribute, scope: Scope, at: _At, found: Findings) -> None:
+    """The tensors and types in an attribute, whatever its `type` is: some readers ignore it."""
+    single = () if attribute.t is None else (attribute.t,)
+    sparse = () if attribute.sparse_tensor is None else (attribute.sparse_tensor,)
+    _check_tensors((*single, *attribute.tensors), (*sparse, *attribute.sparse_tensors), scope, at, found)
+    for declared in (attribute.tp, *attribute.type_protos):
+        if declared is not None and _is_sparse(declared):
+            found.refuse(_placed("sparse", f"a sparse type in '{short(attribute.name)}'", scope, at, _DENSE))
+
+
 def _check_tensors(
-    tensors: Iterable[messages.Tensor], scope: Scope, at: tuple[messages.Node, int] | None, found: Findings
+    dense: Iterable[messages.Tensor], sparse: Iterable[messages.SparseTensor], scope: Scope, at: _At, found: Findings
 ) -> None:
-    for tensor in tensors:
+    for tensor in dense:
         if tensor.data_location == _EXTERNAL or tensor.external_data:
             location = next((pair.value for pair in tensor.external_data if pair.key == "location"), "?")
             rule, message = "external-data", f"stored outside, in '{short(posixpath.basename(location) or location)}'"
             way_out = "save as one file: onnx.save(model, path, save_as_external_data=False)"
-        elif problem := _data_problem(tensor):
+        elif problem := tensors.data_problem(tensor):
             rule, message, way_out = "tensor-data", problem, "export it again"
         else:
             continue
-        if at is None:
-            found.refuse(Violation(rule, message, scope.path, short(tensor.name), remedy=way_out))
-        else:
-            found.refuse(_at(rule, message, scope, *at, way_out))
+        found.refuse(_placed(rule, message, scope, at, way_out, tensor.name))
+    for one in sparse:
+        name = one.values.name if one.values is not None else ""
+        found.refuse(_placed("sparse", "a sparse tensor", scope, at, _DENSE, name))
 
 
-def _data_problem(tensor: messages.Tensor) -> str:
-    """Why the size of the tensor's raw data does not fit its shape; empty if it does, or if there is none."""
-    if tensor.raw_data is None:
-        return ""
-    width = ELEMENT_BYTES.get(tensor.data_type)
-    if width is None:
-        return "" if tensor.data_type in PACKED_TYPES else f"raw data of unknown element type {tensor.data_type}"
-    size = width * math.prod(tensor.dims)
-    if min(tensor.dims, default=0) < 0 or size != len(tensor.raw_data):
-        return f"{len(tensor.raw_data):,} bytes of data for the shape {list(tensor.dims[:8])}"
-    return ""
+_DENSE = "store it dense"
 
 
-def _attribute_tensors(attribute: messages.Attribute) -> list[messages.Tensor]:
-    # Regardless of `type`: some readers ignore it.
-    return _tensors((attribute.t, *attribute.tensors), (attribute.sparse_tensor, *attribute.sparse_tensors))
+def _check_types(scope: Scope, found: Findings) -> None:
+    """The declared types of a graph's values. Only those of the main graph have to be declared."""
+    graph = scope.graph
+    for kind, values in (("input", graph.input), ("output", graph.output), ("value_info", graph.value_info)):
+        for value in values:
+            declared = value.type
+            if declared is not None and _is_sparse(declared):
+                found.refuse(_placed("sparse", f"the {kind} '{short(value.name)}' is sparse", scope, None, _DENSE))
+            elif kind != "value_info" and scope.depth == 0 and (problem := _type_problem(declared)):
+                message = f"the {kind} '{short(value.name)}' has {problem}"
+                found.refuse(_placed("value-type", message, scope, None, "declare its element type"))
 
 
-def _tensors(dense: Iterable[messages.Tensor | None], sparse: Iterable[messages.SparseTensor | None]) -> list[messages.Tensor]:
-    parts = (part for tensor in sparse if tensor is not None for part in (tensor.values, tensor.indices))
-    return [tensor for tensor in (*dense, *parts) if tensor is not None]
+def _type_problem(declared: messages.ValueType | None) -> str:
+    *_, innermost = _nested(declared)
+    if innermost is None or innermost.tensor is None:
+        return "no type"
+    elem_type = innermost.tensor.elem_type
+    return "" if elem_type in tensors.STORAGE else f"the element type {elem_type}; ONNX Runtime has 1 to 13 and 16 to 22"
+
+
+def _is_sparse(declared: messages.ValueType) -> bool:
+    return any(part is not None and part.sparse_tensor is not None for part in _nested(declared))
+
+
+def _nested(declared: messages.ValueType | None) -> Iterator[messages.ValueType | None]:
+    """The type, then what it is a sequence, an optional or a map of, and so on."""
+    yield declared
+    while declared is not None:
+        around = declared.sequence or declared.optional
+        inner = around.elem_type if around is not None else declared.map.value_type if declared.map is not None else None
+        if around is None and declared.map is None:
+            return
+        yield inner
+        declared = inner
 
 
 def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:
@@ -300,6 +337,13 @@ def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) 
 
 def _at(rule: str, message: str, scope: Scope, node: messages.Node, index: int, way_out: str) -> Violation:
     return Violation(rule, message, scope.path, short(node.name), short(node.op_type), index, way_out)
+
+
+def _placed(rule: str, message: str, scope: Scope, at: _At, way_out: str, name: str = "") -> Violation:
+    """A finding at a node, or in the graph, at the value `name` if that is not empty."""
+    if at is not None:
+        return _at(rule, message, scope, *at, way_out)
+    return Violation(rule, message, scope.path, short(name), remedy=way_out)
 
 
 def label(node: messages.Node, index: int) -> str:

@@ -3,7 +3,7 @@
 Why the gate does not use `onnx.load`:
 
 - Memory. Protobuf turns 2 bytes into 100 or more: 5 MB of empty nodes take 372 MB. Here the number of fields is limited,
-  and tensors are views into the file.
+  and a tensor's elements stay packed.
 - One reading. Protobuf silently takes the last of two `op_type` fields, and merges two `graph` fields, where another
   reader may take the first. Here a single-valued field that occurs twice is malformed, and so are groups and overlong
   varints, so every reader agrees on what was checked.
@@ -42,7 +42,7 @@ class Malformed(ValueError):
 _VARINT, _FIXED64, _LEN, _FIXED32 = 0, 1, 2, 5  # protobuf wire types; 3 and 4 are groups, which ONNX never had
 
 # How the bytes of a field become a value.
-_INT, _INT32, _FIXED, _STR, _PACKED_VARINT, _PACKED_FIXED, _PACKED_INTS, _MESSAGE = range(8)
+_INT, _INT32, _STR, _BYTES, _COUNT, _INTS, _VARINTS, _RUN, _MESSAGE = range(9)
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ class _Field:
     """Whether the message's class has it."""
     once: str | None
     """The slot that may be filled once; None for repeated fields."""
-    width: int = 0
-    """Bytes per element of packed fixed-width data, 1 for `bytes`."""
+    width: int = 1
+    """Bytes per element of fixed-width data."""
     message: _Message | None = None
 
 
@@ -66,20 +66,19 @@ class _Message:
 
 
 _SCALARS: dict[str, list[tuple[int, int, int]]] = {
-    # kind -> (wire type, how, element width); repeated scalars may be packed or not, and readers accept both
-    "int64": [(_VARINT, _INT, 0)],
-    "int64*": [(_VARINT, _INT, 0), (_LEN, _PACKED_INTS, 0)],
-    "int32": [(_VARINT, _INT32, 0)],
-    "fixed32": [(_FIXED32, _FIXED, 4)],
-    "fixed32*": [(_FIXED32, _FIXED, 4), (_LEN, _PACKED_FIXED, 4)],
-    "str": [(_LEN, _STR, 0)],
-    "str*": [(_LEN, _STR, 0)],
-    "bytes": [(_LEN, _PACKED_FIXED, 1)],
-    "bytes*": [(_LEN, _PACKED_FIXED, 1)],
-    # Tensor data is declared packed, and always written as one packed field.
-    "packed_varint": [(_LEN, _PACKED_VARINT, 0)],
-    "packed32": [(_LEN, _PACKED_FIXED, 4)],
-    "packed64": [(_LEN, _PACKED_FIXED, 8)],
+    # kind -> (wire type, how, element width); repeated scalars may be packed or not, in any mixture, and readers accept all
+    "int64": [(_VARINT, _INT, 1)],
+    "int64*": [(_VARINT, _INT, 1), (_LEN, _INTS, 1)],
+    "int32": [(_VARINT, _INT32, 1)],
+    "fixed32": [(_FIXED32, _RUN, 4)],
+    "str": [(_LEN, _STR, 1)],
+    "str*": [(_LEN, _STR, 1)],
+    "bytes": [(_LEN, _BYTES, 1)],
+    "bytes*": [(_LEN, _COUNT, 1)],
+    # Kept as they would be in one packed field: an unpacked element has the same bytes.
+    "varints*": [(_VARINT, _RUN, 1), (_LEN, _VARINTS, 1)],
+    "floats*": [(_FIXED32, _RUN, 4), (_LEN, _RUN, 4)],
+    "doubles*": [(_FIXED64, _RUN, 8), (_LEN, _RUN, 8)],
 }
 
 
@@ -110,15 +109,14 @@ def decode(data: bytes) -> Model:
     Raises Malformed where protobuf would fail to parse, and also for groups, for a single-valued field given twice, for
     names that are not UTF-8, and beyond MAX_FIELDS, MAX_NAME_BYTES or MAX_NESTING.
     """
-    view = memoryview(data)
     model = Model()
     fields_left = MAX_FIELDS
-    # (object to fill or None, its message, start, end, depth); children are attached at once, so the order is irrelevant
-    todo: list[tuple[Any, _Message, int, int, int]] = [(model, _MODEL, 0, len(data), 0)]
-    while todo:
-        target, message, at, end, depth = todo.pop()
+    target: Any = model  # the object to fill, or None
+    message, at, end = _MODEL, 0, len(data)
+    seen: set[str] = set()
+    around: list[tuple[Any, _Message, int, set[str]]] = []  # the messages that the present one is inside of
+    while True:
         by_tag = message.by_tag
-        seen: set[str] = set()
         while at < end:
             start = at
             fields_left -= 1
@@ -167,14 +165,16 @@ def decode(data: bytes) -> Model:
                 if keep and submessage.make is not None:
                     child = submessage.make()
                     _put(target, entry, child)
-                if depth >= MAX_NESTING:
+                if len(around) >= MAX_NESTING:
                     raise Malformed(f"messages nested more than {MAX_NESTING} deep", start)
                 if at > value_start:
-                    todo.append((child, submessage, value_start, at, depth + 1))
+                    around.append((target, message, end, seen))
+                    target, message, at, end, seen = child, submessage, value_start, at, set()
+                    by_tag = message.by_tag
                 continue
-            if how == _PACKED_FIXED and (at - value_start) % entry.width:
+            if how == _RUN and (at - value_start) % entry.width:
                 raise Malformed(f"truncated: '{entry.name}' is not a whole number of elements", start)
-            if how == _PACKED_VARINT or (how == _PACKED_INTS and not keep):
+            if how == _VARINTS or (how == _INTS and not keep):
                 _check_varints(data, value_start, at, entry.name)
             if not keep:
                 continue
@@ -192,21 +192,26 @@ def decode(data: bytes) -> Model:
                 # int32 and enum fields keep the low 32 bits of a longer varint; so does every protobuf reader.
                 number &= 0xFFFFFFFF
                 _put(target, entry, number - (1 << 32) if number >> 31 else number)
-            elif how == _PACKED_INTS:
+            elif how == _INTS:
                 while value_start < at:
                     fields_left -= 1
                     if fields_left < 0:
                         break  # reported at the next field, or after the loop
                     number, value_start = _varint(data, value_start, at, 10)
                     _put(target, entry, number - (1 << 64) if number >> 63 else number)
-            else:  # bytes and packed data; the class has no fixed-width numbers
-                _put(target, entry, view[value_start:at])
+            elif how == _COUNT:
+                setattr(target, entry.name, getattr(target, entry.name) + 1)
+            else:  # _BYTES, _RUN, _VARINTS
+                _join(target, entry.name, data[value_start:at])
+        if not around:
+            break
+        target, message, end, seen = around.pop()
     if fields_left < 0:
         raise Malformed(f"more than {MAX_FIELDS:,} fields", len(data))
     return model
 
 
-def varints(packed: memoryview, at_most: int) -> list[int]:
+def varints(packed: bytes | bytearray, at_most: int) -> list[int]:
     """The first `at_most` int64 of packed varint data that `decode` has accepted."""
     data = bytes(packed[: 10 * at_most])
     found: list[int] = []
@@ -224,6 +229,15 @@ def _put(target: Any, entry: _Field, value: Any) -> None:
         values.append(value)
     else:
         setattr(target, entry.name, [value])  # lists are created with their first element; most fields stay empty
+
+
+def _join(target: Any, name: str, piece: bytes) -> None:
+    """Add a piece of packed data; nearly always it is the only one."""
+    earlier = getattr(target, name)
+    if isinstance(earlier, bytearray):
+        earlier += piece
+    else:
+        setattr(target, name, piece if earlier is None else bytearray(earlier) + piece)
 
 
 def _varint(data: bytes, at: int, end: int, longest: int) -> tuple[int, int]:

@@ -1,0 +1,62 @@
+"""Small files that the gate once got wrong: a traceback, a hang, a bypass, a crash of the runtime, a refusal without reason.
+
+Each is kept with its right verdict: the rules that refuse it, or none.
+"""
+
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from distill.opallowlist import check
+
+CASES = Path(__file__).parent / "cases"
+
+VERDICTS = {
+    "01_negative_opset_traceback": {"opset"},
+    "03_trip_count_bypass_type_INT": {"attribute", "loop-trip-count"},
+    "03b_trip_count_bypass_type_INTS": {"attribute", "loop-trip-count"},
+    "04_sparse_index_out_of_range_segv_ort122": {"sparse"},
+    "06_sparse_no_indices": {"sparse"},
+    "07_sparse_indices_without_data": {"sparse"},
+    "08_sparse_values_without_data": {"sparse"},
+    "10_float_data_too_short": {"tensor-data"},
+    "11_initializer_without_data": {"tensor-data"},
+    "14_int4_raw_data_of_wrong_size": {"tensor-data"},
+    "a2_trip_unpacked_first": {"tensor-data", "loop-trip-count"},
+    "b3_trip_no_type": {"attribute", "loop-trip-count"},
+    "t1_attribute_twice": {"attribute"},
+    "t4_mode_strings": {"attribute"},
+    "x2_float_data_long": {"tensor-data"},
+    "x7_type_99_float_data": {"tensor-data"},
+    "x8_type_int64_in_float_data": {"tensor-data"},
+    "y1_input_without_type": {"value-type"},
+    "z2_sparse_bomb": {"sparse"},
+    "opset22": {"opset"},  # the downstream's registry takes 7 to 21
+    "unpacked_float_state_zero": set(),
+    "unpacked_int64_trip_count": set(),
+}
+
+
+def test_every_file_has_a_verdict():
+    assert {path.stem for path in CASES.glob("*.onnx")} == set(VERDICTS)
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_verdict(name):
+    report = check(CASES / f"{name}.onnx")
+    assert {violation.rule for violation in report.violations} == VERDICTS[name], [str(v) for v in report.violations]
+
+
+def test_an_unpacked_state_of_zeros_keeps_the_contract():
+    assert check(CASES / "unpacked_float_state_zero.onnx", contract="saliency-step").ok
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1])
+def test_02_a_hundred_thousand_axes(image, size):
+    """A product of them all would take half an hour, and the interpreter could not be interrupted."""
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[size] * 100_000, float_data=[1])
+    image.graph.initializer.append(tensor)
+    image.graph.node.append(helper.make_node("Constant", [], ["k"], value=tensor))
+    first, second = check(image).violations
+    assert first.rule == second.rule == "tensor-data" and "100,000 axes" in first.message and len(str(first)) < 400
