@@ -4,7 +4,7 @@
     graph         the student's operations as ONNX nodes; `resolution`, the way into and out of its working resolution; `writer`,
                   nodes through onnxscript
     luma, quantize    variants of an image or step file: luma input at one size, int8
-    verification  the one check of every file: onnx.checker, the gate with a contract, size, comparison
+    verification  the one check of every file: the gate with a contract, loading included, size, comparison
     runner        frames through a file, the state carried; `streaming`, at a video's own frame rate, with cuts
     cost          multiply-adds and parameters of a graph
 

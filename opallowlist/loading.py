@@ -27,7 +27,7 @@ MEMORY = 2 << 30
 
 _CHILD = Path(__file__).with_name("child.py")
 _LONGEST = 320  # characters quoted of what a library said
-_MEND = "export it again, or mend what this names: onnx.checker.check_model(model, full_check=True) and Netron show the place"
+_MEND = "export it again, or mend what this names"
 _HEAVY = "fewer iterations of Loop, smaller tensors (Expand, ConstantOfShape, Pad, Resize) and a smaller working resolution"
 _CRASH = "its consumers would crash too: look for ranks, shapes and types that an operator does not allow; export it again"
 _ANY_SIZE = "pad or resize inside the graph by Shape(input); consumers feed any frame size"
@@ -107,7 +107,7 @@ def _trouble(code: int) -> str:
     if code == 0:
         return ""
     if code > 0:
-        return f"ended with exit code {code:#x}"
+        return f"crashed ({code:#x})" if code >= 0xC0000000 else f"ended with exit code {code}"
     if code == -getattr(signal, "SIGXCPU", 0):
         return f"took more than {CPU_SECONDS} s of CPU time"
     with contextlib.suppress(ValueError):

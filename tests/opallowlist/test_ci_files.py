@@ -58,6 +58,7 @@ def test_the_actions_inputs(action):
     )
     assert "loaded by onnx.checker" in action(files="deep/**/*.onnx", load="true", format="text")[1]
     assert action(files="nothing/*.onnx") == (2, "::error title=opallowlist::no file matches 'nothing/*.onnx'\n")
+    assert action(load="yes") == (2, "::error title=opallowlist::load is true or false, not 'yes'\n")
     assert action(files="missing.onnx")[0] == 2
     assert action(files="deep/**/*.onnx", max_bytes="5")[0] == 1
     (action.work / "ops.txt").write_text("Conv Floor")

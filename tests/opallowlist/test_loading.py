@@ -71,6 +71,29 @@ def test_the_checker_refuses(image):
     assert refusal(image).startswith(f"{CHECKER}: Unrecognized attribute: padz for operator Conv")
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Relu", ["c"], [""]),
+        helper.make_node("Relu", ["c"], []),
+        helper.make_node("Relu", [], ["r"]),
+        helper.make_node("Relu", ["c", "w"], ["r"]),
+        helper.make_node("If", ["c"], ["r"]),
+        helper.make_node("Transpose", ["c"], ["r"], perm=[0, 0, 1, 2]),
+        helper.make_node("Reshape", ["c", "w"], ["r"]),
+    ],
+    ids=["an output without a name", "no output", "no input", "too many inputs", "no branches", "attribute", "type"],
+)
+def test_a_node_that_no_runtime_loads(image, node):
+    image.graph.node.insert(1, node)
+    assert not check(image, load=True).ok
+
+
+def test_an_input_without_a_type(image):
+    image.graph.input[0].ClearField("type")
+    assert not check(image, load=True).ok
+
+
 def test_the_checkers_types_and_shapes_count_too(image):
     image.graph.initializer[0].CopyFrom(helper.make_tensor("w", TensorProto.FLOAT, [1, 3, 1, 1, 1], [0.1] * 3))
     assert "spatial dimensions in the weight tensor (3)" in refusal(image)  # aborts ONNX Runtime 1.22
@@ -118,6 +141,43 @@ def test_a_luma_model_is_run_at_its_own_size(parse):
     assert "on a frame of 18x32 saliency_map has values from -0.1 to" in refusal(parse(wrong), contract="saliency-luma")
 
 
+ENDLESS = """
+agraph (float[1,3,H,W] input) => (float[1,1,H,W] saliency_map) <float[1,3,1,1] w = {0.1, 0.1, 0.1}> {
+  c = Conv (input, w)
+  trips = Constant <value = int64 {1024}> ()
+  l = Loop (trips, , c) <body = body1 (int64 i, bool go, float[1,1,H,W] x) => (bool go1, float[1,1,H,W] y) {
+    go1 = Identity (go)
+    trips1 = Constant <value = int64 {1024}> ()
+    y = Loop (trips1, , x) <body = body2 (int64 j, bool go2, float[1,1,H,W] x2) => (bool go3, float[1,1,H,W] y2) {
+      go3 = Identity (go2)
+      s = Sigmoid (x2)
+      y2 = Exp (s)
+    }>
+  }>
+  saliency_map = Sigmoid (l)
+}
+"""
+HUGE = """
+agraph (float[1,3,H,W] input) => (float[1,1,H,W] saliency_map) <float[1,3,1,1] w = {0.1, 0.1, 0.1}> {
+  c = Conv (input, w)
+  pixel = ReduceMax (c)
+  size = Constant <value = int64[4] {1, 1, 70000, 70000}> ()
+  huge = Expand (pixel, size)
+  most = ReduceMax (huge)
+  m = Mul (c, most)
+  saliency_map = Sigmoid (m)
+}
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits")
+def test_a_model_within_the_rules_that_takes_too_long_or_too_much(parse, monkeypatch):
+    monkeypatch.setattr(loading, "CPU_SECONDS", 1)
+    assert check(parse(ENDLESS), contract="saliency").ok
+    assert refusal(parse(ENDLESS), contract="saliency") == f"{RUNTIME} took more than 1 s of CPU time"
+    assert refusal(parse(HUGE), contract="saliency") == f"{RUNTIME} needs more than 2,048 MiB of memory for it"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals and limits")
 @pytest.mark.parametrize(
     "session, says",
@@ -127,7 +187,7 @@ def test_a_luma_model_is_run_at_its_own_size(parse):
             "sys.stderr.write('one\\ntwo\\x1b[31m\\nthree\\n'); sys.stderr.flush(); os.abort()",
             r"crashed (SIGABRT): two\x1b[31m three",
         ),
-        ("os._exit(3)", "ended with exit code 0x3"),
+        ("os._exit(3)", "ended with exit code 3"),
         ("os._exit(0)", "ended before it had a verdict"),
         ("sys.exit('bye')", "bye"),
         ("bytearray(1 << 32)", "needs more than 2,048 MiB of memory for it"),
