@@ -11,9 +11,9 @@ a child process gives the model to onnx.checker and ONNX Runtime.
 from distill.opallowlist.allowlist import Allowlist, ListError, load_list
 from distill.opallowlist.container import MAX_BYTES, Unreadable
 from distill.opallowlist.contract import CONTRACTS
-from distill.opallowlist.gate import assert_allowed, check
+from distill.opallowlist.gate import NoVerdict, assert_allowed, check
 from distill.opallowlist.loading import NoLoader
 from distill.opallowlist.report import RULES, Facts, Report, Violation
 
-__all__ = ["CONTRACTS", "MAX_BYTES", "RULES", "Allowlist", "Facts", "ListError", "NoLoader", "Report", "Unreadable"]
-__all__ += ["Violation", "assert_allowed", "check", "load_list"]
+__all__ = ["CONTRACTS", "MAX_BYTES", "RULES", "Allowlist", "Facts", "ListError", "NoLoader", "NoVerdict", "Report"]
+__all__ += ["Unreadable", "Violation", "assert_allowed", "check", "load_list"]

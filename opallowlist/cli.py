@@ -23,9 +23,9 @@ from distill.opallowlist import formats
 from distill.opallowlist.allowlist import BUILT_IN, ListError, load_list
 from distill.opallowlist.container import MAX_BYTES, Unreadable
 from distill.opallowlist.contract import CONTRACTS
+from distill.opallowlist.gate import NoVerdict, require_contract
 from distill.opallowlist.gate import check as check_model
-from distill.opallowlist.gate import require_contract
-from distill.opallowlist.loading import NoLoader
+from distill.opallowlist.loading import NoLoader, require_onnx
 from distill.opallowlist.report import Report, printable
 
 ACCEPTED, REFUSED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -52,6 +52,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command()
 def check(
+    context: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help=".onnx files", show_default=False)],
     allowlist: ListName = BUILT_IN[0],
     contract: Annotated[str | None, typer.Option(metavar="NAME", help=f"also the interface: {', '.join(CONTRACTS)}")] = None,
@@ -65,16 +66,21 @@ def check(
     try:
         require_contract(contract)
         allowed = load_list(allowlist)
-    except ValueError as error:
+        if load:
+            require_onnx()
+    except (ValueError, NoLoader) as error:
         return _fail(str(error))
     reports: list[Report] = []
     unread: list[formats.Unread] = []
     for model in models:
         try:
             reports.append(check_model(model, allowlist=allowed, contract=contract, max_bytes=max_bytes, load=load))
-        except Unreadable as error:
-            unread.append(formats.Unread(model, str(error)))
-            _complain(str(error))
+        except (Unreadable, NoVerdict, NoLoader) as error:
+            message = f"{model}: {error}" if isinstance(error, NoLoader) else str(error)  # the others begin with it
+            unread.append(formats.Unread(model, message))
+            _complain(message)
+            if context.obj["debug"] and error.__cause__ is not None:
+                traceback.print_exception(error.__cause__)
     form = Format.json if as_json else form
     if form is Format.text:
         shown = [report for report in reports if not (quiet and report.ok)]
@@ -129,13 +135,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         # Not standalone mode, in which typer turns a closed pipe, an abort and an uncaught error into exit code 1.
-        code = app(arguments, prog_name="opallowlist", standalone_mode=False)
+        code = app(arguments, prog_name="opallowlist", standalone_mode=False, obj={"debug": debug})
         return code if isinstance(code, int) else NOT_RUN
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except SystemExit:
         return ACCEPTED  # typer exits only for `opallowlist --help | head`
-    except (ListError, NoLoader) as error:
+    except ListError as error:
         return _fail(str(error))
     except OSError as error:
         if debug:

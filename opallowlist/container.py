@@ -88,8 +88,8 @@ def _read_file(path: Path, max_bytes: int) -> bytes | Violation:
             return _too_large(kind.st_size, max_bytes)
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)  # the file may grow meanwhile
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
         raise Unreadable(f"{path}: cannot be read ({reason})") from error
     return _sized(data, max_bytes)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from distill.opallowlist import Unreadable, cli
+from distill.opallowlist import NoVerdict, Unreadable, check, cli, formats, gate, messages
+from distill.opallowlist.scan import scan
 
-OPALLOWLIST = [sys.executable, "-c", "from distill.opallowlist.cli import main; main()"]
+OPALLOWLIST = [sys.executable, "-m", "distill.opallowlist"]
 
 
 @pytest.fixture
@@ -145,11 +146,33 @@ def test_no_arguments_show_the_help_and_are_2(run):
     assert run("--help")[0] == 0 and run("check", "--help")[0] == 0
 
 
-def test_an_internal_error_is_2_and_one_line_unless_debugging(run, good, monkeypatch):
-    def broken(*_: object, **__: object) -> None:
+def test_an_error_for_one_file_is_2_and_the_others_are_judged(run, good, bad, monkeypatch):
+    def broken(model: messages.Model, *rest: object) -> object:
+        if model.graph.node[1].op_type == "Floor":
+            raise error
+        return scan(model, *rest)
+
+    monkeypatch.setattr(gate, "scan", broken)
+    for error in (RecursionError("how?"), MemoryError("how?"), KeyError("how?")):
+        message = f"bad.onnx: internal error: {type(error).__name__}: {error}"
+        for form in ("text", "json", "sarif", "github"):
+            code, out, err = run("check", good, bad, good, "--format", form)
+            assert (code, err) == (2, f"opallowlist: {message}\n")
+            assert form == "text" or message in out.replace("%3A", ":").replace("\\", "")
+        result = json.loads(run("check", good, bad, good, "--json")[1])
+        assert [report["ok"] for report in result["reports"]] == [True, True]
+        assert result["errors"] == [{"source": "bad.onnx", "message": message}] and not result["ok"]
+        with pytest.raises(NoVerdict, match="internal error"):
+            check(bad)
+    code, _, err = run("--debug", "check", bad)
+    assert code == 2 and "Traceback" in err and "in broken\n    raise error" in err
+
+
+def test_an_error_elsewhere_is_2_and_one_line_unless_debugging(run, good, monkeypatch):
+    def broken(*_: object) -> None:
         raise RecursionError("how?")
 
-    monkeypatch.setattr(cli, "check_model", broken)
+    monkeypatch.setattr(formats, "text", broken)
     assert run("check", good) == (2, "", "opallowlist: internal error: RecursionError: how? (--debug shows where)\n")
     code, _, err = run("--debug", "check", good)
     assert code == 2 and "Traceback" in err and 'in broken\n    raise RecursionError("how?")' in err
@@ -242,7 +265,7 @@ def test_a_full_disk_is_2(tmp_path, good):
 
 
 def test_closed_standard_output_keeps_the_verdict(tmp_path, bad):
-    command = f"{sys.executable} -c 'from distill.opallowlist.cli import main; main()' check bad.onnx >&-"
+    command = f"{sys.executable} -m distill.opallowlist check bad.onnx >&-"
     result = subprocess.run(["sh", "-c", command], cwd=tmp_path, stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (1, b"")
 

@@ -95,6 +95,7 @@ def connect(model: onnx.ModelProto) -> None:
             if node.op_type == "Loop":
                 node.input[0] = f"v{count - 1}"  # the Constant before it
             node.output[:] = [f"v{count}"] if node.output else []
+            node.name = f"{count} {node.name}" if node.name else ""
             for attribute in node.attribute:
                 todo += [graph.node for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]]
 

@@ -80,9 +80,9 @@ def test_subgraphs_see_the_graphs_around_them(image):
     image.graph.node.append(outer)
     image.graph.node.append(helper.make_node("Relu", ["t"], ["u"]))
     assert broken(image) == [
-        "main: Relu_3: input 't' is defined nowhere before this node",
         "main/If_2.else_branch: Add_0: input 'lost' is defined nowhere before this node",
         "main/If_2.then_branch/If_0.else_branch: output 'c' is computed nowhere in this graph",
+        "main: Relu_3: input 't' is defined nowhere before this node",
     ]
 
 

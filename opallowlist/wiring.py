@@ -1,0 +1,184 @@
+"""Names: every value is defined once, and before the nodes that read it, in its own graph or in one around it.
+
+The downstream's scanner accepts models that break these rules. ONNX Runtime and onnx.checker refuse most of them, each
+some that the other takes, and where both load a model they can differ in which of two values a name means. Editing a graph
+by hand is the most common cause. Names that may be the same, because everybody reads them alike, stay accepted: those of
+values in different branches, of nodes in different graphs, and a subgraph's inputs and initializers, which hide outer values.
+
+Time and memory are bounded by the size of the graphs, whatever their names are. Standard library only.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from distill.opallowlist import messages
+from distill.opallowlist.report import Violation, short
+from distill.opallowlist.scan import DEFAULT_DOMAINS, MAX_DEPTH, Scope, label, subgraphs
+
+_MAX_MARKS = 64
+"""Nodes of the main graph with a bit of their own in `_Walk`. The others share the next bit, on which nothing ever depends."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What is known on the way through the nodes in file order, those of a subgraph at the place of the node that owns it."""
+
+    visible: dict[str, int] = field(default_factory=dict)
+    """Name -> the depths of the graphs, among those around this place, that define it; one bit each, the main graph's is 1."""
+    position: dict[str, int] = field(default_factory=dict)
+    """Output of a node of the main graph -> the node's index."""
+    index: int = 0
+    """Of the main graph's node that is read, or in whose subgraphs the walk is."""
+    mark: int = 0
+    """The bit of that node, once one of its subgraphs has defined a name that a later node of the main graph computes too."""
+    marks: int = 0
+    """Number of nodes with a bit."""
+    ahead: dict[str, int] = field(default_factory=dict)
+    """Name of that kind -> the bits of the nodes whose subgraphs define it."""
+    behind: dict[str, int] = field(default_factory=dict)
+    """Output of a node of the main graph -> the bits of the nodes that it depends on."""
+    reached: int = 0
+    """The bits of the nodes that the main graph's node depends on, as far as its inputs are read."""
+
+
+def check_wiring(main: messages.Graph) -> Iterator[Violation]:
+    """Every deviation from these rules in `main` and its subgraphs, down to the depth that the downstream follows."""
+    walk = _Walk()
+    if any(attribute.g is not None or attribute.graphs for node in main.node for attribute in node.attribute):
+        walk.position = {name: index for index, node in enumerate(main.node) for name in node.output}
+    return _check_graph(Scope("main", "", 0, main), walk)
+
+
+def _check_graph(scope: Scope, walk: _Walk) -> Iterator[Violation]:
+    graph, path, here = scope.graph, scope.path, 1 << scope.depth
+    yield from _check_declared(graph, path, scope.depth)
+    for name in _given(graph):
+        walk.visible[name] = walk.visible.get(name, 0) | here
+    for index, node in enumerate(graph.node):
+        if here == 1:
+            walk.index, walk.mark, walk.reached = index, 0, 0
+        for name in node.input:
+            depths = walk.visible.get(name)
+            if name and not depths:
+                yield _broken(f"input '{short(name)}' is defined nowhere before this node", path, node, index)
+            elif depths == 1 and name in walk.behind:
+                walk.reached |= walk.behind[name]
+        for attribute in node.attribute:
+            if attribute.g is None and not attribute.graphs:
+                continue
+            for inner in subgraphs(attribute, path, f"/{label(node, index)}", scope.depth):
+                if inner.graph.input and node.op_type == "If" and node.domain in DEFAULT_DOMAINS:
+                    yield _broken("a branch of an If has inputs; nothing is passed to them", inner.path)
+                if inner.depth <= MAX_DEPTH:
+                    yield from _check_graph(inner, walk)
+        depends_on = (walk.reached | walk.mark) & ~(1 << _MAX_MARKS)
+        for name in node.output:
+            depths = walk.visible.get(name, 0)
+            if not name:
+                continue
+            if depths & here:
+                yield _broken(f"'{short(name)}' is defined twice", path, node, index)
+            elif depths:
+                yield _broken(f"'{short(name)}' is defined in a graph around this one too", path, node, index)
+            elif here != 1 and walk.position.get(name, -1) > walk.index:
+                _mark_ahead(name, walk)
+            elif here == 1 and walk.ahead.get(name, 0) & ~depends_on:
+                message = f"'{short(name)}' is defined inside an earlier node too, and ONNX Runtime may run this one first"
+                yield _broken(message, path, node, index)
+            walk.visible[name] = depths | here
+            if here == 1 and depends_on:
+                walk.behind[name] = depends_on
+    for value in graph.output:
+        if not walk.visible.get(value.name, 0) & here:
+            yield _broken(f"output '{short(value.name)}' is computed nowhere in this graph", path)
+    if here != 1:
+        _leave(graph, here, walk)
+
+
+def _given(graph: messages.Graph) -> Iterator[str]:
+    """The names that a graph defines without a node."""
+    yield from (value.name for value in graph.input)
+    yield from _initializers(graph)
+
+
+def _initializers(graph: messages.Graph) -> Iterator[str]:
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None)
+
+
+def _leave(graph: messages.Graph, here: int, walk: _Walk) -> None:
+    """Take back what `graph` defines."""
+    for names in (_given(graph), *(node.output for node in graph.node)):
+        for name in names:
+            if left := walk.visible.get(name, 0) & ~here:
+                walk.visible[name] = left
+            else:
+                walk.visible.pop(name, None)
+
+
+def _mark_ahead(name: str, walk: _Walk) -> None:
+    """Note that a subgraph of the main graph's node has defined `name`, which a later node of the main graph computes too.
+
+    That is right if the later node depends on this one. If not, ONNX Runtime, which sorts the main graph's nodes anew, may
+    run the later one first; the subgraph then defines a visible name, and the model is refused.
+    """
+    if not walk.mark:
+        walk.mark = 1 << min(walk.marks, _MAX_MARKS)
+        walk.marks += 1
+    walk.ahead[name] = walk.ahead.get(name, 0) | walk.mark
+
+
+def _check_declared(graph: messages.Graph, path: str, depth: int) -> Iterator[Violation]:
+    """One name twice among what a graph declares."""
+    inputs = Counter(value.name for value in graph.input)
+    initializers = Counter(_initializers(graph))
+    for kind, names in (("an input", inputs), ("an initializer", initializers)):
+        for name, times in names.items():
+            if not name:
+                yield _broken(f"{kind} has no name", path)
+            if times > 1:
+                yield _broken(f"'{short(name)}' is {kind} {times} times", path)
+    if depth:
+        for name in inputs:
+            if name in initializers:
+                yield _broken(f"'{short(name)}' is an input of a subgraph and an initializer too", path)
+    for name, times in Counter(node.name for node in graph.node if node.name).items():
+        if times > 1:
+            yield _broken(f"{times} nodes are called '{short(name)}'; ONNX Runtime refuses that", path)
+    computed = {name for node in graph.node for name in node.output} if len(graph.value_info) > 1 else set()
+    for name in _contradicted([value for value in graph.value_info if value.name in computed]):
+        yield _broken(f"value_info declares '{short(name)}' with two types or shapes", path)
+    for name in _contradicted(graph.output):
+        yield _broken(f"output '{short(name)}' is declared with two types or shapes", path)
+
+
+def _contradicted(values: Sequence[messages.Value]) -> Iterable[str]:
+    """The names that are declared more than once, with types or shapes of which only one can be right."""
+    if len(values) < 2:
+        return ()
+    first: dict[str, messages.Value] = {}
+    return {value.name: None for value in values if _contradict(first.setdefault(value.name, value), value)}
+
+
+def _contradict(a: messages.Value, b: messages.Value) -> bool:
+    if a is b or a.type is None or b.type is None:
+        return False
+    left, right = a.type.tensor, b.type.tensor
+    if left is None or right is None:
+        return left is not right
+    if left.elem_type != right.elem_type:
+        return True
+    if left.shape is None or right.shape is None:
+        return False
+    axes = zip(left.shape.dim, right.shape.dim, strict=False)
+    return len(left.shape.dim) != len(right.shape.dim) or any(
+        None not in (m.value, n.value) and m.value != n.value for m, n in axes
+    )
+
+
+def _broken(message: str, path: str, node: messages.Node | None = None, index: int | None = None) -> Violation:
+    remedy = "connect or rename it"
+    if node is None:
+        return Violation("wiring", message, path, remedy=remedy)
+    return Violation("wiring", message, path, short(node.name), short(node.op_type), index, remedy)
