@@ -55,36 +55,20 @@ def require_onnx() -> None:
 
 
 def load(data: bytes, contract: str | None) -> Loading:
-    """Check, load and, with a contract (a resolved one), run the model `data`.
-
-    Raises NoLoader, and OSError if no process or temporary file can be made.
-    """
-    import subprocess  # with tempfile 15 ms, which a check without --load does not pay
-    import tempfile
-
+    """Check, load and, with a contract (a resolved one), run the model `data`. Raises NoLoader."""
     runtime = find_spec("onnxruntime") is not None
     request = {"path": [entry for entry in sys.path if entry], "runtime": runtime, "contract": contract}
     request |= {"cpu_seconds": CPU_SECONDS, "memory": MEMORY}
-    # -I: neither the working directory nor PYTHON* variables choose what is imported; this process's own path does.
-    command = [sys.executable, "-I", "-W", "ignore", str(_CHILD)]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # numpy takes memory for each thread
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # the child can limit a file's size, not a pipe's
-        try:
-            sent = json.dumps(request).encode() + b"\n" + data
-            child = subprocess.run(
-                command, input=sent, stdout=out, stderr=err, env=environment, timeout=WALL_SECONDS, check=False
-            )
-            trouble = _trouble(child.returncode)
-        except subprocess.TimeoutExpired:
-            trouble = f"did not finish within {WALL_SECONDS} s"
-        lines = [next(iter(json.loads(line).items())) for line in _read(out).splitlines(keepends=True) if line.endswith("\n")]
-        noise = " ".join(_read(err).splitlines()[-2:])
+    try:
+        lines, trouble, noise = _run_child(json.dumps(request).encode() + b"\n" + data)
+    except OSError as error:
+        raise NoLoader(f"--load could not start a process: {_one_line(str(error))}") from error
     by = [text for key, text in lines if key == "by"]
     end, reason = lines[-1] if lines else ("", "")
     if end not in ("accepted", "refused", "unavailable"):
         trouble = trouble or "ended before it had a verdict"
     if not by:
-        raise NoLoader(f"--load could not start onnx and ONNX Runtime: {_one_line(reason or f'{trouble} {noise}')}")
+        raise NoLoader(f"--load could not start onnx and ONNX Runtime: {_one_line(reason or f'{trouble}: {noise}')}")
     warnings = [Violation("frame-size", _one_line(text), remedy=_ANY_SIZE) for key, text in lines if key == "warning"]
     if not runtime:
         message = "ONNX Runtime is not installed, so onnx.checker alone has seen the model"
@@ -96,10 +80,30 @@ def load(data: bytes, contract: str | None) -> Loading:
         refused = Violation("load", f"{who} needs more than {MEMORY >> 20:,} MiB of memory for it", remedy=_HEAVY)
     elif trouble:
         message = f"{who} {trouble}{noise and ': '}{_one_line(noise)}"
-        refused = Violation("load", message, remedy=_CRASH if "crashed" in trouble else _HEAVY)
+        refused = Violation("load", message, remedy=_CRASH if trouble.startswith(("crashed", "ended")) else _HEAVY)
     else:
         refused = Violation("load", f"{who}: {_one_line(reason)}", remedy=_MEND)
     return Loading(tuple(by), (refused,), tuple(warnings))
+
+
+def _run_child(sent: bytes) -> tuple[list[tuple[str, str]], str, str]:
+    """What the child said, how it ended if not well, and the end of what the libraries printed. Raises OSError."""
+    import subprocess  # with tempfile 15 ms, which a check without --load does not pay
+    import tempfile
+
+    # -I: neither the working directory nor PYTHON* variables choose what is imported; this process's own path does.
+    command = [sys.executable, "-I", "-W", "ignore", str(_CHILD)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # numpy takes memory for each thread
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # the child can limit a file's size, not a pipe's
+        try:
+            child = subprocess.run(
+                command, input=sent, stdout=out, stderr=err, env=environment, timeout=WALL_SECONDS, check=False
+            )
+            trouble = _trouble(child.returncode)
+        except subprocess.TimeoutExpired:
+            trouble = f"did not finish within {WALL_SECONDS} s"
+        lines = [next(iter(json.loads(line).items())) for line in _read(out).splitlines(keepends=True) if line.endswith("\n")]
+        return lines, trouble, " ".join(_read(err).splitlines()[-2:])
 
 
 def _trouble(code: int) -> str:
@@ -110,6 +114,8 @@ def _trouble(code: int) -> str:
         return f"crashed ({code:#x})" if code >= 0xC0000000 else f"ended with exit code {code}"
     if code == -getattr(signal, "SIGXCPU", 0):
         return f"took more than {CPU_SECONDS} s of CPU time"
+    if code == -getattr(signal, "SIGKILL", 0):
+        return "was killed (SIGKILL), as the system does when memory runs out"
     with contextlib.suppress(ValueError):
         return f"crashed ({signal.Signals(-code).name})"
     return f"crashed (signal {-code})"

@@ -187,6 +187,7 @@ def test_a_model_within_the_rules_that_takes_too_long_or_too_much(parse, monkeyp
             "sys.stderr.write('one\\ntwo\\x1b[31m\\nthree\\n'); sys.stderr.flush(); os.abort()",
             r"crashed (SIGABRT): two\x1b[31m three",
         ),
+        ("os.kill(os.getpid(), 9)", "was killed (SIGKILL), as the system does when memory runs out"),
         ("os._exit(3)", "ended with exit code 3"),
         ("os._exit(0)", "ended before it had a verdict"),
         ("sys.exit('bye')", "bye"),
@@ -242,6 +243,18 @@ def test_libraries_that_do_not_start_are_no_verdict(image, fake, broken):
     fake("None", broken)
     with pytest.raises(NoLoader, match=r"could not start onnx and ONNX Runtime: .*(ImportError: no libgomp|SIGABRT)"):
         check(image.SerializeToString(), load=True)
+
+
+def test_a_process_that_does_not_start_is_no_verdict(image, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(NoLoader, match=r"could not start a process: .*No such file"):
+        check(image, load=True)
+
+
+def test_a_system_without_limits_loads_too(image, fake, tmp_path):
+    (tmp_path / "resource.py").write_text("raise ImportError")
+    fake("exec('raise Exception(f\"{len(data)} bytes\")')")
+    assert refusal(image) == f"ONNX Runtime 2.0: {image.ByteSize()} bytes"
 
 
 def test_neither_the_working_directory_nor_the_environment_is_imported(image, tmp_path, monkeypatch):
