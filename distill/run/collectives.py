@@ -10,18 +10,21 @@ from itertools import count
 import torch
 from torch import Tensor, distributed
 
-from distill.run.parallel import job
+from distill.run.parallel import job, under_torchrun
 
 _GROUPS = count()  # the same on all ranks; keeps the store's keys of successive groups apart
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The default process group of the job, for the length of the block: gloo on the CPU, NCCL too on CUDA."""
-    this = job()
-    if this.world == 1:
+    """The default process group of a torchrun job, even of a single process, for the length of the block: gloo on the CPU, NCCL
+    too on CUDA."""
+    if not under_torchrun():
         yield
         return
+    this = job()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL, and memory that names no device
     store = distributed.PrefixStore(f"group {next(_GROUPS)}", this.store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=this.rank, world_size=this.world)
@@ -63,11 +66,9 @@ def gather_from_ranks(tensor: Tensor | None) -> list[Tensor | None]:
     return tensors
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank, so that all stop after the same step."""
-    if not distributed.is_initialized():
-        return flag
-    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank, so that all stop after the same step. On the CPU, where no kernel has to be awaited."""
+    return bool(sum_over_ranks(torch.tensor(float(flag))).item())
 
 
 def wait_for_ranks() -> None:

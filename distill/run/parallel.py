@@ -32,9 +32,13 @@ HEARTBEAT_SECONDS = 5.0
 LOST_SECONDS = 60.0  # without a heartbeat: the rank is lost
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process. It alone sets the run's id; some clusters set RANK on every node."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _variable(name: str, default: int) -> int:
-    # Only torchrun sets the run's id; some clusters set RANK on every node.
-    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else default
+    return int(os.environ[name]) if under_torchrun() else default
 
 
 def rank() -> int:

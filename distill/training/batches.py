@@ -1,6 +1,9 @@
 """Batches for the student: single frames, or windows of clips, each a pure function of (seed, rank, step).
 
-Both are varied as consumers vary them: random crops first (augmentation), then full frames, which keep the centre bias;
+    draw_frames, draw_windows   reads frames (uint8) and targets from the caches, on the CPU; draws how each stream is varied
+    vary                        moves them to the device, and varies them there
+
+They are varied as consumers vary them: random crops first (augmentation), then full frames, which keep the centre bias;
 mirrored, and decoded with another YUV matrix, chroma gain and brightness.
 
 Legend: B streams · T frames of a window · C channels · h, w working pixels or cells of the logits' grid.
@@ -9,6 +12,7 @@ Legend: B streams · T frames of a window · C channels · h, w working pixels o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,7 +26,6 @@ from distill.teachers.frames import IMAGENET
 from distill.training.frames import CachedClip
 from distill.training.loop import Place
 
-MEAN_3HW, STD_3HW = (torch.tensor(values)[:, None, None] for values in IMAGENET)
 START_SHARE = 1 / 3  # of the streams start where their clip does: the onset can only be learned there
 KR_KB = ((0.299, 0.114), (0.2126, 0.0722))
 """Luma coefficients of red and blue: ITU-R BT.601 and BT.709. Consumers decode with either, whatever was encoded."""
@@ -37,9 +40,23 @@ class Sample:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """One window of every stream as the caches hold it, on the CPU, and how it is varied."""
+
+    twice_BTHWC: Tensor  # uint8, at twice the working resolution
+    targets_BT3hw: Tensor  # the teacher's saliency, density, fixation counts; on twice the logits' grid
+    affine_B23: Tensor  # crop and mirror
+    matrix_B33: Tensor  # of colours in [0, 255]
+    offset_B3: Tensor
+    dt_B: Tensor
+    starts_B: Tensor
+    places: list[Place]
+
+
 @dataclass
 class Batch:
-    """One window of every stream, on the device."""
+    """One window of every stream, varied, on the device."""
 
     frames_BTChw: Tensor  # ImageNet-normalised
     soft_BThw: Tensor  # the teacher's saliency, sigmoid of its logits
@@ -63,21 +80,18 @@ class View:
 
 
 def draw_frames(
-    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: tuple[int, int], step: int, device: torch.device,
-    crop: float = 1.0,
-) -> Batch:  # fmt: skip
+    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: tuple[int, int], step: int, crop: float = 1.0
+) -> Drawn:
     """Single frames from all clips. seed: the run's, and the rank. crop: the crop's smallest side, as a share of the frame's."""
     rng = np.random.default_rng([*seed, 0, step])
     views = []
     for i in _draw_samples(rng, samples, config.frames):
         index = rng.integers(len(samples[i].cached.frames), size=1)
         views.append(View(samples[i], index, 0.0, False, crop_and_flip(rng, config, crop), vary_colour(rng, config)))
-    return _batch(views, student, device)
+    return _read(views, student)
 
 
-def draw_windows(
-    samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: tuple[int, int], step: int, device: torch.device
-) -> Batch:
+def draw_windows(samples: Sequence[Sample], config: Train, student: TinyUNetConfig, seed: tuple[int, int], step: int) -> Drawn:
     """A window of each of `config.batch` streams. For `config.windows` steps the streams follow the same clips, window by
     window; then new clips are drawn."""
     episode, window = divmod(step, config.windows)
@@ -91,7 +105,7 @@ def draw_windows(
         index = reflect(start + stride * (np.arange(config.window) + window * config.window), total)
         affine, colour = crop_and_flip(rng, config, 1.0), vary_colour(rng, config)
         views.append(View(samples[i], index, stride / cached.fps, start == 0, affine, colour))
-    return _batch(views, student, device)
+    return _read(views, student)
 
 
 def _draw_samples(rng: np.random.Generator, samples: Sequence[Sample], count: int) -> np.ndarray:
@@ -100,7 +114,7 @@ def _draw_samples(rng: np.random.Generator, samples: Sequence[Sample], count: in
     return np.searchsorted(ends / ends[-1], rng.random(count), side="right").clip(max=len(samples) - 1)
 
 
-def _batch(views: Sequence[View], student: TinyUNetConfig, device: torch.device) -> Batch:
+def _read(views: Sequence[View], student: TinyUNetConfig) -> Drawn:
     frames, targets, places = [], [], []
     fine = (student.height // 2, student.width // 2)
     for view in views:
@@ -112,20 +126,34 @@ def _batch(views: Sequence[View], student: TinyUNetConfig, device: torch.device)
         truth = torch.from_numpy(empty if cached.truth is None else cached.truth[view.index])
         targets.append(torch.cat([soft, truth], 1))
         places.append(cached.place(view.index))
+    matrix_B33, offset_B3 = (torch.stack(part) for part in zip(*(view.colour for view in views), strict=True))
+    affine_B23 = torch.stack([view.affine_23 for view in views])
+    dt_B, starts_B = torch.tensor([view.dt for view in views]), torch.tensor([view.starts for view in views])
+    return Drawn(torch.stack(frames), torch.stack(targets), affine_B23, matrix_B33 / 255, offset_B3, dt_B, starts_B, places)
 
-    affine_B23 = torch.stack([view.affine_23 for view in views]).to(device)
-    matrix_B33, offset_B3 = (torch.stack(part).to(device) for part in zip(*(view.colour for view in views), strict=True))
-    twice_BTHWC = torch.stack(frames).to(device)
+
+def vary(drawn: Drawn, student: TinyUNetConfig, device: torch.device) -> Batch:
+    """The batch on the device. The frames travel as uint8; from pinned memory the device's work before them goes on meanwhile."""
+    affine_B23, matrix_B33, offset_B3, dt_B, starts_B = (
+        x.to(device, non_blocking=True)
+        for x in (drawn.affine_B23, drawn.matrix_B33, drawn.offset_B3, drawn.dt_B, drawn.starts_B)
+    )
+    twice_BTHWC, targets_BT3hw = (x.to(device, non_blocking=True) for x in (drawn.twice_BTHWC, drawn.targets_BT3hw))
     twice_BTCHW = twice_BTHWC.permute(0, 1, 4, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     # Sampled from twice the size: of a full frame that is the entry's last pooling, and a crop stays sharp.
     small_BTChw = warp(twice_BTCHW, affine_B23, (student.height, student.width))
-    small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33 / 255, small_BTChw) + offset_B3[:, None, :, None, None]
-    targets_BTChw = warp(torch.stack(targets).to(device), affine_B23, student.grid)
-    dt_B = torch.tensor([view.dt for view in views], device=device)
-    starts_B = torch.tensor([view.starts for view in views], device=device)
-    soft_BThw, density_BThw, fixations_BThw = targets_BTChw.unbind(2)
-    frames_BTChw = (small_BTChw.clamp(0, 1) - MEAN_3HW.to(device)) / STD_3HW.to(device)
-    return Batch(frames_BTChw, soft_BThw, density_BThw, fixations_BThw, dt_B, starts_B, places)
+    small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33, small_BTChw) + offset_B3[:, None, :, None, None]
+    soft_BThw, density_BThw, fixations_BThw = warp(targets_BT3hw, affine_B23, student.grid).unbind(2)
+    mean_3HW, std_3HW = _imagenet(device)
+    frames_BTChw = (small_BTChw.clamp(0, 1) - mean_3HW) / std_3HW
+    return Batch(frames_BTChw, soft_BThw, density_BThw, fixations_BThw, dt_B, starts_B, drawn.places)
+
+
+@cache  # a copy to a GPU in every step would wait for the work before it
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, `[3,1,1]` each."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in IMAGENET)
+    return mean, std
 
 
 def reflect(index: np.ndarray, total: int) -> np.ndarray:
@@ -174,4 +202,5 @@ def vary_colour(rng: np.random.Generator, config: Train) -> tuple[Tensor, Tensor
 def normalise(twice_THWC: Tensor) -> Tensor:
     """Cached frames, uint8 `[T,2h,2w,3]` -> ImageNet-normalised `[T,3,h,w]`, as the student's entry gives them."""
     small = F.avg_pool2d(twice_THWC.permute(0, 3, 1, 2) / 255, 2)
-    return (small - MEAN_3HW.to(small.device)) / STD_3HW.to(small.device)
+    mean_3HW, std_3HW = _imagenet(small.device)
+    return (small - mean_3HW) / std_3HW

@@ -232,22 +232,28 @@ class TwoStages(Task):
         peaks = [self.config.lr] if at.phase == 0 else [self.config.lr_decoder, self.config.lr_lora]
         return [visage_rate(at.phase_step, self.phase_steps[at.phase], peak, self.config.warmup) for peak in peaks]
 
-    def batch(self, at: Moment) -> Windows:
-        seed, length = self.context.seed, self.visage.trunk.frames
-        torch.manual_seed(int(np.random.default_rng((seed, at.step, self.rank)).integers(2**62)))  # dropout
-        starts = draw(self.clips, length, self.config.batch, seed, at.step)
+    def draw(self, at: Moment) -> Windows:
+        length = self.visage.trunk.frames
+        starts = draw(self.clips, length, self.config.batch, self.context.seed, at.step)
         return read(starts[self.rank :: self.ranks], length)
+
+    def batch(self, drawn: Windows, at: Moment) -> Windows:
+        torch.manual_seed(int(np.random.default_rng((self.context.seed, at.step, self.rank)).integers(2**62)))  # dropout
+        return drawn
 
     def backward(self, batch: Windows, at: Moment) -> Losses:
         """Losses are means over the counted frames of all processes."""
         device, size = self.context.device, self.config.at_once or len(batch.places)
-        count = sum_over_ranks(batch.counts_BT.sum().to(device, torch.float32)).clamp(min=1)
+        count = sum_over_ranks(batch.counts_BT.sum().float()).clamp(min=1).item()  # on the CPU: no kernel has to be awaited
         losses = torch.zeros(len(self.learners), device=device)
         for start in range(0, len(batch.places), size):
             part, final = slice(start, start + size), start + size >= len(batch.places)
-            clip_BCTHW = normalise(batch.frames_BTCHW[part].to(device)).transpose(1, 2)
-            density, fixations = (x[part].flatten(0, 1).to(device) for x in (batch.density_BTHW, batch.fixations_BTHW))
-            counts = batch.counts_BT[part].flatten().to(device)
+            frames_BTCHW, density_BTHW, fixations_BTHW, counts_BT = (
+                x[part].to(device, non_blocking=True)
+                for x in (batch.frames_BTCHW, batch.density_BTHW, batch.fixations_BTHW, batch.counts_BT)
+            )
+            clip_BCTHW, counts = normalise(frames_BTCHW).transpose(1, 2), counts_BT.flatten()
+            density, fixations = density_BTHW.flatten(0, 1), fixations_BTHW.flatten(0, 1)
             with torch.no_grad():
                 streams = self._shared_streams(clip_BCTHW, at.phase)
             for n, learner in enumerate(self.learners):

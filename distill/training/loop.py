@@ -4,8 +4,11 @@ A `Task` states what is trained: its batches, the forward pass and loss, paramet
 files it keeps. `fit` does the rest. A training has phases, one after the other (the student: frames, then clips); each starts
 from what validated best in the one before.
 
-What a step sees must follow from (seed, step) alone: then a resumed run ends with the same numbers. Under torchrun all ranks
-call `fit`; rank 0 writes.
+What a step sees must follow from (seed, step) alone, dropout included: then a resumed run ends with the same numbers, on the CPU
+to the last bit. On a GPU the batches are the same, but some of CUDA's kernels add in any order: numbers agree to rounding.
+Float32 is float32 there too: without TF32, which would round the inputs of convolutions to 10 bits.
+
+Under torchrun all ranks call `fit`; rank 0 writes.
 """
 
 import copy
@@ -14,7 +17,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -27,7 +30,9 @@ from distill.run.collectives import any_rank, gather_from_ranks, rank_and_world,
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import write_bytes
 from distill.run.progress import Narrator
+from distill.teachers.windows import exact_convolutions
 from distill.training import checkpoint
+from distill.training.ahead import drawn_ahead
 from distill.training.schedules import ema_decay
 
 Place = tuple[str, list[int]]
@@ -112,8 +117,12 @@ class Task(ABC):
         """One for each of the optimizer's parameter groups."""
 
     @abstractmethod
-    def batch(self, at: Moment) -> Any:
-        """A step's data, a pure function of seed, rank and step. Seeds torch where the forward pass draws (dropout)."""
+    def draw(self, at: Moment) -> Any:
+        """A step's data on the CPU, a pure function of seed, rank and step. For a GPU other threads call it, steps ahead."""
+
+    def batch(self, drawn: Any, at: Moment) -> Any:
+        """The step's data for `backward`. Seeds torch, on all devices, where the forward pass draws (dropout)."""
+        return drawn
 
     @abstractmethod
     def backward(self, batch: Any, at: Moment) -> Losses:
@@ -151,9 +160,11 @@ def fit(task: Task, log: Path | None = None) -> Progress:
         narrator.say(f"{task.verb}: continuing at step {first} of {total}")
     elif task.validate_start:
         _validate(task, moment(task.phase_steps, 0).phase, progress, log)
-    with narrator.bar(task.verb, total, first) as bar:
-        for step in range(first, total):
-            at = moment(task.phase_steps, step)
+    moments = [moment(task.phase_steps, step) for step in range(first, total)]
+    ahead = closing(drawn_ahead(task.draw, moments, task.context.device))
+    with narrator.bar(task.verb, total, first) as bar, ahead as batches, exact_convolutions():
+        for at in moments:
+            step = at.step
             if optimizer is None or at.phase_step == 0:
                 if step > 0:
                     task.load_kept(at.phase - 1)  # a phase starts from what validated best in the one before
@@ -163,7 +174,7 @@ def fit(task: Task, log: Path | None = None) -> Progress:
             rates = task.learning_rates(at)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-            batch = task.batch(at)
+            batch = task.batch(next(batches), at)
 
             tick = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
@@ -182,7 +193,7 @@ def fit(task: Task, log: Path | None = None) -> Progress:
             if done in ends or (task.validate_every and count % task.validate_every == 0):
                 _validate(task, at.phase, progress, log)
             bar.advance(note=_note(task, at.phase, values, progress))
-            stop = done < total and any_rank(narrator.stop(), task.context.device)
+            stop = done < total and any_rank(narrator.stop())
             if stop or done in ends or count % task.checkpoint_every == 0:
                 _save(task, optimizer, progress)
             if stop:
@@ -229,13 +240,14 @@ def _finite_values(task: Task, losses: Losses, step: int) -> dict[str, float]:
 @torch.no_grad()
 def update_average(average: nn.Module, live: nn.Module, decay: float, buffers: bool = False) -> None:
     """Moves the averaged weights towards the live ones. Buffers (BatchNorm's statistics) are copied, or averaged as well."""
-    for weight, new in zip(average.parameters(), live.parameters(), strict=True):
-        weight.lerp_(new, 1 - decay)
-    for buffer, value in zip(average.buffers(), live.buffers(), strict=True):
-        if buffers and buffer.is_floating_point():
-            buffer.lerp_(value, 1 - decay)
-        else:
-            buffer.copy_(value)
+    moved: list[tuple[Tensor, Tensor]] = [*zip(average.parameters(), live.parameters(), strict=True)]
+    copied: list[tuple[Tensor, Tensor]] = []
+    for pair in zip(average.buffers(), live.buffers(), strict=True):
+        (moved if buffers and pair[0].is_floating_point() else copied).append(pair)
+    # For lists of tensors a GPU needs a few kernels in place of hundreds.
+    torch._foreach_lerp_([mean for mean, _ in moved], [new for _, new in moved], 1 - decay)
+    if copied:
+        torch._foreach_copy_([mine for mine, _ in copied], [new for _, new in copied])
 
 
 def _validate(task: Task, phase: int, progress: Progress, log: Path | None) -> None:
@@ -273,7 +285,7 @@ def _resume(task: Task, log: Path | None) -> tuple[Progress, torch.optim.Optimiz
     saved = None
     if path.exists() and (log is None or log.exists()):
         checkpoint.check_resumable(path)
-        saved = checkpoint.load(path, device)
+        saved = checkpoint.load(path)  # on the CPU: AdamW counts its steps there, and on a GPU would wait for each count
     if saved and all((path.parent / name).exists() for name in saved["kept"]):  # else start again
         if task.rank_batches and len(saved["states"]) != ranks:
             raise UsageError(

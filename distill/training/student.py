@@ -36,7 +36,7 @@ from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.teachers.unisal.net import MobileNetV2
 from distill.training import checkpoint
-from distill.training.batches import Batch, Sample, draw_frames, draw_windows, normalise
+from distill.training.batches import Batch, Drawn, Sample, draw_frames, draw_windows, normalise, vary
 from distill.training.frames import CachedClip, on_logit_grid
 from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
 from distill.training.losses import frame_losses
@@ -135,13 +135,15 @@ class StudentTask(Task):
         rates = learning_rates(at.phase, at.phase_step, self.phase_steps[at.phase], self.config)
         return [rates[group["part"]] for group in self.optimizer.param_groups]
 
-    def batch(self, at: Moment) -> Batch:
-        config, device = self.config, self.context.device
-        seed = (self.context.seed, rank_and_world()[0])
+    def draw(self, at: Moment) -> Drawn:
+        config, seed = self.config, (self.context.seed, rank_and_world()[0])
         if at.phase == CLIPS:
-            return draw_windows(self.videos, config, self.student.config, seed, at.phase_step, device)
+            return draw_windows(self.videos, config, self.student.config, seed, at.phase_step)
         crop = config.crop if at.step < config.cropped * self.phase_steps[FRAMES] else 1.0
-        return draw_frames(self.samples, config, self.student.config, seed, at.phase_step, device, crop)
+        return draw_frames(self.samples, config, self.student.config, seed, at.phase_step, crop)
+
+    def batch(self, drawn: Drawn, at: Moment) -> Batch:
+        return vary(drawn, self.student.config, self.context.device)
 
     def backward(self, batch: Batch, at: Moment) -> Losses:
         if at.phase == CLIPS:

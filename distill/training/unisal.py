@@ -94,6 +94,7 @@ class Batch:
 
     frames_BTHWC: Tensor  # uint8
     truth_BT2HW: Tensor  # uint8, density and fixations
+    seen_N: Tensor  # numbers of the frames that have both, of all B T
     places: list[Place]
     domain: str
     static: bool
@@ -130,21 +131,28 @@ class UnisalTask(Task):
         rate = self.config.lr * self.config.lr_decay ** (at.step // self.epoch_steps)
         return [rate, rate * (TRUNK_LR if self.trained_trunk else 1.0)]
 
-    def batch(self, at: Moment) -> Batch:
+    def draw(self, at: Moment) -> tuple[Batch, int]:
+        """The step's batch, and the seed of its dropout."""
         epoch, number = divmod(at.step, self.epoch_steps)
         rng = np.random.default_rng([self.context.seed, 3, at.step])
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        seed = int(rng.integers(2**62))
         indices = plan(self.clips, self.config, self.context.seed, epoch)[number]
-        return windows([self.clips[i] for i in indices], self.config.frames, rng)
+        return windows([self.clips[i] for i in indices], self.config.frames, rng), seed
+
+    def batch(self, drawn: tuple[Batch, int], at: Moment) -> Batch:
+        batch, seed = drawn
+        torch.manual_seed(seed)
+        return batch
 
     def backward(self, batch: Batch, at: Moment) -> Losses:
         self.net.cnn.requires_grad_(not self.trained_trunk or at.step >= FROZEN_EPOCHS * self.epoch_steps)
-        frames_BTHWC, truth_BT2HW = (x.to(self.context.device) for x in (batch.frames_BTHWC, batch.truth_BT2HW))
+        frames_BTHWC, truth_BT2HW, seen_N = (
+            x.to(self.context.device, non_blocking=True) for x in (batch.frames_BTHWC, batch.truth_BT2HW, batch.seen_N)
+        )
         density_BTHW, _ = self.net(normalise(frames_BTHWC), batch.domain, static=batch.static)
-        truth_N2HW = truth_BT2HW.flatten(0, 1).float()
-        seen = truth_N2HW.amax((2, 3)).amin(1) > 0
-        losses_N = density_losses(density_BTHW.flatten(0, 1)[seen], truth_N2HW[seen, 0], truth_N2HW[seen, 1])
-        loss = (IMAGE_WEIGHT if batch.static else 1.0) * losses_N.sum() / seen.sum().clamp(min=1)
+        truth_N2HW = truth_BT2HW.flatten(0, 1)[seen_N].float()
+        losses_N = density_losses(density_BTHW.flatten(0, 1)[seen_N], truth_N2HW[:, 0], truth_N2HW[:, 1])
+        loss = (IMAGE_WEIGHT if batch.static else 1.0) * losses_N.sum() / max(1, len(seen_N))
         loss.backward()
         return Losses({"loss": loss}, batch.places)
 
@@ -195,7 +203,9 @@ def windows(clips: Sequence[DomainClip], length: int, rng: np.random.Generator) 
         frames.append(torch.from_numpy(cached.frames[index]))
         truths.append(torch.from_numpy(cached.truth[index]))
         places.append(cached.place(index))
-    return Batch(torch.stack(frames), torch.stack(truths), places, clips[0].domain, clips[0].clip.static)
+    truth_BT2HW = torch.stack(truths)
+    seen_N = truth_BT2HW.flatten(3).amax(3).amin(2).flatten().nonzero()[:, 0]
+    return Batch(torch.stack(frames), truth_BT2HW, seen_N, places, clips[0].domain, clips[0].clip.static)
 
 
 def domain_of(clip: Clip, domains: Mapping[str, str]) -> str:

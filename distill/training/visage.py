@@ -57,8 +57,9 @@ class TinyVisage(Task):
     def learning_rates(self, at: Moment) -> list[float]:
         return [self.config.lr * tiny_visage_share(at.step, self.config.steps)]
 
-    def batch(self, at: Moment) -> tuple[Tensor, Tensor, list[Place]]:
-        """Normalised clips `[B,C,T,H,W]`, their densities `[B,T,H,W]` and places; mirrored half of the time."""
+    def draw(self, at: Moment) -> tuple[Tensor, Tensor, Tensor, list[Place]]:
+        """Normalised clips `[B,C,T,H,W]`, mirrored half of the time, the densities of their frames `[B T,H,W]`, the numbers of
+        those that have one, places."""
         visage, T = self.visage, self.visage.trunk.frames
         rng = np.random.default_rng([self.context.seed, 1, at.step])  # 1: another stream than the student's
         inputs, targets, places = [], [], []
@@ -77,17 +78,17 @@ class TinyVisage(Task):
             inputs.append(frames_TCHW.transpose(0, 1))
             targets.append(density)
             places.append(cached.place(index))
-        return torch.stack(inputs), torch.stack(targets), places
+        target = torch.cat(targets)
+        return torch.stack(inputs), target, target.sum((1, 2)).nonzero()[:, 0], places
 
-    def backward(self, batch: tuple[Tensor, Tensor, list[Place]], at: Moment) -> Losses:
-        clip_BCTHW, density_BTHW, places = batch
-        out = self.net(clip_BCTHW.to(self.context.device))
-        target = density_BTHW.to(self.context.device).flatten(0, 1)
-        seen = target.sum((1, 2)) > 0
+    def backward(self, batch: tuple[Tensor, Tensor, Tensor, list[Place]], at: Moment) -> Losses:
+        places = batch[3]
+        clip_BCTHW, target, seen = (x.to(self.context.device, non_blocking=True) for x in batch[:3])
+        out = self.net(clip_BCTHW)
         heads = [*((1.0, logits) for logits in out.experts), *((VISAGE_AUX_WEIGHTS[n], aux) for n, aux in out.aux.items())]
         loss = torch.zeros((), device=self.context.device)
         for weight, logits_BTHW in heads:
             each, _ = frame_losses(logits_BTHW.flatten(0, 1)[seen], target[seen], None, VISAGE_WEIGHTS)
-            loss = loss + weight * each.sum() / seen.sum().clamp(min=1)
+            loss = loss + weight * each.sum() / max(1, len(seen))
         loss.backward()
         return Losses({"loss": loss}, places)

@@ -32,7 +32,7 @@ class Line(Task):
     def learning_rates(self, at):
         return [0.1]
 
-    def batch(self, at):
+    def draw(self, at):
         return torch.tensor([[self.targets.get(at.step, 1.0)]])
 
     def backward(self, batch, at):

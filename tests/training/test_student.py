@@ -16,7 +16,7 @@ from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig
 from distill.teachers.unisal import Unisal
 from distill.training import checkpoint, frames, student
-from distill.training.batches import Sample, crop_and_flip, draw_frames, draw_windows, reflect, vary_colour, warp
+from distill.training.batches import Sample, crop_and_flip, draw_frames, draw_windows, reflect, vary, vary_colour, warp
 from distill.training.loop import TrainingContext
 from distill.training.student import CLIPS, FRAMES, LR_FACTORS, learning_rates, mixed_loss, parameter_groups, train
 
@@ -46,6 +46,10 @@ def run(samples, folder, config=CONFIG, narrator=None, seed=0):
     clips = [s.cached for s in samples]
     context = TrainingContext(folder, CPU, seed, narrator or Narrator(quiet=True))
     return train(samples[1:], clips[:1], config, STUDENT, context, folder / "metrics.jsonl")
+
+
+def on_cpu(drawn):
+    return vary(drawn, STUDENT, CPU)
 
 
 def weights(folder, name="last.pt"):
@@ -82,14 +86,14 @@ def test_training_lowers_the_loss(samples, tmp_path):
 
 def test_batches_follow_from_seed_and_step(samples):
     for draw in (draw_frames, draw_windows):
-        a, b = (draw(samples, CONFIG, STUDENT, (0, 0), 3, CPU) for _ in range(2))
-        assert torch.equal(a.frames_BTChw, b.frames_BTChw) and a.places == b.places
-        assert not torch.equal(a.frames_BTChw, draw(samples, CONFIG, STUDENT, (1, 0), 3, CPU).frames_BTChw)
+        a, b = (draw(samples, CONFIG, STUDENT, (0, 0), 3) for _ in range(2))
+        assert torch.equal(on_cpu(a).frames_BTChw, on_cpu(b).frames_BTChw) and a.places == b.places
+        assert not torch.equal(a.twice_BTHWC, draw(samples, CONFIG, STUDENT, (1, 0), 3).twice_BTHWC)
 
 
 def test_single_frames_come_from_everywhere_by_weight(samples):
     heavy = [replace(samples[0], weight=3.0), *samples[1:]]
-    drawn = [c for step in range(60) for c, _ in draw_frames(heavy, CONFIG, STUDENT, (0, 0), step, CPU).places]
+    drawn = [c for step in range(60) for c, _ in draw_frames(heavy, CONFIG, STUDENT, (0, 0), step).places]
     assert {c for c, _ in zip(drawn, range(360), strict=False)} == {s.cached.clip.id for s in samples}
     share = drawn.count(samples[0].cached.clip.id) / len(drawn)
     assert share == pytest.approx(3 / (2 + len(samples)), abs=0.08)
@@ -100,7 +104,7 @@ def test_an_uncropped_frame_is_what_the_entry_gives(samples):
     from distill.students.tiny_unet import fit_to_working_size
 
     plain = replace(CONFIG, flip=False, colour=False)
-    batch = draw_frames(samples[:1], plain, STUDENT, (0, 0), 0, CPU)
+    batch = on_cpu(draw_frames(samples[:1], plain, STUDENT, (0, 0), 0))
     for (_, (number,)), frame in zip(batch.places, batch.frames_BTChw[:, 0], strict=True):
         decoded = list(samples[0].cached.clip.read())[number - 1]
         wanted = fit_to_working_size(torch.from_numpy(normalise(decoded)), STUDENT.height, STUDENT.width)[0]
@@ -109,7 +113,7 @@ def test_an_uncropped_frame_is_what_the_entry_gives(samples):
 
 def test_windows_of_one_stream_follow_each_other(samples):
     plain = replace(CONFIG, colour=False)
-    first, second = (draw_windows(samples, plain, STUDENT, (0, 0), step, CPU) for step in (2, 3))
+    first, second = (draw_windows(samples, plain, STUDENT, (0, 0), step) for step in (2, 3))
     for (clip, before), (same, after) in zip(first.places, second.places, strict=True):
         assert clip == same
         steps = np.diff([*before, *after])
@@ -118,7 +122,7 @@ def test_windows_of_one_stream_follow_each_other(samples):
 
 def test_streams_start_anywhere_in_a_clip_and_often_at_its_start(samples):
     short = replace(CONFIG, window=2)  # of clips of 12 frames
-    batches = [draw_windows(samples, short, STUDENT, (0, 0), 2 * n, CPU) for n in range(60)]
+    batches = [draw_windows(samples, short, STUDENT, (0, 0), 2 * n) for n in range(60)]
     firsts = [numbers[0] for batch in batches for _, numbers in batch.places]
     begins = [bool(b) for batch in batches for b in batch.starts_B]
     assert begins == [first == 1 for first in firsts] and len(set(firsts)) > 4
@@ -235,7 +239,7 @@ def test_still_images_train_the_image_student_alone(samples, tmp_path):
     still = [replace(s, cached=replace(s.cached, frames=s.cached.frames[:1], truth=s.cached.truth[:1])) for s in samples]
     run([*samples[:1], *still], tmp_path)
     assert (tmp_path / "best.pt").exists()
-    batch = draw_frames(still, CONFIG, STUDENT, (0, 0), 0, CPU)
+    batch = draw_frames(still, CONFIG, STUDENT, (0, 0), 0)
     assert {tuple(numbers) for _, numbers in batch.places} == {(1,)}
 
 
@@ -308,7 +312,7 @@ def test_weights_of_another_version_are_a_one_line_error(samples, tmp_path):
 def test_frames_without_truth_learn_from_soft_labels_alone(samples):
     from distill.students.tiny_unet import TinyUNet
 
-    batch = draw_windows(samples, CONFIG, STUDENT, (0, 0), 0, CPU)
+    batch = on_cpu(draw_windows(samples, CONFIG, STUDENT, (0, 0), 0))
     batch.density_BThw[:] = 0
     batch.fixations_BThw[:] = 0
     logits = TinyUNet(STUDENT)(batch.frames_BTChw, None, batch.dt_B)[0][:, :, 0]
