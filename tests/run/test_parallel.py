@@ -193,7 +193,8 @@ def test_ranks_take_the_machines_gpus_in_turn_and_share_its_cores(monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_the_process_group_of_training_adds_up(tmp_path):
+@pytest.mark.parametrize(("processes", "total"), [(1, 1), (2, 11)])  # one of its own too: so NCCL runs on one GPU
+def test_the_process_group_of_training_adds_up(tmp_path, processes, total):
     import subprocess
     import sys
 
@@ -207,9 +208,9 @@ def test_the_process_group_of_training_adds_up(tmp_path):
         "        with process_group(torch.device('cpu')):\n"
         "            x = torch.tensor([unit * 10**ranks.rank])\n"
         "            torch.distributed.all_reduce(x)\n"
-        "            assert x.item() == 11 * unit, x\n"
+        f"            assert x.item() == {total} * unit, x\n"
         "        assert not torch.distributed.is_initialized()\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
     result = subprocess.run(launch, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
