@@ -27,6 +27,7 @@ RULES = {
     "op-opset": "the operator does not exist yet in the model's opset",
     "custom-domain": "the node is from a custom operator domain",
     "scan": "Scan is refused whatever the list says",
+    "definition": "the node has other inputs, outputs or attributes than its operator",
     "attribute": "an attribute has no single reading: no type, two values, or a value of another type",
     "subgraph-depth": "subgraphs are nested deeper than the downstream follows",
     "loop-count": "the model has more Loops than the downstream allows",

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from distill.opallowlist import messages, remedies, tensors, wire
 from distill.opallowlist.allowlist import Allowlist
-from distill.opallowlist.attributes import TYPES, check_attributes, reading_problem
+from distill.opallowlist.nodes import TYPES, attribute_problems, definition_problems, first_opset, reading_problem
 from distill.opallowlist.report import Violation, short
 
 MAX_DEPTH = 8
@@ -34,11 +34,6 @@ RESIZE_MODES = (b"nearest", b"linear")
 DEFAULT_DOMAINS = ("", "ai.onnx")
 MAX_FINDINGS = 1_000
 """Findings listed for one model; the report only counts the others."""
-
-# Opset that introduced a listed operator, if later than the first of OPSETS (a test compares this with onnx).
-FIRST_OPSET = {"Expand": 8, "ConstantOfShape": 9, "Erf": 9, "HardSwish": 14, "LayerNormalization": 17, "Gelu": 20}
-FIRST_OPSET |= dict.fromkeys(("DequantizeLinear", "QuantizeLinear", "Resize"), 10)
-FIRST_OPSET |= dict.fromkeys(("BitShift", "GatherND", "ScatterND"), 11)
 
 _EXTERNAL = 1  # TensorProto.DataLocation
 
@@ -112,7 +107,7 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
                 _check_loop(node, index, scope, loops, found)
             elif node.op_type == "Resize":
                 _check_resize(node, index, scope, found)
-            for problem in check_attributes(node.attribute, scope.in_function):
+            for problem in attribute_problems(node.attribute, scope.in_function):
                 found.refuse(_at("attribute", problem, scope, node, index, "export it again"))
             for attribute in node.attribute:
                 _check_attribute(attribute, scope, (node, index), found)
@@ -191,10 +186,14 @@ def _check_op(node: messages.Node, index: int, scope: Scope, allowed: Allowlist,
         rule, message, way_out = "scan", "refused whatever the list says", remedies.remedy(op, allowed)
     elif op not in allowed:
         rule, message, way_out = "op", f"not on the list '{allowed.name}'", remedies.remedy(op, allowed)
-    elif found.opset is not None and found.opset in OPSETS and found.opset < FIRST_OPSET.get(op, 0):
-        rule, message = "op-opset", f"{op} exists from opset {FIRST_OPSET[op]} on, the model is opset {found.opset}"
-        way_out = f"export for opset {FIRST_OPSET[op]}, or spell it out with older operators"
+    elif found.opset is None or found.opset not in OPSETS:
+        return
+    elif found.opset < (first := first_opset(op)):
+        rule, message = "op-opset", f"{op} exists from opset {first} on, the model is opset {found.opset}"
+        way_out = f"export for opset {first}, or spell it out with older operators"
     else:
+        for problem in definition_problems(node, found.opset):
+            found.refuse(_at("definition", problem, scope, node, index, "export it for this opset; onnx.checker says the same"))
         return
     found.refuse(_at(rule, message, scope, node, index, way_out))
 

@@ -67,8 +67,8 @@ def test_the_bytes_that_were_scanned_are_loaded(tmp_path, image, monkeypatch):
 
 
 def test_the_checker_refuses(image):
-    image.graph.node[0].attribute.append(helper.make_attribute("padz", 1))
-    assert refusal(image).startswith(f"{CHECKER}: Unrecognized attribute: padz for operator Conv")
+    image.graph.node[0].attribute.append(helper.make_attribute("strides", [1, 1, 1]))
+    assert refusal(image).startswith(f"{CHECKER}: [ShapeInferenceError] Inference error(s): (op_type:Conv)")
 
 
 @pytest.mark.parametrize(

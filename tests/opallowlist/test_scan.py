@@ -4,8 +4,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from distill.opallowlist import Allowlist, check, load_list
-from distill.opallowlist.scan import FIRST_OPSET, MAX_FINDINGS
+from distill.opallowlist import Allowlist, check
+from distill.opallowlist.scan import MAX_FINDINGS
 
 
 def rules(report):
@@ -77,14 +77,16 @@ def test_graph_lists_are_searched_on_any_operator():
     model = body("y = Relu (x)")
     hidden = helper.make_graph([helper.make_node("Floor", ["x"], ["y"])], "hidden", [], [])
     model.graph.node[0].attribute.append(helper.make_attribute("extra", [helper.make_graph([], "g", [], []), hidden]))
-    assert only(check(model)).path == "main/Relu_0.extra[1]"
+    [violation] = [violation for violation in check(model).violations if violation.rule == "op"]
+    assert violation.path == "main/Relu_0.extra[1]"
 
 
 def test_a_graph_is_searched_whatever_its_attribute_says_its_type_is():
     model = body("y = Relu (x)")
     attribute = model.graph.node[0].attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT)
     attribute.g.node.add(op_type="Floor")
-    assert [(v.rule, v.op_type) for v in check(model).violations] == [("attribute", "Relu"), ("op", "Floor")]
+    rules = {"definition": "Relu", "attribute": "Relu", "op": "Floor"}
+    assert {v.rule: v.op_type for v in check(model).violations} == rules
 
 
 def test_local_functions_are_refused_and_searched():
@@ -167,15 +169,6 @@ def test_an_operator_must_exist_in_the_opset():
     assert check(body("y = Gelu (x)", '<ir_version: 8, opset_import: ["" : 20]>')).ok
 
 
-def test_the_table_of_first_opsets_is_that_of_onnx():
-    first: dict[str, int] = {}
-    for schema in onnx.defs.get_all_schemas_with_history():
-        if schema.domain == "" and schema.name in load_list("libvmaf"):
-            first[schema.name] = min(schema.since_version, first.get(schema.name, schema.since_version))
-    assert len(first) == 70
-    assert {name: version for name, version in first.items() if version > 7} == FIRST_OPSET
-
-
 LOOP = """<body: graph = b (int64 i, bool c, float[1,3,H,W] v) => (bool d, float[1,3,H,W] w) {
     d = Identity (c)  w = Relu (v) }>"""
 
@@ -237,7 +230,7 @@ def test_a_loop_without_a_trip_count_is_refused():
     model = body("y = Relu (x)")
     model.graph.node[0].op_type = "Loop"
     del model.graph.node[0].input[:]
-    assert "for ever" in only(check(model)).message
+    assert set(rules(check(model))) == {"definition", "loop-trip-count"}
 
 
 def test_the_trip_count_must_be_in_the_loops_own_graph():
@@ -294,7 +287,7 @@ def test_resize_modes_that_are_refused():
     model.graph.node[0].attribute.append(helper.make_attribute("mode", "cubic"))
     assert sorted(rules(check(model))) == ["attribute", "resize-mode"], "a second attribute of the name counts too"
     model = body("y = Resize <mode = 1> (x, , k)")
-    assert rules(check(model)) == ["resize-mode"]
+    assert rules(check(model)) == ["definition", "resize-mode"]
 
 
 def external(tensor: TensorProto, *, by_location: bool) -> None:
