@@ -12,7 +12,6 @@ Legend: B streams · T frames of a window · C channels · h, w working pixels o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from distill.recipe.keys import Train
 from distill.run.files import ArrayFile
 from distill.students import TinyUNetConfig
-from distill.teachers.frames import IMAGENET
+from distill.teachers.frames import IMAGENET, on_device
 from distill.training.frames import CachedClip
 from distill.training.loop import Place
 
@@ -144,16 +143,9 @@ def vary(drawn: Drawn, student: TinyUNetConfig, device: torch.device) -> Batch:
     small_BTChw = warp(twice_BTCHW, affine_B23, (student.height, student.width))
     small_BTChw = torch.einsum("bdc,btchw->btdhw", matrix_B33, small_BTChw) + offset_B3[:, None, :, None, None]
     soft_BThw, density_BThw, fixations_BThw = warp(targets_BT3hw, affine_B23, student.grid).unbind(2)
-    mean_3HW, std_3HW = _imagenet(device)
+    mean_3HW, std_3HW = on_device(IMAGENET, device)
     frames_BTChw = (small_BTChw.clamp(0, 1) - mean_3HW) / std_3HW
     return Batch(frames_BTChw, soft_BThw, density_BThw, fixations_BThw, dt_B, starts_B, drawn.places)
-
-
-@cache  # a copy to a GPU in every step would wait for the work before it
-def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, `[3,1,1]` each."""
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in IMAGENET)
-    return mean, std
 
 
 def reflect(index: np.ndarray, total: int) -> np.ndarray:
@@ -202,5 +194,5 @@ def vary_colour(rng: np.random.Generator, config: Train) -> tuple[Tensor, Tensor
 def normalise(twice_THWC: Tensor) -> Tensor:
     """Cached frames, uint8 `[T,2h,2w,3]` -> ImageNet-normalised `[T,3,h,w]`, as the student's entry gives them."""
     small = F.avg_pool2d(twice_THWC.permute(0, 3, 1, 2) / 255, 2)
-    mean_3HW, std_3HW = _imagenet(small.device)
+    mean_3HW, std_3HW = on_device(IMAGENET, small.device)
     return (small - mean_3HW) / std_3HW

@@ -85,7 +85,7 @@ def teach(
     train, val = ([visage_windows.cache(cache, clip, visage) for clip in some] for some in (annotated, held_out))
     automatic = "bf16" if context.device.type == "cuda" else "fp32"
     precision = automatic if config.precision == "auto" else config.precision
-    trunk = _trunk(visage, base, config.base_frames, context.seed)
+    trunk = _trunk(visage, base, config.base_frames, context)
     trunk = trunk.to(context.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     written = folder / "visage" / "trunk.safetensors"
     if base is None and rank == 0:
@@ -124,16 +124,24 @@ def outputs(random: bool) -> list[str]:
     return ["visage.json", "visage.jsonl", *(f"visage/{name}.safetensors" for name in weights)]
 
 
-def _trunk(visage: VisageConfig, base: Path | None, base_frames: int, seed: int) -> InternVideo2:
+def _trunk(visage: VisageConfig, base: Path | None, base_frames: int, context: TrainingContext) -> InternVideo2:
     """The trunk with its published weights, in the file's type; without a file, random weights that follow from the seed."""
     if base is None:
-        torch.manual_seed(seed)
-        return InternVideo2(visage.trunk)
+        torch.manual_seed(context.seed)
+        with context.device:  # drawing six billion numbers takes a CPU minutes
+            return InternVideo2(visage.trunk)
     with torch.device("meta"):
         trunk = InternVideo2(visage.trunk)
     with usage_errors():
         load_trunk(trunk, trunk_state(read_weights(base)), orig_t_size=base_frames, source=str(base))
     return trunk
+
+
+def trunk_streams(trunk: InternVideo2, clip_BCTHW: Tensor, taps: Sequence[int], lora: Lora | None = None) -> list[Tensor]:
+    """The trunk's streams, computed in its own type, also under autocast: that would have CUDA's norms return float32, which the
+    next layer would convert back."""
+    with autocast(clip_BCTHW.device, "fp32"):
+        return trunk(clip_BCTHW.to(trunk.cls_token.dtype), taps, lora)
 
 
 class ExpertTrainer(nn.Module):
@@ -151,7 +159,7 @@ class ExpertTrainer(nn.Module):
         `streams` are the plain trunk's, in stage 1; None: computed here, with LoRA.
         """
         stage1 = streams is not None
-        streams = streams or trunk(clip_BCTHW, self.expert.config.taps, self.lora)
+        streams = streams or trunk_streams(trunk, clip_BCTHW, self.expert.config.taps, self.lora)
         if isinstance(self.expert, Expert2):
             return self.expert(streams, aux=self.training and stage1)
         return self.expert(streams), {}
@@ -271,8 +279,7 @@ class TwoStages(Task):
 
     def _shared_streams(self, clip_BCTHW: Tensor, phase: int) -> Sequence[Tensor] | None:
         """The plain trunk's outputs, which both experts share in stage 1; None in stage 2."""
-        with autocast(self.context.device, self.precision):
-            return self.trunk(clip_BCTHW, self.visage.taps) if phase == 0 else None
+        return trunk_streams(self.trunk, clip_BCTHW, self.visage.taps) if phase == 0 else None
 
     @torch.no_grad()
     def validate(self, phase: int) -> dict[str, float]:

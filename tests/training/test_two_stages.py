@@ -187,6 +187,18 @@ def test_bfloat16_trains_float32_weights_on_a_bfloat16_trunk(cached, tmp_path):
     assert all(np.isfinite(line["loss1"]) for line in log(tmp_path) if "loss1" in line)
 
 
+def test_the_trunk_computes_in_its_own_type_under_autocast():
+    """On CUDA autocast turns what norms return into float32; here it may turn anything."""
+    seen = []
+    net = trunk().to(torch.bfloat16)
+    for module in net.modules():
+        module.register_forward_hook(lambda _, given, out: seen.append(torch.is_autocast_enabled("cpu")))
+    clip = torch.zeros(1, 3, TRUNK.frames, TRUNK.px, TRUNK.px)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        streams = ts.trunk_streams(net, clip, SHAPE.taps)
+    assert {stream.dtype for stream in streams} == {torch.bfloat16} and seen and not any(seen)
+
+
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
