@@ -1,7 +1,7 @@
 """Labelling throughput of ViSAGE, and its share of the device's peak: S to 6B, random weights.
 
     python benchmarks/label_throughput.py [--sizes S B L 1B 6B] [--device auto|cpu|cuda] [--precision auto|fp32|bf16]
-                                          [--experts 1|2] [--compile] [--channels-last] [--batch N] [--seconds 20]
+                                          [--experts 1|2] [--compile] [--batch N] [--seconds 20]
 
 `Visage.infer` is timed, the accelerator's half of labelling, as `distill label` calls it: prepared uint8 frames from (pinned)
 memory to the device, windows, normalisation, a pass of the trunk per expert with its LoRA, the experts, fusion, and the
@@ -19,6 +19,7 @@ which is 76.5 TFLOP for 6B. Norms, activations and fusion count as nothing.
 """
 
 import argparse
+import gc
 import os
 import platform
 import time
@@ -114,10 +115,6 @@ def measure(size: str, device: torch.device, options: argparse.Namespace, most: 
         return f"{size:>4}  skipped: {needed / 2**30:.1f} GiB of weights, {free / 2**30:.1f} GiB free on {device}"
     how = Inference(precision=options.precision, compile=options.compile, batch=options.batch)
     net = random_net(config, dtype=dtype, device=device).eval()
-    if options.channels_last:
-        for weight in net.experts.parameters():
-            if weight.ndim >= 4:
-                weight.data = weight.data.to(memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d)
     teacher = Visage(net, config, device=device, how=how)
     windows = 1
 
@@ -174,7 +171,6 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--experts", type=int, choices=(1, 2), default=2)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--channels-last", action="store_true", help="the experts' convolutions in that memory format")
     parser.add_argument("--batch", type=int, default=0, help="windows per pass; 0: as `distill label` chooses")
     parser.add_argument("--seconds", type=float, default=20.0, help="at least, per size")
     parser.add_argument("--windows", type=int, default=0, help="of the clip; 0: four batches, on the CPU a pair per thread")
@@ -188,7 +184,7 @@ def main() -> None:
         options.precision = "bf16" if device.type == "cuda" else "fp32"
     threads = set_threads(options.threads)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    settings = [options.precision, "compiled" * options.compile, "channels last" * options.channels_last]
+    settings = [options.precision, "compiled" * options.compile]
     settings.append(f"{options.experts} expert{'s' * (options.experts > 1)}")
     print(f"device: {reason}, {threads} CPU threads, {platform.machine()}; torch {torch.__version__}")
     print(f"labels: {', '.join(filter(None, settings))}")
@@ -198,6 +194,8 @@ def main() -> None:
     print("size  parameters  batch   frames/s  TF/frame   TFLOP/s  of ceiling    memory")
     for size in options.sizes:
         print(measure(size, device, options, most), flush=True)
+        torch.compiler.reset()  # it and the reference cycles of compiled modules keep the weights
+        gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     if device.type == "cuda":

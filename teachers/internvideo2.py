@@ -194,7 +194,12 @@ class PatchEmbed(nn.Module):
                 self.proj.weight[: len(basis)] = basis.unsqueeze(2)
 
     def forward(self, clip_BCTHW: Tensor, lora: Lora | None = None) -> Tensor:
-        return linear(self.proj, clip_BCTHW, lora, "patch_embed").flatten(2).transpose(1, 2)
+        # A product of patches and weights: a bfloat16 convolution over three channels is slow in cuDNN, and some versions lack it.
+        side = self.proj.kernel_size[-1]
+        cut_BCThpwp = clip_BCTHW.unflatten(4, (-1, side)).unflatten(3, (-1, side))
+        patches_BNP = cut_BCThpwp.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+        tokens_BND = F.linear(patches_BNP, self.proj.weight.flatten(1), self.proj.bias)
+        return tokens_BND if lora is None else lora.patch_embed(tokens_BND, patches_BNP)
 
 
 class InternVideo2(nn.Module):

@@ -14,6 +14,7 @@ divide each map by its maximum. So does this file: a saliency of 1 means "as sal
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from typing import ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from distill.teachers import PLAIN, Inference, Teacher
 from distill.teachers.weights import load_state_dict_exact, read_weights, with_counters
-from distill.teachers.windows import BatchSize, Device, exact_convolutions, to_cpu
+from distill.teachers.windows import BatchSize, Device, exact_float32, to_cpu
 
 # Shape suffixes: K labelled frames · B windows of a batch · T frames of a window or clip · N · h, w pixels of a map
 
@@ -67,7 +68,7 @@ class LastFrameTeacher(Teacher, ABC, Generic[Net, Config]):
         self.how = how
         self.batch = BatchSize(self.device, how.batch)
         self.exact = how.precision == "fp32"
-        """Run float32 convolutions in full precision; see `exact_convolutions`."""
+        """Compute in full float32; see `exact_float32`."""
 
     @classmethod
     def load(
@@ -116,11 +117,12 @@ class LastFrameTeacher(Teacher, ABC, Generic[Net, Config]):
         frames = inputs.to(self.device, non_blocking=True)
 
         def saliency(windows_BT: Tensor) -> Tensor:
-            needed_N, rows_BT = (part.to(self.device) for part in torch.unique(windows_BT, return_inverse=True))
+            unique = torch.unique(windows_BT, return_inverse=True)  # on the CPU: a GPU would have to finish all its work first
+            needed_N, rows_BT = (part.to(self.device, non_blocking=True) for part in unique)
             maps_Bhw = self.finish(self.windows_logits(frames[needed_N], rows_BT).float().sigmoid())
             return F.avg_pool2d(maps_Bhw.unsqueeze(1), self.config.cell).squeeze(1)
 
-        with exact_convolutions(self.exact):
+        with exact_float32(self.exact):
             return slide(len(frames), self.config.every, self.window, saliency, self.batch)
 
 
@@ -141,7 +143,9 @@ def slide(
         before = np.searchsorted(labelled, frames, side="right") - 1
         after = np.minimum(before + 1, len(labelled) - 1)
         share = (frames - labelled[before]) / np.maximum(labelled[after] - labelled[before], 1)
-        before_T, after_T, share_T = (torch.from_numpy(a).to(maps_Khw.device) for a in (before, after, share))
+        before_T, after_T, share_T = (
+            torch.from_numpy(a).to(maps_Khw.device, non_blocking=True) for a in (before, after, share)
+        )
         maps_Khw = scale_to_one(torch.lerp(maps_Khw[before_T], maps_Khw[after_T], share_T.float()[:, None, None]))
     return to_cpu(maps_Khw.clamp_(CLIP_EPS, 1 - CLIP_EPS).logit_())
 
@@ -156,11 +160,27 @@ def blur(maps_Nhw: Tensor, sigma: float, radius: int, mirror: Literal["symmetric
 
     `symmetric` repeats the edge row, as scipy does by default; `reflect` does not, as OpenCV does by default.
     """
-    tap = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    kernel = (tap / tap.sum()).to(maps_Nhw)
+    kernel = _gaussian(sigma, radius, maps_Nhw.device).to(maps_Nhw.dtype)
     for dim in (1, 2):
-        place = torch.from_numpy(np.pad(np.arange(maps_Nhw.shape[dim]), radius, mode=mirror))
-        padded = maps_Nhw.index_select(dim, place.to(maps_Nhw.device))
+        padded = maps_Nhw.index_select(dim, _mirrored(maps_Nhw.shape[dim], radius, mirror, maps_Nhw.device))
         shape = (1, 1, -1, 1) if dim == 1 else (1, 1, 1, -1)
         maps_Nhw = F.conv2d(padded.unsqueeze(1), kernel.view(shape)).squeeze(1)
     return maps_Nhw
+
+
+# Both are cached for the reason that `frames.on_device` gives.
+
+
+@cache
+def _gaussian(sigma: float, radius: int, device: torch.device) -> Tensor:
+    """Weights that sum to 1, float64 `[2 radius + 1]`."""
+    with torch.inference_mode(False):
+        tap = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+        return (tap / tap.sum()).to(device)
+
+
+@cache
+def _mirrored(size: int, radius: int, mirror: Literal["symmetric", "reflect"], device: torch.device) -> Tensor:
+    """The places `[radius + size + radius]` of a row's values when it is continued by mirroring."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.pad(np.arange(size), radius, mode=mirror)).to(device)

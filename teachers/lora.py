@@ -53,13 +53,10 @@ class LoraPair(nn.Module):
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """The layer's input `x` `[..., in]` and output `y` `[..., out]` -> the output with LoRA; `y` changes in place.
 
-        For the patch embedding `x` is a clip `[B, 3, T, H, W]`, `y` its features `[B, D, T, h, w]`.
+        For the patch embedding, a convolution, `x` has the pixels of one patch in each row.
         """
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
-        a, b = self.lora_A.to(y.dtype), self.lora_B.to(y.dtype)
-        if a.ndim == 5:
-            stride = a.shape[2:]
-            return y + self.scale * F.conv3d(F.conv3d(x, a, stride=stride), b)
+        a, b = self.lora_A.flatten(1).to(y.dtype), self.lora_B.flatten(1).to(y.dtype)
         down_NR = F.linear(x, a).flatten(0, -2)
         # One product that accumulates into y: at r = 64 memory bandwidth is the limit, not arithmetic.
         return y.flatten(0, -2).addmm_(down_NR, b.T, alpha=self.scale).view_as(y)

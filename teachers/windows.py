@@ -183,14 +183,20 @@ def to_cpu(result: Tensor) -> Tensor:
 
 
 @contextmanager
-def exact_convolutions(exact: bool = True) -> Iterator[None]:
-    """cuDNN's float32 convolutions in full precision; by default they round their inputs to 10 bits (TF32)."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = before and not exact
+def exact_float32(exact: bool = True) -> Iterator[None]:
+    """Float32 on CUDA in full precision inside; afterwards as before.
+
+    cuDNN's convolutions by default round their inputs to 10 bits (TF32), and so do matrix products where a program allows it.
+    """
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    if exact:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 @contextmanager

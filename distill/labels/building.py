@@ -186,6 +186,7 @@ def try_out(recipe: Recipe, device: torch.device, how: Inference) -> Iterator[st
 
     Raises UsageError like `open_teacher`.
     """
+    how = replace(how, compile=False)  # compiled modules are freed late, and here nothing runs
     team = members(recipe.teacher)
     ready = [member for member in team if not trained_here(recipe, member)]
     if len(ready) == len(team) and recipe.teacher.calibration:

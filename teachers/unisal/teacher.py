@@ -15,7 +15,7 @@ from distill.teachers.frames import IMAGENET, check_frames, on_device, resize
 from distill.teachers.unisal.frozen import frozen
 from distill.teachers.unisal.net import BLUR, SIZES, STATIC_DOMAIN, UnisalNet
 from distill.teachers.weights import fingerprint, load_state_dict_exact, read_weights
-from distill.teachers.windows import Device, sampling_stride
+from distill.teachers.windows import Device, exact_float32, sampling_stride, to_cpu
 
 # Shape suffixes: S streams · N frames of a stream · T frames of the clip · C channels · H, W pixels
 
@@ -112,7 +112,9 @@ class Unisal(Teacher):
         if batch_frames < 1:
             raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
         self.name = name
-        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
+        # Channels last on a CPU, as the frames are; a GPU has no good float32 kernels for that, depthwise ones least of all.
+        layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+        self.net = net.to(device, memory_format=layout)  # type: ignore[call-overload]
         self._frozen: dict[str, UnisalNet] = {}
         self.domain, self.stills = domain, stills
         self.static = 1.0 if domain == STATIC_DOMAIN else static
@@ -125,6 +127,7 @@ class Unisal(Teacher):
         return scale(frames, input_size(self.domain, *frames.shape[1:3]))
 
     @torch.inference_mode()
+    @exact_float32()
     def infer(self, inputs: Tensor, fps: float) -> Tensor:
         """A clip's prepared frames `[T, h, w, 3]` -> `float32 [T, h/4, w/4]` on the CPU.
 
@@ -135,21 +138,23 @@ class Unisal(Teacher):
         domain, share = (self.stills, 1.0) if T == 1 else (self.domain, self.static)
         net = self.network(domain)
         streams = min(stream_count(fps), T)
-        frames_SN = torch.arange(math.ceil(T / streams) * streams).view(-1, streams).T  # numbers; those from T on fill up
-        logits_THW = torch.empty(T, *size)
-        for part_SN in frames_SN.chunk(math.ceil(streams / self.batch_frames)):
+        frames = inputs.to(self.device, non_blocking=True)
+        numbers = torch.arange(math.ceil(T / streams) * streams, device=self.device)  # those from T on fill up
+        logits_THW = torch.empty(len(numbers), *size, device=self.device)
+        for part_SN in numbers.view(-1, streams).T.chunk(math.ceil(streams / self.batch_frames)):
             hidden = None
             for step_SN in part_SN.split(max(1, self.batch_frames // len(part_SN)), 1):
-                frames_SNCHW = normalise(inputs[step_SN.clamp(max=T - 1)].to(self.device))
+                frames_SNCHW = normalise(frames[step_SN.clamp(max=T - 1)])
+                if self.device.type != "cpu":
+                    frames_SNCHW = frames_SNCHW.contiguous()
                 if 0 < share < 1:
                     recurrent, static, hidden = net.both_paths(frames_SNCHW, domain, hidden=hidden, size=size)
                     logits_SNHW = mask_logits(recurrent).lerp_(mask_logits(static), share)
                 else:
                     density_SNHW, hidden = net(frames_SNCHW, domain, static=share == 1, hidden=hidden, size=size)
                     logits_SNHW = mask_logits(density_SNHW)
-                real_SN = step_SN < T
-                logits_THW[step_SN[real_SN]] = logits_SNHW.cpu()[real_SN]
-        return logits_THW
+                logits_THW[step_SN] = logits_SNHW
+        return to_cpu(logits_THW[:T])
 
     def network(self, domain: str) -> UnisalNet:
         """The network for inference in a domain, made when it is first needed."""

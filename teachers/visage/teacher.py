@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from distill.teachers import PLAIN, Inference, Teacher
 from distill.teachers import frames as frames_module
 from distill.teachers.frames import CLIP
+from distill.teachers.internvideo2 import Block
 from distill.teachers.visage.config import VisageConfig
-from distill.teachers.visage.experts import CenterBias
+from distill.teachers.visage.experts import CenterBias, Expert1, Expert2
 from distill.teachers.visage.net import VisageNet
 from distill.teachers.weights import fingerprint, load_state_dict_exact
-from distill.teachers.windows import BatchSize, Device, cut_windows, evaluation_mode, exact_convolutions, infer
+from distill.teachers.windows import BatchSize, Device, cut_windows, evaluation_mode, exact_float32, infer
 
 FILE_FORMAT = "saliency-distill visage 2"
 """The `format` entry of a saved teacher; `Visage.load` refuses any other."""
@@ -51,6 +52,30 @@ def to_bf16(net: nn.Module) -> nn.Module:
     return net
 
 
+def channels_last(net: nn.Module) -> None:
+    """Store the weights of the experts' convolutions with the channels last, in place.
+
+    A GPU's matrix units compute in this layout, in which the trunk's tokens already are; cuDNN would otherwise convert the
+    features before and after each convolution that follows a GroupNorm, and some versions have no bfloat16 kernel for it.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for module in net.modules():
+        if isinstance(module, Expert1 | Expert2):
+            for weight in module.parameters():
+                if weight.ndim in formats:
+                    weight.data = weight.data.to(memory_format=formats[weight.ndim])
+
+
+def compile_parts(net: nn.Module) -> None:
+    """Compile the trunk's block and each kind of expert, in place.
+
+    All blocks share one compilation, and so do passes with different LoRA; in one piece a 6B would be compiled 96 times over.
+    """
+    for module in net.modules():
+        if isinstance(module, Block | Expert1 | Expert2):
+            module.compile()
+
+
 class Visage(Teacher):
     """The teacher: a clip in, the ensemble's logits for every frame out.
 
@@ -71,7 +96,10 @@ class Visage(Teacher):
         self.device = torch.device(device)
         self.how = how
         self.batch = BatchSize(self.device, how.batch)
-        self._forward = torch.compile(self.net) if how.compile else self.net
+        if self.device.type != "cpu":
+            channels_last(self.net)
+        if how.compile:
+            compile_parts(self.net)
 
     def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
         """`uint8 [n, H, W, 3]` RGB -> `uint8 [n, 3, px, px]`; see `resize`."""
@@ -82,12 +110,12 @@ class Visage(Teacher):
         """`uint8 [T, 3, px, px]` from `prepare`, at `fps` frames per second -> `float32 [T, out_px, out_px]` on the CPU."""
         length = self.config.trunk.frames
         windows = cut_windows(len(inputs), self.config.stride(fps), length, self.how.overlap)
-        with evaluation_mode(self.net), exact_convolutions(self.how.precision == "fp32"):
+        with evaluation_mode(self.net), exact_float32(self.how.precision == "fp32"):
             return infer(self._windows, inputs, windows, length, self.batch)
 
     def _windows(self, frames_BTCHW: Tensor) -> Tensor:
         """Windows `uint8 [B, T, 3, px, px]` -> the ensemble's logits `[B, T, out_px, out_px]`."""
-        return self._forward(normalise(frames_BTCHW).transpose(1, 2)).fused
+        return self.net(normalise(frames_BTCHW).transpose(1, 2)).fused
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the configuration, overlap, precision and all weights: equal wherever those are."""

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -437,11 +438,34 @@ def test_bf16_is_near_and_nothing_large_flows_in_float32(small: VisageNet) -> No
     assert all(dtypes == {torch.bfloat16} for dtypes in seen.values()), seen
 
 
-def test_the_net_compiles_in_one_piece(small: VisageNet) -> None:
-    compiled = torch.compile(small, backend="eager", fullgraph=True)
-    clip = torch.randn(1, 3, 4, 16, 16)
+def test_blocks_loras_and_batches_share_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block and each of the two experts: once for one window, once for any number of them."""
+    compiled: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        compiled.append(f"{len(graph.graph.nodes)} nodes")
+        return graph.forward
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: original(function, backend=backend, fullgraph=True))
+    torch.compiler.reset()
+    config = replace(SMALL, lora_rank=2)
+    teacher = Visage(random_net(config).eval(), config, device="meta", how=Inference(compile=True))
     with torch.inference_mode():
-        torch.testing.assert_close(compiled(clip).fused, small(clip).fused)
+        for windows in (1, 5, 3):
+            teacher.net(torch.empty(windows, 3, 4, 16, 16, device="meta"))
+    assert len(compiled) == 6, compiled
+    torch.compiler.reset()
+
+
+def test_a_compiled_teacher_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: original(function, backend="eager", fullgraph=True))
+    torch.compiler.reset()
+    clip = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
+    plain, compiled = (Visage(random_net(SMALL), SMALL, how=Inference(compile=c)).infer(clip, 8.0) for c in (False, True))
+    torch.testing.assert_close(compiled, plain)
+    torch.compiler.reset()
 
 
 # --- its file ---------------------------------------------------------------------------------------------------------
