@@ -30,7 +30,7 @@ from distill.run.collectives import any_rank, gather_from_ranks, rank_and_world,
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import write_bytes
 from distill.run.progress import Narrator
-from distill.teachers.windows import exact_convolutions
+from distill.teachers.windows import exact_float32
 from distill.training import checkpoint
 from distill.training.ahead import drawn_ahead
 from distill.training.schedules import ema_decay
@@ -162,7 +162,7 @@ def fit(task: Task, log: Path | None = None) -> Progress:
         _validate(task, moment(task.phase_steps, 0).phase, progress, log)
     moments = [moment(task.phase_steps, step) for step in range(first, total)]
     ahead = closing(drawn_ahead(task.draw, moments, task.context.device))
-    with narrator.bar(task.verb, total, first) as bar, ahead as batches, exact_convolutions():
+    with narrator.bar(task.verb, total, first) as bar, ahead as batches, exact_float32():
         for at in moments:
             step = at.step
             if optimizer is None or at.phase_step == 0:
