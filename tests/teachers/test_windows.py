@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.teachers.windows import BatchSize, cut_windows, infer, shares, windows_that_fit
+from distill.teachers.windows import BatchSize, cut_windows, exact_float32, infer, shares, windows_that_fit
 
 
 def test_windows_are_cut_as_released() -> None:
@@ -161,3 +161,23 @@ def test_the_first_pass_on_cuda_measures_and_the_next_takes_what_fits(monkeypatc
     batch = BatchSize("cuda")
     list(batch.passes(step, torch.arange(7)))
     assert sizes == [1, 3, 3], "3 GiB a window, 8 free and 4 idle in torch's own pool, four fifths of which are usable"
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_float32_is_exact_inside_and_as_before_afterwards(exact: bool) -> None:
+    def settings() -> tuple[bool, str]:
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    before = settings()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(ValueError, match="inside"), exact_float32(exact):
+            assert settings() == ((False, "highest") if exact else (True, "high"))
+            raise ValueError("inside")
+        assert settings() == (True, "high")
+    finally:
+        torch.set_float32_matmul_precision(before[1])
+    assert settings() == before
