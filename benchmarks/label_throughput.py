@@ -23,6 +23,7 @@ import gc
 import os
 import platform
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -103,9 +104,29 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(size: str, device: torch.device, options: argparse.Namespace, most: float) -> str:
-    """A row of the table, or why there is none."""
-    config = VisageConfig.released(size, experts=(1, 2)[: options.experts])
+@dataclass
+class Throughput:
+    """What one model reached."""
+
+    size: str
+    parameters: int
+    windows: int  # per pass
+    frames_per_second: float
+    flops_per_frame: float
+    flops_per_second: float
+    gpu_gib: float | None  # the most memory that was allocated
+
+    def row(self, most: float) -> str:
+        """A row of the table; `most`: the ceiling."""
+        memory = "-" if self.gpu_gib is None else f"{self.gpu_gib:.1f} GiB"
+        return (
+            f"{self.size:>4} {self.parameters / 1e6:>9,.0f} M {self.windows:>6} {self.frames_per_second:>10.2f} "
+            f"{self.flops_per_frame / 1e12:>8.3f} {self.flops_per_second / 1e12:>9.3f} {self.flops_per_second / most:>9.0%} {memory:>10}"
+        )
+
+
+def measure(size: str, config: VisageConfig, device: torch.device, options: argparse.Namespace) -> Throughput | str:
+    """The throughput of one model, or why there is none."""
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     with torch.device("meta"):
         net = VisageNet(config)
@@ -142,13 +163,10 @@ def measure(size: str, device: torch.device, options: argparse.Namespace, most: 
     except torch.OutOfMemoryError:
         return f"{size:>4}  skipped: not even one window fits on {device} beside {needed / 2**30:.1f} GiB of weights"
     assert torch.isfinite(logits).all(), "random weights gave no finite logits"
-    rate = window_flops(config) * windows / seconds
-    memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else "-"
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     batch = teacher.batch.windows if device.type == "cuda" else min(PAIR, windows)
-    return (
-        f"{size:>4} {parameters / 1e6:>9,.0f} M {batch:>6} {windows * config.trunk.frames / seconds:>10.2f} "
-        f"{window_flops(config) / config.trunk.frames / 1e12:>8.3f} {rate / 1e12:>9.3f} {rate / most:>9.0%} {memory:>10}"
-    )
+    frames, flops = config.trunk.frames, window_flops(config)
+    return Throughput(size, parameters, batch, windows * frames / seconds, flops / frames, flops * windows / seconds, memory)
 
 
 def prepare_rate() -> float:
@@ -193,7 +211,9 @@ def main() -> None:
     print(f"ceiling: {most / 1e12:.3f} TFLOP/s, product of {shape[0]}x{shape[1]} and {shape[1]}x{shape[2]}")
     print("size  parameters  batch   frames/s  TF/frame   TFLOP/s  of ceiling    memory")
     for size in options.sizes:
-        print(measure(size, device, options, most), flush=True)
+        config = VisageConfig.released(size, experts=(1, 2)[: options.experts])
+        found = measure(size, config, device, options)
+        print(found if isinstance(found, str) else found.row(most), flush=True)
         torch.compiler.reset()  # it and the reference cycles of compiled modules keep the weights
         gc.collect()
         if device.type == "cuda":

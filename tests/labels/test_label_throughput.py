@@ -56,13 +56,13 @@ def test_6b_costs_what_is_published(benchmark):
 def test_a_row_is_measured_or_says_why_not(benchmark, monkeypatch, precision):
     trunk = InternVideo2Config(width=16, heads=2, mlp_width=16, frames=4, px=16, patch=8)
     small = VisageConfig(trunk=trunk, lora_rank=4, out_px=12)
-    monkeypatch.setattr(benchmark.VisageConfig, "released", lambda size, **_: small)
-    options = Namespace(experts=2, precision=precision, compile=False, batch=0, windows=3, seconds=0.0)
-    row = benchmark.measure("S", torch.device("cpu"), options, most=1e12).split()
+    options = Namespace(precision=precision, compile=False, batch=0, windows=3, seconds=0.0)
+    row = benchmark.measure("S", small, torch.device("cpu"), options).row(1e12).split()
     assert row[0] == "S" and row[2] == "M" and float(row[4]) > 0 and row[7].endswith("%")
     monkeypatch.setattr(benchmark, "free_memory", lambda _: 1000)
-    row = benchmark.measure("6B", torch.device("cpu"), options, most=1e12)
-    assert row == "  6B  skipped: 0.0 GiB of weights, 0.0 GiB free on cpu"
+    assert (
+        benchmark.measure("6B", small, torch.device("cpu"), options) == "  6B  skipped: 0.0 GiB of weights, 0.0 GiB free on cpu"
+    )
 
 
 def test_the_ceiling_is_a_rate_and_its_shape(benchmark, monkeypatch):
