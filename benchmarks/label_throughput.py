@@ -214,8 +214,9 @@ def main() -> None:
         config = VisageConfig.released(size, experts=(1, 2)[: options.experts])
         found = measure(size, config, device, options)
         print(found if isinstance(found, str) else found.row(most), flush=True)
-        torch.compiler.reset()  # it and the reference cycles of compiled modules keep the weights
-        gc.collect()
+        if options.compile:  # the compiler and the modules' reference cycles keep the weights
+            torch.compiler.reset()
+            gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     if device.type == "cuda":

@@ -29,7 +29,10 @@ PAIR = 2
 """Windows per pass on the CPU, in each of several threads. Two of the small ViSAGE's cost 1.4 times as much as one."""
 
 MOST_WINDOWS = 8
-"""Largest number of windows per pass: even one of ViSAGE's makes matrices of 5,000 rows."""
+"""Largest number of windows per pass: even one of ViSAGE's makes matrices of 5,000 rows.
+
+Nine would have more than 2^31 numbers in the features that its first expert enlarges, which torch refuses to do on CUDA.
+"""
 
 USABLE = 0.8
 """Share of the free memory to plan with; the rest covers fragmentation and what grows faster than the batch."""
