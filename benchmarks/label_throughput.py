@@ -146,7 +146,8 @@ def measure(size: str, config: VisageConfig, device: torch.device, options: argp
 
     try:
         if device.type == "cuda":
-            teacher.infer(clip(), config.sample_fps)  # finds the batch
+            if not options.batch:  # a given batch needs no pass of one window, for which everything would be compiled too
+                teacher.infer(clip(), config.sample_fps)  # finds the batch
             torch.cuda.reset_peak_memory_stats(device)
             windows = options.windows or 4 * teacher.batch.windows
             teacher.infer(inputs := clip(), config.sample_fps)  # warms up, compiles
