@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.jsonl").touch()
     if options.only:
         # The folders at the top are packages below `distill`, as pyproject's package map has it.
         sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]

@@ -369,7 +369,7 @@ def _stage(part: Part, task: fine_tune.TwoStages, stage: int, steps: int) -> tup
         at = Moment((stage - 1) * steps + step, stage - 1, step)
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        values = task.backward(task.batch(at), at).values
+        values = task.backward(task.batch(task.draw(at), at), at).values
         optimizer.step()
         losses.append(sum(value.item() for value in values.values()))  # waits for the GPU
         seconds.append(time.perf_counter() - started)
