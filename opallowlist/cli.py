@@ -27,8 +27,13 @@ from distill.opallowlist.gate import NoVerdict, require_contract
 from distill.opallowlist.gate import check as check_model
 from distill.opallowlist.loading import NoLoader, require_onnx
 from distill.opallowlist.report import Report, printable
+from distill.opallowlist.scan import MAX_FINDINGS
 
 ACCEPTED, REFUSED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+MAX_BATCH_FINDINGS = 10_000
+"""Violations and warnings listed for all files of one command; beyond them, each file lists its first three."""
+_FEWEST_FINDINGS = 3
 
 app = typer.Typer(
     name="opallowlist",
@@ -72,9 +77,15 @@ def check(
         return _fail(str(error))
     reports: list[Report] = []
     unread: list[formats.Unread] = []
+    left = MAX_BATCH_FINDINGS
     for model in models:
+        at_most = max(_FEWEST_FINDINGS, min(left, MAX_FINDINGS))
         try:
-            reports.append(check_model(model, allowlist=allowed, contract=contract, max_bytes=max_bytes, load=load))
+            report = check_model(
+                model, allowlist=allowed, contract=contract, max_bytes=max_bytes, load=load, max_findings=at_most
+            )
+            reports.append(report)
+            left -= len(report.violations) + len(report.warnings)
         except (Unreadable, NoVerdict, NoLoader) as error:
             message = f"{model}: {error}" if isinstance(error, NoLoader) else str(error)  # the others begin with it
             unread.append(formats.Unread(model, message))

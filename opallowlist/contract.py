@@ -265,7 +265,7 @@ def _check_rank(graph: messages.Graph) -> Iterator[Violation]:
             if node.op_type == "Unsqueeze" and rank > 4:
                 message = f"makes a tensor of rank {rank}; a model of single frames stays at rank 4"
                 way_out = "carry time in the state, and export the model for one frame"
-                yield Violation("contract-rank", message, "main", node.name, node.op_type, index, way_out)
+                yield Violation("contract-rank", message, "main", short(node.name), node.op_type, index, way_out)
 
 
 def _rank(node: messages.Node, ranks: Mapping[str, int], sizes: Mapping[str, int]) -> int | None:

@@ -6,12 +6,12 @@ a count; JSON and SARIF list each. Standard library only.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from urllib.parse import quote
 
-from distill.opallowlist.report import RULES, Report, Violation, printable
+from distill.opallowlist.report import OTHER_OPS, RULES, Report, Violation, printable
 
 JSON_SCHEMA = "opallowlist/1"
 """The `schema` field of every JSON object; the number changes when the meaning of a field does."""
@@ -36,7 +36,7 @@ def text(report: Report) -> str:
     about = []
     if facts.nodes is not None:
         about += [f"opset {'?' if facts.opset is None else facts.opset}", f"IR {facts.ir_version}"]
-        about += [_count(facts.nodes, "node"), _count(len(facts.ops), "operator")]
+        about += [_count(facts.nodes, "node"), _operators(facts.ops)]
     about.append(f"list {printable(report.allowlist)} ({report.allowed})")
     if report.contract is not None:
         about.append(f"contract {report.contract}")
@@ -151,6 +151,10 @@ def _places(group: Sequence[Violation], at_most: int) -> str:
 
 def _way_out(violation: Violation) -> str:
     return f"try: {violation.remedy}" if violation.remedy else ""
+
+
+def _operators(ops: Mapping[str, int]) -> str:
+    return f"over {_count(len(ops) - 1, 'operator')}" if OTHER_OPS in ops else _count(len(ops), "operator")
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ from distill.opallowlist.allowlist import Allowlist, AnyList, load_list
 from distill.opallowlist.container import MAX_BYTES, Source
 from distill.opallowlist.contract import CONTRACTS, check_contract, resolve
 from distill.opallowlist.report import Facts, Report, Violation, short
-from distill.opallowlist.scan import scan
+from distill.opallowlist.scan import MAX_FINDINGS, scan
 from distill.opallowlist.wiring import check_wiring
 
 
@@ -27,6 +27,7 @@ def check(
     contract: str | None = None,
     max_bytes: int = MAX_BYTES,
     load: bool = False,
+    max_findings: int = MAX_FINDINGS,
 ) -> Report:
     """Check one model as the downstream does, and more strictly where the downstream's scanner does not look.
 
@@ -34,6 +35,7 @@ def check(
     built-in list, a file (see `load_list`) or a loaded list. `contract` is one of CONTRACTS, or None to check only the
     content. `max_bytes` is the largest file accepted. `load`: what is accepted so far is also given to onnx.checker and,
     where it is installed, to ONNX Runtime, in a child process with limits (see `loading`); with a contract it is run, too.
+    `max_findings`: violations that the report lists, and warnings; it counts the others.
 
     Damaged, hostile or foreign files raise nothing: they are refused, and the report says why. Raises `Unreadable` (an
     OSError) if the file cannot be read, `ListError` for an unusable list, ValueError for an unknown contract, `NoLoader`
@@ -49,7 +51,7 @@ def check(
     if isinstance(data, Violation):
         return Report(source, allowed.name, len(allowed), contract, (data,))
     try:
-        return _judge(data, source, allowed, contract, load)
+        return _judge(data, source, allowed, contract, load, max_findings)
     except loading.NoLoader:
         raise
     except Exception as error:
@@ -84,12 +86,12 @@ def require_contract(contract: str | None) -> None:
     raise ValueError(f"unknown contract '{contract}'; {hint}")
 
 
-def _judge(data: bytes, source: str, allowed: Allowlist, contract: str | None, load: bool) -> Report:
+def _judge(data: bytes, source: str, allowed: Allowlist, contract: str | None, load: bool, max_findings: int) -> Report:
     facts = Facts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     decoded = _decode(data)
     if isinstance(decoded, Violation):
         return Report(source, allowed.name, len(allowed), contract, (decoded,), facts=facts)
-    found = scan(decoded, allowed)
+    found = scan(decoded, allowed, max_findings)
     if decoded.graph is not None:
         for violation in check_wiring(decoded.graph):
             found.refuse(violation)

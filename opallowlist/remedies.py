@@ -4,6 +4,8 @@ A remedy is offered only if the list contains every operator that it needs. Test
 operators that they replace. Standard library only.
 """
 
+import functools
+
 from distill.opallowlist.allowlist import Allowlist
 
 _QDQ = "quantise statically: float operators between QuantizeLinear and DequantizeLinear pairs"
@@ -98,5 +100,11 @@ def remedy(op_type: str, allowed: Allowlist) -> str:
     text, needs = REMEDIES.get(op_type, ("", ""))
     if text and all(op in allowed for op in needs.split()):
         return text
-    other_case = next((op for op in sorted(allowed.ops) if op.casefold() == op_type.casefold()), None)
+    other_case = _by_case(allowed).get(op_type.casefold())
     return f"the list has '{other_case}'; names are compared case by case" if other_case else ""
+
+
+@functools.cache
+def _by_case(allowed: Allowlist) -> dict[str, str]:
+    """A listed operator by its name without case, the first of several: a file may ask for 500,000."""
+    return {op.casefold(): op for op in sorted(allowed.ops, reverse=True)}

@@ -55,6 +55,10 @@ RULES = {
 """Rule id -> its description, in the order in which a file is checked."""
 
 
+OTHER_OPS = "(others)"
+"""The key in `Facts.ops` for the operators that are not counted by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One reason to refuse the model (in `Report.violations`) or to have another look (in `Report.warnings`)."""
@@ -104,7 +108,7 @@ class Facts:
     """Of the default domain."""
     nodes: int | None = None
     ops: Mapping[str, int] = field(default_factory=dict)
-    """Operator -> number of nodes, most frequent first."""
+    """Operator -> number of nodes, most frequent first; beyond 200 operators the others together, as OTHER_OPS."""
     loaded_by: tuple[str, ...] = ()
     """With `load`: the programs that accepted the model, with their versions (`onnx.checker 1.23.2`, `ONNX Runtime 1.32.0`)."""
 
@@ -140,6 +144,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def short(name: str) -> str:
+def short(name: str, longest: int = 127) -> str:
     """A name, shortened for a report: a file may contain thousands of names of 64 KB."""
-    return name if len(name) <= 127 else f"{name[:124]}..."
+    return name if len(name) <= longest else f"{name[: longest - 3]}..."

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from distill.opallowlist import messages, remedies, tensors, wire
 from distill.opallowlist.allowlist import Allowlist
 from distill.opallowlist.nodes import TYPES, attribute_problems, definition_problems, first_opset, reading_problem
-from distill.opallowlist.report import Violation, short
+from distill.opallowlist.report import OTHER_OPS, Violation, short
 
 MAX_DEPTH = 8
 """Subgraphs inside subgraphs; the main graph is depth 0. VMAF_DNN_MAX_SUBGRAPH_DEPTH."""
@@ -33,8 +33,11 @@ HOUSE_IR = 8
 RESIZE_MODES = (b"nearest", b"linear")
 DEFAULT_DOMAINS = ("", "ai.onnx")
 MAX_FINDINGS = 1_000
-"""Findings listed for one model; the report only counts the others."""
+"""Violations listed for one model unless fewer are asked for, and warnings; the report only counts the others."""
+MAX_OPS = 200
+"""Operators counted by name for one model. Others are counted together: a file can have 500,000 names of operators."""
 
+_STEP = 40  # characters of a name in a path, which may have eight steps of two names
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -42,6 +45,8 @@ _EXTERNAL = 1  # TensorProto.DataLocation
 class Findings:
     """The result of scanning one model."""
 
+    at_most: int = MAX_FINDINGS
+    """Violations listed, and warnings, and operators counted by name (these at most MAX_OPS)."""
     violations: list[Violation] = field(default_factory=list)
     warnings: list[Violation] = field(default_factory=list)
     ops: Counter[str] = field(default_factory=Counter)
@@ -49,19 +54,33 @@ class Findings:
     opset: int | None = None
     """Of the default domain; None if missing or contradictory."""
     unlisted: int = 0
-    """Violations beyond MAX_FINDINGS."""
+    """Violations that are not listed."""
+    unlisted_warnings: int = 0
+
+    def count(self, op: str) -> None:
+        """Count a node of the operator `op`."""
+        op = short(op)
+        self.ops[op if op in self.ops or len(self.ops) < min(MAX_OPS, self.at_most) else OTHER_OPS] += 1
 
     def refuse(self, violation: Violation) -> None:
-        if len(self.violations) < MAX_FINDINGS:
+        if len(self.violations) < self.at_most:
             self.violations.append(violation)
         else:
             self.unlisted += 1
 
+    def warn(self, violation: Violation) -> None:
+        if len(self.warnings) < self.at_most:
+            self.warnings.append(violation)
+        else:
+            self.unlisted_warnings += 1
+
     def warned(self) -> list[Violation]:
-        """The warnings, with one more if violations were left out."""
-        if not self.unlisted:
-            return self.warnings
-        return [*self.warnings, Violation("too-many", f"{self.unlisted:,} more violations are not listed")]
+        """The warnings, with one more for the violations that were left out, and for the warnings."""
+        left_out = {"violations": self.unlisted, "warnings": self.unlisted_warnings}
+        return [
+            *self.warnings,
+            *(Violation("too-many", f"{n:,} more {what} are not listed") for what, n in left_out.items() if n),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +103,9 @@ class Scope:
         return self.owner.startswith("functions/")
 
 
-def scan(model: messages.Model, allowed: Allowlist) -> Findings:
+def scan(model: messages.Model, allowed: Allowlist, at_most: int = MAX_FINDINGS) -> Findings:
     """Apply every content rule to every graph and function of `model`. Iterative; each graph is visited once."""
-    found = Findings()
+    found = Findings(at_most)
     _check_header(model, found)
     used_domains: set[str] = set()
     loops = 0
@@ -100,7 +119,7 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
         inner: list[Scope] = []
         for index, node in enumerate(scope.graph.node):
             used_domains.add(node.domain)
-            found.ops[short(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")] += 1
+            found.count(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")
             _check_op(node, index, scope, allowed, found)
             if node.op_type == "Loop":
                 loops += 1
@@ -122,7 +141,7 @@ def scan(model: messages.Model, allowed: Allowlist) -> Findings:
     for entry in model.opset_import:
         if entry.domain not in DEFAULT_DOMAINS and entry.domain not in used_domains:
             message = f"imports the domain '{short(entry.domain)}' and uses nothing of it"
-            found.warnings.append(Violation("unused-domain", message, remedy="drop it from opset_import"))
+            found.warn(Violation("unused-domain", message, remedy="drop it from opset_import"))
     return found
 
 
@@ -135,7 +154,7 @@ def _check_header(model: messages.Model, found: Findings) -> None:
     elif model.ir_version != HOUSE_IR:
         message = f"IR version {model.ir_version} where the house value is {HOUSE_IR}"
         way_out = f"save with model.ir_version = {HOUSE_IR}; ONNX Runtime 1.16 loads no IR 10"
-        found.warnings.append(Violation("house-ir", message, remedy=way_out))
+        found.warn(Violation("house-ir", message, remedy=way_out))
     versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
     found.opset = versions[0] if len(versions) == 1 else None
     if found.opset not in OPSETS:
@@ -145,7 +164,7 @@ def _check_header(model: messages.Model, found: Findings) -> None:
         way_out = f"export for opset {HOUSE_OPSET}, or convert with onnx.version_converter"
         found.refuse(Violation("opset", message, remedy=way_out))
     elif found.opset != HOUSE_OPSET:
-        found.warnings.append(Violation("house-opset", f"opset {found.opset} where the house value is {HOUSE_OPSET}"))
+        found.warn(Violation("house-opset", f"opset {found.opset} where the house value is {HOUSE_OPSET}"))
 
 
 def _roots(model: messages.Model, found: Findings) -> Iterator[Scope]:
@@ -329,9 +348,9 @@ def _nested(declared: messages.ValueType | None) -> Iterator[messages.ValueType 
 def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:
     """The graphs in an attribute of `node` (`/If_3`) in the graph at the path `owner`, which is at `depth`."""
     if attribute.g is not None:
-        yield Scope(owner, f"{node}.{short(attribute.name)}", depth + 1, attribute.g)
+        yield Scope(owner, f"{node}.{short(attribute.name, _STEP)}", depth + 1, attribute.g)
     for number, graph in enumerate(attribute.graphs):
-        yield Scope(owner, f"{node}.{short(attribute.name)}[{number}]", depth + 1, graph)
+        yield Scope(owner, f"{node}.{short(attribute.name, _STEP)}[{number}]", depth + 1, graph)
 
 
 def _at(rule: str, message: str, scope: Scope, node: messages.Node, index: int, way_out: str) -> Violation:
@@ -347,4 +366,4 @@ def _placed(rule: str, message: str, scope: Scope, at: _At, way_out: str, name: 
 
 def label(node: messages.Node, index: int) -> str:
     """A node in a graph path: `If_3`."""
-    return f"{short(node.op_type)}_{index}"
+    return f"{short(node.op_type, _STEP)}_{index}"

@@ -131,26 +131,29 @@ def _mark_ahead(name: str, walk: _Walk) -> None:
 
 def _check_declared(graph: messages.Graph, path: str, depth: int) -> Iterator[Violation]:
     """One name twice among what a graph declares."""
-    inputs = Counter(value.name for value in graph.input)
-    initializers = Counter(_initializers(graph))
+    inputs, initializers = [value.name for value in graph.input], list(_initializers(graph))
     for kind, names in (("an input", inputs), ("an initializer", initializers)):
-        for name, times in names.items():
-            if not name:
-                yield _broken(f"{kind} has no name", path)
-            if times > 1:
-                yield _broken(f"'{short(name)}' is {kind} {times} times", path)
+        if "" in names:
+            yield _broken(f"{kind} has no name", path)
+        for name, times in _repeated(names):
+            yield _broken(f"'{short(name)}' is {kind} {times} times", path)
     if depth:
-        for name in inputs:
-            if name in initializers:
-                yield _broken(f"'{short(name)}' is an input of a subgraph and an initializer too", path)
-    for name, times in Counter(node.name for node in graph.node if node.name).items():
-        if times > 1:
-            yield _broken(f"{times} nodes are called '{short(name)}'; ONNX Runtime refuses that", path)
+        for name in set(inputs).intersection(initializers):
+            yield _broken(f"'{short(name)}' is an input of a subgraph and an initializer too", path)
+    for name, times in _repeated([node.name for node in graph.node if node.name]):
+        yield _broken(f"{times} nodes are called '{short(name)}'; ONNX Runtime refuses that", path)
     computed = {name for node in graph.node for name in node.output} if len(graph.value_info) > 1 else set()
     for name in _contradicted([value for value in graph.value_info if value.name in computed]):
         yield _broken(f"value_info declares '{short(name)}' with two types or shapes", path)
     for name in _contradicted(graph.output):
         yield _broken(f"output '{short(name)}' is declared with two types or shapes", path)
+
+
+def _repeated(names: Sequence[str]) -> Iterable[tuple[str, int]]:
+    """The names that occur more than once, with how often."""
+    if len(names) < 2 or len(names) == len(set(names)):
+        return ()
+    return ((name, times) for name, times in Counter(names).items() if times > 1)
 
 
 def _contradicted(values: Sequence[messages.Value]) -> Iterable[str]:
