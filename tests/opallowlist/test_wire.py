@@ -241,14 +241,18 @@ BOMBS = {
     "unknown names": "graph(tagged(1, tagged(4, b'Add') + b'\\x0a\\x02ab' * 990_000))",
     "dimension names": "graph(tagged(11, tagged(1, b'state_in') + tagged(2, tagged(1, tagged(2, tagged(1, tagged(2, b'h')) * 2))))"
     " + tagged(13, tagged(1, b'v' * 60_000) + tagged(2, tagged(1, tagged(2, tagged(1, tagged(2, b'h')) * 490_000)))))",
+    "unlisted operators": "graph(tagged(1, tagged(4, b'Qqq')) * 499_000)",
+    "tensors with data": "graph((tagged(5, tagged(4, b'abcdabcd' * 12))) * 495_000)",
+    "data in two pieces": "graph(tagged(5, tagged(4, b'abcd' * (6 << 20)) + tagged(4, b'abcd' * (6 << 20))))",
+    "wide by one character": "graph(tagged(5, tagged(8, b'a' * 65_000 + b'\\xf0\\x9f\\x98\\x80')) * 800)",
     "zeros": "bytes(50 << 20)",
     "continuations": "graph(tagged(5, tagged(7, b'\\x80' * (49 << 20))))",
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_hostile_file_costs_little_memory_and_time(name):
-    """In a separate process, because peak memory is measured: under 500 MB, file included, and no hang."""
+def test_a_hostile_file_costs_little_memory_and_time(name, tmp_path):
+    """In a separate process, because peak memory is measured: under 300 MB, file included, and no hang."""
     script = textwrap.dedent(f"""
         import re, time
         from pathlib import Path
@@ -264,9 +268,11 @@ def test_a_hostile_file_costs_little_memory_and_time(name):
             for _ in range(7):
                 nodes = tagged(1, tagged(4, b"O" * 120) + tagged(5, tagged(1, b"a" * 120) + tagged(6, nodes)))
             return graph(nodes)
-        data = {BOMBS[name]}
+        path = Path({str(tmp_path / "bomb.onnx")!r})
+        path.write_bytes({BOMBS[name]})
+        Path("/proc/self/clear_refs").write_text("5")  # making the file had a peak of its own
         start = time.process_time()
-        report = check(data, contract="saliency")
+        report = check(path, contract="saliency")
         text(report)
         assert not report.ok
         # ru_maxrss would count the test process that forked this one
@@ -276,7 +282,7 @@ def test_a_hostile_file_costs_little_memory_and_time(name):
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     seconds, megabytes, why = result.stdout.split(" ", 2)
-    assert float(megabytes) < 500 and float(seconds) < 30, (seconds, megabytes, why)
+    assert float(megabytes) < 300 and float(seconds) < 30, (seconds, megabytes, why)
 
 
 def test_a_file_that_claims_gigabytes_is_refused_without_allocating_them(tmp_path):
