@@ -86,12 +86,12 @@ class NestedType:
 
 @dataclass(slots=True)
 class MapType:
-    value_type: ValueType | None = None
+    """Operators of other domains have these, and opaque types."""
 
 
 @dataclass(slots=True)
 class OpaqueType:
-    """A type that only its own domain knows."""
+    pass
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from distill.opallowlist.messages import Attribute, Node
+from distill.opallowlist.messages import Attribute, Graph, Node
 from distill.opallowlist.report import short
 
 # AttributeProto.AttributeType -> its field. An absent number, string or list is read as 0, "" or an empty list; an absent
@@ -104,6 +104,21 @@ def definition_problems(node: Node, opset: int) -> Iterator[str]:
         yield f"no attribute '{name}', which it needs"
     if node.op_type == "Constant" and len(attributes) != 1:
         yield f"{len(attributes)} values where it has 1"
+    for name in ("then_branch", "else_branch", "body"):
+        if name in attributes and name in operator.required and (graph := attributes[name].g) is not None:
+            yield from _subgraph_problems(node, name, graph)
+
+
+def _subgraph_problems(node: Node, name: str, graph: Graph) -> Iterator[str]:
+    """A branch gives what the If gives. The body of a Loop also takes the iteration and gives the condition."""
+    in_body = name == "body"
+    if in_body and len(graph.input) != len(node.input):
+        yield f"'{name}' has {len(graph.input):,} inputs where this node makes it {len(node.input):,}"
+    if in_body and len(node.output) < len(node.input) - 2:
+        yield f"{len(node.output):,} outputs for {len(node.input) - 2:,} carried values"
+    expected = len(node.output) + in_body
+    if len(graph.output) != expected:
+        yield f"'{name}' has {len(graph.output):,} outputs where this node makes it {expected:,}"
 
 
 def _value_problems(kind: str, names: Sequence[str], formal: str) -> Iterator[str]:

@@ -28,6 +28,19 @@ OPSETS = range(7, 22)
 """Accepted by the downstream's model registry; its ONNX Runtime loads up to 22."""
 IR_VERSIONS = range(3, 11)
 """From 3 on a model states its opset; above 10 the downstream's older ONNX Runtimes do not load it."""
+MAX_VERSION = (1 << 31) - 1
+NEWEST = dict.fromkeys(
+    (
+        "ai.onnx.preview.training",
+        "ai.onnx.training",
+        "com.microsoft",
+        "com.microsoft.experimental",
+        "com.microsoft.nchwc",
+        "org.pytorch.aten",
+    ),
+    1,
+) | {"ai.onnx.ml": 5}
+"""Domain -> the newest version that ONNX Runtime 1.22 loads, even if nothing of it is used; other domains may have any."""
 HOUSE_OPSET = 17
 HOUSE_IR = 8
 RESIZE_MODES = (b"nearest", b"linear")
@@ -155,6 +168,11 @@ def _check_header(model: messages.Model, found: Findings) -> None:
         message = f"IR version {model.ir_version} where the house value is {HOUSE_IR}"
         way_out = f"save with model.ir_version = {HOUSE_IR}; ONNX Runtime 1.16 loads no IR 10"
         found.warn(Violation("house-ir", message, remedy=way_out))
+    for entry in model.opset_import:
+        newest = NEWEST.get(entry.domain, MAX_VERSION)
+        if entry.domain not in DEFAULT_DOMAINS and not 1 <= entry.version <= newest:
+            message = f"version {entry.version} of the domain '{short(entry.domain)}'; accepted are 1 to {newest}"
+            found.refuse(Violation("opset", message, remedy="drop it from opset_import"))
     versions = sorted({entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS})
     found.opset = versions[0] if len(versions) == 1 else None
     if found.opset not in OPSETS:
@@ -283,8 +301,11 @@ def _check_attribute(attribute: messages.Attribute, scope: Scope, at: _At, found
     sparse = () if attribute.sparse_tensor is None else (attribute.sparse_tensor,)
     _check_tensors((*single, *attribute.tensors), (*sparse, *attribute.sparse_tensors), scope, at, found)
     for declared in (attribute.tp, *attribute.type_protos):
-        if declared is not None and _is_sparse(declared):
-            found.refuse(_placed("sparse", f"a sparse type in '{short(attribute.name)}'", scope, at, _DENSE))
+        if declared is not None:
+            rule, problem = _type_problem(declared)
+            if rule:
+                message = f"the attribute '{short(attribute.name)}' has {problem}"
+                found.refuse(_placed(rule, message, scope, at, "declare a dense tensor"))
 
 
 def _check_tensors(
@@ -302,47 +323,39 @@ def _check_tensors(
         found.refuse(_placed(rule, message, scope, at, way_out, tensor.name))
     for one in sparse:
         name = one.values.name if one.values is not None else ""
-        found.refuse(_placed("sparse", "a sparse tensor", scope, at, _DENSE, name))
-
-
-_DENSE = "store it dense"
+        found.refuse(_placed("sparse", "a sparse tensor", scope, at, "store it dense", name))
 
 
 def _check_types(scope: Scope, found: Findings) -> None:
-    """The declared types of a graph's values. Only those of the main graph have to be declared."""
+    """The declared types of a graph's values. Only the main graph has to declare any."""
     graph = scope.graph
     for kind, values in (("input", graph.input), ("output", graph.output), ("value_info", graph.value_info)):
+        needed = kind != "value_info" and scope.depth == 0
         for value in values:
-            declared = value.type
-            if declared is not None and _is_sparse(declared):
-                found.refuse(_placed("sparse", f"the {kind} '{short(value.name)}' is sparse", scope, None, _DENSE))
-            elif kind != "value_info" and scope.depth == 0 and (problem := _type_problem(declared)):
+            rule, problem = _type_problem(value.type)
+            if rule and (needed or problem != _NO_TYPE):
                 message = f"the {kind} '{short(value.name)}' has {problem}"
-                found.refuse(_placed("value-type", message, scope, None, "declare its element type"))
+                found.refuse(_placed(rule, message, scope, None, "declare a dense tensor"))
 
 
-def _type_problem(declared: messages.ValueType | None) -> str:
-    *_, innermost = _nested(declared)
-    if innermost is None or innermost.tensor is None:
-        return "no type"
-    elem_type = innermost.tensor.elem_type
-    return "" if elem_type in tensors.STORAGE else f"the element type {elem_type}; ONNX Runtime has 1 to 13 and 16 to 22"
+_NO_TYPE = "no type"
 
 
-def _is_sparse(declared: messages.ValueType) -> bool:
-    return any(part is not None and part.sparse_tensor is not None for part in _nested(declared))
-
-
-def _nested(declared: messages.ValueType | None) -> Iterator[messages.ValueType | None]:
-    """The type, then what it is a sequence, an optional or a map of, and so on."""
-    yield declared
-    while declared is not None:
-        around = declared.sequence or declared.optional
-        inner = around.elem_type if around is not None else declared.map.value_type if declared.map is not None else None
-        if around is None and declared.map is None:
-            return
-        yield inner
-        declared = inner
+def _type_problem(declared: messages.ValueType | None) -> tuple[str, str]:
+    """The rule that the type breaks, and what it is; empty for a tensor, a sequence of tensors, or an optional of these."""
+    if declared is not None and declared.optional is not None:
+        declared = declared.optional.elem_type
+    if declared is not None and declared.sequence is not None:
+        declared = declared.sequence.elem_type
+    if declared is None or declared == messages.ValueType():
+        return "value-type", _NO_TYPE
+    if declared.sparse_tensor is not None:
+        return "sparse", "a sparse type"
+    if declared.tensor is None:
+        return "value-type", "a type that ONNX Runtime or the operators of the list do not have"
+    if declared.tensor.elem_type not in tensors.STORAGE:
+        return "value-type", f"the element type {declared.tensor.elem_type}; ONNX Runtime has 1 to 13 and 16 to 22"
+    return "", ""
 
 
 def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:

@@ -151,6 +151,39 @@ def test_no_empty_name_stands_for_one_of_many(image):
     assert "definition" in rules
 
 
+SUBGRAPHS = {
+    # the node's outputs, carried values, the body's inputs and outputs
+    "one value": ("y = Loop (m, ok, x)", "int64 i, bool c, float[2] v", "bool d, float[2] w", True),
+    "a scan output": ("y, z = Loop (m, ok, x)", "int64 i, bool c, float[2] v", "bool d, float[2] w, float[2] u", True),
+    "an input less": ("y = Loop (m, ok, x)", "int64 i, bool c", "bool d, float[2] w", False),
+    "an input more": ("y = Loop (m, ok, x)", "int64 i, bool c, float[2] v, float[2] v2", "bool d, float[2] w", False),
+    "an output less": ("y = Loop (m, ok, x)", "int64 i, bool c, float[2] v", "bool d", False),
+    "an output more": ("y = Loop (m, ok, x)", "int64 i, bool c, float[2] v", "bool d, float[2] w, float[2] u", False),
+    "fewer outputs than values": (
+        "y = Loop (m, ok, x, x)", "int64 i, bool c, float[2] v, float[2] v2", "bool d, float[2] w", False
+    ),  # aborts ONNX Runtime 1.22
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUBGRAPHS)
+def test_bodies_of_loops(name):
+    node, inputs, outputs, accepted = SUBGRAPHS[name]
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) <bool ok = {{1}}> {{
+          m = Constant <value = int64 {{2}}> ()
+          {node} <body: graph = b ({inputs}) => ({outputs}) {{ d = Identity (c)  w = Relu (x)  u = Relu (w) }}> }}""")
+    assert {violation.rule for violation in check(model).violations} == (set() if accepted else {"definition"})
+
+
+@pytest.mark.parametrize(("outputs", "accepted"), [("float[2] t", True), ("", False), ("float[2] t, float[2] u", False)])
+def test_branches(outputs, accepted):
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) <bool ok = {{1}}> {{
+          y = If (ok) <then_branch: graph = a () => ({outputs}) {{ t = Relu (x)  u = Relu (x) }},
+                       else_branch: graph = b () => (float[2] e) {{ e = Tanh (x) }}> }}""")
+    assert {violation.rule for violation in check(model).violations} == (set() if accepted else {"definition"})
+
+
 def test_operators_of_other_lists_are_not_judged(image, tmp_path):
     (tmp_path / "ops.txt").write_text("Conv Sigmoid Where")
     image.graph.node.insert(1, helper.make_node("Where", ["c"], ["r"]))

@@ -88,22 +88,34 @@ def planted(draw, op: st.SearchStrategy[str]) -> tuple[onnx.ModelProto, str, int
 
 
 def connect(model: onnx.ModelProto) -> None:
-    """Give every output a name of its own and every input a definition, so that nothing else is wrong with the model."""
+    """Give every output a name of its own, every input a definition, every branch and body the outputs that its node has.
+
+    Then nothing else is wrong with the model.
+    """
     for name in "xc":
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    todo = [model.graph.node, *(function.node for function in model.functions)]
-    todo += [training.algorithm.node for training in model.training_info]
+    roots = [model.graph, *model.functions, *(training.algorithm for training in model.training_info)]
+    todo = [(root, 0) for root in roots]
     count = 0
     while todo:
-        nodes = todo.pop()
-        for node in nodes:
+        graph, results = todo.pop()
+        graph.node.extend(helper.make_node("Constant", [], ["y"], value_int=1) for _ in range(results))
+        for node in graph.node:
             count += 1
             if node.op_type == "Loop":
                 node.input[0] = f"v{count - 1}"  # the Constant before it
             node.output[:] = [f"v{count}"] if node.output else []
             node.name = f"{count} {node.name}" if node.name else ""
             for attribute in node.attribute:
-                todo += [graph.node for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]]
+                todo += [(inner, 0) for inner in attribute.graphs]
+                if attribute.HasField("g"):
+                    todo.append((attribute.g, 2 if node.op_type == "Loop" else 1))
+                if node.op_type == "Loop":
+                    inputs = [helper.make_tensor_value_info(f"{name}{count}", TensorProto.FLOAT, None) for name in "ik"]
+                    attribute.g.input.extend(inputs)
+        if results:
+            names = [node.output[0] for node in graph.node[-results:]]
+            graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
 
 
 @repeatable
