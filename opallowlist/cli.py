@@ -5,11 +5,10 @@
     opallowlist diff A B
 
 Exit codes: 0 every model accepted (lists equal), 1 at least one refused (lists differ), 2 usage or unreadable, 130
-interrupted. Anything unforeseen is 2: 1 always means that a model was checked and refused.
+interrupted. Anything unforeseen is 2, a full or closed standard output too: 1 always means that a model was checked and
+refused. A reader that closes the pipe changes no code.
 """
 
-import contextlib
-import io
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from distill.opallowlist import formats
+from distill.opallowlist import formats, streams
 from distill.opallowlist.allowlist import BUILT_IN, ListError, load_list
 from distill.opallowlist.container import MAX_BYTES, Unreadable
 from distill.opallowlist.contract import CONTRACTS
@@ -51,7 +50,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> int:
     if version:
-        _print(f"opallowlist {_version()}")
+        print(f"opallowlist {_version()}")
     return ACCEPTED
 
 
@@ -99,11 +98,11 @@ def check(
         if len(models) > 1 and not (quiet and not shown):
             blocks.append(formats.summary(reports, unread))
         if blocks:
-            _print("\n".join(blocks))
+            print("\n".join(blocks))
     elif form is Format.json:
-        _print(formats.as_json(reports, unread))
+        print(formats.as_json(reports, unread))
     else:
-        _print(formats.sarif(reports, unread, _version()) if form is Format.sarif else formats.github(reports, unread))
+        print(formats.sarif(reports, unread, _version()) if form is Format.sarif else formats.github(reports, unread))
     if unread:
         return NOT_RUN
     return ACCEPTED if all(report.ok for report in reports) else REFUSED
@@ -116,7 +115,7 @@ def ops(
     """Print a list, one operator per line, sorted."""
     allowed = load_list(allowlist)
     names = sorted(allowed.ops)
-    _print(json.dumps({"schema": formats.JSON_SCHEMA, "list": allowed.name, "ops": names}) if as_json else "\n".join(names))
+    print(json.dumps({"schema": formats.JSON_SCHEMA, "list": allowed.name, "ops": names}) if as_json else "\n".join(names))
     return ACCEPTED
 
 
@@ -130,9 +129,9 @@ def diff(
     first, second = load_list(a), load_list(b)
     gone, new = sorted(first.ops - second.ops), sorted(second.ops - first.ops)
     if as_json:
-        _print(json.dumps({"schema": formats.JSON_SCHEMA, "a": a, "b": b, "only_a": gone, "only_b": new}))
+        print(json.dumps({"schema": formats.JSON_SCHEMA, "a": a, "b": b, "only_a": gone, "only_b": new}))
     elif gone or new:
-        _print("\n".join([*(f"- {op}" for op in gone), *(f"+ {op}" for op in new)]))
+        print("\n".join([*(f"- {op}" for op in gone), *(f"+ {op}" for op in new)]))
     return REFUSED if gone or new else ACCEPTED
 
 
@@ -140,24 +139,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code. `--debug` anywhere shows the traceback of an internal error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    sys.exit(_run([argument for argument in arguments if argument != "--debug"], debug))
+    streams.take_over()
+    code = _run([argument for argument in arguments if argument != "--debug"], debug)
+    if code != INTERRUPTED and (problem := streams.lost_output()):
+        code = _fail(problem)
+    sys.exit(code)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        # Not standalone mode, in which typer turns a closed pipe, an abort and an uncaught error into exit code 1.
+        # Not standalone mode, in which typer turns an abort and an uncaught error into exit code 1.
         code = app(arguments, prog_name="opallowlist", standalone_mode=False, obj={"debug": debug})
         return code if isinstance(code, int) else NOT_RUN
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except SystemExit:
-        return ACCEPTED  # typer exits only for `opallowlist --help | head`
     except ListError as error:
         return _fail(str(error))
     except OSError as error:
         if debug:
             traceback.print_exc()
-        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -180,25 +181,11 @@ def _fail(message: str) -> int:
 
 
 def _complain(message: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"opallowlist: {printable(message)}", file=sys.stderr)
-
-
-def _print(text: str) -> None:
-    if sys.stdout is None:  # started with standard output closed
-        return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without ✗ gets ?, not an exception
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has closed the pipe (`| head`). The verdict is unchanged; the interpreter's final flush must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"opallowlist: {printable(message)}", file=sys.stderr)
 
 
 def _coloured(block: str) -> str:
-    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return block
     colours = {"✗": "red", "!": "yellow"}
     verdict, *lines = block.splitlines()

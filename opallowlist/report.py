@@ -33,7 +33,7 @@ RULES = {
     "loop-count": "the model has more Loops than the downstream allows",
     "loop-trip-count": "a Loop's trip count is not a small constant",
     "resize-mode": "Resize uses a mode other than nearest or linear",
-    "wiring": "a name is used before it is defined, defined twice, or declared as an output and not computed",
+    "wiring": "a name is used before it is defined, given twice, or declared as an output and not computed",
     # the contract
     "contract-inputs": "the inputs are not the contract's",
     "contract-outputs": "the outputs are not the contract's",

@@ -1,20 +1,20 @@
 """The console script: runs the command line and turns errors into one line on standard error and an exit code.
 
-Exit codes: 0 done, 1 a gate or check failed, 2 could not run, 130 interrupted and resumable; nothing else ever.
+Exit codes: 0 done, 1 a gate or check failed, 2 could not run (or could not print its result), 130 interrupted and
+resumable; nothing else ever. A reader that closes the pipe changes no code.
 """
 
-import contextlib
 import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
 from distill.cli.app import app
 from distill.cli.output import print_json
+from distill.opallowlist import streams
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.extras import extra_of, how_to_install
 
@@ -27,16 +27,11 @@ def main() -> None:
     # Before torch loads its OpenMP: threads that spin while they wait cost a training step 3 to 20 times its time
     # on a machine where anything else runs, and gain nothing measurable where nothing does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # started with it closed; the null device takes its number, before another file does
-            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    streams.take_over()
     code = run_command(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-        sys.stdout.close()
-    except BrokenPipeError:  # the reader has gone: write nothing more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 0
+    if code != 130 and (problem := streams.lost_output()):
+        print(f"distill: {problem}", file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 
@@ -47,17 +42,13 @@ def run_command(arguments: Sequence[str]) -> int:
         if code == 130:  # typer turns Ctrl-C into this exit code
             raise KeyboardInterrupt
         return int(code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
             traceback.print_exception(error)
         message, code = describe_error(error)
         message = " ".join(message.split())
         if "--json" in arguments:
-            with contextlib.suppress(OSError):  # standard output may be what is full, or closed
-                print_json({"schema": 1, "error": message, "exit_code": code})
+            print_json({"schema": 1, "error": message, "exit_code": code})
         if message:  # `distill` alone has printed the help
             print(f"distill: {message}", file=sys.stderr)
         return code
