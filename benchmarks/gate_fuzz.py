@@ -9,20 +9,23 @@ is a second onnxruntime (`pip install --target DIR --no-deps onnxruntime==1.22.1
 """
 
 import argparse
+import contextlib
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests are not installed
 
 from tests.opallowlist import fuzzing
-from tests.opallowlist.fuzzing.oracle import Judge, Result, faults, reason
-from tests.opallowlist.fuzzing.seeds import pool
+from tests.opallowlist.fuzzing.oracle import Judge, Result, faults, refusals
+from tests.opallowlist.fuzzing.seeds import pool, save_pool
 
 EXAMPLES = 5
 """Cases named, and files kept, of each sort of fault."""
@@ -37,7 +40,7 @@ class Table:
         self.kinds: dict[str, Counter[str]] = defaultdict(Counter)
         self.worst: dict[str, tuple[float, str]] = {}
         self.faults: dict[str, list[str]] = defaultdict(list)
-        self.reasons: dict[str, Counter[str]] = defaultdict(Counter)
+        self.reasons: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = defaultdict(list)
 
     def add(self, level: str, number: int, result: Result, runtime: str = "") -> None:
@@ -52,21 +55,23 @@ class Table:
                 for what in ("cpu", "peak"):
                     if result.get(what, 0) >= self.worst.get(what, (0,))[0]:
                         self.worst[what] = (result[what], where)
-            for judge in ("load", "runtime", "run"):
-                if judge in result:
-                    why = reason(result[judge])
-                    self.reasons[judge + runtime][why] += 1
-                    examples = self.examples[f"{judge}{runtime}: {why}"]
-                    if len(examples) < EXAMPLES:
-                        examples.append(f"{where} ({kind}) {result[judge][-300:]}")
+            for judge, said in refusals(result):
+                why = f"{judge}{runtime}: {said}"
+                self.reasons[why] += 1
+                if self.reasons[why] <= EXAMPLES:
+                    words = result.get(judge) or result.get("words", "")
+                    self.examples[why].append(f"{where} ({kind}) {words[-300:]}")
+                    if "died" in result:
+                        self._save(level, number, why, result)
             for fault in faults(result):
                 self.kinds[kind]["faults"] += 1
                 self.faults[fault + runtime].append(where)
-                if self.keep is not None and len(self.faults[fault + runtime]) <= EXAMPLES:
+                if len(self.faults[fault + runtime]) <= EXAMPLES:
                     self._save(level, number, f"{fault}{runtime}", result)
 
     def _save(self, level: str, number: int, fault: str, result: Result) -> None:
-        assert self.keep is not None
+        if self.keep is None:
+            return
         self.keep.mkdir(parents=True, exist_ok=True)
         made = fuzzing.case(level, number, self.seed, pool(public_too=True))
         stem = "".join(c if c.isalnum() else "_" for c in f"{fault}_{made.kind}_{level}_{self.seed}_{number}")
@@ -80,9 +85,11 @@ class Table:
         for kind, row in [*sorted(self.kinds.items()), ("all", total)]:
             lines.append(f"{kind:<32}" + "".join(f"{row[name]:>10,}" for name in names))
         lines.append("")
-        for judge, counts in self.reasons.items():
-            lines.append(f"accepted by the scan, refused by {judge}: {sum(counts.values()):,}")
-            lines += [f"    {count:6,}  {why}" for why, count in counts.most_common()]
+        lines.append("accepted by the scan, but refused by")
+        lines += [
+            f"{count:10,}  {why}"
+            for why, count in sorted(self.reasons.items(), key=lambda item: (item[0].split(":")[0], -item[1]))
+        ]
         units = {"cpu": "s of CPU time", "peak": "MB"}
         lines += [f"most for one check: {value:.3g} {units[what]} ({where})" for what, (value, where) in self.worst.items()]
         for fault, cases in self.faults.items():
@@ -94,15 +101,15 @@ class Table:
         return {name: getattr(self, name) for name in names}
 
 
-def run(cases: list[tuple[str, int]], table: Table, jobs: int, runtime: Path | None) -> None:
-    """Judge `cases` with `jobs` workers at once; returns early, with what there is, when interrupted."""
+def run(cases: list[tuple[str, int]], table: Table, jobs: int, runtime: Path | None, pool_file: Path) -> None:
+    """Judge `cases`, made from the files in `pool_file`, with `jobs` workers at once."""
     todo: Iterator[tuple[str, int]] = iter(cases)
     stop, lock = threading.Event(), threading.Lock()
     done = Counter({"files": 0})
 
     def work() -> None:
-        first = Judge(public_too=True)
-        second = Judge(public_too=True, runtime=runtime) if runtime is not None else None
+        first = Judge(pool_file)
+        second = Judge(pool_file, runtime) if runtime is not None else None
         try:
             while not stop.is_set():
                 with lock:
@@ -119,34 +126,31 @@ def run(cases: list[tuple[str, int]], table: Table, jobs: int, runtime: Path | N
                 if second is not None and result.get("accepted"):
                     again = second.ask(level, number, table.seed, gate=False)
                     if not stop.is_set():
-                        # --load is judged by the first runtime; the second may refuse more, but must survive.
-                        again = {key: value for key, value in again.items() if key != "load"} | {"kind": result["kind"]}
-                        if "load" in result:
-                            again["load"] = result["load"]
-                        table.add(level, number, again, f" ({runtime.name})" if runtime else "")
+                        table.add(level, number, again | {"kind": result["kind"]}, f" ({runtime.name})" if runtime else "")
                 done["files"] += 1
         finally:
             first.close()
             if second is not None:
                 second.close()
 
-    pool(public_too=True)
-    threads = [threading.Thread(target=work) for _ in range(jobs)]
     began = time.monotonic()
-    for thread in threads:
-        thread.start()
+    workers = ThreadPoolExecutor(jobs)
+    pending = [workers.submit(work) for _ in range(jobs)]
     try:
-        while any(thread.is_alive() for thread in threads):
-            time.sleep(1)
+        while wait(pending, timeout=1, return_when=FIRST_EXCEPTION).not_done:
             count = done["files"]
             left = (len(cases) - count) * (time.monotonic() - began) / max(count, 1)
             faulty = sum(map(len, table.faults.values()))
             print(f"\r{count:,} of {len(cases):,} files, {faulty} faults, {left / 60:.0f} min left ", end="", file=sys.stderr)
+            for thread in pending:
+                if thread.done():
+                    thread.result()  # raises what it raised
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
+        workers.shutdown()
         print(file=sys.stderr)
+    for thread in pending:
+        thread.result()
 
 
 def main() -> int:
@@ -163,11 +167,12 @@ def main() -> int:
     cases = [("structured", number) for number in range(arguments.first, arguments.first + arguments.structured)]
     cases += [("bytes", number) for number in range(arguments.first, arguments.first + arguments.bytes)]
     table = Table(arguments.seed, arguments.keep)
-    code = 0
-    try:
-        run(cases, table, arguments.jobs, arguments.runtime)
-    except KeyboardInterrupt:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         code = 130
+        pool_file = Path(folder) / "pool.zip"
+        save_pool(pool(public_too=True), pool_file)
+        run(cases, table, arguments.jobs, arguments.runtime, pool_file)
+        code = 0
     print(table.text())
     if arguments.json:
         arguments.json.write_text(json.dumps(table.to_dict(), indent=1))

@@ -25,10 +25,13 @@ CPU_LIMIT, PEAK_LIMIT, TRIP_LIMIT = 2.0, 300.0, 1024
 
 
 class Judge:
-    """One worker. `runtime`: a folder with another onnxruntime, as `pip install --target` makes it."""
+    """One worker.
 
-    def __init__(self, *, public_too: bool = False, runtime: Path | None = None) -> None:
-        self._command = [sys.executable, "-W", "error", "-m", "tests.opallowlist.fuzzing.worker", *["--public"] * public_too]
+    pool: a file of `seeds.save_pool`. runtime: a folder with another onnxruntime, as `pip install --target` makes it.
+    """
+
+    def __init__(self, pool: Path, runtime: Path | None = None) -> None:
+        self._command = [sys.executable, "-W", "error", "-m", "tests.opallowlist.fuzzing.worker", str(pool)]
         self._environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         if runtime is not None:
             self._environment["PYTHONPATH"] = str(runtime)
@@ -94,29 +97,47 @@ def faults(result: Result) -> list[str]:
         found.append("another verdict for the same model")
     if result.get("iterations", 0) > TRIP_LIMIT:
         found.append("accepted, and a Loop runs longer than the gate allows")
-    if "runtime" in result and "load" not in result:
+    if {"runtime", "cpu"} <= set(result) and "load" not in result:
         found.append("accepted by --load, does not load")
     return found
 
 
+# What the libraries say around the reason: the node with all its inputs, the way down to it, names and paths.
+_AROUND = re.compile(
+    r"In Node, .*?, Error |Graph attribute inferencing failed: |\[ONNXRuntimeError\] : \d+ : \w+ : |\(tensor name: .*?\)|==> Context.*"
+    r"|(, node name: |Name: ?')[^)']*|Input \d+ expected to have type but instead is null|/onnxruntime_src/\S*|\[\w+Error\]"
+)
+
 # In this order: the first that matches is the reason.
 _REASONS = {
-    "memory": r"bad.?alloc|MemoryError|memory|Failed to allocate",
+    "memory": r"bad.?alloc|MemoryError|Failed to allocate|SafeInt",
+    "no kernel for the type": r"Could not find an implementation|NOT_IMPLEMENTED",
+    "unknown attribute": r"Unrecognized attribute",
     "sparse tensor": r"[Ss]parse",
-    "tensor data": r"raw.?data|TensorProto|tensor data|data_type|UnpackTensor|number of elements|size mismatch|initializer.*(size|data)"
-    r"|Data size|field .* (data|value)|no.*value field",
-    "names": r"SSA|[Dd]uplicate|already|not unique|topological|not output of any previous|is not a graph input|not a graph|"
-    r"does not exist in the graph|No such|unique|[Nn]ame.*(used|defined)|outer scope|must.*name|"
-    r"should not be empty|nodes? .* empty|field '?name'?",
-    "attribute": r"[Aa]ttribute|attr\b|kernel_shape|strides|pads|axis|axes|perm|group|dilations|[Mm]ode|coordinate_transf",
-    "inputs and outputs of a node": r"input size|output size|has (\w+ )?inputs|number of (inputs|outputs)|not in range|min=|"
-    r"[Mm]issing.*(input|output)|inputs? .* (missing|required)|subgraph.*(inputs|outputs)|Out of bounds|out of range",
-    "types": r"[Tt]ype",
-    "ranks and shapes": r"[Ss]hape|[Rr]ank|[Dd]imension|[Dd]im\b|dims|broadcast|Broadcast|elements|size",
-    "opset or operator": r"opset|No Op|not a registered|No opset|is not registered|NOT_IMPLEMENTED|domain|not implemented|IR",
+    "type of an attribute": r"type field and data field mismatch|appeared multiple times|attribute.*type|type of attribute",
+    "value of an attribute": r"[Aa]ttribute|kernel_shape|strides|\bpads?\b|\baxis|axes|perm\b|dilations|[Mm]ode\b|kernel channels",
+    "tensor data": r"one and only one value field|data_type|data size|raw_data|number of elements|should be stored|Deserialize"
+    r"|dimension value|product overflow",
+    "type of an input or output": r"'type' of|'shape' of|does not have type information|elem_type",
+    "names": r"SSA|[Dd]uplicate|already|not unique|topological|not output of any previous|in initializer but not in graph input|"
+    r"does not exist in the graph|non-empty|unique|outer scope|field '?name'?|'name' of|NodeProto for Constant",
+    "opset": r"only \*guarantees\*|[Oo]pset|not a registered|No Op|domain",
+    "inputs and outputs of a node": r"(input|output) size|not in range|inputs? (but|were)|number of (inputs|outputs)|[Mm]issing"
+    r"|required|Out of bounds|provided|marked single|!= nullptr",
+    "types": r"Type Error|typestr|elem type|[Tt]ype",
+    "ranks and shapes": r"[Ss]hape|[Rr]ank|[Dd]imension|dims?\b|[Bb]roadcast|scalar|tensor|elements|size|Incompatible",
 }  # fmt: skip
 
 
 def reason(text: str) -> str:
     """The kind of reason that the checker or the runtime gives."""
-    return next((kind for kind, pattern in _REASONS.items() if re.search(pattern, text)), "other")
+    said = _AROUND.sub("", text)
+    return next((kind for kind, pattern in _REASONS.items() if re.search(pattern, said)), "other")
+
+
+def refusals(result: Result) -> list[tuple[str, str]]:
+    """Who refuses what the scan accepted (`load`, the runtime by itself, a run of the model), and the kind of reason."""
+    found = [(judge, reason(result[judge])) for judge in ("load", "runtime", "run") if judge in result]
+    if "died" in result:
+        found.append((result["died"], f"ends with {result['by']}"))
+    return found

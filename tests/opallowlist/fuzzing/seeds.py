@@ -1,6 +1,7 @@
 """The models that are mutated: small ones in ONNX's own text, the shipped students, and the public node tests of onnx."""
 
 import warnings
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -196,3 +197,15 @@ def pool(*, public_too: bool) -> list[tuple[str, bytes]]:
     """(Name, file) to draw from: mostly small ones, whose every byte counts."""
     drawn = list(small().items()) * 3 + list(shipped().items())
     return [*drawn * 20, *public().items()] if public_too else drawn
+
+
+def save_pool(files: list[tuple[str, bytes]], path: Path) -> None:
+    """For `load_pool`: a worker that starts again has no 3 s to collect them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (name, data) in enumerate(files):
+            archive.writestr(f"{number:06} {name}", data)
+
+
+def load_pool(path: Path) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        return [(name.partition(" ")[2], archive.read(name)) for name in archive.namelist()]

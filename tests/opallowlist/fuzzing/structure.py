@@ -104,6 +104,8 @@ def renamed_domain(rng: Random, model: ModelProto) -> None:
 
 
 def opset(rng: Random, model: ModelProto) -> None:
+    if not model.opset_import:
+        model.opset_import.add(version=17)
     version = rng.choice(
         (-1, -17, 0, 1, 6, 7, 8, 9, 10, 12, 13, 16, 18, 20, 21, 22, 23, 99, 1 << 31, (1 << 63) - 1, -(1 << 63))
     )
@@ -188,7 +190,7 @@ def trip_count(rng: Random, model: ModelProto) -> None:
         loops = [(model.graph, model.graph.node[1])]
     graph, loop = rng.choice(loops)
     count = rng.choice((0, 1, 3, 1024, 1025, 50_000, 1 << 31, -1, (1 << 63) - 1))
-    constant = next((node for node in graph.node if loop.input[0] in node.output), None)
+    constant = next((node for node in graph.node if loop.input[0] in node.output and node.attribute), None)
     way = rng.choice(sorted(TRIP_WAYS))
     if constant is None or way not in ("in place", "second value", "type", "other attribute", "extra output"):
         graph.node.insert(0, helper.make_node("Constant", [], [f"t{rng.getrandbits(32):x}"], value=scalar(count)))

@@ -1,9 +1,10 @@
 """A child process that makes mutated files and judges each: the gate, the downstream's scanner, the checker, ONNX Runtime.
 
-    python -W error -m tests.opallowlist.fuzzing.worker [--public]
+    python -W error -m tests.opallowlist.fuzzing.worker POOL
 
-Standard input: lines of JSON, `{"level", "number", "seed", "gate"}`; `gate` false: only the checker and the runtime. Standard
-output: the name of each stage as it begins, then the result as JSON. Whatever kills this process is thus known by its place.
+POOL is a file of `seeds.save_pool`. Standard input: lines of JSON, `{"level", "number", "seed", "gate"}`; `gate` false: only
+the checker and the runtime. Standard output: the name of each stage as it begins, then the result as JSON. Whatever kills this
+process is thus known by its place.
 """
 
 import json
@@ -23,7 +24,7 @@ from distill.opallowlist import Report, check, load_list
 from distill.opallowlist.child import examine, set_limits
 from distill.opallowlist.formats import as_json, github, sarif, text
 from tests.opallowlist.fuzzing import Case, case
-from tests.opallowlist.fuzzing.seeds import pool
+from tests.opallowlist.fuzzing.seeds import load_pool
 from tests.opallowlist.scanner import scan
 
 CPU_SECONDS = 10
@@ -35,7 +36,7 @@ ALLOWED = load_list("libvmaf")
 
 
 def main() -> None:
-    files = pool(public_too="--public" in sys.argv)
+    files = load_pool(Path(sys.argv[1]))
     verdicts: dict[bytes, bool] = {}
     set_limits(cpu_seconds=1 << 30, memory=MEMORY)
     for line in sys.stdin:
