@@ -185,7 +185,9 @@ def label(part: Part, size: str, compiled: str = "") -> None:
         return
     batch = _found(part.out, f"label-{size}", "windows_per_pass") or 8
     options = Namespace(
-        precision="fp32" if part.tiny else "bf16", compile=bool(compiled), batch=batch if compiled else 0, windows=0,
+        precision="fp32" if part.tiny else "bf16", compile=bool(compiled), batch=batch if compiled else 0,
+        windows=2 * batch if size == "6B" else 0,  # 6B takes seconds for a pass
+       
         seconds=0.0 if part.tiny else 4.0,
     )  # fmt: skip
     config, started = TINY_VISAGE if part.tiny else VisageConfig.released(size), time.perf_counter()
