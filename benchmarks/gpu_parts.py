@@ -47,8 +47,10 @@ from distill.run.files import ArrayFile, read_json
 from distill.run.parallel import job
 from distill.run.progress import Narrator
 from distill.run.stages import Context
+from distill.teachers.frames import resize
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.unisal import Unisal
+from distill.teachers.unisal import teacher as unisal_teacher
 from distill.teachers.visage import VisageConfig, random_net
 from distill.training import fine_tune, student
 from distill.training.batches import Sample
@@ -93,6 +95,8 @@ class Part:
 def run(name: str, device: str, seconds: float, out: Path, shared: Path) -> None:
     """Runs a part, here and now."""
     part = Part(name, choose(device)[0], time.monotonic() + seconds, out, shared)
+    if torch.__version__ < "2.12":  # it has no Lanczos filter; for times, and to compare devices, another does as well
+        unisal_teacher.resize = lambda clip, height, width, mode: resize(clip, height, width, "bicubic")
     kind, _, rest = name.partition("-")
     PARTS[kind](part, *rest.split("-")) if rest else PARTS[kind](part)
 
@@ -186,8 +190,7 @@ def label(part: Part, size: str, compiled: str = "") -> None:
     batch = _found(part.out, f"label-{size}", "windows_per_pass") or 8
     options = Namespace(
         precision="fp32" if part.tiny else "bf16", compile=bool(compiled), batch=batch if compiled else 0,
-        windows=2 * batch if size == "6B" else 0,  # 6B takes seconds for a pass
-       
+        windows=2 * batch if size == "6B" else 0,  # of 6B, four batches would take ten seconds
         seconds=0.0 if part.tiny else 4.0,
     )  # fmt: skip
     config, started = TINY_VISAGE if part.tiny else VisageConfig.released(size), time.perf_counter()
