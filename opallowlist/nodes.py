@@ -110,10 +110,12 @@ def definition_problems(node: Node, opset: int) -> Iterator[str]:
 
 
 def _subgraph_problems(node: Node, name: str, graph: Graph) -> Iterator[str]:
-    """A branch gives what the If gives. The body of a Loop also takes the iteration and gives the condition."""
+    """A branch takes nothing and gives what the If gives. The body of a Loop takes what the Loop takes, and the iteration
+    where that has the limit; it also gives the condition."""
     in_body = name == "body"
-    if in_body and len(graph.input) != len(node.input):
-        yield f"'{name}' has {len(graph.input):,} inputs where this node makes it {len(node.input):,}"
+    taken = len(node.input) if in_body else 0
+    if len(graph.input) != taken:
+        yield f"'{name}' has {len(graph.input):,} inputs where this node makes it {taken:,}"
     if in_body and len(node.output) < len(node.input) - 2:
         yield f"{len(node.output):,} outputs for {len(node.input) - 2:,} carried values"
     expected = len(node.output) + in_body

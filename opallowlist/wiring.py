@@ -14,86 +14,83 @@ from dataclasses import dataclass, field
 
 from distill.opallowlist import messages
 from distill.opallowlist.report import Violation, short
-from distill.opallowlist.scan import DEFAULT_DOMAINS, MAX_DEPTH, Scope, label, subgraphs
+from distill.opallowlist.scan import MAX_DEPTH, Scope, label, subgraphs
 
 _MAX_MARKS = 64
-"""Nodes of the main graph with a bit of their own in `_Walk`. The others share the next bit, on which nothing ever depends."""
+"""Nodes of one graph with a bit of their own in `_Level`. The others share the next bit, on which nothing ever depends."""
 
 
 @dataclass(slots=True)
-class _Walk:
-    """What is known on the way through the nodes in file order, those of a subgraph at the place of the node that owns it."""
+class _Level:
+    """What is known of a graph on the way through its nodes in file order, those of subgraphs at the place of their owner."""
 
-    visible: dict[str, int] = field(default_factory=dict)
-    """Name -> the depths of the graphs, among those around this place, that define it; one bit each, the main graph's is 1."""
-    position: dict[str, int] = field(default_factory=dict)
-    """Output of a node of the main graph -> the node's index."""
+    position: dict[str, int]
+    """Output of a node -> the node's index; empty if the graph has no subgraphs."""
     index: int = 0
-    """Of the main graph's node that is read, or in whose subgraphs the walk is."""
+    """Of the node that is read, or in whose subgraphs the walk is."""
+    reached: int = 0
+    """The bits of the nodes that this node depends on, as far as its inputs are read."""
     mark: int = 0
-    """The bit of that node, once one of its subgraphs has defined a name that a later node of the main graph computes too."""
+    """The bit of this node, once one of its subgraphs has defined a name that a later node computes too."""
     marks: int = 0
     """Number of nodes with a bit."""
     ahead: dict[str, int] = field(default_factory=dict)
     """Name of that kind -> the bits of the nodes whose subgraphs define it."""
     behind: dict[str, int] = field(default_factory=dict)
-    """Output of a node of the main graph -> the bits of the nodes that it depends on."""
-    reached: int = 0
-    """The bits of the nodes that the main graph's node depends on, as far as its inputs are read."""
+    """Output of a node -> the bits of the nodes that it depends on."""
 
 
 def check_wiring(main: messages.Graph) -> Iterator[Violation]:
     """Every deviation from these rules in `main` and its subgraphs, down to the depth that the downstream follows."""
-    walk = _Walk()
-    if any(attribute.g is not None or attribute.graphs for node in main.node for attribute in node.attribute):
-        walk.position = {name: index for index, node in enumerate(main.node) for name in node.output}
-    return _check_graph(Scope("main", "", 0, main), walk)
+    return _check_graph(Scope("main", "", 0, main), {}, [])
 
 
-def _check_graph(scope: Scope, walk: _Walk) -> Iterator[Violation]:
+def _check_graph(scope: Scope, visible: dict[str, int], levels: list[_Level]) -> Iterator[Violation]:
+    """`visible`: name -> the depths of those graphs around this place that define it, as bits. `levels`: these graphs."""
     graph, path, here = scope.graph, scope.path, 1 << scope.depth
     yield from _check_declared(graph, path, scope.depth)
     for name in _given(graph):
-        walk.visible[name] = walk.visible.get(name, 0) | here
+        visible[name] = visible.get(name, 0) | here
+    level = _Level({})
+    if any(attribute.g is not None or attribute.graphs for node in graph.node for attribute in node.attribute):
+        level.position = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    levels.append(level)
     for index, node in enumerate(graph.node):
-        if here == 1:
-            walk.index, walk.mark, walk.reached = index, 0, 0
+        level.index, level.reached, level.mark = index, 0, 0
         for name in node.input:
-            depths = walk.visible.get(name)
-            if name and not depths:
+            if depths := visible.get(name, 0):
+                definer = levels[depths.bit_length() - 1]
+                definer.reached |= definer.behind.get(name, 0)
+            elif name:
                 yield _broken(f"input '{short(name)}' is defined nowhere before this node", path, node, index)
-            elif depths == 1 and name in walk.behind:
-                walk.reached |= walk.behind[name]
         for attribute in node.attribute:
             if attribute.g is None and not attribute.graphs:
                 continue
             for inner in subgraphs(attribute, path, f"/{label(node, index)}", scope.depth):
-                if inner.graph.input and node.op_type == "If" and node.domain in DEFAULT_DOMAINS:
-                    yield _broken("a branch of an If has inputs; nothing is passed to them", inner.path)
                 if inner.depth <= MAX_DEPTH:
-                    yield from _check_graph(inner, walk)
-        depends_on = (walk.reached | walk.mark) & ~(1 << _MAX_MARKS)
-        for name in node.output:
-            depths = walk.visible.get(name, 0)
-            if not name:
-                continue
+                    yield from _check_graph(inner, visible, levels)
+        depends_on = (level.reached | level.mark) & ~(1 << _MAX_MARKS)
+        for name in filter(None, node.output):
+            depths = visible.get(name, 0)
             if depths & here:
                 yield _broken(f"'{short(name)}' is defined twice", path, node, index)
             elif depths:
                 yield _broken(f"'{short(name)}' is defined in a graph around this one too", path, node, index)
-            elif here != 1 and walk.position.get(name, -1) > walk.index:
-                _mark_ahead(name, walk)
-            elif here == 1 and walk.ahead.get(name, 0) & ~depends_on:
+            elif level.ahead.get(name, 0) & ~depends_on:
                 message = f"'{short(name)}' is defined inside an earlier node too, and ONNX Runtime may run this one first"
                 yield _broken(message, path, node, index)
-            walk.visible[name] = depths | here
-            if here == 1 and depends_on:
-                walk.behind[name] = depends_on
+            for outer in levels[:-1]:
+                if outer.position.get(name, -1) > outer.index:
+                    _mark_ahead(name, outer)
+            visible[name] = depths | here
+            if depends_on:
+                level.behind[name] = depends_on
+    levels.pop()
     for value in graph.output:
-        if not walk.visible.get(value.name, 0) & here:
+        if not visible.get(value.name, 0) & here:
             yield _broken(f"output '{short(value.name)}' is computed nowhere in this graph", path)
-    if here != 1:
-        _leave(graph, here, walk)
+    if scope.depth:
+        _leave(graph, here, visible)
 
 
 def _given(graph: messages.Graph) -> Iterator[str]:
@@ -107,26 +104,26 @@ def _initializers(graph: messages.Graph) -> Iterator[str]:
     yield from (sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None)
 
 
-def _leave(graph: messages.Graph, here: int, walk: _Walk) -> None:
+def _leave(graph: messages.Graph, here: int, visible: dict[str, int]) -> None:
     """Take back what `graph` defines."""
     for names in (_given(graph), *(node.output for node in graph.node)):
         for name in names:
-            if left := walk.visible.get(name, 0) & ~here:
-                walk.visible[name] = left
+            if left := visible.get(name, 0) & ~here:
+                visible[name] = left
             else:
-                walk.visible.pop(name, None)
+                visible.pop(name, None)
 
 
-def _mark_ahead(name: str, walk: _Walk) -> None:
-    """Note that a subgraph of the main graph's node has defined `name`, which a later node of the main graph computes too.
+def _mark_ahead(name: str, level: _Level) -> None:
+    """Note that a subgraph of the graph's node has defined `name`, which a later node of the graph computes too.
 
-    That is right if the later node depends on this one. If not, ONNX Runtime, which sorts the main graph's nodes anew, may
-    run the later one first; the subgraph then defines a visible name, and the model is refused.
+    That is right if the later node depends on this one. If not, ONNX Runtime, which sorts the nodes of a graph anew, may take
+    the later one first; the subgraph then defines a visible name, and the model is refused.
     """
-    if not walk.mark:
-        walk.mark = 1 << min(walk.marks, _MAX_MARKS)
-        walk.marks += 1
-    walk.ahead[name] = walk.ahead.get(name, 0) | walk.mark
+    if not level.mark:
+        level.mark = 1 << min(level.marks, _MAX_MARKS)
+        level.marks += 1
+    level.ahead[name] = level.ahead.get(name, 0) | level.mark
 
 
 def _check_declared(graph: messages.Graph, path: str, depth: int) -> Iterator[Violation]:

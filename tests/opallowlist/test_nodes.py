@@ -175,11 +175,14 @@ def test_bodies_of_loops(name):
     assert {violation.rule for violation in check(model).violations} == (set() if accepted else {"definition"})
 
 
-@pytest.mark.parametrize(("outputs", "accepted"), [("float[2] t", True), ("", False), ("float[2] t, float[2] u", False)])
-def test_branches(outputs, accepted):
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "accepted"),
+    [("", "float[2] t", True), ("", "", False), ("", "float[2] t, float[2] u", False), ("float[2] i", "float[2] t", False)],
+)
+def test_branches(inputs, outputs, accepted):
     model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
         g (float[2] x) => (float[2] y) <bool ok = {{1}}> {{
-          y = If (ok) <then_branch: graph = a () => ({outputs}) {{ t = Relu (x)  u = Relu (x) }},
+          y = If (ok) <then_branch: graph = a ({inputs}) => ({outputs}) {{ t = Relu (x)  u = Relu (x) }},
                        else_branch: graph = b () => (float[2] e) {{ e = Tanh (x) }}> }}""")
     assert {violation.rule for violation in check(model).violations} == (set() if accepted else {"definition"})
 

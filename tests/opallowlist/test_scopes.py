@@ -1,6 +1,7 @@
 """Names in nested graphs and names given twice: the gate's verdict on each, and that nobody refuses what it accepts.
 
-`refused` says whose verdict it is: `checker`, `runtime`, `both`; `crash` is a file that ends ONNX Runtime 1.22.
+`refused` says whose verdict it is: `checker`, `runtime`, `both`; `crash` is a file that ends ONNX Runtime 1.22,
+`luck` one that loads because the runtime happens to take its nodes in the right order.
 """
 
 import onnx
@@ -67,6 +68,7 @@ SCOPES = {
         branching(then="z = Relu (a) t = Neg (z)", later="z = Neg (x)"), "runtime", "'z' is defined inside an earlier node too"
     ),
     "nested, a later node first": (nested("z = Relu (a) n = Neg (z)", later="z = Neg (x)"), "runtime", "'z' is defined inside"),
+    "nested, a later node between first": (nested("q = Relu (a) n = Neg (q)", after="q = Neg (a)"), "luck", "'q' is defined inside"),
     "output of outside": (branching(out="a", then="q = Neg (a)"), "both", "output 'a' is computed nowhere in this graph"),
     "output is an outer initializer": (branching(out="w", then=""), "both", "output 'w' is computed nowhere in this graph"),
     "input and initializer of a body": (looping(constants="<float[1] p = {1}>"), "crash", "'p' is an input of a subgraph and"),
@@ -81,7 +83,9 @@ SCOPES = {
     "named like a dependent by capture": (
         branching(then="y2 = Relu (a) t = Neg (y2)", later=SECOND.format("t = Relu (y)")), "", ""
     ),
-    "nested, named like a later one between": (nested("q = Relu (a) n = Neg (q)", after="q = Neg (a)"), "", ""),
+    "nested, named like a dependent between": (
+        nested("q = Relu (a) n = Neg (q)", before="u = Neg (a)", after="v = Neg (t) q = Neg (v)"), "", ""
+    ),
     "an initializer hides a value": (branching(given="<float[1] a = {5}>"), "", ""),
     "an initializer hides an input": (branching(given="<float[1] x = {5}>", then="t = Neg (x)"), "", ""),
     "an initializer hides a later value": (branching(given="<float[1] z = {5}>", then="t = Neg (z)", later="z = Neg (x)"), "", ""),
@@ -131,7 +135,6 @@ TWICE = {
     "output, two types": (STRAIGHT, lambda g: g.output.append(value("y", INT64, [1])), "checker", "output 'y' is declared with two"),
     "initializer without a name": (STRAIGHT, initializer(""), "checker", "an initializer has no name"),
     "input without a name": (STRAIGHT, lambda g: g.input.append(value("", FLOAT, [1])), "checker", "an input has no name"),
-    "a branch with an input": (branching(), inside(lambda g: g.input.append(value("i", FLOAT, [1]))), "both", "a branch of an If has"),
     # Everybody reads these alike.
     "output": (STRAIGHT, lambda g: g.output.append(g.output[0]), "", ""),
     "output of a branch": (
@@ -157,6 +160,8 @@ def test_the_verdict(model, refused, message):
 
 @pytest.mark.parametrize(("model", "refused", "message"), CASES)
 def test_the_checker_and_the_runtime_agree(model, refused, message):
+    if refused == "luck":
+        return
     if refused != "runtime":
         if refused:
             with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
