@@ -16,6 +16,7 @@ from importlib import resources
 
 from distill.opallowlist.messages import Attribute, Graph, Node
 from distill.opallowlist.report import short
+from distill.opallowlist.tensors import MAX_RANK
 
 # AttributeProto.AttributeType -> its field. An absent number, string or list is read as 0, "" or an empty list; an absent
 # message is not read at all.
@@ -100,6 +101,8 @@ def definition_problems(node: Node, opset: int) -> Iterator[str]:
             yield f"no attribute '{short(name)}' in opset {opset}"
         elif attribute.type != expected and not reading_problem(attribute):  # which is a finding of its own
             yield f"attribute '{short(name)}' has the type {type_name(attribute.type)}, not {type_name(expected)}"
+        elif name == "axis" and not -MAX_RANK <= (attribute.i or 0) < MAX_RANK:  # the largest int64 crashes every reader
+            yield f"the axis {attribute.i:,}; tensors have at most {MAX_RANK}"
     for name in sorted(operator.required.difference(attributes)):
         yield f"no attribute '{name}', which it needs"
     if node.op_type == "Constant" and len(attributes) != 1:

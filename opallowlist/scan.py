@@ -7,7 +7,7 @@ registry refuses some of them, and with others the scanner's verdict could be ev
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -106,6 +106,8 @@ class Scope:
     """The last part of the path: `/If_3.then_branch`."""
     depth: int
     graph: messages.Graph
+    times: int = 1
+    """How often the nodes run at most: the trip counts of the Loops around them, multiplied."""
 
     @property
     def path(self) -> str:
@@ -122,6 +124,7 @@ def scan(model: messages.Model, allowed: Allowlist, at_most: int = MAX_FINDINGS)
     _check_header(model, found)
     used_domains: set[str] = set()
     loops = 0
+    without_elements: set[str] = set()
     todo = list(_roots(model, found))
     todo.reverse()
     while todo:
@@ -129,21 +132,27 @@ def scan(model: messages.Model, allowed: Allowlist, at_most: int = MAX_FINDINGS)
         path = scope.path
         _check_tensors(scope.graph.initializer, scope.graph.sparse_initializer, scope, None, found)
         _check_types(scope, found)
+        without_elements.update(tensor.name for tensor in scope.graph.initializer if 0 in tensor.dims)
         inner: list[Scope] = []
         for index, node in enumerate(scope.graph.node):
             used_domains.add(node.domain)
             found.count(node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}")
             _check_op(node, index, scope, allowed, found)
+            times = scope.times
             if node.op_type == "Loop":
                 loops += 1
-                _check_loop(node, index, scope, loops, found)
+                times = _check_loop(node, index, scope, loops, found)
             elif node.op_type == "Resize":
                 _check_resize(node, index, scope, found)
+            elif node.op_type == "Constant":
+                without_elements.update(_outputs_without_elements(node))
+            elif node.op_type == "Clip":
+                _check_clip(node, index, scope, without_elements, found)
             for problem in attribute_problems(node.attribute, scope.in_function):
                 found.refuse(_at("attribute", problem, scope, node, index, "export it again"))
             for attribute in node.attribute:
                 _check_attribute(attribute, scope, (node, index), found)
-                inner.extend(subgraphs(attribute, path, f"/{label(node, index)}", scope.depth))
+                inner.extend(subgraphs(attribute, path, f"/{label(node, index)}", scope.depth, times))
         for subgraph in reversed(inner):
             if subgraph.depth > MAX_DEPTH:
                 message = f"a subgraph at depth {subgraph.depth}; the downstream follows {MAX_DEPTH}"
@@ -235,20 +244,28 @@ def _check_op(node: messages.Node, index: int, scope: Scope, allowed: Allowlist,
     found.refuse(_at(rule, message, scope, node, index, way_out))
 
 
-def _check_loop(node: messages.Node, index: int, scope: Scope, number: int, found: Findings) -> None:
+def _check_loop(node: messages.Node, index: int, scope: Scope, number: int, found: Findings) -> int:
+    """How often the body runs at most, with the Loops around this one; 1 where that is refused."""
     if number == MAX_LOOPS + 1:
         message = f"more than {MAX_LOOPS} Loops in the model; this is number {number}"
         found.refuse(_at("loop-count", message, scope, node, index, "unroll short Loops"))
     if number > MAX_LOOPS:
-        return  # already refused; looking up the producers of thousands of Loops would take too long
-    problem = _trip_count_problem(node, scope.graph.node)
-    if problem:
+        return 1  # already refused; looking up the producers of thousands of Loops would take too long
+    count = _trip_count(node, scope.graph.node)
+    if isinstance(count, str):
         way_out = f"feed it from a Constant node (int64, 0 to {MAX_TRIP_COUNT}) in the same graph"
-        found.refuse(_at("loop-trip-count", problem, scope, node, index, way_out))
+        found.refuse(_at("loop-trip-count", count, scope, node, index, way_out))
+        return 1
+    times = scope.times * count
+    if times > MAX_TRIP_COUNT:
+        message = f"{times:,} iterations with the Loops around it; accepted are {MAX_TRIP_COUNT:,} together"
+        found.refuse(_at("loop-trip-count", message, scope, node, index, "flatten nested Loops, or shorten them"))
+        return 1
+    return times
 
 
-def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> str:
-    """Why the trip count may not be small; empty if it is known to be."""
+def _trip_count(loop: messages.Node, nodes: Iterable[messages.Node]) -> int | str:
+    """The trip count, or why it may not be small."""
     source = loop.input[0] if loop.input else ""
     if not source:
         return "no trip count: the Loop may run for ever"
@@ -263,7 +280,7 @@ def _trip_count_problem(loop: messages.Node, nodes: Iterable[messages.Node]) -> 
         return f"trip count '{short(source)}' is not a single int64 in the Constant's 'value'"
     if not 0 <= count <= MAX_TRIP_COUNT:
         return f"trip count {count:,}; accepted are 0 to {MAX_TRIP_COUNT:,}"
-    return ""
+    return count
 
 
 def _int64_scalar(attribute: messages.Attribute) -> int | None:
@@ -291,6 +308,22 @@ def _check_resize(node: messages.Node, index: int, scope: Scope, found: Findings
             found.refuse(_at("resize-mode", message, scope, node, index, "use linear"))
 
 
+def _outputs_without_elements(constant: messages.Node) -> Sequence[str]:
+    for attribute in constant.attribute:
+        lists = {"value_floats": attribute.floats, "value_ints": attribute.ints}
+        if (attribute.t is not None and 0 in attribute.t.dims) or not lists.get(attribute.name, True):
+            return constant.output
+    return ()
+
+
+def _check_clip(node: messages.Node, index: int, scope: Scope, without_elements: Set[str], found: Findings) -> None:
+    """ONNX Runtime 1.22 reads the first element of a bound when it merges Clip with the Conv or Relu before it, and crashes."""
+    for name in node.input[1:3]:
+        if name in without_elements:
+            message = f"the bound '{short(name)}' has no elements"
+            found.refuse(_at("definition", message, scope, node, index, "give one number, or leave the input out"))
+
+
 _At: TypeAlias = tuple[messages.Node, int] | None
 """The node that a finding is at, and its index; None for the graph itself."""
 
@@ -302,7 +335,7 @@ def _check_attribute(attribute: messages.Attribute, scope: Scope, at: _At, found
     _check_tensors((*single, *attribute.tensors), (*sparse, *attribute.sparse_tensors), scope, at, found)
     for declared in (attribute.tp, *attribute.type_protos):
         if declared is not None:
-            rule, problem = _type_problem(declared)
+            rule, problem = tensors.type_problem(declared)
             if rule:
                 message = f"the attribute '{short(attribute.name)}' has {problem}"
                 found.refuse(_placed(rule, message, scope, at, "declare a dense tensor"))
@@ -332,38 +365,18 @@ def _check_types(scope: Scope, found: Findings) -> None:
     for kind, values in (("input", graph.input), ("output", graph.output), ("value_info", graph.value_info)):
         needed = kind != "value_info" and scope.depth == 0
         for value in values:
-            rule, problem = _type_problem(value.type)
-            if rule and (needed or problem != _NO_TYPE):
+            rule, problem = tensors.type_problem(value.type)
+            if rule and (needed or problem != tensors.NO_TYPE):
                 message = f"the {kind} '{short(value.name)}' has {problem}"
                 found.refuse(_placed(rule, message, scope, None, "declare a dense tensor"))
 
 
-_NO_TYPE = "no type"
-
-
-def _type_problem(declared: messages.ValueType | None) -> tuple[str, str]:
-    """The rule that the type breaks, and what it is; empty for a tensor, a sequence of tensors, or an optional of these."""
-    if declared is not None and declared.optional is not None:
-        declared = declared.optional.elem_type
-    if declared is not None and declared.sequence is not None:
-        declared = declared.sequence.elem_type
-    if declared is None or declared == messages.ValueType():
-        return "value-type", _NO_TYPE
-    if declared.sparse_tensor is not None:
-        return "sparse", "a sparse type"
-    if declared.tensor is None:
-        return "value-type", "a type that ONNX Runtime or the operators of the list do not have"
-    if declared.tensor.elem_type not in tensors.STORAGE:
-        return "value-type", f"the element type {declared.tensor.elem_type}; ONNX Runtime has 1 to 13 and 16 to 22"
-    return "", ""
-
-
-def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int) -> Iterator[Scope]:
+def subgraphs(attribute: messages.Attribute, owner: str, node: str, depth: int, times: int = 1) -> Iterator[Scope]:
     """The graphs in an attribute of `node` (`/If_3`) in the graph at the path `owner`, which is at `depth`."""
     if attribute.g is not None:
-        yield Scope(owner, f"{node}.{short(attribute.name, _STEP)}", depth + 1, attribute.g)
+        yield Scope(owner, f"{node}.{short(attribute.name, _STEP)}", depth + 1, attribute.g, times)
     for number, graph in enumerate(attribute.graphs):
-        yield Scope(owner, f"{node}.{short(attribute.name, _STEP)}[{number}]", depth + 1, graph)
+        yield Scope(owner, f"{node}.{short(attribute.name, _STEP)}[{number}]", depth + 1, graph, times)
 
 
 def _at(rule: str, message: str, scope: Scope, node: messages.Node, index: int, way_out: str) -> Violation:

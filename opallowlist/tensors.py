@@ -1,4 +1,5 @@
-"""Whether a tensor's data fits its shape: one storage field, the one of its element type, with as many elements as it says.
+"""Whether a tensor's data fits its shape: one storage field, the one of its element type, with as many elements as it says;
+and whether a declared type is one that ONNX Runtime has.
 
 Readers differ where it does not. onnx.checker looks for too few values only, and not at packed types; ONNX Runtime refuses, or
 reads on. Every check is linear in the tensor's bytes in the file: nothing is decoded, and no product is larger than an int64.
@@ -9,10 +10,11 @@ import math
 import re
 from collections.abc import Sequence
 
-from distill.opallowlist.messages import Packed, Tensor
+from distill.opallowlist.messages import Packed, Tensor, ValueType
 
 INT64 = 7
 STRING = 8
+NO_TYPE = "no type"
 MAX_RANK = 64
 """NumPy, and with it onnx.numpy_helper, reads no more axes."""
 _MAX_ELEMENTS = (1 << 63) - 1
@@ -109,3 +111,20 @@ def _stored(tensor: Tensor, field: str) -> int:
 def _shown(tensor: Tensor) -> str:
     dims = ", ".join(map(str, tensor.dims[:8]))
     return f"[{dims}, ...]" if len(tensor.dims) > 8 else f"[{dims}]"
+
+
+def type_problem(declared: ValueType | None) -> tuple[str, str]:
+    """The rule that the type breaks, and what it is; empty for a tensor, a sequence of tensors, or an optional of these."""
+    if declared is not None and declared.optional is not None:
+        declared = declared.optional.elem_type
+    if declared is not None and declared.sequence is not None:
+        declared = declared.sequence.elem_type
+    if declared is None or declared == ValueType():
+        return "value-type", NO_TYPE
+    if declared.sparse_tensor is not None:
+        return "sparse", "a sparse type"
+    if declared.tensor is None:
+        return "value-type", "a type that ONNX Runtime or the operators of the list do not have"
+    if declared.tensor.elem_type not in STORAGE:
+        return "value-type", f"the element type {declared.tensor.elem_type}; ONNX Runtime has 1 to 13 and 16 to 22"
+    return "", ""

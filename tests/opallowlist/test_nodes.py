@@ -141,6 +141,15 @@ def test_inputs_and_outputs(image, node, accepted):
     assert by_checker == accepted and rules == (set() if accepted else {"definition"})
 
 
+@pytest.mark.parametrize(("axis", "accepted"), [(-64, True), (63, True), (64, False), (-65, False), ((1 << 63) - 1, False)])
+def test_an_axis_is_one_that_a_tensor_can_have(image, axis, accepted):
+    """The largest int64 crashes onnx.checker and ONNX Runtime, so the checker is not asked here."""
+    image.opset_import[0].version = 17
+    image.graph.initializer.append(helper.make_tensor("s", TensorProto.FLOAT, [1], [1.0]))
+    image.graph.node.append(helper.make_node("LayerNormalization", ["c", "s"], ["r"], axis=axis))
+    assert [violation.rule for violation in check(image).violations] == ([] if accepted else ["definition"])
+
+
 def test_no_empty_name_stands_for_one_of_many(image):
     """The checker accepts these; ONNX Runtime crashes on the sum when it runs, and on a Loop with such an output."""
     rules, _ = verdict(helper.make_node("Sum", ["c", "", "c"], ["r"]), image)

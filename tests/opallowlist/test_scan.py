@@ -315,6 +315,44 @@ def test_loops_are_counted_over_the_whole_model(loops, expected):
     assert rules(check(model)) == expected
 
 
+def nested_loops(outer: int, inner: int) -> onnx.ModelProto:
+    """An If between the Loops: it does not hide the outer count."""
+    branch = f"n = Constant <value = int64 {{{inner}}}> ()  t = Loop (n, go, a) {LOOP}"
+    choice = f"""If (go) <then_branch: graph = t () => (float[1,3,H,W] t) {{ {branch} }},
+                          else_branch: graph = e () => (float[1,3,H,W] e) {{ e = Relu (a) }}>"""
+    loop = f"""<body: graph = o (int64 j, bool on, float[1,3,H,W] a) => (bool go, float[1,3,H,W] z) {{
+        go = Identity (on)  z = {choice} }}>"""
+    return body(f"m = Constant <value = int64 {{{outer}}}> ()  y = Loop (m, cond, x) {loop}")
+
+
+@pytest.mark.parametrize(("outer", "inner", "accepted"), [(32, 32, True), (0, 1024, True), (1, 1024, True), (1024, 2, False)])
+def test_nested_loops_multiply_their_trip_counts(outer, inner, accepted):
+    report = check(nested_loops(outer, inner))
+    assert report.ok == accepted
+    if not accepted:
+        violation = only(report)
+        assert violation.rule == "loop-trip-count" and "2,048 iterations" in violation.message
+        assert violation.path == "main/Loop_1.body/If_1.then_branch"
+
+
+@pytest.mark.parametrize(("bound", "accepted"), [("float {2}", True), ("float[1] {2}", True), ("float[0] {}", False)])
+def test_a_bound_of_clip_has_an_element(bound, accepted):
+    """ONNX Runtime 1.22 dies while it loads an empty one behind a Conv or a Relu; the checker and 1.32 load it."""
+    expected = [] if accepted else ["definition"]
+    for use in ("Clip (r, b)", "Clip (r, , b)"):
+        assert rules(check(body(f"b = Constant <value = {bound}> ()  r = Relu (x)  y = {use}"))) == expected
+    kind, values = bound.split()
+    graph = f"agraph (float[1,3,H,W] x) => (float[1,3,H,W] y) <{kind} b = {values}> {{ r = Relu (x)  y = Clip (r, b) }}"
+    assert rules(check(onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]>' + graph))) == expected
+
+
+def test_a_bound_of_clip_from_an_empty_list():
+    assert rules(check(body("b = Constant <value_floats = [2.0]> ()  r = Relu (x)  y = Clip (r, b)"))) == []
+    model = body("b = Constant <value_floats = [2.0]> ()  r = Relu (x)  y = Clip (r, b)")
+    del model.graph.node[0].attribute[0].floats[:]
+    assert rules(check(model)) == ["definition"]
+
+
 def test_scan_is_refused_even_if_a_list_has_it():
     allowed = Allowlist("lax", frozenset(["Scan", "Relu"]))
     assert rules(check(body("y = Scan (x)"), allowlist=allowed)) == ["scan"]

@@ -36,7 +36,7 @@ class Judge:
         if runtime is not None:
             self._environment["PYTHONPATH"] = str(runtime)
         self._process: subprocess.Popen[str] | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._errors = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - closed by close()
 
     def ask(self, level: str, number: int, seed: int, *, gate: bool = True) -> Result:
         """The worker's result; if it died, `died` is the stage, `by` the signal and `words` the end of its standard error."""

@@ -196,8 +196,9 @@ def packing(rng: Random, fields: Fields) -> None:
 
 
 def unknown_field(rng: Random, fields: Fields) -> None:
-    message = rng.choice(messages(fields))
-    number = rng.choice((15, 17, 19, 27, 99, 1000, 19000, (1 << 29) - 1))
+    message = rng.choice([m for m in messages(fields) if m and m[0].meaning is not None])
+    known = message[0].meaning.containing_type.fields_by_number
+    number = rng.choice([n for n in (9, 15, 17, 19, 27, 99, 1000, 19000, (1 << 29) - 1) if n not in known])
     wire = rng.choice((VARINT, FIXED64, LEN, FIXED32))
     content = {VARINT: varint(rng.getrandbits(64)), FIXED64: bytes(8), FIXED32: b"\xff" * 4}
     some = content.get(wire) or encode(rng.choice(messages(fields)))[:200]
