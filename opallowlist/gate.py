@@ -92,9 +92,8 @@ def _judge(data: bytes, source: str, allowed: Allowlist, contract: str | None, l
     if isinstance(decoded, Violation):
         return Report(source, allowed.name, len(allowed), contract, (decoded,), facts=facts)
     found = scan(decoded, allowed, max_findings)
-    if decoded.graph is not None:
-        for violation in check_wiring(decoded.graph):
-            found.refuse(violation)
+    for violation in check_wiring(decoded):
+        found.refuse(violation)
     if contract is not None:
         contract = resolve(contract, decoded)
         for violation in check_contract(decoded, contract):

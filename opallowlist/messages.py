@@ -44,6 +44,13 @@ class StringPair:
 
 
 @dataclass(slots=True)
+class Property:
+    """A pair of the model's metadata, whose values may be long texts."""
+
+    key: str = ""
+
+
+@dataclass(slots=True)
 class SparseTensor:
     values: Tensor | None = None
 
@@ -173,6 +180,7 @@ class Model:
     graph: Graph | None = None
     functions: Sequence[Function] = ()
     training_info: Sequence[Training] = ()
+    metadata_props: Sequence[Property] = ()
 
 
 _CLASSES = {name: value for name, value in globals().items() if is_dataclass(value)}
@@ -182,11 +190,12 @@ _CLASSES = {name: value for name, value in globals().items() if is_dataclass(val
 # stored, any other is only checked. Members of a `oneof` share the slot after the "|".
 _TABLE = """
 Model: 1 int64 ir_version, 2 bytes producer_name, 3 bytes producer_version, 4 bytes domain, 5 int64 model_version,
-    6 bytes doc_string, 7 Graph graph, 8 OpsetImport* opset_import, 14 StringPair* metadata_props,
+    6 bytes doc_string, 7 Graph graph, 8 OpsetImport* opset_import, 14 Property* metadata_props,
     20 Training* training_info, 25 Function* functions, 26 DeviceConfiguration* configuration
 DeviceConfiguration: 1 bytes name, 2 int32 num_devices, 3 bytes* device
 OpsetImport: 1 str domain, 2 int64 version
 StringPair: 1 str key, 2 str value
+Property: 1 str key, 2 bytes value
 Training: 1 Graph initialization, 2 Graph algorithm, 3 StringPair* initialization_binding,
     4 StringPair* update_binding
 Function: 1 str name, 4 bytes* input, 5 bytes* output, 6 bytes* attribute, 7 Node* node, 8 bytes doc_string,

@@ -16,6 +16,7 @@ RULES = {
     "ir-version": "the IR version is outside what the downstream's ONNX Runtime loads",
     "opset": "the default domain's opset is missing, ambiguous or outside what the downstream registers",
     "local-function": "the model defines a local function, whose body the downstream does not scan",
+    "metadata": "a key of the model's metadata is given twice",
     "training-info": "the model carries training graphs",
     "external-data": "a tensor's bytes lie outside the file",
     "tensor-data": "a tensor's data does not fit its element type and shape, or has no single reading",

@@ -40,9 +40,13 @@ class _Level:
     """Output of a node -> the bits of the nodes that it depends on."""
 
 
-def check_wiring(main: messages.Graph) -> Iterator[Violation]:
-    """Every deviation from these rules in `main` and its subgraphs, down to the depth that the downstream follows."""
-    return _check_graph(Scope("main", "", 0, main), {}, [])
+def check_wiring(model: messages.Model) -> Iterator[Violation]:
+    """Every deviation from these rules in the main graph and its subgraphs, down to the depth that the downstream follows."""
+    for key, times in _repeated([item.key for item in model.metadata_props]):
+        message = f"the metadata has '{short(key)}' {times} times; readers differ in which one counts"
+        yield Violation("metadata", message, remedy="keep one of them")
+    if model.graph is not None:
+        yield from _check_graph(Scope("main", "", 0, model.graph), {}, [])
 
 
 def _check_graph(scope: Scope, visible: dict[str, int], levels: list[_Level]) -> Iterator[Violation]:

@@ -47,6 +47,17 @@ def test_names_defined_twice(image):
     ]
 
 
+def test_a_key_of_the_metadata_given_twice(image):
+    image.metadata_props.add(key="licence", value="BSD")
+    image.metadata_props.add(key="card", value="x" * 70_000)
+    assert check(image).ok
+    image.metadata_props.add(key="licence", value="none")
+    [violation] = check(image).violations
+    assert violation.rule == "metadata" and "'licence' 2 times" in violation.message
+    with pytest.raises(onnx.checker.ValidationError, match="duplicate keys"):
+        onnx.checker.check_model(image)
+
+
 def test_empty_names_are_omitted_arguments(image):
     image.graph.node[0].input.append("")
     image.graph.node.append(helper.make_node("Dropout", ["c"], ["", ""]))
