@@ -132,6 +132,9 @@ def scan(model: messages.Model, allowed: Allowlist, at_most: int = MAX_FINDINGS)
         path = scope.path
         _check_tensors(scope.graph.initializer, scope.graph.sparse_initializer, scope, None, found)
         _check_types(scope, found)
+        if scope.depth and scope.graph.initializer and model.ir_version in IR_VERSIONS and model.ir_version < 4:
+            message = "a subgraph with initializers, which came with IR version 4"
+            found.refuse(Violation("ir-version", message, path, remedy=f"save with model.ir_version = {HOUSE_IR}"))
         without_elements.update(tensor.name for tensor in scope.graph.initializer if 0 in tensor.dims)
         inner: list[Scope] = []
         for index, node in enumerate(scope.graph.node):

@@ -131,7 +131,9 @@ def _mark_ahead(name: str, level: _Level) -> None:
 
 
 def _check_declared(graph: messages.Graph, path: str, depth: int) -> Iterator[Violation]:
-    """One name twice among what a graph declares."""
+    """One name twice among what a graph declares, or none where ONNX Runtime wants one."""
+    if depth and not graph.name:  # of the main graph only the checker wants a name
+        yield _broken("a subgraph without a name", path)
     inputs, initializers = [value.name for value in graph.input], list(_initializers(graph))
     for kind, names in (("an input", inputs), ("an initializer", initializers)):
         if "" in names:

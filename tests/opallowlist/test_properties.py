@@ -41,7 +41,7 @@ def graphs(draw, depth: int) -> onnx.GraphProto:
             draw(st.integers(0, len(nodes))),
             helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1]),
         )
-    return helper.make_graph(nodes, draw(names), [], [])
+    return helper.make_graph(nodes, f"g{draw(names)}", [], [])
 
 
 def wrapped(container: str, inner: onnx.GraphProto, other: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -1,6 +1,7 @@
 """Content rules: what is refused in which graph, where the report says it is, and what it offers instead."""
 
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -84,6 +85,7 @@ def test_graph_lists_are_searched_on_any_operator():
 def test_a_graph_is_searched_whatever_its_attribute_says_its_type_is():
     model = body("y = Relu (x)")
     attribute = model.graph.node[0].attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT)
+    attribute.g.name = "hidden"
     attribute.g.node.add(op_type="Floor")
     rules = {"definition": "Relu", "attribute": "Relu", "op": "Floor"}
     assert {v.rule: v.op_type for v in check(model).violations} == rules
@@ -225,6 +227,26 @@ def test_ir_versions(ir, accepted):
     report = check(model)
     assert report.ok == accepted
     assert [w.rule for w in report.warnings] == (["house-ir"] if accepted and ir != 8 else [])
+
+
+@pytest.mark.parametrize(("ir", "name", "expected"), [(3, "t", ["ir-version"]), (4, "t", []), (8, "", ["wiring"])])
+def test_subgraphs_have_names_and_from_ir_4_on_initializers(ir, name, expected):
+    """ONNX Runtime wants both of subgraphs, though not of the main graph."""
+    branch = "graph = t () => (float[1,3,H,W] t) <float two = {2}> { t = Mul (x, two) }"
+    model = body(f"y = If (cond) <then_branch: {branch}, else_branch: graph = e () => (float[1,3,H,W] e) {{ e = Relu (x) }}>")
+    model.ir_version = ir
+    then = next(attribute.g for attribute in model.graph.node[0].attribute if attribute.name == "then_branch")
+    then.name = name
+    model.graph.name = ""
+    assert rules(check(model)) == expected
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options)
+    except Exception:  # its exceptions have no common base
+        assert expected
+    else:
+        assert not expected
 
 
 def test_an_operator_must_exist_in_the_opset():
