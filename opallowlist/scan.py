@@ -173,6 +173,8 @@ def scan(model: messages.Model, allowed: Allowlist, at_most: int = MAX_FINDINGS)
 def _check_header(model: messages.Model, found: Findings) -> None:
     if model.graph is None:
         found.refuse(Violation("no-graph", "the model has no graph"))
+    elif model.graph == messages.Graph(name=model.graph.name):
+        found.refuse(Violation("no-graph", "the model's graph is empty"))
     if model.ir_version not in IR_VERSIONS:
         message = f"IR version {model.ir_version}; accepted are {IR_VERSIONS[0]} to {IR_VERSIONS[-1]}"
         found.refuse(Violation("ir-version", message, remedy=f"save with model.ir_version = {HOUSE_IR}"))

@@ -481,6 +481,10 @@ def test_a_model_without_a_graph_is_refused():
     model = onnx.ModelProto(ir_version=8)
     model.opset_import.add(version=17)
     assert rules(check(model)) == ["no-graph"]
+    model.graph.name = "g"
+    assert rules(check(model)) == ["no-graph"]
+    model.graph.output.extend(body("y = Relu (x)").graph.input)
+    assert rules(check(model)) == ["wiring"]
 
 
 def test_thousands_of_findings_are_truncated_with_a_warning():

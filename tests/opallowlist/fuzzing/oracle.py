@@ -99,40 +99,45 @@ def faults(result: Result) -> list[str]:
         found.append("accepted, and a Loop runs longer than the gate allows")
     if {"runtime", "cpu"} <= set(result) and "load" not in result:
         found.append("accepted by --load, does not load")
-    return found
+    missed = {why for judge, why in refusals(result) if judge != "run" and why in RULES}
+    return [*found, *(f"accepted by the scan, which has a rule for it: {why}" for why in sorted(missed))]
 
 
 # What the libraries say around the reason: the node with all its inputs, the way down to it, names and paths.
 _AROUND = re.compile(
-    r"In Node, .*?, Error |Graph attribute inferencing failed: |\[ONNXRuntimeError\] : \d+ : \w+ : |\(tensor name: .*?\)|==> Context.*"
-    r"|(, node name: |Name: ?')[^)']*|Input \d+ expected to have type but instead is null|/onnxruntime_src/\S*|\[\w+Error\]"
+    r"In Node, .*?, Error |\(tensor name: .*?\)|==> Context.*|(, node name: |Name: ?')[^)']*|/onnxruntime_src/\S*"
 )
 
-# In this order: the first that matches is the reason.
-_REASONS = {
+INFERENCE = "types and shapes, by inference"
+BEYOND = {
     "memory": r"bad.?alloc|MemoryError|Failed to allocate|SafeInt",
     "no kernel for the type": r"Could not find an implementation|NOT_IMPLEMENTED",
-    "unknown attribute": r"Unrecognized attribute",
+    INFERENCE: r"ShapeInferenceError|TypeInferenceError|Type Error|Inference error",
+    "an input or output without a shape (checker alone)": r"'shape' of 'type'",
+    "the main graph without a name (checker alone)": r"'name' of 'graph'",
+    "an initializer that is no input, in IR 3 (checker alone)": r"in initializer but not in graph input",
+    "the default domain spelt ai.onnx (checker alone)": r"No opset import for domain 'ai.onnx'|No Op registered",
+    "shapes, when it runs": r"Non-zero status code|At least one output|not run: ",
+    "value of an attribute": r"coordinate_transform|Attribute perm|UnicodeDecodeError|[Mm]ode\b",
+    "number of outputs": r"not in allowed output sizes",
+}
+"""What the scan does not know: kind -> what the libraries say of it."""
+RULES = {
     "sparse tensor": r"[Ss]parse",
-    "type of an attribute": r"type field and data field mismatch|appeared multiple times|attribute.*type|type of attribute",
-    "value of an attribute": r"[Aa]ttribute|kernel_shape|strides|\bpads?\b|\baxis|axes|perm\b|dilations|[Mm]ode\b|kernel channels",
-    "tensor data": r"one and only one value field|data_type|data size|raw_data|number of elements|should be stored|Deserialize"
-    r"|dimension value|product overflow",
-    "type of an input or output": r"'type' of|'shape' of|does not have type information|elem_type",
-    "names": r"SSA|[Dd]uplicate|already|not unique|topological|not output of any previous|in initializer but not in graph input|"
-    r"does not exist in the graph|non-empty|unique|outer scope|field '?name'?|'name' of|NodeProto for Constant",
-    "opset": r"only \*guarantees\*|[Oo]pset|not a registered|No Op|domain",
-    "inputs and outputs of a node": r"(input|output) size|not in range|inputs? (but|were)|number of (inputs|outputs)|[Mm]issing"
-    r"|required|Out of bounds|provided|marked single|!= nullptr",
-    "types": r"Type Error|typestr|elem type|[Tt]ype",
-    "ranks and shapes": r"[Ss]hape|[Rr]ank|[Dd]imension|dims?\b|[Bb]roadcast|scalar|tensor|elements|size|Incompatible",
-}  # fmt: skip
+    "unknown attribute": r"Unrecognized attribute",
+    "attribute": r"[Aa]ttribute",
+    "tensor data": r"value field|data_type|data size|raw_data|elements|should be stored|Deserialize|dimension|product overflow",
+    "names": r"SSA|[Dd]uplicate|already|unique|topological|previous nodes|does not exist|outer scope|[Nn]ame|NodeProto for Constant",
+    "opset": r"[Oo]pset|domain",
+    "inputs and outputs of a node": r"size|not in range|number of|[Mm]issing|required|marked single",
+}
+"""What it has rules for. Any of these is a fault."""
 
 
 def reason(text: str) -> str:
-    """The kind of reason that the checker or the runtime gives."""
+    """The kind of reason that the checker or the runtime gives; the first that matches."""
     said = _AROUND.sub("", text)
-    return next((kind for kind, pattern in _REASONS.items() if re.search(pattern, said)), "other")
+    return next((kind for kind, pattern in (BEYOND | RULES).items() if re.search(pattern, said)), "other")
 
 
 def refusals(result: Result) -> list[tuple[str, str]]:

@@ -122,7 +122,8 @@ def judge_by_runtime(data: bytes) -> dict[str, object]:
 
 
 def words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:600]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 1000 else f"{text[:500]} ... {text[-500:]}"
 
 
 def ones(value: onnxruntime.NodeArg) -> np.ndarray:
