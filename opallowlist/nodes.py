@@ -93,6 +93,8 @@ def definition_problems(node: Node, opset: int) -> Iterator[str]:
         return
     yield from _value_problems("input", node.input, operator.inputs)
     yield from _value_problems("output", node.output, operator.outputs)
+    if node.op_type == "LayerNormalization" and "" in node.input[2:]:
+        yield "a bias with an empty name, on which ONNX Runtime crashes; leave it out"
     # Names with two underscores in front are nobody's: the checker skips them too.
     attributes = {attribute.name: attribute for attribute in node.attribute if not attribute.name.startswith("__")}
     for name, attribute in attributes.items():

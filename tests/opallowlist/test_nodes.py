@@ -160,6 +160,13 @@ def test_no_empty_name_stands_for_one_of_many(image):
     assert "definition" in rules
 
 
+def test_a_bias_is_left_out_and_not_empty(image):
+    """ONNX Runtime (1.22 and 1.32) crashes while it loads the second, if all outputs have names."""
+    for inputs, rules in ((["c", "w"], set()), (["c", "w", ""], {"definition"})):
+        del image.graph.node[1:-1]
+        assert verdict(helper.make_node("LayerNormalization", inputs, ["a", "b", "r"]), image)[0] == rules
+
+
 SUBGRAPHS = {
     # the node's outputs, carried values, the body's inputs and outputs
     "one value": ("y = Loop (m, ok, x)", "int64 i, bool c, float[2] v", "bool d, float[2] w", True),
