@@ -115,8 +115,7 @@ def definition_problems(node: Node, opset: int) -> Iterator[str]:
 
 
 def _subgraph_problems(node: Node, name: str, graph: Graph) -> Iterator[str]:
-    """A branch takes nothing and gives what the If gives. The body of a Loop takes what the Loop takes, and the iteration
-    where that has the limit; it also gives the condition."""
+    """A branch takes nothing and gives what its If gives; a body takes as many values as its Loop and gives one more."""
     in_body = name == "body"
     taken = len(node.input) if in_body else 0
     if len(graph.input) != taken:

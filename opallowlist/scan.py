@@ -29,17 +29,9 @@ OPSETS = range(7, 22)
 IR_VERSIONS = range(3, 11)
 """From 3 on a model states its opset; above 10 the downstream's older ONNX Runtimes do not load it."""
 MAX_VERSION = (1 << 31) - 1
-NEWEST = dict.fromkeys(
-    (
-        "ai.onnx.preview.training",
-        "ai.onnx.training",
-        "com.microsoft",
-        "com.microsoft.experimental",
-        "com.microsoft.nchwc",
-        "org.pytorch.aten",
-    ),
-    1,
-) | {"ai.onnx.ml": 5}
+"""Of a domain: onnx.checker and ONNX Runtime keep it in an int32."""
+NEWEST = {"ai.onnx.ml": 5, "ai.onnx.training": 1, "ai.onnx.preview.training": 1, "com.microsoft": 1}
+NEWEST |= {"com.microsoft.experimental": 1, "com.microsoft.nchwc": 1, "org.pytorch.aten": 1}
 """Domain -> the newest version that ONNX Runtime 1.22 loads, even if nothing of it is used; other domains may have any."""
 HOUSE_OPSET = 17
 HOUSE_IR = 8

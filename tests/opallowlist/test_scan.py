@@ -305,6 +305,18 @@ def test_a_trip_count_with_two_values_is_refused():
     assert rules(check(model)) == ["tensor-data", "loop-trip-count"]
 
 
+@pytest.mark.parametrize("kind", [*range(15), 99])
+def test_a_trip_count_has_the_type_of_a_tensor(kind):
+    """Whatever else the attribute holds, and also if it holds nothing else: ONNX Runtime goes by the type."""
+    for fields in ({}, {"i": 50_000}, {"ints": [50_000]}, {"f": 5e4}, {"s": b"50000"}, {"ref_attr_name": "n"}):
+        model = loop_fed_by("m = Constant <value = int64 {4}> ()")
+        old = model.graph.node[0].attribute[0]
+        new = onnx.AttributeProto(name="value", t=old.t, **fields).SerializeToString() + b"\xa0\x01" + bytes([kind])
+        old.CopyFrom(onnx.AttributeProto.FromString(new))
+        fine = kind == onnx.AttributeProto.TENSOR and not fields
+        assert set(rules(check(model))) == (set() if fine else {"attribute", "loop-trip-count"}), fields
+
+
 def test_a_trip_count_computed_twice_is_refused():
     model = loop_fed_by("m = Constant <value = int64 {4}> ()")
     model.graph.node.insert(0, helper.make_node("Identity", ["x"], ["m"]))
