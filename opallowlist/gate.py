@@ -55,7 +55,9 @@ def check(
     except loading.NoLoader:
         raise
     except Exception as error:
-        raise NoVerdict(f"{source}: internal error: {type(error).__name__}: {short(str(error))}") from error
+        reason = f"internal error: {type(error).__name__}: {short(str(error))}"
+        reason = "not enough memory to check it" if isinstance(error, MemoryError) else reason
+        raise NoVerdict(f"{source}: {reason}") from error
 
 
 def assert_allowed(

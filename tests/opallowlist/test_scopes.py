@@ -4,6 +4,9 @@
 `luck` one that loads because the runtime happens to take its nodes in the right order.
 """
 
+import itertools
+import random
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -193,3 +196,71 @@ def test_many_ifs_whose_names_later_nodes_have():
     assert check(twice(text.format("y69", body, ""), lambda graph: None)).ok
     found = check(twice(text.format("z69", body, dependents), lambda graph: None)).violations
     assert [violation.message.split()[0] for violation in found] == [f"'z{i}'" for i in range(64, 70)]
+
+
+def generated(seed: int) -> onnx.ModelProto:
+    """Nested Ifs and Loops whose values, nodes and initializers draw some names from a small pool."""
+    rng = random.Random(seed)
+    collisions, wrong = rng.choice([0, 0.05, 0.15, 0.3]), rng.choice([0, 0, 0.03, 0.1])
+    pool, numbers = [f"n{i}" for i in range(12)], itertools.count()
+
+    def new(share: float = collisions) -> str:
+        return rng.choice(pool) if rng.random() < share else f"v{next(numbers)}"
+
+    def one_of(names: list[str]) -> str:
+        return rng.choice(pool if rng.random() < wrong else names)
+
+    def nodes(visible: list[str], depth: int) -> tuple[list[onnx.NodeProto], list[str]]:
+        made: list[onnx.NodeProto] = []
+        seen = list(visible)
+        for _ in range(rng.randint(1, 3)):
+            out, kind = new(), rng.random()
+            if depth < 3 and kind < 0.4:
+                made.append(
+                    helper.make_node("If", ["flag"], [out], then_branch=graph(seen, depth), else_branch=graph(seen, depth))
+                )
+            elif depth < 3 and kind < 0.5:
+                made.append(helper.make_node("Loop", ["trips", "flag", one_of(seen)], [out], body=graph(seen, depth, new(0.4))))
+            else:
+                made.append(helper.make_node("Add", [one_of(seen), one_of(seen)], [out], name=rng.choice(["", "", "k", out])))
+            seen.append(out)
+        return made, seen[len(visible) :]
+
+    def graph(visible: list[str], depth: int, carried: str = "") -> onnx.GraphProto:
+        constants = [helper.make_tensor(new(0.4), FLOAT, [1], [2])] if rng.random() < 0.3 else []
+        inside = [tensor.name for tensor in constants] + [carried] * bool(carried)
+        made, names = nodes(visible + inside, depth + 1)
+        out = one_of(names + inside)
+        if not carried:
+            return helper.make_graph(made, "branch", [], [value(out, FLOAT, [1])], constants)
+        go, on = f"v{next(numbers)}", f"v{next(numbers)}"
+        made.append(helper.make_node("Identity", [go], [on]))
+        inputs = [value(f"v{next(numbers)}", INT64, []), value(go, TensorProto.BOOL, []), value(carried, FLOAT, [1])]
+        return helper.make_graph(made, "body", inputs, [value(on, TensorProto.BOOL, []), value(out, FLOAT, [1])], constants)
+
+    made, names = nodes(["x"], 0)
+    trips = helper.make_node("Constant", [], ["trips"], value=helper.make_tensor("t", INT64, [], [1]))
+    inputs = [value("x", FLOAT, [1]), value("flag", TensorProto.BOOL, [])]
+    main = helper.make_graph([trips, *made], "main", inputs, [value(names[-1], FLOAT, [1])])
+    return helper.make_model(main, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize("start", range(0, 400, 100))
+def test_generated_names(start):
+    runtime = pytest.importorskip("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    accepted = 0
+    for seed in range(start, start + 100):
+        model = generated(seed)
+        found = [violation for violation in check(model).violations if violation.rule == "wiring"]
+        loads = True
+        try:
+            onnx.checker.check_model(model, full_check=True)
+            runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception:  # their exceptions have no common base
+            loads = False
+        # The runtime may happen to take the nodes of a refused model in the right order.
+        assert loads == (not found) or (found and all("inside an earlier" in violation.message for violation in found)), seed
+        accepted += not found
+    assert 30 < accepted < 90
