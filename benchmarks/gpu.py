@@ -12,6 +12,7 @@ recipes/release.toml. Without weights, random ones are used, and the result says
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 5.0
 """Seconds below which no part is started."""
+GRACE = 5.0
+"""Seconds from asking a part to end to killing it: torchrun has to end processes that are not of its group."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Part:
 
 # In order of worth.
 PARTS = (
-    Part("machine", 40), Part("unisal", 60), Part("label-6B", 90), Part("label-L", 45), Part("train", 100), Part("torchrun", 60),
+    Part("machine", 40), Part("unisal", 60), Part("label-6B", 90), Part("label-L", 45), Part("train", 120), Part("torchrun", 90),
     Part("tune-L", 60), Part("label-1B", 45), Part("label-L-compiled", 120), Part("label-6B-compiled", 180), Part("tune-6B", 90),
     Part("label-1B-compiled", 120), Part("release", 3600),
 )  # fmt: skip
@@ -59,7 +62,7 @@ def supervise(parts: Sequence[Part], command: Callable[[str, float], list[str]],
 
 
 def _run(command: list[str], seconds: float, log: Path) -> str:
-    """How the process ended. At the limit it and its children are killed; a GPU frees the memory of a dead process."""
+    """How the process ended. At the limit it and its children are stopped; a GPU frees the memory of a dead process."""
     with log.open("ab") as errors:
         at = errors.seek(0, os.SEEK_END)
         # On a CPU, threads that spin while they wait would take the time from those that work.
@@ -71,8 +74,12 @@ def _run(command: list[str], seconds: float, log: Path) -> str:
             return f"stopped after its {seconds:.0f} s"
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                os.killpg(process.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what is left of it
+            process.wait()
     if code == 0:
         return "done"
     lines = log.read_bytes()[at:].decode(errors="replace").strip().splitlines()

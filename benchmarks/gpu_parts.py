@@ -282,7 +282,7 @@ def train(part: Part) -> None:
                 _train(context, part.device, f"warm-{frames}-{phase}", replace(config, steps=2 if part.tiny else 10))
                 if not part.tiny:
                     torch.cuda.reset_peak_memory_stats(part.device)
-                steps = 3 if part.tiny else 100 if frames == 32 else 30
+                steps = 3 if part.tiny else 60 if frames == 32 else 20
                 facts = _train(context, part.device, f"timed-{frames}-{phase}", replace(config, steps=steps))
                 part.say(
                     phase=phase, frames_per_step=frames, steps_per_second=1 / facts["seconds_per_step"],

@@ -27,9 +27,11 @@ def results(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_part_that_fails_or_hangs_is_reported_and_the_rest_goes_on(gpu, tmp_path):
+def test_a_part_that_fails_or_hangs_is_reported_and_the_rest_goes_on(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 0.3)
     beat = tmp_path / "beat"
-    child = f"import time\nwhile True: open({str(beat)!r}, 'a').write('.'); time.sleep(0.05)"
+    child = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child += f"while True: open({str(beat)!r}, 'a').write('.'); time.sleep(0.05)"
     works = {
         "fails": "import sys; sys.exit('CUDA error: an illegal memory access')",
         "crashes": "import os; os.abort()",
