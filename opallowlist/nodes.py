@@ -28,6 +28,9 @@ TYPES = {
     "FLOAT": 1, "INT": 2, "STRING": 3, "TENSOR": 4, "GRAPH": 5, "FLOATS": 6, "INTS": 7, "STRINGS": 8, "TENSORS": 9, "GRAPHS": 10,
     "SPARSE_TENSOR": 11, "SPARSE_TENSORS": 12, "TYPE_PROTO": 13, "TYPE_PROTOS": 14,
 }  # fmt: skip
+# The numbers that make sense for any tensor: with others ONNX Runtime 1.22 divides by zero, or onnx.checker reads where nothing is.
+_BOUNDS = {"axis": (-MAX_RANK, MAX_RANK - 1), "batch_dims": (0, MAX_RANK - 1)}
+_BOUNDS |= dict.fromkeys(("dilations", "group", "kernel_shape", "strides"), (1, (1 << 31) - 1))
 _TYPE_NAMES = {number: name for name, number in TYPES.items()}
 
 
@@ -103,15 +106,24 @@ def definition_problems(node: Node, opset: int) -> Iterator[str]:
             yield f"no attribute '{short(name)}' in opset {opset}"
         elif attribute.type != expected and not reading_problem(attribute):  # which is a finding of its own
             yield f"attribute '{short(name)}' has the type {type_name(attribute.type)}, not {type_name(expected)}"
-        elif name == "axis" and not -MAX_RANK <= (attribute.i or 0) < MAX_RANK:  # the largest int64 crashes every reader
-            yield f"the axis {attribute.i:,}; tensors have at most {MAX_RANK}"
+        elif name in _BOUNDS and (problem := _number_problem(attribute, *_BOUNDS[name])):
+            yield problem
     for name in sorted(operator.required.difference(attributes)):
         yield f"no attribute '{name}', which it needs"
+    if node.op_type == "LayerNormalization" and "" in node.input[2:]:
+        yield "an empty name for the bias, on which ONNX Runtime crashes; leave the input out"
     if node.op_type == "Constant" and len(attributes) != 1:
         yield f"{len(attributes)} values where it has 1"
     for name in ("then_branch", "else_branch", "body"):
         if name in attributes and name in operator.required and (graph := attributes[name].g) is not None:
             yield from _subgraph_problems(node, name, graph)
+
+
+def _number_problem(attribute: Attribute, least: int, most: int) -> str:
+    for number in [attribute.i or 0] if attribute.type == TYPES["INT"] else attribute.ints:
+        if not least <= number <= most:
+            return f"{attribute.name} {number:,}; accepted are {least} to {most:,}"
+    return ""
 
 
 def _subgraph_problems(node: Node, name: str, graph: Graph) -> Iterator[str]:

@@ -141,12 +141,24 @@ def test_inputs_and_outputs(image, node, accepted):
     assert by_checker == accepted and rules == (set() if accepted else {"definition"})
 
 
-@pytest.mark.parametrize(("axis", "accepted"), [(-64, True), (63, True), (64, False), (-65, False), ((1 << 63) - 1, False)])
-def test_an_axis_is_one_that_a_tensor_can_have(image, axis, accepted):
-    """The largest int64 crashes onnx.checker and ONNX Runtime, so the checker is not asked here."""
-    image.opset_import[0].version = 17
-    image.graph.initializer.append(helper.make_tensor("s", TensorProto.FLOAT, [1], [1.0]))
-    image.graph.node.append(helper.make_node("LayerNormalization", ["c", "s"], ["r"], axis=axis))
+def layer_norm(*inputs: str, **attributes) -> onnx.NodeProto:
+    return helper.make_node("LayerNormalization", ["c", *inputs], ["r"], **attributes)
+
+
+@pytest.mark.parametrize(
+    ("node", "accepted"),
+    [
+        *((layer_norm("w", axis=axis), -64 <= axis <= 63) for axis in (-(1 << 63), -65, -64, 63, 64, (1 << 63) - 1)),
+        *((layer_norm(*inputs), inputs != ["w", ""]) for inputs in (["w"], ["w", "w"], ["w", ""])),
+        *((helper.make_node("GatherND", ["c", "w"], ["r"], batch_dims=number), number == 0) for number in (-2, 0, 64)),
+        *((helper.make_node("Conv", ["c", "w"], ["r"], group=number), number == 1) for number in (-1, 0, 1)),
+        *((helper.make_node("Conv", ["c", "w"], ["r"], strides=[1, number]), number == 1) for number in (-1, 0, 1)),
+        *((helper.make_node("MaxPool", ["c"], ["r"], kernel_shape=[number, 1]), number == 1) for number in (0, 1)),
+    ],
+)
+def test_numbers_that_crash_runtimes(image, node, accepted):
+    """Not given to the checker, which some of them crash."""
+    image.graph.node.append(node)
     assert [violation.rule for violation in check(image).violations] == ([] if accepted else ["definition"])
 
 

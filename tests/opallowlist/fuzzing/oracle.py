@@ -110,15 +110,16 @@ _AROUND = re.compile(
 
 INFERENCE = "types and shapes, by inference"
 BEYOND = {
+    "a bug of ONNX Runtime": r"Should be unreachable",
     "memory": r"bad.?alloc|MemoryError|Failed to allocate|SafeInt",
     "no kernel for the type": r"Could not find an implementation|NOT_IMPLEMENTED",
-    INFERENCE: r"ShapeInferenceError|TypeInferenceError|Type Error|Inference error",
+    INFERENCE: r"ShapeInferenceError|TypeInferenceError|Type Error|Inference error|num_dims|type proto",
     "an input or output without a shape (checker alone)": r"'shape' of 'type'",
     "the main graph without a name (checker alone)": r"'name' of 'graph'",
-    "an initializer that is no input, in IR 3 (checker alone)": r"in initializer but not in graph input",
+    "an initializer that is no input, in IR 3 (where nothing reads it, the runtime too)": r"not in graph input|for initializer",
     "the default domain spelt ai.onnx (checker alone)": r"No opset import for domain 'ai.onnx'|No Op registered",
     "shapes, when it runs": r"Non-zero status code|At least one output|not run: ",
-    "value of an attribute": r"coordinate_transform|Attribute perm|UnicodeDecodeError|[Mm]ode\b",
+    "value of an attribute": r"coordinate_transform|Attribute perm|UnicodeDecodeError|[Mm]ode\b|Pad should be|TensorShape::Slice",
     "number of outputs": r"not in allowed output sizes",
 }
 """What the scan does not know: kind -> what the libraries say of it."""
@@ -127,7 +128,7 @@ RULES = {
     "unknown attribute": r"Unrecognized attribute",
     "attribute": r"[Aa]ttribute",
     "tensor data": r"value field|data_type|data size|raw_data|elements|should be stored|Deserialize|dimension|product overflow",
-    "names": r"SSA|[Dd]uplicate|already|unique|topological|previous nodes|does not exist|outer scope|[Nn]ame|NodeProto for Constant",
+    "names": r"SSA|[Dd]uplicate|already|unique|topological|previous nodes|does not exist|outer scope|[Nn]ame",
     "opset": r"[Oo]pset|domain",
     "inputs and outputs of a node": r"size|not in range|number of|[Mm]issing|required|marked single",
 }
