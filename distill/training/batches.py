@@ -114,21 +114,22 @@ def _draw_samples(rng: np.random.Generator, samples: Sequence[Sample], count: in
 
 
 def _read(views: Sequence[View], student: TinyUNetConfig) -> Drawn:
-    frames, targets, places = [], [], []
-    fine = (student.height // 2, student.width // 2)
-    for view in views:
+    shape, fine = (len(views), len(views[0].index)), (student.height // 2, student.width // 2)
+    # Filled in place: most of the time goes into memory that is touched for the first time.
+    twice_BTHWC = torch.empty((*shape, 2 * student.height, 2 * student.width, 3), dtype=torch.uint8)
+    targets_BT3hw, places = torch.zeros((*shape, 3, *fine)), []
+    for view, twice_THWC, targets_T3hw in zip(views, twice_BTHWC, targets_BT3hw, strict=True):
         cached = view.sample.cached
-        frames.append(torch.from_numpy(cached.frames[view.index]))
+        twice_THWC[:] = torch.from_numpy(cached.frames[view.index])
         labels = torch.from_numpy(view.sample.labels[view.index * cached.stride].astype(np.float32))
-        soft = F.interpolate(torch.sigmoid(labels)[:, None], size=fine, mode="bilinear", antialias=True)
-        empty = np.zeros((len(view.index), 2, *fine), np.float32)
-        truth = torch.from_numpy(empty if cached.truth is None else cached.truth[view.index])
-        targets.append(torch.cat([soft, truth], 1))
+        targets_T3hw[:, :1] = F.interpolate(torch.sigmoid(labels)[:, None], size=fine, mode="bilinear", antialias=True)
+        if cached.truth is not None:
+            targets_T3hw[:, 1:] = torch.from_numpy(cached.truth[view.index])
         places.append(cached.place(view.index))
     matrix_B33, offset_B3 = (torch.stack(part) for part in zip(*(view.colour for view in views), strict=True))
     affine_B23 = torch.stack([view.affine_23 for view in views])
     dt_B, starts_B = torch.tensor([view.dt for view in views]), torch.tensor([view.starts for view in views])
-    return Drawn(torch.stack(frames), torch.stack(targets), affine_B23, matrix_B33 / 255, offset_B3, dt_B, starts_B, places)
+    return Drawn(twice_BTHWC, targets_BT3hw, affine_B23, matrix_B33 / 255, offset_B3, dt_B, starts_B, places)
 
 
 def vary(drawn: Drawn, student: TinyUNetConfig, device: torch.device) -> Batch:

@@ -118,7 +118,8 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, at: Moment) -> Any:
-        """A step's data on the CPU, a pure function of seed, rank and step. For a GPU other threads call it, steps ahead."""
+        """A step's data on the CPU, a pure function of seed, rank and step. For a GPU forked processes call it, steps ahead:
+        it must not touch the device, and what it changes is lost."""
 
     def batch(self, drawn: Any, at: Moment) -> Any:
         """The step's data for `backward`. Seeds torch, on all devices, where the forward pass draws (dropout)."""
@@ -161,7 +162,7 @@ def fit(task: Task, log: Path | None = None) -> Progress:
     elif task.validate_start:
         _validate(task, moment(task.phase_steps, 0).phase, progress, log)
     moments = [moment(task.phase_steps, step) for step in range(first, total)]
-    ahead = closing(drawn_ahead(task.draw, moments, task.context.device))
+    ahead = closing(drawn_ahead(task.draw, moments, task.context.device, narrator.say))
     with narrator.bar(task.verb, total, first) as bar, ahead as batches, exact_float32():
         for at in moments:
             step = at.step

@@ -101,7 +101,8 @@ class StudentTask(Task):
         if trunk is not None:
             self._start_from(trunk.to(context.device).eval().requires_grad_(False))
         self.modules: dict[str, nn.Module] = {"student": self.student}
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student, config.weight_decay), lr=config.lr)
+        groups, fused = parameter_groups(self.student, config.weight_decay), context.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
         frame_steps = round(config.frames_first * config.steps) if self.videos else config.steps
         self.phase_steps = (frame_steps, config.steps - frame_steps)
         self.validate_every, self.checkpoint_every = config.validate_every, config.checkpoint_every

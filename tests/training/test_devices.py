@@ -1,19 +1,25 @@
 """Training on a device other than the CPU, played by torch's `meta`: like a GPU it refuses tensors of the CPU, and unlike a GPU
-it also refuses to be waited for (`.item()`, `bool()`, an index by a mask). And the threads that draw batches ahead for a GPU."""
+it also refuses to be waited for (`.item()`, `bool()`, an index by a mask). And the processes that draw batches ahead for a GPU."""
 
 import contextlib
 import itertools
-import threading
+import multiprocessing
+import os
+import shutil
+import signal
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from distill.corpora import open_corpus
 from distill.recipe.keys import Teacher
 from distill.recipe.keys import Unisal as UnisalConfig
+from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 from distill.students import TinyUNetConfig
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
@@ -100,45 +106,92 @@ class Data:
     name: str
 
 
+GPU = torch.device("cuda", 0)
+
+
 @pytest.fixture
 def gpu(monkeypatch):
-    """A CUDA device for `drawn_ahead`; pinned memory is marked by a name."""
+    """A machine with a CUDA device, four cores and much shared memory, for `drawn_ahead`; what it says. Nothing is pinned."""
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1000)
-    monkeypatch.setattr(ahead, "usable_cores", lambda: 8)
-    return torch.device("cuda", 0)
+    monkeypatch.setattr(ahead, "DataLoader", lambda *a, **options: DataLoader(*a, **options | {"pin_memory": False}))
+    monkeypatch.setattr(DataLoader, "check_worker_number_rationality", lambda loader: None)
+    monkeypatch.setattr(ahead, "usable_cores", lambda: 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    return []
 
 
-def test_batches_for_a_gpu_are_drawn_ahead_in_order(gpu):
-    started = []
+def test_batches_for_a_gpu_are_drawn_ahead_in_order_by_processes(gpu):
+    started = multiprocessing.Value("i", 0)
+    own = os.getpid()
 
     def draw(number):
-        started.append(threading.current_thread().name)
+        with started:
+            started.value += 1
         time.sleep(0.002 * (number % 3))
-        return Data((torch.tensor(number), [number]), "x")
+        leaves_ctrl_c = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        return Data((torch.tensor(number), torch.zeros(0), [number], (os.getpid(), leaves_ctrl_c)), "x")
 
-    before = torch.get_num_threads()
-    with contextlib.closing(ahead.drawn_ahead(draw, itertools.count(), gpu)) as batches:
-        seen = list(itertools.islice(batches, 20))
-    assert [int(data.inner[0]) - 1000 for data in seen] == [data.inner[1][0] for data in seen] == list(range(20))
-    assert threading.main_thread().name not in started and len(set(started)) > 1
-    assert len(started) <= 20 + ahead.MOST_THREADS + 1  # no endless queue
-    assert torch.get_num_threads() == before
+    state = torch.get_rng_state()
+    with contextlib.closing(ahead.drawn_ahead(draw, itertools.count(), GPU, gpu.append)) as batches:
+        seen = [data.inner for data in itertools.islice(batches, 20)]
+    assert [int(tensor) for tensor, *_ in seen] == [numbers[0] for _, _, numbers, _ in seen] == list(range(20))
+    assert seen[0][3][0] == own  # to see its size
+    assert len({process for *_, (process, _) in seen[1:]} - {own}) == 3
+    assert all(leaves_ctrl_c for *_, (_, leaves_ctrl_c) in seen[1:])
+    assert started.value <= 20 + 3 * ahead.EACH  # no endless queue
+    assert not multiprocessing.active_children()
+    assert torch.equal(torch.get_rng_state(), state) and not gpu
 
 
-def test_an_error_in_drawing_comes_up_at_its_step(gpu):
+def test_an_error_in_drawing_comes_up_at_its_step_as_it_is(gpu):
     def draw(number):
         if number == 3:
-            raise ValueError("the fourth")
+            raise UsageError("the fourth")
         return np.float32(number)
 
-    batches = ahead.drawn_ahead(draw, range(9), gpu)
+    batches = ahead.drawn_ahead(draw, range(9), GPU, gpu.append)
     assert [next(batches) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="the fourth"):
+    with pytest.raises(UsageError, match=r"^the fourth$"):
         next(batches)
+
+
+@pytest.mark.parametrize(("free", "workers"), [(10**5, 0), (3 * 10**6, 1)])
+def test_without_shared_memory_less_or_nothing_is_drawn_ahead(gpu, monkeypatch, free, workers):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    batches = ahead.drawn_ahead(lambda number: (torch.full((10**5,), number), os.getpid()), range(5), GPU, gpu.append)
+    seen = list(batches)
+    assert [int(tensor[0]) for tensor, _ in seen] == list(range(5))
+    assert len({process for _, process in seen} - {os.getpid()}) == workers
+    assert f"{workers} of 3 processes draw batches ahead" in gpu[0] and "--shm-size" in gpu[0]
+
+
+def test_what_finds_no_shared_memory_is_drawn_again(gpu, monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    batches = ahead.drawn_ahead(lambda number: (torch.tensor(number), os.getpid()), range(5), GPU, gpu.append)
+    assert [(int(tensor), process) for tensor, process in batches] == [(number, os.getpid()) for number in range(5)]
+
+
+def test_tensors_of_a_batch_are_pinned(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1000)
+    pinned = ahead.Item(0, Data((torch.tensor(1), [torch.tensor(2)]), "x")).pin_memory()
+    assert (int(pinned.drawn.inner[0]), int(pinned.drawn.inner[1][0]), pinned.drawn.name) == (1001, 2, "x")
 
 
 def test_on_the_cpu_nothing_is_drawn_ahead():
     drawn = []
-    batches = ahead.drawn_ahead(lambda number: drawn.append(number) or number, range(9), torch.device("cpu"))
+    batches = ahead.drawn_ahead(lambda number: drawn.append(number) or number, range(9), torch.device("cpu"), print)
     assert (next(batches), next(batches), drawn) == (0, 1, [0, 1])
+
+
+def test_batches_from_processes_train_the_same_student(samples, context, gpu, monkeypatch):
+    logs = []
+    for name in ("plain", "ahead"):
+        here = replace(context, folder=context.folder / name, device=torch.device("cpu"))
+        here.folder.mkdir()
+        loop.fit(StudentTask(samples, [], STUDENT_CONFIG, STUDENT, here), here.folder / "metrics.jsonl")
+        logs.append((here.folder / "metrics.jsonl").read_bytes())
+        monkeypatch.setattr(loop, "drawn_ahead", lambda draw, moments, _, say: ahead.drawn_ahead(draw, moments, GPU, say))
+    assert logs[0] == logs[1]
