@@ -225,6 +225,9 @@ def _check_op(node: messages.Node, index: int, scope: Scope, allowed: Allowlist,
             if node.domain.startswith("com.microsoft")
             else "use operators of the default domain"
         )
+    elif node.domain and scope.depth:
+        rule, message = "custom-domain", f"domain '{node.domain}', which ONNX Runtime does not know in subgraphs"
+        way_out = "leave the domain empty"
     elif op == "Scan":
         rule, message, way_out = "scan", "refused whatever the list says", remedies.remedy(op, allowed)
     elif op not in allowed:

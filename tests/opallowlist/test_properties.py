@@ -47,7 +47,7 @@ def graphs(draw, depth: int) -> onnx.GraphProto:
 def wrapped(container: str, inner: onnx.GraphProto, other: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes that carry `inner` as the container says."""
     if container == "Loop.body":
-        count = helper.make_node("Constant", [], ["m"], value=helper.make_tensor("m", TensorProto.INT64, [], [3]))
+        count = helper.make_node("Constant", [], ["m"], value=helper.make_tensor("m", TensorProto.INT64, [], [2]))
         return [count, helper.make_node("Loop", ["m", "c"], ["y"], body=inner)]
     if container == "Relu.graphs":
         node = helper.make_node("Relu", ["x"], ["y"])
@@ -102,6 +102,8 @@ def connect(model: onnx.ModelProto) -> None:
         graph.node.extend(helper.make_node("Constant", [], ["y"], value_int=1) for _ in range(results))
         for node in graph.node:
             count += 1
+            if all(graph is not root for root in roots):
+                node.domain = ""  # only outside subgraphs may it be spelt out
             if node.op_type == "Loop":
                 node.input[0] = f"v{count - 1}"  # the Constant before it
             node.output[:] = [f"v{count}"] if node.output else []

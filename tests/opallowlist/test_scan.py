@@ -133,7 +133,17 @@ def test_custom_domains_are_refused_even_with_a_listed_name(domain):
 def test_the_default_domain_may_be_spelled_out():
     model = body("y = Relu (x)", '<ir_version: 8, opset_import: ["ai.onnx" : 17]>')
     model.graph.node[0].domain = "ai.onnx"
-    assert check(model).ok
+    assert check(model).ok and loads(model)
+
+
+def test_the_default_domain_is_not_spelled_out_in_subgraphs():
+    branches = "then_branch: graph = t () => (float[1,3,H,W] t) { t = Tanh (x) }"
+    branches += ", else_branch: graph = e () => (float[1,3,H,W] e) { e = Relu (x) }"
+    model = body(f"y = If (cond) <{branches}>")
+    model.graph.node[0].domain = "ai.onnx"
+    assert check(model).ok and loads(model)
+    model.graph.node[0].attribute[1].g.node[0].domain = "ai.onnx"
+    assert rules(check(model)) == ["custom-domain"] and not loads(model)
 
 
 def test_an_unused_import_of_a_domain_is_a_warning():
