@@ -95,11 +95,10 @@ def print_table(table: Table, piped_width: int) -> None:
 
 def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
     """Tables of one corpus: scores, differences and, with per_clip, every clip."""
-    from distill.evaluation import tables
+    from distill.evaluation import statistics, tables
 
-    skipped = f", {n:,} without fixations skipped" if (n := result["frames_without_fixations"]) else ""
     clips = "1 clip" if len(result["clips"]) == 1 else f"{len(result['clips'])} clips"
-    counts = f"{name}: {clips}, {result['frames_scored']:,} frames{skipped}"
+    counts = "; ".join([f"{name}: {clips}, {result['frames_scored']:,} frames", *statistics.remarks(result)])
     protocol = f"{result['protocol']}: {result['about']}; 95 % intervals over clips"
     print_cells(f"{counts}\n{protocol}", "predictor", tables.score_cells(result))
     if result["differences"]:

@@ -2,14 +2,19 @@
 
 Layouts find the files; this module checks that they agree. A video is decoded once, to count its frames. Images,
 fixation maps and density maps in folders are counted; their numbers, and the sizes in their headers, are compared.
+The contents of fixation maps and density maps are tested in SAMPLED frames, and in all frames where one of those fails.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from distill.corpora import camera
-from distill.corpora.clips import Clip
-from distill.corpora.gaze import FRAME_READERS, clip_fixations
+from distill.corpora.clips import Clip, counted
+from distill.corpora.gaze import FRAME_READERS, FULL, GREY, JPEG, clip_fixations, fixation_file, read_points, stored_density
 from distill.corpora.readers import images
 from distill.corpora.video import probe, probe_folder, read_header
 from distill.run.errors import UsageError
@@ -18,6 +23,13 @@ LICENSE_FILES = ("LICENSE.txt", "LICENSE", "LICENSE.md", "LICENCE.txt", "LICENCE
 UNANNOTATED = "frames without annotation"
 WITHOUT_FRAME = "annotations without a frame"
 ODD_MAPS = "density maps too few or too many"
+REBUILT = "density maps that are constant, saturated or inverted, rebuilt from the fixations"
+EMPTY = "fixation maps without a fixation"
+MANY = "frames with more than 1,000 fixated pixels"
+MOST_POINTS = 1000
+
+SAMPLED = 12
+"""Frames of a clip whose maps are tested, evenly spaced: reading all of DHF1K's takes as long as decoding its videos."""
 
 
 def license_of(root: Path) -> str:
@@ -32,10 +44,11 @@ def _first_line(folder: Path) -> str:
     return text.splitlines()[0].strip() if text else ""
 
 
-def check(clip: Clip) -> Clip:
-    """A clip as a layout finds it, decoded once, completed, and compared with its annotation.
+def check(clip: Clip, thorough: bool = False) -> Clip:
+    """A clip as a layout finds it, decoded once, completed, and compared with its annotation. `thorough` tests the contents of
+    all maps.
 
-    Raises UsageError for files that are damaged or disagree.
+    Raises UsageError for files that are damaged or disagree, and for an annotation without a usable fixation.
     """
     video, frames, fps = Path(clip.video), 1, clip.fps
     if clip.shots:
@@ -56,7 +69,8 @@ def check(clip: Clip) -> Clip:
         troubles[WITHOUT_FRAME] = annotated - frames
     elif 0 < annotated < frames:
         troubles[UNANNOTATED] = frames - annotated
-    return _with_maps(replace(clip, annotated_frames=min(annotated, frames), troubles=troubles), annotated)
+    clip = _with_maps(replace(clip, annotated_frames=min(annotated, frames), troubles=troubles), annotated)
+    return replace(clip, troubles=clip.troubles | _faults(clip, thorough)) if clip.annotated_frames else clip
 
 
 def _annotated(clip: Clip) -> tuple[int, dict[str, int]]:
@@ -65,14 +79,12 @@ def _annotated(clip: Clip) -> tuple[int, dict[str, int]]:
     if not clip.fixations or not folder.exists():
         return 0, {}
     if clip.annotation in FRAME_READERS:
-        suffix, read = FRAME_READERS[clip.annotation]
+        suffix, _ = FRAME_READERS[clip.annotation]
         names = images.listing(folder, (suffix,))
         if names:
             _check_numbers(clip, folder, names)
             if suffix == ".png":
                 images.check_sizes(folder, names, (clip.height, clip.width))
-            else:
-                read(folder / names[0], clip)  # the others are checked when they are read
         return len(names), {}
     fixations = clip_fixations(clip)
     annotated = fixations.frames if len(fixations.frame) or clip.annotation == "json" else 0
@@ -109,3 +121,43 @@ def _check_numbers(clip: Clip, folder: Path, names: list[str]) -> None:
         frames = images.listing(clip.video)
         first = images.number_of((names if len(names) == len(frames) else frames)[0])
     images.check_numbers(folder, names, first)
+
+
+def _faults(clip: Clip, thorough: bool) -> dict[str, int]:
+    """How many of the clip's fixation maps and density maps cannot be used, by kind. Raises UsageError where no fixation is left."""
+    every = range(clip.annotated_frames)
+    some = [int(i) for i in np.unique(np.linspace(0, len(every) - 1, SAMPLED).astype(int))]
+    if Path(clip.maps).is_file():
+        some = list(every[:SAMPLED])  # a video is decoded up to the frame that is read
+    if not thorough and len(some) < len(every) and not _test(clip, some):
+        return {}
+    return dict(_test(clip, every))
+
+
+def _test(clip: Clip, frames: Sequence[int]) -> Counter[str]:
+    found, fixated, first = Counter[str](), 0, ""
+    for index in frames:
+        points, fault = read_points(clip, index)
+        if fault:
+            found[fault] += 1
+            first = first or _explained(clip, index, fault, len(points.rows))
+        elif count := len(points.rows):
+            fixated += 1
+            found[MANY] += clip.annotation in FRAME_READERS and count > MOST_POINTS
+            found[REBUILT] += bool(clip.maps) and stored_density(clip, index) is None
+    empty = len(frames) - fixated - found[FULL] - found[GREY] - found[JPEG]
+    if not fixated and len(frames) == clip.annotated_frames:
+        raise UsageError(first or f"{clip.fixations} has {counted(len(frames), 'frame')} without a single fixation; restore it")
+    if 2 * empty > len(frames) and clip.annotation in FRAME_READERS:
+        found[EMPTY] = empty
+    return +found
+
+
+def _explained(clip: Clip, index: int, fault: str, fixated: int) -> str:
+    """One line about a fixation map that cannot be used: what it is, and what to do."""
+    return f"{fixation_file(clip, index)} " + {
+        FULL: f"marks {fixated:,} of {clip.height * clip.width:,} pixels as fixated; if it is inverted, invert it: fixated pixels "
+        "are above 0, all others 0",
+        GREY: "is in shades of grey, like a density map; in a fixation map fixated pixels have one value, all others are 0",
+        JPEG: "is a JPEG, whose compression marks pixels around every fixation; make the fixation maps again as PNG",
+    }[fault]  # fmt: skip

@@ -8,6 +8,9 @@
     export   raw gaze of an SMI eye tracker, one folder per observer (DHF1K's exportdata_train)
 
 The first two are read frame by frame, the others clip by clip. Frames are numbered from 0.
+
+In a fixation map every pixel above 0 is fixated, whatever its value. A map that marks too many pixels, or is in shades of
+grey, is not one: the frame is left out. A density map without contrast is replaced by one of the fixations.
 """
 
 import json
@@ -28,6 +31,13 @@ from distill.run.errors import UsageError
 
 # DHF1K's own blur: FWHM 30 px, sigma 12.74 px at 640 px width (Wang et al. 2018).
 SIGMA = 12.74 / 640
+MOST_FIXATED = 0.05
+"""The share of a fixation map's pixels that may be fixated. A recording has some 0.01 %, a map with dots of 10 px some 2 %."""
+
+# Why a fixation map is left out, as shown to the user.
+FULL = f"fixation maps with more than {MOST_FIXATED:.0%} of their pixels fixated, left out"
+GREY = "fixation maps in shades of grey, left out"
+JPEG = "fixation maps that are JPEGs, left out"
 
 
 class Points(NamedTuple):
@@ -50,22 +60,45 @@ class Points(NamedTuple):
 def fixation_points(clip: Clip, index: int) -> Points | None:
     """Where observers looked in frame `index`: rows and columns in pixels, int32 `[N]`, and observers where known.
 
-    N is 0 where nobody fixated; None if the frame has no annotation. Raises UsageError for files that cannot be read.
+    N is 0 where nobody fixated; None if the frame has no annotation, or a fixation map that cannot be used. Raises UsageError
+    for files that cannot be read.
     """
     if index >= clip.annotated_frames:
         return None
+    points, fault = read_points(clip, index)
+    return None if fault else points
+
+
+def read_points(clip: Clip, index: int) -> tuple[Points, str]:
+    """The points of an annotated frame, and why they cannot be used: FULL, GREY or JPEG; "" where they can."""
     if clip.annotation in FRAME_READERS:
-        suffix, read = FRAME_READERS[clip.annotation]
-        names = images.listing(clip.fixations, (suffix,))
-        if len(names) < clip.annotated_frames:
-            held = f"{len(names)} fixation maps, but held {clip.annotated_frames} when the corpus was opened"
-            raise UsageError(f"{clip.fixations} holds {held}; restore them, or start over with --force")
-        rows, columns = np.nonzero(read(Path(clip.fixations) / names[index], clip))
-        return Points(rows.astype(np.int32), columns.astype(np.int32))
+        read = FRAME_READERS[clip.annotation][1]
+        path = fixation_file(clip, index)
+        values = read(path, clip)
+        rows, columns = np.nonzero(values > 0)
+        points = Points(rows.astype(np.int32), columns.astype(np.int32))
+        return points, JPEG if clip.annotation == "png" and images.is_jpeg(path) else _fault(values[rows, columns], values.size)
     fixations = clip_fixations(clip)
     start, end = np.searchsorted(fixations.frame, [index, index + 1])
     observers = None if fixations.observers is None else fixations.observers[start:end]
-    return Points(fixations.rows[start:end], fixations.columns[start:end], observers)
+    return Points(fixations.rows[start:end], fixations.columns[start:end], observers), ""
+
+
+def fixation_file(clip: Clip, index: int) -> Path:
+    """The fixation map of an annotated frame, for a format with a file per frame."""
+    names = images.listing(clip.fixations, FRAME_READERS[clip.annotation][:1])
+    if len(names) < clip.annotated_frames:
+        held = f"{len(names)} fixation maps, but held {clip.annotated_frames} when the corpus was opened"
+        raise UsageError(f"{clip.fixations} holds {held}; restore them, or start over with --force")
+    return Path(clip.fixations) / names[index]
+
+
+def _fault(fixated: np.ndarray, pixels: int) -> str:
+    """What is wrong with a map of which these values `[N]` are above 0. Binary maps and maps of counts have no shades: those of
+    a density map, or of one that was a JPEG, reach from bright to mostly faint."""
+    if len(fixated) > MOST_FIXATED * pixels:
+        return FULL
+    return GREY if len(fixated) and fixated.max() >= 64 and np.median(fixated) < fixated.max() / 4 else ""
 
 
 def fixation_map(clip: Clip, index: int) -> np.ndarray | None:
@@ -77,19 +110,31 @@ def fixation_map(clip: Clip, index: int) -> np.ndarray | None:
 def density_map(clip: Clip, index: int, fixations: np.ndarray) -> np.ndarray:
     """The density map of frame `index`, float32 `[H,W]`, not normalised.
 
-    It is read from the clip's density maps where it has them; otherwise `fixations` `[H,W]` (a fixation map, or the number
-    of fixations on each pixel) is blurred. Raises UsageError for a map that is missing or damaged.
+    It is the stored one; where there is none, `fixations` `[H,W]` (a fixation map, or the number of fixations on each pixel) is
+    blurred. Raises UsageError for a map that is missing or damaged.
     """
+    stored = stored_density(clip, index)
+    return blur(fixations, SIGMA * clip.width) if stored is None else stored
+
+
+def stored_density(clip: Clip, index: int) -> np.ndarray | None:
+    """The density map of frame `index` as the corpus has it, float32 `[H,W]`, not normalised. None where it has none, or one that
+    is constant, saturated or inverted: with a mean above the middle of its range. Raises UsageError as `density_map`."""
     if not clip.maps:
-        return blur(fixations, SIGMA * clip.width)
+        return None
     maps = Path(clip.maps)
-    if not maps.is_dir():
-        return read_gray_frame(maps, index).astype(np.float32) / 255
-    names = images.listing(maps)
-    if index >= len(names):
-        raise UsageError(f"{maps} holds {len(names)} maps, clip {clip.id} needs one for frame {index + 1}; restore it")
-    way_out = "restore it, or remove maps/ to build density from fixations"
-    return images.read_gray(maps / names[index], (clip.height, clip.width), way_out).astype(np.float32) / 255
+    if maps.is_dir():
+        names = images.listing(maps)
+        if index >= len(names):
+            raise UsageError(f"{maps} holds {len(names)} maps, clip {clip.id} needs one for frame {index + 1}; restore it")
+        way_out = "restore it, or remove maps/ to build density from fixations"
+        values = images.read_map(maps / names[index], (clip.height, clip.width), way_out)
+    else:
+        values = read_gray_frame(maps, index)
+    low, high = float(values.min()), float(values.max())
+    if low == high or float(values.mean()) > (low + high) / 2:
+        return None
+    return values.astype(np.float32) / (np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1)
 
 
 def blur(fixations: np.ndarray, sigma: float) -> np.ndarray:
@@ -111,11 +156,15 @@ def _clip_fixations(clip: Clip, _changed: int) -> ClipFixations:
 
 
 def _read_png(path: Path, clip: Clip) -> np.ndarray:
-    return images.read_gray(path, (clip.height, clip.width), f"restore it or leave clip {clip.id} out with corpus.skip")
+    return images.read_map(path, (clip.height, clip.width), f"restore it or leave clip {clip.id} out with corpus.skip")
 
 
 def _read_mat(path: Path, clip: Clip) -> np.ndarray:
     matrix = matlab.read_variable(path, "I")
+    if matrix.shape == (clip.width, clip.height) != (clip.height, clip.width):
+        raise UsageError(f"{path} is transposed: it has {clip.width} rows, the video {clip.height}; save it again as I'")
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise UsageError(f"{path} holds no map: I is {'x'.join(map(str, matrix.shape))}; it needs {clip.height}x{clip.width}")
     images.check_size(path, matrix.shape, (clip.height, clip.width))
     return matrix
 

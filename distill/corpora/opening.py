@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.corpora.checking import ODD_MAPS, UNANNOTATED, WITHOUT_FRAME, check, license_of
+from distill.corpora.checking import EMPTY, MANY, ODD_MAPS, REBUILT, UNANNOTATED, WITHOUT_FRAME, check, license_of
 from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
+from distill.corpora.gaze import FULL, GREY, JPEG
 from distill.corpora.layouts import CORPORA
 from distill.recipe import keys
 from distill.recipe.files import did_you_mean
@@ -21,7 +22,8 @@ Roots = str | Path | Sequence[str | Path]
 Track = Callable[[Iterable[Clip | None], str, int], Iterable[Clip | None]]
 
 SHOWN_CLIPS = 8  # in a note about dropped points
-EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS)  # notes that name all clips: the user must look at each
+EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS, REBUILT, EMPTY, MANY, FULL, GREY, JPEG)
+"""Kinds of which a note names all clips, for the user must look at each; points of other kinds were dropped."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, C
 
 
 def survey(
-    name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None
+    name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None, thorough: bool = False
 ) -> tuple[Corpus, dict[str, str]]:
-    """Checks every clip, decoding each video once: the usable clips as a corpus, and the problems of the others, by id."""
+    """Checks every clip, decoding each video once: the usable clips as a corpus, and the problems of the others, by id.
+    `thorough` reads all fixation maps and density maps."""
     options = options or keys.Corpus()
     parts = parts_of(name, roots)
     found = find(parts, options)
@@ -96,7 +99,7 @@ def survey(
     def examine(item: tuple[str, tuple[Part, Clip]]) -> Clip | None:
         clip_id, (part, clip) = item
         try:
-            return replace(check(clip), id=clip_id, corpus=part.name)
+            return replace(check(clip, thorough), id=clip_id, corpus=part.name)
         except UsageError as error:
             problems[clip_id] = str(error)
             return None

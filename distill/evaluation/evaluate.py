@@ -5,8 +5,9 @@
     references   anything that gives a map for a frame: a teacher's labels, a centred Gaussian, a mean map
     and, where the corpus allows it, the mean map of the other clips, and one half of the observers against the other
 
-Every `stride`-th frame is scored against the observers' fixations. Frames without fixations cannot be scored and are
-counted. The fixations of all clips are read first, since sAUC draws a frame's negatives from other frames.
+Every `stride`-th frame is scored against the observers' fixations. Frames without fixations, or with a fixation map that cannot
+be used, are not scored, and counted. So are density maps that cannot be used: those of the fixations take their place.
+The fixations of all clips are read first, since sAUC draws a frame's negatives from other frames.
 """
 
 import threading
@@ -19,11 +20,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from distill.corpora import SIGMA, Clip, Points, blur, density_map, open_corpus
+from distill.corpora import SIGMA, Clip, Points, blur, open_corpus
 from distill.corpora.clips import first_few
+from distill.corpora.gaze import stored_density
 from distill.evaluation import metrics, protocols, statistics
 from distill.evaluation.centre import centred_gaussian
-from distill.evaluation.fixations import Fixations, observer_halves, read_fixations
+from distill.evaluation.fixations import Fixations, frames_to_score, observer_halves, read_fixations
 from distill.evaluation.predictors import load_predictor, predict, size_multiple
 from distill.evaluation.protocols import GroundTruth, Protocol
 from distill.export.runner import Predictor
@@ -63,8 +65,8 @@ def evaluate(
     Returns, ready for JSON:
         schema, protocol (its name), about (its description), stride
         predictors, intervals, differences     see `statistics.summarise`; differences are those of the first model
-        frames_scored, frames_without_fixations
-        clips: {id: {frames_scored, frames_without_fixations, scores: {predictor: {metric: mean over its frames}},
+        frames_scored, frames_without_fixations, fixation_maps_left_out, density_maps_rebuilt
+        clips: {id: {these four, scores: {predictor: {metric: mean over its frames}},
                      frames: [index], nss_over_time: {predictor: [NSS of that frame]}}}
 
     Raises UsageError for a model that does not load, an unknown protocol or baseline, or clips without any fixation.
@@ -88,7 +90,7 @@ def evaluate(
             raise UsageError("none of the scored frames has fixations; check the annotation, or lower eval.stride")
         if mean_map and len(np.unique(fixations.owner)) >= MIN_CLIPS_FOR_MEAN_MAP:
             references = {**references, MEAN_MAP: fixations.mean_map}
-        scorer = _Scorer(models, multiples, poolings, references, fixations, chosen, narrator.stop)
+        scorer = _Scorer(models, multiples, poolings, references, fixations, stride, chosen, narrator.stop)
         results = narrator.track(pool.map(scorer.score, annotated), "eval", len(annotated))
         by_clip = {clip.id: result for clip, result in zip(annotated, results, strict=True)}
 
@@ -96,7 +98,7 @@ def evaluate(
     names += [CEILING] if any(CEILING in r["scores"] for r in by_clip.values()) else []
     return {
         "schema": 2, "protocol": chosen.name, "about": chosen.about, "stride": stride,
-        **{key: sum(r[key] for r in by_clip.values()) for key in ("frames_scored", "frames_without_fixations")},
+        **{key: sum(r[key] for r in by_clip.values()) for key in statistics.COUNTS},
         **statistics.summarise(by_clip, names, chosen),
         "clips": by_clip,
     }  # fmt: skip
@@ -157,6 +159,7 @@ class _Scorer:
     poolings: Mapping[str, tuple[str, Pooling]]
     references: Mapping[str, Reference]
     fixations: Fixations
+    stride: int
     protocol: Protocol
     stop: Callable[[], bool]
     local: threading.local = field(default_factory=threading.local)
@@ -176,8 +179,11 @@ class _Scorer:
         halves = observer_halves(clip, points)
         names = [*self.models, *self.poolings, *self.references]
         by_name: dict[str, list[dict[str, float]]] = {name: [] for name in [*names, CEILING]}
+        rebuilt = 0
         for index, maps, flicker in self._maps(clip, set(to_score)):
-            truth = self._truth(clip, index, points[index])
+            density = stored_density(clip, index)
+            rebuilt += bool(clip.maps) and density is None
+            truth = self._truth(clip, index, points[index], density)
             for name in names:
                 try:
                     values = protocols.score_against(truth, maps[name], self.protocol)
@@ -188,6 +194,8 @@ class _Scorer:
         return {
             "frames_scored": len(to_score),
             "frames_without_fixations": len(points) - len(to_score),
+            "fixation_maps_left_out": len(frames_to_score(clip, self.stride)) - len(points),
+            "density_maps_rebuilt": rebuilt,
             "scores": {name: self._means(frames) for name, frames in by_name.items() if frames},
             "frames": to_score,
             "nss_over_time": {name: [round(s["nss"], 4) for s in by_name[name]] for name in names},
@@ -235,11 +243,11 @@ class _Scorer:
                 return
 
     def _truth(self, clip: Clip, index: int, points: Points, density: np.ndarray | None = None) -> GroundTruth:
-        """density: by default that of all the points."""
+        """density: by default the blurred points."""
         uses = self.protocol.metrics
         try:
             return protocols.ground_truth(
-                density_map(clip, index, points.as_map(clip)) if density is None else density,
+                blur(points.as_map(clip), SIGMA * clip.width) if density is None else density,
                 (points.rows, points.columns),
                 self.fixations.others(clip, index, self.protocol.own_clip) if "s_auc" in uses else None,
                 _gaussian_map(clip.height, clip.width) if "ig" in uses else None,

@@ -14,11 +14,16 @@ OTHERS = 10  # frames that the negatives of sAUC are drawn from
 GRID = (72, 128)  # rows and columns of the mean map
 
 
+def frames_to_score(clip: Clip, stride: int) -> range:
+    """Every `stride`-th annotated frame, whether it has fixations or not."""
+    return range(0, min(clip.frames, clip.annotated_frames), stride)
+
+
 def read_fixations(clip: Clip, stride: int, stop: Callable[[], bool]) -> dict[int, Points]:
-    """The fixations of every `stride`-th annotated frame, by frame; a frame without fixations has empty Points. Raises
-    UsageError for a fixation outside the frame, Interrupted once `stop` returns True."""
+    """The fixations of `frames_to_score`, by frame; a frame without fixations has empty Points, one whose fixation map cannot be
+    used is left out. Raises UsageError for a fixation outside the frame, Interrupted once `stop` returns True."""
     by_frame: dict[int, Points] = {}
-    for index in range(0, min(clip.frames, clip.annotated_frames), stride):
+    for index in frames_to_score(clip, stride):
         if stop():
             raise Interrupted(f"eval, reading the fixations of clip {clip.id}")
         points = fixation_points(clip, index)

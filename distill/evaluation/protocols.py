@@ -92,8 +92,8 @@ def score(
 
 
 def score_against(truth: GroundTruth, prediction: np.ndarray, protocol: Protocol | None = None) -> dict[str, float]:
-    """The protocol's metrics, without those that need what `truth` lacks (others, baseline), and without flicker, which
-    needs two frames.
+    """The protocol's metrics, without those that need what `truth` lacks (others, baseline, a density that is not constant), and
+    without flicker, which needs two frames.
 
     A prediction of another size is resized as the protocol does it. Raises ValueError for NaN and for anything but a map.
     """
@@ -108,6 +108,8 @@ def choose(name: str) -> Protocol:
 
 
 def _on_density(p: Map, truth: GroundTruth, *functions: Callable[[Array, Array], float]) -> dict[str, float]:
+    if truth.density.constant:  # it says nothing of where the observers looked, and a flat map would have a SIM of 1
+        return {}
     return {function.__name__: function(p, truth.density) for function in functions}
 
 

@@ -15,9 +15,22 @@ from typing import Any
 
 import numpy as np
 
+from distill.corpora.clips import counted
 from distill.evaluation.protocols import PROTOCOLS, Protocol
 
 DRAWS = 2000
+COUNTS = {
+    "frames_scored": "",
+    "frames_without_fixations": "without fixations were not scored",
+    "fixation_maps_left_out": "with an unusable fixation map were not scored",
+    "density_maps_rebuilt": "with an unusable density map were scored against their blurred fixations",
+}
+"""How many frames, of a clip or in all: the keys in a result, and what `remarks` says of them."""
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """What a reader of the scores must know about the ground truth: `3 frames without fixations were not scored`."""
+    return [f"{counted(n, 'frame')} {what}" for key, what in COUNTS.items() if what and (n := result.get(key, 0))]
 
 
 def mean_and_interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, list[float] | None]:
@@ -99,7 +112,7 @@ def merge(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for result in results.values() for name in result["predictors"]))
     return {
         **first,
-        **{key: sum(r[key] for r in results.values()) for key in ("frames_scored", "frames_without_fixations")},
+        **{key: sum(r.get(key, 0) for r in results.values()) for key in COUNTS},
         **summarise(clips, names, PROTOCOLS[first["protocol"]]),
         "clips": clips,
         "parts": {part: {**result, "clips": list(result["clips"])} for part, result in results.items()},

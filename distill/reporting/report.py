@@ -60,7 +60,10 @@ def score_parts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = [(NAMES.get(name, name), cells) for name, cells in table["rows"]]
         gains = statistics.gains_of_state(result)
         drawing = drawings.differences(gains) if gains else None
-        parts.append({"title": title, "result": result, "heads": list(heads), "rows": rows, "drawing": drawing})
+        remarks = statistics.remarks(result)
+        parts.append(
+            {"title": title, "result": result, "remarks": remarks, "heads": list(heads), "rows": rows, "drawing": drawing}
+        )
     return parts
 
 

@@ -294,8 +294,8 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
     for name, values in statistics.gains_of_state(result).items():
         shown = f"{values['nss']['mean']:+.3f} {tables.format_interval(values['nss']['interval'], 'nss', sign=True)}".rstrip()
         narrator.say(f"eval: NSS {shown} step minus {name}, on the same clips")
-    if result["frames_without_fixations"]:
-        narrator.say(f"eval: {result['frames_without_fixations']} frames without fixations were not scored")
+    for remark in statistics.remarks(result):
+        narrator.say(f"eval: {remark}")
 
 
 def _report(context: Context) -> Done:

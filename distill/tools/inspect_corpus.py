@@ -1,7 +1,7 @@
 """Facts about a corpus: what it holds, what is missing or broken, and how its density maps were blurred.
 
-Every video is decoded once, to count its frames. Fixation maps with a file per frame are read for up to 32 frames of a clip,
-evenly spaced; all other numbers cover everything.
+Every video is decoded once, to count its frames, and every fixation map and density map is read, to test its contents. The mean
+number of fixations in maps with a file per frame is that of up to 32 frames, evenly spaced.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from distill.corpora import SIGMA, Clip, Corpus, blur, density_map, fixation_points
+from distill.corpora import SIGMA, Clip, Corpus, blur, fixation_points
 from distill.corpora.checking import UNANNOTATED
 from distill.corpora.clips import counted
-from distill.corpora.gaze import FRAME_READERS, clip_fixations
+from distill.corpora.gaze import FRAME_READERS, clip_fixations, stored_density
 from distill.corpora.opening import Track, survey
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ FIT_WIDTH = 640  # pixels; larger maps are scaled down
 
 def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[Corpus, dict[str, Any]]:
     """The usable clips, and facts about all of them as plain values: what `distill inspect --json` prints."""
-    corpus, problems = survey(name, root, track=track)
+    corpus, problems = survey(name, root, track=track, thorough=True)
     clips = corpus.clips
     with_maps = [clip for clip in clips if clip.maps]
     without = f"none: built from fixations, sigma {SIGMA:.2%} of the width"
@@ -60,7 +60,8 @@ def clip_facts(clip: Clip) -> dict[str, Any]:
     if clip.annotated_frames and clip.annotation in FRAME_READERS:
         sample = np.unique(np.linspace(0, clip.annotated_frames - 1, SAMPLED_FRAMES).astype(int))
         points = [fixation_points(clip, int(index)) for index in sample]
-        per_frame = float(np.mean([len(p.rows) for p in points if p is not None]))
+        counts = [len(p.rows) for p in points if p is not None]
+        per_frame = float(np.mean(counts)) if counts else None
     elif clip.annotated_frames:
         fixations = clip_fixations(clip)
         per_frame = len(fixations.frame) / clip.annotated_frames
@@ -167,15 +168,12 @@ def fit_sigma(clips: Sequence[Clip]) -> dict[str, float]:
 
 
 def _counts_and_density(clip: Clip, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Fixation counts and density map of a frame, float32, at most FIT_WIDTH wide; None without fixations."""
+    """Fixation counts and density map of a frame, float32, at most FIT_WIDTH wide; None where it lacks one of them."""
     points = fixation_points(clip, index)
-    if points is None or not len(points.rows):
+    if points is None or not len(points.rows) or (density := stored_density(clip, index)) is None:
         return None
     counts = np.zeros((clip.height, clip.width), np.float32)
     np.add.at(counts, (points.rows, points.columns), 1)
-    density = density_map(clip, index, counts)
-    if not density.max() > density.min():
-        return None
     if clip.width > FIT_WIDTH:
         size = (FIT_WIDTH, round(FIT_WIDTH * clip.height / clip.width))
         counts, density = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (counts, density))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.corpora import SIGMA, Clip, blur, density_map
+from distill.corpora import SIGMA, Clip, blur
+from distill.corpora.gaze import stored_density
 from distill.run.files import ArrayFile, write_array
 from distill.training.loop import Place
 
@@ -53,4 +54,5 @@ def fill(
 def small_density(clip: Clip, index: int, counts: np.ndarray) -> np.ndarray:
     """A frame's density map, float32, unnormalised: the corpus's own at full size; without one, fixation counts `[h,w]` of
     the whole frame blurred, at a small size many times cheaper than at full size."""
-    return density_map(clip, index, counts) if clip.maps else blur(counts, SIGMA * counts.shape[1])
+    stored = stored_density(clip, index)
+    return blur(counts, SIGMA * counts.shape[1]) if stored is None else stored

@@ -299,12 +299,6 @@ def test_one_fixation_and_fixations_everywhere(name):
         assert all_over["auc_judd"] == 0.5
 
 
-def test_a_density_without_mass_is_uniform():
-    prediction, density, fixations = random_frame(0)
-    scores = protocols.score(prediction, np.zeros_like(density), fixations)
-    assert scores["cc"] == 0 and np.isfinite(list(scores.values())).all()
-
-
 def test_negative_values_are_shifted_to_zero_before_they_count_as_mass():
     prediction, density, fixations = random_frame(0)
     lifted = protocols.score(prediction - prediction.min(), density, fixations)
@@ -363,3 +357,10 @@ def test_the_same_seed_draws_the_same():
     once, again = (protocols.score_against(truth, prediction, PROTOCOLS["mit"]) for _ in range(2))
     other = protocols.score_against(replace(truth, seed=6), prediction, PROTOCOLS["mit"])
     assert once == again and once["s_auc"] != other["s_auc"]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_constant_density_is_no_ground_truth(name):
+    prediction, density, fixations = random_frame(1)
+    whole, scores = (protocols.score(prediction, d, fixations, PROTOCOLS[name]) for d in (density, np.full_like(density, 0.5)))
+    assert set(whole) - set(scores) >= {"cc", "sim"} and scores["nss"] == whole["nss"]

@@ -17,6 +17,7 @@ from distill.run.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 PNG_HEAD, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+JPEG_HEAD = b"\xff\xd8"
 
 
 def numbered(name: str) -> list[tuple[int, str]]:
@@ -78,7 +79,7 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
             if head[:8] == PNG_HEAD and len(head) == 24:
                 width, height = struct.unpack(">II", head[16:24])
                 size, end = (height, width), PNG_END
-            elif head[:2] == b"\xff\xd8":
+            elif head[:2] == JPEG_HEAD:
                 size, end = _jpeg_size(head + file.read(1 << 18)), b"\xff\xd9"
             if size and whole:
                 file.seek(max(0, path.stat().st_size - 4096))
@@ -89,7 +90,7 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
         return size
     if path.suffix.lower() == ".png" and head[:8] != PNG_HEAD:
         raise UsageError(f"{path} is not a PNG")
-    if head[:2] == b"\xff\xd8" or head[:8] == PNG_HEAD:
+    if head[:2] == JPEG_HEAD or head[:8] == PNG_HEAD:
         raise UsageError(f"{path} is truncated; restore it, or leave it out with corpus.skip")
     height, width, _ = read_rgb(path).shape
     return height, width
@@ -129,11 +130,31 @@ def read_rgb(path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_gray(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
-    """An image of (height, width) `size`, uint8 `[H,W]`. Raises UsageError, with `way_out`, if it is not."""
-    image = _decode(path, cv2.IMREAD_GRAYSCALE, way_out)
-    check_size(path, image.shape, size)
-    return image
+def read_map(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
+    """An image of (height, width) `size` as one channel `[H,W]`, in its stored type: 8 bits are not made of 16, nor grey of colour.
+
+    A pixel's value is that of its largest channel, 0 where it is transparent. Where nothing visible remains, as in an image
+    that is drawn in its alpha channel only, it is the alpha. Raises UsageError, with `way_out`, if it is no such image.
+    """
+    image = _decode(path, cv2.IMREAD_UNCHANGED, way_out)  # palettes are expanded
+    check_size(path, image.shape[:2], size)
+    if image.ndim == 2:
+        return image
+    values = image[..., :3].max(2)
+    if image.shape[2] < 4:
+        return values
+    alpha = image[..., 3]
+    visible = np.where(alpha > 0, values, 0)
+    return visible if visible.any() or alpha.min() == alpha.max() else alpha
+
+
+def is_jpeg(path: Path) -> bool:
+    """Whether a file is a JPEG, whatever its name says. Raises UsageError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == JPEG_HEAD
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _decode(path: Path, flags: int, way_out: str) -> np.ndarray:
