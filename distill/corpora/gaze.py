@@ -25,7 +25,7 @@ import numpy as np
 
 from distill.corpora.clips import Clip
 from distill.corpora.fixations import ClipFixations, place
-from distill.corpora.readers import images, matlab, smi, table
+from distill.corpora.readers import images, matlab, smi, table_fixations
 from distill.corpora.video import read_gray_frame
 from distill.run.errors import UsageError
 
@@ -193,7 +193,7 @@ FRAME_READERS: dict[str, tuple[str, Callable[[Path, Clip], np.ndarray]]] = {
 }
 CLIP_READERS: dict[str, Callable[[Clip], ClipFixations]] = {
     "json": _read_json,
-    "table": table.read_fixations,
-    "tracks": table.read_mouse_tracks,
+    "table": table_fixations.read_fixations,
+    "tracks": table_fixations.read_mouse_tracks,
     "export": smi.read,
 }

@@ -1,6 +1,7 @@
 """Your own gaze: images and videos with one CSV, under many column names, with the faults of real tables."""
 
 import gzip
+import unicodedata
 
 import numpy as np
 import pytest
@@ -142,6 +143,38 @@ def test_column_names_and_separators_are_recognised(tmp_path, rows):
     assert points_of(clip, 0) == [(24, 20, "0"), (47, 79, "1")]
 
 
+# --- files as people have them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nclip;x;y;frame\nwalk;10,5;20,25;2\n",
+        "# recorded today\n% by us\n\n// with care\nclip,x,y,frame\nwalk,10.5,20.25,2\n# walk,11,21,2\n",
+        "# clip,x,y,frame\nwalk,10.5,20.25,2\n",  # as numpy.savetxt writes it
+        'clip,x,y,frame\nwalk,"10,5","20,25",2\n',
+        "clip|x|y|frame\rwalk|10.5|20.25|2\r",
+        "clip\tx\ty\tframe\nwalk\t10,5\t20,25\t2\n",
+        'clip,x,y,time_us\nwalk,10.5,20.25,"1,000"\nwalk,10.5,20.25,"100,500"\n',
+        "clip;x;y;time_us\nwalk;10,5;20,25;100.500,0\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_comments_separators_encodings_and_decimal_commas(tmp_path, text, encoding):
+    a_video(tmp_path, [])
+    (tmp_path / "gaze.csv").write_bytes(text.encode(encoding))
+    corpus = open_corpus("gaze-table", tmp_path)
+    assert points_of(corpus["walk"], 1) == [(20, 10, "None")] and "cannot be read" not in str(corpus.notes)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("other", ["NFC", "NFD"])
+def test_names_match_however_accents_are_stored(tmp_path, form, other):
+    name, cell = unicodedata.normalize(form, "Zoë.mp4"), unicodedata.normalize(other, "Zoë")
+    corpus = open_corpus("gaze-table", a_video(tmp_path, ["clip,frame_index,x,y", f"{cell},1,2,3"], name=name))
+    assert points_of(corpus.clips[0], 1) == [(3, 2, "None")]
+
+
 # --- what is wrong with real tables ----------------------------------------------------------------------------------
 
 
@@ -157,13 +190,38 @@ def test_unusable_points_are_counted_by_reason(tmp_path):
     ]  # fmt: skip
     corpus = open_corpus("gaze-table", a_video(tmp_path, rows))
     assert corpus["walk"].troubles == {
-        "rows that cannot be read": 2, "duplicate rows": 1, "points that are NaN": 3,
-        "points after the last frame or before the first": 2, "points outside the frame": 2,
+        "rows that cannot be read": 3, "duplicate rows": 1, "points that are NaN": 3,
+        "points after the last frame or before the first": 1, "points outside the frame": 2,
     }  # fmt: skip
+    where = "line 11: frame_index is '-1'; line 12: x_px is 'five'; line 13: it has 2 cells, the header has 5"
+    assert f"gaze.csv: 3 rows cannot be read ({where})" in corpus.notes
     used = sum(len(points_of(corpus["walk"], t)) for t in range(10))
     assert used == len(rows) - 1 - 1 - sum(corpus["walk"].troubles.values())  # nothing is lost silently
     assert "gaze.csv has 1 row of 1 clip not found beside it (run)" in corpus.notes
     assert "duplicate rows: 1 dropped, in 1 clip (walk: 1)" in corpus.notes
+
+
+def test_a_bad_row_moves_no_other(tmp_path):
+    for bad in ("walk,-3,5,5", "walk,1e-3x,5,5", "walk,2,5"):
+        corpus = open_corpus("gaze-table", a_video(tmp_path, ["clip,frame,x,y", bad, "walk,3,12,22"]))
+        assert (
+            points_of(corpus["walk"], 2) == [(22, 12, "None")] and "gaze.csv: 1 row cannot be read (line 2: " in corpus.notes[0]
+        )
+        (tmp_path / "gaze.csv").unlink()
+    for zero in ("walk,0,five,5", "walk,0,0,0", "walk,0,,5"):  # frames count from 0, though the only row of frame 0 has no gaze
+        corpus = open_corpus(
+            "gaze-table", a_video(tmp_path, ["clip,frame,x,y", zero, "walk,3,12,22"], table=f"{len(zero)}{zero[7]}.csv")
+        )
+        assert points_of(corpus["walk"], 3) == [(22, 12, "None")]
+        next(tmp_path.glob("*.csv")).unlink()
+
+
+@pytest.mark.parametrize("lost", [(0, 0), (-1, -1), (-9999, -9999), (-32768, -32768)])
+def test_what_trackers_write_for_lost_gaze_is_counted_and_not_used(tmp_path, lost):
+    rows = ["clip,frame_index,x,y,observer", *(f"walk,{t},{lost[0]},{lost[1]},ann" for t in range(9)), "walk,9,10,20,ann"]
+    corpus = open_corpus("gaze-table", a_video(tmp_path, rows))
+    assert corpus["walk"].troubles == {"points that the tracker lost": 9}
+    assert points_of(corpus["walk"], 9) == [(20, 10, "0")] and points_of(corpus["walk"], 0) == []
 
 
 def test_fixations_of_unknown_observers_keep_their_multiplicity(tmp_path):
@@ -194,6 +252,28 @@ def test_a_table_that_is_not_utf8_is_read_and_noted(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        (
+            ["clip,frame,x,y,observer", 'walk,1,2,3,"ann', *["walk,1,2,3,bob"] * 9],
+            r"gaze\.csv: a quote that opens on line 2 is not closed",
+        ),
+        (["clip,frame,x,y,observer", "walk,1,2,3,ann", '"walk,1,2,3,bob'], "a quote that opens on line 3 is not closed"),
+        (
+            ["clip,frame,x,y", '"', *["walk,1,2,3"] * 20_000],
+            r"line 2 cannot be read \(field larger.*is a quote not closed there",
+        ),
+        (["clip,frame,x,y", "walk,1,\0,3"], "no row that can be read"),
+        (["clip,frame,x,y", "walk,1,10,5,20,5"], r"no row that can be read \(line 2: it has 6 cells, the header has 4\)"),
+        (
+            ["image,gaze_angle_x,gaze_angle_y", "walk,1,2"],
+            r"gaze\.csv has no column that is known as x or y; its header: image, gaze_an",
+        ),
+        (
+            ["world_index,norm_pos_x,norm_pos_y", "0,.5,.5"],
+            r"gaze\.csv has no column that is known as clip; its header: world_index",
+        ),
+        (["clip,frame,x,y", *(f"walk,{t},{t - 4},{t - 4}.5" for t in range(8))], "their origin is in the middle"),
+        (["clip,frame,x_px,y_px", *(f"walk,{t},.{t},.5" for t in range(8))], "they cannot be pixels; name the columns x_px"),
+        (["clip,frame,x_norm,y_norm", *(f"walk,{t},{9 * t},5" for t in range(8))], "they cannot be fractions of the size"),
         (["clip,frame,x,y"], "has a header, but no row that can be read"),
         (["clip,frame,x,y", "walk,one,2,3"], "no row that can be read"),
         (["clip,when,where", "walk,1,2"], "holds no gaze table"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from distill.corpora import video
 from distill.corpora.clips import Clip, counted, first_few
 from distill.corpora.readers import images, table
+from distill.corpora.readers.conventions import CLIP
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
 
@@ -23,9 +24,11 @@ def find(root: Path, options: Options) -> list[Clip]:
     folders = [root] if table.only_table(root) else _folders(root)
     tables = [path for path in map(table.only_table, folders) if path]
     if not tables:
+        lacking = [why for folder in (root, *folders) for why in table.what_lacks(folder)]
+        found = f"; {'; '.join(dict.fromkeys(lacking))}" if lacking else ""
         raise UsageError(
             f"{root} holds no gaze table: a CSV with columns for clip, x and y (clip,frame,x,y,observer or "
-            "image,subject,x_norm,y_norm), beside its videos or images"
+            f"image,subject,x_norm,y_norm), beside its videos or images{found}"
         )
     clips = []
     for path in tables:
@@ -68,9 +71,12 @@ def notes(root: Path, clips: list[Clip]) -> list[str]:
     for path in map(Path, dict.fromkeys(clip.fixations for clip in clips)):
         gaze = table.read(path)
         lines += gaze.notes
+        clock = gaze.columns.clock if gaze.by_time and not all(clip.static for clip in clips) else CLIP
+        if clock != CLIP:
+            lines.append(f"times of {path.name} count from {clock}, and are taken as times in each video")
         mine = [Path(clip.video) for clip in clips if clip.fixations == str(path)]
         present = {match[0] for file in mine if (match := gaze.rows_of(file))}
-        if absent := [name for name in gaze.clips if name not in present]:
+        if absent := [name for name, (first, end) in gaze.clips.items() if name not in present and end > first]:
             rows = sum(last - first for first, last in (gaze.clips[name] for name in absent))
             what = f"{counted(rows, 'row')} of {counted(len(absent), 'clip')}"
             lines.append(f"{path.name} has {what} not found beside it ({first_few(absent)})")

@@ -1,4 +1,4 @@
-"""Tables of gaze: one CSV file with a row per fixation or sample. Common names of columns are recognised:
+"""Tables of gaze: a text file with a row per fixation or sample, an exporter's or your own. A table needs columns for
 
     clip | image | video | stimulus ...      the file's name, with or without its suffix
     x, y | x_norm, y_norm | gaze_x ...       pixels of the clip, or fractions of its width and height
@@ -6,61 +6,40 @@
     duration, duration_ms ...                optional; without it, a row belongs to one frame
     observer | subject | participant ...     who
 
-The separator is comma, semicolon or tab; .gz is unpacked. `read` keeps columns of numbers, not rows of text, so that a
-table of ten million samples fits in memory. `read_fixations` and `read_mouse_tracks` make a clip's fixations of its rows.
+and distill.corpora.readers.conventions knows what else they are called. The separator is comma, semicolon, tab or bar; lines of
+comments (#, %, //) and `sep=;` are skipped; .gz is unpacked. `read` keeps columns of numbers, not rows of text, so that a table of
+ten million samples fits in memory. A row that cannot be read is dropped and named by its line; it never moves another row.
 """
 
 import csv
 import gzip
 import io
 import math
+import re
+import unicodedata
 import zlib
 from array import array
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill.corpora.clips import Clip
-from distill.corpora.fixations import DUPLICATE, LATE, NAN, UNREADABLE, ClipFixations, place
+from distill.corpora.clips import counted
+from distill.corpora.fixations import DUPLICATE, UNREADABLE
+from distill.corpora.readers.conventions import FRACTIONS, LOST, PIXELS, RECORDING, SCREEN, Columns, recognise
 from distill.run.errors import UsageError
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-COLUMN_NAMES = {
-    "clip": "clip clip_id clip_name video video_id video_name image image_id image_name img stimulus stimulus_name stimuli "
-    "filename file file_name media media_name",
-    "frame": "frame frame_index frame_number frame_id frame_no frame_nr",
-    "time": "time t timestamp onset start start_time fixation_start time_s timestamp_s onset_s start_s t_s seconds "
-    "time_ms timestamp_ms onset_ms start_ms t_ms ms time_us timestamp_us onset_us start_us t_us us",
-    "x": "x x_px x_pixel x_pix gaze_x gazex fix_x fixation_x pos_x x_pos por_x x_norm norm_x norm_pos_x x_normalized x_rel "
-    "gaze_x_norm fixation_x_norm",
-    "y": "y y_px y_pixel y_pix gaze_y gazey fix_y fixation_y pos_y y_pos por_y y_norm norm_y norm_pos_y y_normalized y_rel "
-    "gaze_y_norm fixation_y_norm",
-    "observer": "observer observer_id subject subject_id subj participant participant_id user user_id viewer person",
-    "duration": "duration dur duration_s dur_s duration_ms dur_ms fixation_duration fixation_duration_ms duration_us dur_us",
-    "order": "order index fixation_index fixation_number fixation_id fix_number fix_index number",
-}
-COLUMN_OF = {name: column for column, names in COLUMN_NAMES.items() for name in names.split()}
 NUMERIC = ("x", "y", "frame", "time", "duration", "order")
-UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "seconds": 1.0}
-MISSING = {"", "nan", "na", "n/a", "null", "none", ".", "-", "nd"}
-TRACK_HZ = 100.0  # AViMoS resamples mouse movements to this rate
-ROUNDING = 1e-3  # frames; a time that falls short of a frame by less is a rounding error
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of the file and their units. `time_unit` and `duration_unit` are in seconds, 0 where not stated."""
-
-    at: dict[str, int]  # position of each recognised column
-    separator: str
-    normalised: bool | None  # fractions of the size, not pixels; None: the values decide
-    from_zero: bool  # frames are numbered from 0; False: the values decide
-    time_unit: float
-    duration_unit: float
+MISSING = {"", "nan", "na", "n/a", "null", "none", ".", "-", "--", "nd"}
+LOST_AT = (0.0, -1.0, -999.0, -9999.0, -32768.0, 1e8)  # trackers give lost gaze these values, in x and y alike
+COMMENTS = ("#", "%", "//")
+HEADER_WITHIN = 100  # lines; exporters put facts of the recording before the header
+NAMED_ROWS = 3  # of those that cannot be read
 
 
 @dataclass(frozen=True)
@@ -69,7 +48,7 @@ class Table:
 
     path: Path
     columns: Columns
-    normalised: bool
+    space: str  # what x and y are measured in, see conventions
     clips: dict[str, tuple[int, int]]  # first row and the one after the last, by the name in the table
     x: np.ndarray
     y: np.ndarray
@@ -77,7 +56,7 @@ class Table:
     duration: np.ndarray  # seconds, or frames where the table counts in frames
     observer: np.ndarray
     dropped: dict[str, Counter[str]]  # rows by clip and reason
-    notes: list[str]  # how ambiguous columns were read
+    notes: list[str]  # how columns were read, and which rows were not
 
     @cached_property
     def _by_file(self) -> dict[str, str]:
@@ -88,35 +67,46 @@ class Table:
                 names[short] = "" if short in names else name
         return names
 
+    @property
+    def by_time(self) -> bool:
+        """Whether rows say when by the time, not by the frame."""
+        return "time" in self.columns.at and "frame" not in self.columns.at
+
     def rows_of(self, file: Path) -> tuple[str, slice] | None:
         """The name of a clip's file in the table, and its rows; None if the table does not mention it."""
-        exact = (f"{file.parent.name}/{file.name}", file.name, file.stem)
-        for name in (*exact, self._by_file.get(file.name, ""), self._by_file.get(file.stem, "")):
+        folder, whole, stem = map(_composed, (file.parent.name, file.name, file.stem))
+        for name in (f"{folder}/{whole}", whole, stem, self._by_file.get(whole, ""), self._by_file.get(stem, "")):
             if name in self.clips:
                 return name, slice(*self.clips[name])
         return None
 
 
-def columns_of(path: Path) -> Columns | None:
-    """The columns of a file that looks like a gaze table (it has clip, x and y); None for other files."""
-    start = _bytes(path, 1 << 14)
-    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    lines = start.decode(encoding, "replace").splitlines()
-    return _recognise(lines[0]) if lines else None
-
-
 def only_table(folder: Path) -> Path | None:
     """The gaze table in a folder; None if there is none. Raises UsageError if there are several."""
-    files = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES) and p.is_file()]
-    tables = [path for path in files if columns_of(path)]
+    tables = [path for path in _files(folder) if not columns_of(path).lacks]
     if len(tables) > 1:
         raise UsageError(f"{folder} holds several gaze tables, {tables[0].name} and {tables[1].name}; keep one of them")
     return tables[0] if tables else None
 
 
+def what_lacks(folder: Path) -> list[str]:
+    """For each table in a folder that holds no gaze table, which columns are not there, and its header."""
+    return [f"{path.name} {_lacking(columns_of(path))}" for path in _files(folder)]
+
+
+def _lacking(columns: Columns) -> str:
+    names = ", ".join(name.strip() for name in columns.names if name.strip())
+    return f"has no column that is known as {' or '.join(columns.lacks)}; its header: {names[:200] or 'empty'}"
+
+
 def read(path: Path) -> Table:
-    """The table, cached until the file changes. Raises UsageError for an unusable header or a table without usable rows."""
+    """The table, cached until the file changes. Raises UsageError for an unusable header, a quote that is not closed, or a table
+    without usable rows."""
     return _read(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES) and p.is_file()]
 
 
 def _bytes(path: Path, limit: int = -1) -> bytes:
@@ -127,124 +117,233 @@ def _bytes(path: Path, limit: int = -1) -> bytes:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from None
 
 
-def _text(path: Path) -> tuple[str, list[str]]:
-    """The text of the file, and a note if it is not UTF-8."""
-    data = _bytes(path)
+def _text(path: Path, data: bytes) -> tuple[str, list[str]]:
+    """The text of a file, and a note if it is not Unicode."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace"), []
+    if b"\0" in data[:2]:  # UTF-16 without its mark: the header is plain letters
+        return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le", "replace"), []
     try:
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"), []
+        return data.decode("utf-8-sig"), []
     except UnicodeDecodeError:
         line = data.count(b"\n", 0, next(i for i, byte in enumerate(data) if byte > 127)) + 1
         return data.decode("cp1252", "replace"), [f"{path.name} is not UTF-8 (line {line}): read as Windows-1252"]
 
 
-def _recognise(header: str) -> Columns | None:
-    separator = max(",;\t", key=header.count)
-    names = next(csv.reader([header], delimiter=separator))
-    plain = [name.strip().lower().replace(" ", "_").replace("[", "").replace("]", "") for name in names]
-    at: dict[str, int] = {}
-    for i, name in enumerate(plain):
-        if name in COLUMN_OF:
-            at.setdefault(COLUMN_OF[name], i)
-    if not {"clip", "x", "y"} <= set(at):
-        return None
-    x = plain[at["x"]]
-    normalised = True if "norm" in x or "rel" in x else False if "px" in x or "pix" in x else None
-    from_zero = "frame" in at and plain[at["frame"]] == "frame_index"
-    units = (UNITS.get(plain[at[c]].rsplit("_", 1)[-1], 0.0) if c in at else 0.0 for c in ("time", "duration"))
-    return Columns(at, separator, normalised, from_zero, *units)
+@dataclass(frozen=True)
+class _Header:
+    columns: Columns
+    separator: str
+    line: int  # from 1
+
+
+def columns_of(path: Path) -> Columns:
+    """The columns of a file, by its first lines."""
+    return _find_header(io.StringIO(_text(path, _bytes(path, 1 << 16))[0], newline="")).columns
+
+
+def _find_header(lines: io.StringIO) -> _Header:
+    """The first line that names all needed columns, in a comment too; else the first that is neither comment nor blank.
+
+    `lines` is left after it."""
+    separator, best, after = "", _Header(Columns((), {}), ",", 0), 0
+    for number in range(1, HEADER_WITHIN + 1):
+        line = lines.readline()
+        if not line:
+            break
+        if stated := re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE):
+            separator = stated[1]
+            continue
+        comment = line.lstrip().startswith(COMMENTS)
+        used = separator or max(",;\t|", key=line.count)
+        try:
+            names = next(csv.reader([line.lstrip(" #%/") if comment else line], delimiter=used), [])
+        except csv.Error:
+            continue
+        header = _Header(recognise(names), used, number)
+        if not header.columns.lacks:
+            return header
+        if not best.line and not comment and any(names):
+            best, after = header, lines.tell()
+    lines.seek(after)
+    return best
+
+
+def _reads_commas(text: str, separator: str) -> bool:
+    """Whether numbers have decimal commas, judging by the start of the table: 10,5 and 0,125 do, 1,024 may be a thousand."""
+    if separator != ",":
+        return bool(re.search(r"[;\t|\n\"]-?\d+,\d+[;\t|\r\n\"]", text[: 1 << 20]))
+    return bool(re.search(r"\"-?(0,\d+|\d+,(\d{1,2}|\d{4,}))\"", text[: 1 << 20]))
 
 
 def _number(text: str) -> float:
+    """A number with a decimal point; thousands may be set apart by commas, blanks or apostrophes."""
     try:
         return float(text)
     except ValueError:
-        # Perhaps it has a decimal comma; ValueError if it is not a number at all.
-        return math.nan if text.strip().lower() in MISSING else float(text.replace(",", "."))
+        if text.strip().lower() in MISSING:
+            return math.nan
+        text = re.sub(r"(?<=\d)[\s'\u2019](?=\d{3})", "", text)
+        return float(text.replace(",", "") if re.fullmatch(r"\s*[+-]?\d{1,3}(,\d{3})+(\.\d*)?\s*", text) else text)
+
+
+def _comma_number(text: str) -> float:
+    """A number with a decimal comma, or a point where it sets no thousands apart."""
+    if "," in text or re.fullmatch(r"\s*[+-]?\d{1,3}(\.\d{3}){2,}\s*", text):
+        text = text.replace(".", "").replace(",", ".")
+    return _number(text)
+
+
+def _composed(name: str) -> str:
+    """macOS stores file names with accents apart from their letters (NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 @cache
 def _clip_name(cell: str) -> str:
-    return Path(cell.strip().replace("\\", "/")).as_posix()
+    return _composed(Path(cell.strip().replace("\\", "/")).as_posix())
+
+
+def _rows(path: Path, lines: io.StringIO, header: _Header) -> Iterator[tuple[int, list[str]]]:
+    """The rows below the header that are not blank, each with its line. Raises UsageError for a quote that is not closed on its line:
+    it would swallow the rows after it."""
+    reader = csv.reader(lines, delimiter=header.separator)
+    line = header.line
+    try:
+        for row in reader:
+            if header.line + reader.line_num > line + 1 or (row and row[-1].endswith(("\n", "\r"))):
+                raise UsageError(f"{path}: a quote that opens on line {line + 1} is not closed there; close it or remove it")
+            line += 1
+            if any(row):
+                yield line, row
+    except csv.Error as error:
+        raise UsageError(f"{path}: line {line + 1} cannot be read ({error}); is a quote not closed there?") from None
+
+
+def _fault(row: list[str], columns: Columns, number: Callable[[str], float]) -> str:
+    """Why a row cannot be read."""
+    for name in (name for name in NUMERIC if name in columns.at and columns.at[name] < len(row)):
+        cell = row[columns.at[name]]
+        try:
+            bad = number(cell) < 0 and name == "frame"
+        except ValueError:
+            bad = True
+        if bad:
+            return f"{columns.name(name)} is {cell.strip()[:40]!r}"
+    return f"it has {counted(len(row), 'cell')}, the header has {len(columns.names)}"
+
+
+def _in_frame_0(row: list[str], columns: Columns, number: Callable[[str], float]) -> bool:
+    """Whether a row that cannot be read shows that frames are numbered from 0, so that its loss moves no other row."""
+    try:
+        return 0 <= number(row[columns.at["frame"]]) < 1
+    except (KeyError, ValueError, IndexError):
+        return False
 
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _changed: int) -> Table:
-    text, notes = _text(path)
-    lines = io.StringIO(text, newline="")
-    header = lines.readline()
-    columns = _recognise(header)
-    if columns is None:
-        raise UsageError(
-            f"{path} has no columns for clip, x and y; its header is {header.strip()[:120]!r}; use for example "
-            "`clip,frame,x,y,observer` or `image,subject,x_norm,y_norm`"
-        )
-    at, numeric = columns.at, [name for name in NUMERIC if name in columns.at]
+    text, notes = _text(path, _bytes(path))
+    lines = io.StringIO(text if text.endswith("\n") else text + "\n", newline="")
+    header = _find_header(lines)
+    columns = header.columns
+    if columns.lacks:
+        raise UsageError(f"{path} {_lacking(columns)}; use for example `clip,frame,x,y,observer`")
+    at, numeric, width = columns.at, [name for name in NUMERIC if name in columns.at], len(columns.names)
+    places, frame = [at[name] for name in numeric], numeric.index("frame") if "frame" in numeric else -1
+    number = _comma_number if _reads_commas(text, header.separator) else _number
     rows: dict[str, array[Any]] = {"clip": array("i"), "observer": array("i"), **{name: array("d") for name in numeric}}
     clips: dict[str, int] = {}  # numbers of the clips
     observers: dict[str, int] = {}
-    unreadable: Counter[int] = Counter()
-    for row in csv.reader(lines, delimiter=columns.separator):
-        if not any(row):
-            continue
-        cell = row[at["clip"]] if len(row) > at["clip"] else ""
-        clip = clips.setdefault(_clip_name(cell), len(clips))
+    dropped: dict[str, Counter[str]] = defaultdict(Counter)
+    first_frame = 0 if columns.from_zero else 1
+    faults: list[str] = []
+    for line, row in _rows(path, lines, header):
+        name = _clip_name(row[at["clip"]] if len(row) > at["clip"] else "")
         try:
             person = row[at["observer"]].strip() if "observer" in at else ""
-            values = [_number(row[at[name]]) for name in numeric]
+            values = [number(row[place]) for place in places]
+            if (len(row) > width and any(row[width:])) or (frame >= 0 and values[frame] < 0):
+                raise ValueError
+            reason = next((reason for place, reason, test in columns.marks if test(row[place])), "")
         except (ValueError, IndexError):
-            unreadable[clip] += 1
+            if row[0].lstrip().startswith(COMMENTS):
+                continue
+            faults.append(f"line {line}: {_fault(row, columns, number)}" if len(faults) < NAMED_ROWS else "")
+            values, reason = [], UNREADABLE
+            first_frame = 0 if _in_frame_0(row, columns, number) else first_frame
+        if values and frame >= 0 and values[frame] < 1:
+            first_frame = 0
+        clip = clips.setdefault(name, len(clips))
+        if reason:
+            dropped[name][reason] += 1
             continue
         rows["clip"].append(clip)
         rows["observer"].append(observers.setdefault(person, len(observers)) if person else -1)
-        for name, value in zip(numeric, values, strict=True):
-            rows[name].append(value)
+        for column, value in zip(numeric, values, strict=True):
+            rows[column].append(value)
+    named = "; ".join(faults[:NAMED_ROWS]) + (f" and {len(faults) - NAMED_ROWS} more" if len(faults) > NAMED_ROWS else "")
     if not rows["clip"]:
-        raise UsageError(f"{path} has a header, but no row that can be read")
-    dropped = {name: Counter({UNREADABLE: unreadable[n]}) for name, n in clips.items() if n in unreadable}
+        raise UsageError(f"{path} has a header, but no row that can be read" + (f" ({named})" if named else ""))
+    if faults:
+        notes.append(f"{path.name}: {counted(len(faults), 'row')} cannot be read ({named})")
     arrays = {name: np.frombuffer(values, values.typecode) for name, values in rows.items()}
-    return _table(path, columns, clips, arrays, dropped, notes)
+    return _table(path, columns, clips, arrays, first_frame, dropped, notes)
 
 
 def _table(
-    path: Path, columns: Columns, clips: dict[str, int], rows: dict[str, np.ndarray], dropped: dict[str, Counter[str]],
-    notes: list[str],
+    path: Path, columns: Columns, clips: dict[str, int], rows: dict[str, np.ndarray], first_frame: int,
+    dropped: dict[str, Counter[str]], notes: list[str],
 ) -> Table:  # fmt: skip
-    """The table of rows in the order of the file: sorted by clip, without duplicates, numbers in one unit."""
+    """The table of rows in the order of the file: sorted by clip, without duplicates and lost gaze, numbers in one unit."""
     order = np.argsort(rows["clip"], kind="stable")
     rows = {name: values[order] for name, values in rows.items()}
-    edges = np.searchsorted(rows["clip"], np.arange(len(clips) + 1))
+    rows = _without(rows, (rows["x"] == rows["y"]) & np.isin(rows["x"], LOST_AT), LOST, clips, dropped)
     # The same person cannot look twice at one time: such a row is a copying mistake.
     if "observer" in columns.at and {"frame", "time", "order"} & set(columns.at):
-        keep = np.ones(len(order), bool)
-        for name, number in clips.items():
-            mine = slice(edges[number], edges[number + 1])
-            keep[mine] = _first_of_each(np.stack([a[mine] for column, a in rows.items() if column != "clip"], 1))
-            if duplicates := int((~keep[mine]).sum()):
-                dropped.setdefault(name, Counter())[DUPLICATE] += duplicates
-        rows = {name: values[keep] for name, values in rows.items()}
-        edges = np.searchsorted(rows["clip"], np.arange(len(clips) + 1))
-
-    normalised = columns.normalised
-    if normalised is None:
-        values = np.abs(np.concatenate([rows["x"], rows["y"]]))
-        values = values[np.isfinite(values)]
-        # In pixels, values below 1 would all be on the first pixel. A few points beyond the border are allowed for.
-        normalised = bool(len(values)) and float(np.quantile(values, 0.9)) <= 1.0
-        unit = "fractions of the size" if normalised else "pixels"
-        notes.append(f"x and y of {path.name} are read as {unit}, judging by their values")
+        parts = np.split(np.arange(len(rows["clip"])), np.searchsorted(rows["clip"], np.arange(1, len(clips))))
+        first = [_first_of_each(np.stack([a[part] for name, a in rows.items() if name != "clip"], 1)) for part in parts]
+        rows = _without(rows, ~np.concatenate(first), DUPLICATE, clips, dropped)
+    edges = np.searchsorted(rows["clip"], np.arange(len(clips) + 1))
+    space = _space(path, columns, rows["x"], rows["y"])
+    if columns.exporter:
+        notes.append(f"{path.name} is read as an export of {columns.exporter}: `{columns.name('x')}` is in {space}")
+    elif not columns.space:
+        notes.append(f"x and y of {path.name} are read as {space}, judging by their values")
+    if by_steps := columns.clock == RECORDING and not columns.time_unit and _unit(rows):
+        columns = replace(columns, time_unit=by_steps)
+        unit = "milliseconds" if by_steps == 1e-3 else "microseconds"
+        notes.append(f"`{columns.name('time')}` of {path.name} is read in {unit}, judging by its steps")
     when = nothing = np.full(len(rows["x"]), np.nan)
-    duration = rows.get("duration", nothing)
     if "frame" in rows:
-        first = 0 if columns.from_zero or np.nanmin(rows["frame"], initial=1) < 1 else 1
-        when = rows["frame"] - first
+        when = rows["frame"] - first_frame
         if not columns.from_zero:
-            notes.append(f"frames of {path.name} are numbered from {first}")
+            notes.append(f"frames of {path.name} are numbered from {first_frame}")
     elif "time" in rows:
         when = rows["time"] * (columns.time_unit or 1.0)
-        # A duration whose column names no unit is in the unit of the time.
-        duration = duration * (columns.duration_unit or columns.time_unit or 1.0)
+    # A duration whose column names no unit is in that of the time, or in frames.
+    unit_of_when = 1.0 if "frame" in rows else columns.time_unit or 1.0
+    duration = rows.get("duration", nothing) * (columns.duration_unit or unit_of_when)
     spans = {name: (int(edges[c]), int(edges[c + 1])) for name, c in clips.items()}
-    return Table(path, columns, normalised, spans, rows["x"], rows["y"], when, duration, rows["observer"], dropped, notes)
+    return Table(path, columns, space, spans, rows["x"], rows["y"], when, duration, rows["observer"], dropped, notes)
+
+
+def _unit(rows: dict[str, np.ndarray]) -> float:
+    """The unit of the times of an eye tracker of 20 to 2000 Hz: 1e-3, 1e-6, or 0 where the steps between rows do not tell."""
+    same = (np.diff(rows["clip"]) == 0) & (np.diff(rows["observer"]) == 0)
+    steps = np.diff(rows["time"])[same]
+    step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    return 1e-3 if 0 < step <= 50 else 1e-6 if step >= 5000 else 0.0
+
+
+def _without(
+    rows: dict[str, np.ndarray], those: np.ndarray, reason: str, clips: dict[str, int], dropped: dict[str, Counter[str]]
+) -> dict[str, np.ndarray]:
+    """The rows but those, which are counted by clip."""
+    counts = np.bincount(rows["clip"][those], minlength=len(clips))
+    for name, number in clips.items():
+        dropped[name][reason] += int(counts[number])
+    return {name: values[~those] for name, values in rows.items()} if those.any() else rows
 
 
 def _first_of_each(rows: np.ndarray) -> np.ndarray:
@@ -254,64 +353,19 @@ def _first_of_each(rows: np.ndarray) -> np.ndarray:
     return first | np.isnan(rows[:, 1]) | np.isnan(rows[:, 2])
 
 
-def read_fixations(clip: Clip) -> ClipFixations:
-    """Every row is a fixation, and covers the frames of its duration. Raises UsageError if times do not fit the video."""
-    gaze, name, rows, dropped = _rows(clip)
-    x, y = _pixels(clip, gaze, gaze.x[rows], gaze.y[rows])
-    when, duration, observer = gaze.when[rows], gaze.duration[rows], gaze.observer[rows]
-    if clip.static:  # times do not matter: all fixations belong to the one frame
-        return place(clip, np.zeros(len(x)), x, y, observer, dropped)
-    if not {"frame", "time"} & set(gaze.columns.at):
-        raise UsageError(f"{gaze.path} has no column for the frame or the time, and {name} is a video; add one")
-    rate = 1.0 if "frame" in gaze.columns.at else clip.fps
-    timed = ~np.isnan(when)
-    dropped[NAN] += int((~timed).sum())
-    x, y, when, duration, observer = (values[timed] for values in (x, y, when, duration, observer))
-    start = np.floor(when * rate + ROUNDING)
-    late = (start >= clip.frames) | (start < 0)
-    dropped[LATE] += int(late.sum())
-    if late.sum() > len(late) / 2 and "time" in gaze.columns.at and not gaze.columns.time_unit:
-        raise UsageError(
-            f"{gaze.path}: the times of {name} run to {when.max():g}, its video lasts {clip.frames / clip.fps:.1f} s; "
-            "name the column time_ms or time_us"
-        )
-    last = np.floor((when + np.nan_to_num(duration)) * rate - ROUNDING)  # the video may end before a fixation does
-    count = np.where(late, 0, np.maximum(np.minimum(last, clip.frames - 1) - start, 0) + 1).astype(int)
-    offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    x, y, start, observer = (np.repeat(values, count) for values in (x, y, start, observer))
-    return place(clip, start + offset, x, y, observer, dropped)
-
-
-def read_mouse_tracks(clip: Clip) -> ClipFixations:
-    """Each observer's mouse track, resampled to 100 Hz by linear interpolation and moved back in time by `clip.lag`."""
-    gaze, _, rows, dropped = _rows(clip)
-    if "time" not in gaze.columns.at:
-        raise UsageError(f"{gaze.path} has no column for the time; mouse tracks need one")
-    x, y, when, observer = (values[rows] for values in (gaze.x, gaze.y, gaze.when, gaze.observer))
-    usable = np.isfinite(x) & np.isfinite(y) & np.isfinite(when)
-    dropped[NAN] += int((~usable).sum())
-    sampled = []
-    for person in np.unique(observer[usable]):
-        mine = np.flatnonzero(usable & (observer == person))
-        mine = mine[np.argsort(when[mine], kind="stable")]
-        ticks = np.arange(math.ceil(when[mine[0]] * TRACK_HZ), math.floor(when[mine[-1]] * TRACK_HZ) + 1) / TRACK_HZ
-        track = (np.interp(ticks, when[mine], values[mine]) for values in (x, y))
-        sampled.append(np.stack([ticks - clip.lag, *track, np.full(len(ticks), person)]))
-    time, x, y, who = np.concatenate(sampled, 1) if sampled else np.zeros((4, 0))
-    frame = np.floor(time * clip.fps + ROUNDING)
-    # Samples before the lag has passed belong to no frame: they are not counted as lost.
-    dropped[LATE] += int((frame >= clip.frames).sum())
-    inside = (frame >= 0) & (frame < clip.frames)
-    x, y = _pixels(clip, gaze, x[inside], y[inside])
-    return place(clip, frame[inside], x, y, who[inside], dropped)
-
-
-def _rows(clip: Clip) -> tuple[Table, str, slice, Counter[str]]:
-    """The clip's table, its name there, its rows (none if the table does not mention it), and a count of those dropped."""
-    gaze = read(Path(clip.fixations))
-    name, rows = gaze.rows_of(Path(clip.video)) or (clip.name, slice(0, 0))
-    return gaze, name, rows, Counter(gaze.dropped.get(name))
-
-
-def _pixels(clip: Clip, gaze: Table, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (x * clip.width, y * clip.height) if gaze.normalised else (x, y)
+def _space(path: Path, columns: Columns, x: np.ndarray, y: np.ndarray) -> str:
+    """What x and y are measured in. Raises UsageError where the values contradict the name, or have their origin in the middle."""
+    values = np.concatenate([x, y])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return columns.space or PIXELS
+    # In pixels, values below 1 would all be on the first pixel. A few points beyond the border are allowed for.
+    small = float(np.quantile(np.abs(values), 0.9)) <= 1.0
+    space = columns.space or (FRACTIONS if small else PIXELS)
+    found = f"{columns.name('x')} and {columns.name('y')} of {path} run from {values.min():g} to {values.max():g}"
+    way_out = "name the columns x_px, y_px or x_norm, y_norm, counted from the top left corner"
+    if small if space in (PIXELS, SCREEN) else float(np.median(np.abs(values))) > 2:
+        raise UsageError(f"{found}: they cannot be {space}; {way_out}")
+    if not columns.exporter and len(x) > 7 and np.mean((x < 0) | (y < 0)) > 0.25:
+        raise UsageError(f"{found}: their origin is in the middle; {way_out}")
+    return space
