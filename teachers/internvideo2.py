@@ -137,7 +137,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x_BND: Tensor, lora: BlockLora | None = None) -> Tensor:
-        q_BND, k_BND, v_BND = linear(self.qkv, x_BND, lora, "qkv").chunk(3, dim=-1)
+        # Three products, because parts of one would be strided, and the norms would copy them first.
+        parts = [F.linear(x_BND, weight) for weight in self.qkv.weight.chunk(3)]
+        q_BND, k_BND, v_BND = parts if lora is None else lora.qkv.parts(parts, x_BND)
         q_BANK, k_BANK, v_BANK = (
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.q_norm(q_BND), self.k_norm(k_BND), v_BND)
         )

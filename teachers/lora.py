@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,11 +55,19 @@ class LoraPair(nn.Module):
 
         For the patch embedding, a convolution, `x` has the pixels of one patch in each row.
         """
-        x = F.dropout(x.to(y.dtype), self.dropout, self.training)
-        a, b = self.lora_A.flatten(1).to(y.dtype), self.lora_B.flatten(1).to(y.dtype)
+        return self.parts([y], x)[0]
+
+    def parts(self, ys: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+        """The same for an output in parts of equal width, in the order of its channels, each a tensor of its own."""
+        dtype = ys[0].dtype
+        x = F.dropout(x.to(dtype), self.dropout, self.training)
+        a, b = self.lora_A.flatten(1).to(dtype), self.lora_B.flatten(1).to(dtype)
         down_NR = F.linear(x, a).flatten(0, -2)
         # One product that accumulates into y: at r = 64 memory bandwidth is the limit, not arithmetic.
-        return y.flatten(0, -2).addmm_(down_NR, b.T, alpha=self.scale).view_as(y)
+        return [
+            y.flatten(0, -2).addmm_(down_NR, part.T, alpha=self.scale).view_as(y)
+            for y, part in zip(ys, b.chunk(len(ys)), strict=True)
+        ]
 
 
 class BlockLora(nn.Module):

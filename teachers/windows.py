@@ -31,7 +31,7 @@ PAIR = 2
 MOST_WINDOWS = 8
 """Largest number of windows per pass: even one of ViSAGE's makes matrices of 5,000 rows.
 
-Nine would have more than 2^31 numbers in the features that its first expert enlarges, which torch refuses to do on CUDA.
+Seventeen would have more than 2^31 numbers in the features at full size, which some of torch's CUDA operations refuse.
 """
 
 USABLE = 0.8

@@ -15,10 +15,59 @@ from torch import Tensor, nn
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage.config import VisageConfig
 
-# Shape suffixes: B batch · T time · C channels · H, W pixels · N tokens · D width; lower-case h, w: the token grid
+# Shape suffixes: B batch · T time · C channels · H, W pixels · N tokens · D width; lower-case h, w: the token grid, g its side
+# F frames of all windows · O channels of a convolution · v, u rows and columns of its kernel
 
 AUX_HEADS = ("p23", "p17", "p11")
 """Expert 2's auxiliary heads, named after the tap at which each reads the decoder."""
+
+
+class EnlargingConv(nn.Conv2d):
+    """A 3x3 convolution of features enlarged to `px` x `px`, bilinear, without making the enlarged features.
+
+    Both are linear, so the nine products of weights and features happen on the small grid `g` x `g`. A matrix `[px, 3g]` along
+    each axis then enlarges and shifts them (`enlarging_matrix`). The result is the same but for rounding. At the released size
+    it takes a twentieth of the arithmetic or less, and no memory for the features that would go in, up to 4 GB in a pass.
+    """
+
+    def __init__(self, channels_in: int, channels: int, px: int) -> None:
+        super().__init__(channels_in, channels, 3, padding=1, bias=False)
+        self.px = px
+
+    def forward(self, x_FCgg: Tensor) -> Tensor:
+        """`[F, C, g, g]` -> `[F, channels, px, px]`."""
+        kernels_OvuC = self.weight.permute(0, 2, 3, 1)
+        products_FhwOvu = F.linear(x_FCgg.permute(0, 2, 3, 1), kernels_OvuC.flatten(0, 2)).unflatten(3, (-1, 3, 3))
+        products_FOuwvh = products_FhwOvu.permute(0, 3, 5, 2, 4, 1)
+        matrix = enlarging_matrix(x_FCgg.shape[-1], self.px, x_FCgg.device).to(products_FOuwvh)
+        rows_FOuwH = F.linear(products_FOuwvh.flatten(4), matrix)
+        return F.linear(rows_FOuwH.flatten(2, 3).mT, matrix)
+
+
+def enlarging_matrix(size: int, px: int, device: torch.device) -> Tensor:
+    """`[px, 3 * size]`: what each of `size` samples, under each of three kernel positions, adds to each of `px` pixels.
+
+    The rows are those of a linear interpolation, shifted by a pixel to either side, zero beyond the border.
+    """
+    linear = F.interpolate(torch.eye(size, device=device)[None], size=px, mode="linear", align_corners=False)[0].T
+    return F.pad(linear, (0, 0, 1, 1)).unfold(0, px, 1).permute(2, 0, 1).flatten(1)
+
+
+class ConvToOne(nn.Conv2d):
+    """A 3x3 convolution to one channel, as one product for all nine weights and a sum, in float32, of nine shifted maps.
+
+    A GPU's convolution would first copy the features, gigabytes at full size, to another layout.
+    """
+
+    def __init__(self, channels_in: int) -> None:
+        super().__init__(channels_in, 1, 3, padding=1)
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        """`[F, C, H, W]` -> `[F, 1, H, W]`."""
+        kernel_9C = self.weight[0].flatten(1).T.flip(0)  # `fold` adds where a transposed convolution would
+        products_F9N = torch.bmm(kernel_9C.expand(len(x_FCHW), -1, -1), x_FCHW.flatten(2))
+        maps_F1HW = F.fold(products_F9N.float(), x_FCHW.shape[2:], kernel_size=3, padding=1)
+        return maps_F1HW if self.bias is None else maps_F1HW + self.bias
 
 
 class ResBlend3d(nn.Module):
@@ -83,7 +132,6 @@ class Decoder1(nn.Module):
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
         reduced, embed, head = config.reduced_width, config.embed_width, config.head_width_1
-        self.out_px = config.out_px
         self.temp_attn = TemporalAttention(reduced)
         self.proj23_attn = nn.Conv3d(reduced, embed, 1)
         self.upsample5 = projection(reduced, embed)
@@ -93,7 +141,7 @@ class Decoder1(nn.Module):
         self.blend11 = ResBlend3d(2 * embed, embed)
         self.blend5 = ResBlend3d(2 * embed, embed)
         self.final_head = nn.Sequential(
-            nn.Conv2d(embed, head, 3, padding=1, bias=False), nn.BatchNorm2d(head), nn.ReLU(), nn.Conv2d(head, 1, 3, padding=1)
+            EnlargingConv(embed, head, config.out_px), nn.BatchNorm2d(head), nn.ReLU(), ConvToOne(head)
         )
         self.center_bias = CenterBias(config.out_px, config.prior_init)
         start_head(self.final_head, config.logit_init)
@@ -105,7 +153,7 @@ class Decoder1(nn.Module):
         a11 = self.blend11(torch.cat((self.upsample11(f11) * attention, a17), dim=1))
         a5 = self.blend5(torch.cat((self.upsample5(f5) * attention, a11), dim=1))
         a5 = a5 * (1 + gamma_BC111) + beta_BC111
-        return map_frames(self.final_head, a5, self.out_px) + self.center_bias()
+        return map_frames(self.final_head, a5) + self.center_bias()
 
 
 class Expert1(nn.Module):
@@ -169,23 +217,19 @@ class Residual3d(nn.Module):
 
 
 class Head2(nn.Module):
-    """From decoder features to logits: one convolution over space and time, then up-sampling, then a 2-D head per frame."""
+    """From decoder features to logits: one convolution over space and time, then a 2-D head per frame, which enlarges."""
 
     def __init__(self, config: VisageConfig) -> None:
         super().__init__()
         embed, head, groups = config.embed_width, config.head_width_2, config.norm_groups
-        self.out_px = config.out_px
         self.pre_2d = normed_conv(embed, head, groups, kernel=3)
         self.head_2d = nn.Sequential(
-            nn.Conv2d(head, head, 3, padding=1, bias=False),
-            nn.GroupNorm(groups, head),
-            nn.GELU(),
-            nn.Conv2d(head, 1, 3, padding=1),
+            EnlargingConv(head, head, config.out_px), nn.GroupNorm(groups, head), nn.GELU(), ConvToOne(head)
         )
         start_head(self.head_2d, config.logit_init)
 
     def forward(self, x_BCThw: Tensor) -> Tensor:
-        return map_frames(self.head_2d, self.pre_2d(x_BCThw), self.out_px)
+        return map_frames(self.head_2d, self.pre_2d(x_BCThw))
 
 
 class Decoder2(nn.Module):
@@ -245,14 +289,12 @@ def reduce_taps(reducers: nn.ModuleList, streams: Sequence[Tensor], trunk: Inter
     ]
 
 
-def map_frames(head: nn.Module, x_BCThw: Tensor, px: int) -> Tensor:
-    """Enlarge features `[B, C, T, h, w]` to `px` x `px`, then run a 2-D `head` on each frame -> `[B, T, px, px]`.
+def map_frames(head: nn.Module, x_BCThw: Tensor) -> Tensor:
+    """Run a 2-D `head` on each frame of `[B, C, T, h, w]` -> `[B, T, px, px]`.
 
-    Bilinear per frame equals the released trilinear up-sampling, because the number of frames stays the same.
+    Its bilinear up-sampling per frame equals the released trilinear one, because the number of frames stays the same.
     """
-    frames = x_BCThw.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, size=(px, px), mode="bilinear", align_corners=False)
-    return head(frames).view(len(x_BCThw), -1, px, px)
+    return head(x_BCThw.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x_BCThw), -1)).squeeze(2)
 
 
 def start_head(head: nn.Sequential, logit: float) -> None:

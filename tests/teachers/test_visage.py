@@ -26,7 +26,7 @@ from distill.teachers.visage import (
     preprocess,
     random_net,
 )
-from distill.teachers.visage.experts import CenterBias
+from distill.teachers.visage.experts import CenterBias, ConvToOne, EnlargingConv
 from distill.teachers.visage.net import VisageOutput
 from distill.teachers.weights import read_weights
 
@@ -417,6 +417,20 @@ def test_overlapping_windows_are_averaged(small: VisageNet) -> None:
     assert plain.fingerprint() != half.fingerprint()
 
 
+@pytest.mark.parametrize(("grid", "px"), [(4, 56), (5, 13), (6, 6), (1, 7)])
+def test_the_heads_convolutions_are_those_of_the_enlarged_features(grid: int, px: int) -> None:
+    torch.manual_seed(0)
+    first, last, x = EnlargingConv(6, 4, px), ConvToOne(4), torch.randn(3, 6, grid, grid)
+    enlarged = nn.functional.interpolate(x, size=(px, px), mode="bilinear", align_corners=False)
+    expected = nn.functional.conv2d(enlarged, first.weight, padding=1)
+    torch.testing.assert_close(first(x), expected, rtol=1e-4, atol=1e-5)
+    maps = nn.functional.conv2d(expected, last.weight, last.bias, padding=1)
+    torch.testing.assert_close(last(expected), maps, rtol=1e-4, atol=1e-5)
+    by_hand = torch.autograd.grad(maps.square().sum(), [first.weight, last.weight], retain_graph=True)
+    ours = torch.autograd.grad(last(first(x)).square().sum(), [first.weight, last.weight])
+    torch.testing.assert_close(ours, by_hand, rtol=1e-3, atol=1e-3)
+
+
 def test_bf16_is_near_and_nothing_large_flows_in_float32(small: VisageNet) -> None:
     frames = random_clip(8)
     exact, print_ = (teacher := Visage(small, SMALL)).logits(frames, 5), teacher.fingerprint()
@@ -434,7 +448,8 @@ def test_bf16_is_near_and_nothing_large_flows_in_float32(small: VisageNet) -> No
         if not list(layer.children()) and list(layer.parameters()) and not isinstance(layer, CenterBias):
             layer.register_forward_hook(note)
     small(torch.randn(1, 3, 4, 16, 16))
-    assert {"RMSNorm", "Linear", "Conv3d", "GroupNorm", "BatchNorm3d", "Conv2d"} <= seen.keys()
+    assert seen.pop("ConvToOne") == {torch.bfloat16, torch.float32}, "the logits alone are float32"
+    assert {"RMSNorm", "Linear", "Conv3d", "GroupNorm", "BatchNorm3d", "EnlargingConv"} <= seen.keys()
     assert all(dtypes == {torch.bfloat16} for dtypes in seen.values()), seen
 
 
