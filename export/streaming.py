@@ -77,7 +77,8 @@ class Stream:
 
     def map(self, frame: np.ndarray, seconds: float) -> np.ndarray:
         """The saliency map for the next frame, uint8 RGB `[H,W,3]` at its time stamp -> float32 `[H,W]` in [0, 1]. A time
-        stamp before the last one resets. Raises ValueError where the model does not take a frame of this size."""
+        stamp before the last one resets. Raises ValueError where the model does not take a frame of this size, and where its map
+        is not finite."""
         cut = False
         if self.find_cuts:
             cut, self._shot = detect_cut(frame, self._shot)
@@ -91,5 +92,7 @@ class Stream:
             late = seconds + self.period / 2  # a rate close to the model's must not fall behind further and further
             self._due = seconds + self.period if first else max(self._due + self.period, late)
             self._map = self.predictor.predict(frame)
+            if not np.isfinite(self._map.min() + self._map.max()):
+                raise ValueError(f"{self.predictor.name} gives NaN or infinity at {seconds:g} s; it cannot be used")
         assert self._map is not None
         return self._map

@@ -9,6 +9,7 @@ from typer import Argument, Option
 from distill.cli.options import SHIPPED, EncoderOptions, ModelOption, Output
 from distill.cli.output import interruptible, print_cells, print_files, print_json, shipped
 from distill.run.errors import Interrupted, UsageError
+from distill.run.files import check_distinct
 
 
 def encode(
@@ -37,7 +38,7 @@ def encode(
     from distill.encoding.planner import open_maps
 
     coding, shaping = _settings(encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []))
-    roi = check_outputs(target, map_, roi_out, format_)
+    roi = check_outputs(source, target, model, map_, roi_out, format_)
     narrator = interruptible(output.quiet)
     if model is None and map_ is None:
         model = shipped(narrator)
@@ -91,6 +92,8 @@ def bd(
             raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
     if out and find_spec("matplotlib") is None:  # not of the extra `encode`
         raise UsageError("--out draws with matplotlib, which is not installed; pip install matplotlib")
+    read = {"INPUT": inputs, "--model": models, "--judge": [proxy] if proxy else None}
+    check_distinct({"--out": out, "--csv": table}, [(what, path) for what, paths in read.items() for path in paths or []])
     narrator = interruptible(output.quiet)
     sources = find_sources(inputs or [], corpus, root, clips, frames, narrator)
     models = models or [shipped(narrator)]

@@ -19,14 +19,17 @@ from distill.encoding.qp_offsets import Shaping
 from distill.encoding.roi_files import FORMATS, RoiFile, addroi_command
 from distill.export.streaming import Stream
 from distill.run.errors import UsageError
-from distill.run.files import write_bytes
+from distill.run.files import check_distinct, write_bytes
 from distill.run.progress import Narrator
 
 Roi = tuple[Path, str]  # a file for another encoder, and its format
 
 
-def check_outputs(target: Path | None, map_name: str | None, roi_file: Path | None, format_: str | None) -> Roi | None:
-    """The ROI file and its format, if requested. Raises UsageError for options that do not go together."""
+def check_outputs(
+    source: Path, target: Path | None, model: Path | None, map_name: str | None, roi_file: Path | None, format_: str | None
+) -> Roi | None:  # fmt: skip
+    """The ROI file and its format, if requested. Raises UsageError for options that do not go together, and where an output is a
+    folder, another output, or a file that is read."""
     if (roi_file is None) != (format_ is None):
         raise UsageError(f"--roi-out FILE and --format go together; formats: {', '.join(FORMATS)}")
     if target is None and roi_file is None:
@@ -35,6 +38,10 @@ def check_outputs(target: Path | None, map_name: str | None, roi_file: Path | No
         raise UsageError(f"--format {format_} is unknown; there are {', '.join(FORMATS)}")
     if roi_file and map_name == "none":
         raise UsageError("--map none has no map to write with --roi-out")
+    for path in (target, roi_file):
+        if path and path.is_dir():
+            raise UsageError(f"{path} is a folder; name the file to write in it")
+    check_distinct({"OUTPUT": target, "--roi-out": roi_file}, [("INPUT", source), ("--model", model)])
     return (roi_file, format_) if roi_file and format_ else None
 
 
@@ -50,12 +57,6 @@ def encode(
 
     Raises UsageError for a video, container, encoder or option that cannot be used, and where the map would be ignored.
     """
-    files = [path for path in (target, roi[0] if roi else None) if path]
-    for path in files:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(f"{path} is the input itself; name another file")
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name the file to write in it")
     if target:
         check_coding(coding)
     first = videos.first_frame(source)
@@ -83,7 +84,7 @@ def encode(
         write_bytes(roi[0], addroi_command(source, planner.static(), shaping.block, picture.size, picture.bits))
     size = out.bytes if out else 0
     return {
-        "files": [str(path) for path in files],
+        "files": [str(path) for path in (target, roi[0] if roi else None) if path],
         "codec": coding.codec if target else None,
         "frames": planner.frames,
         "seconds": round(planner.seconds, 3),

@@ -1,6 +1,8 @@
 """Files that get their name only when they are complete, arrays that are open only while they are read, and JSON.
 
-`atomic_together` is the only way in which the pipeline writes files; all else here that writes uses it.
+`atomic_together` is the only way in which the pipeline writes files; all else here that writes uses it. Until then a file is
+called `.STEM.PID-MACHINE.tmp.SUFFIX`. Where a process was killed such files stay; the next one that writes to the folder
+removes them.
 """
 
 import contextlib
@@ -9,15 +11,22 @@ import io
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+import platform
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill.run.errors import UsageError
+
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # a folder may be shared, and a process of another machine may be alive
+TEMPORARY = re.compile(r"\..+\.(\d+)(?:-([0-9a-f]{8}))?\.tmp(\.[^.]*)?")
 
 
 @contextlib.contextmanager
@@ -29,7 +38,8 @@ def atomic_together(*paths: Path) -> Iterator[list[Path]]:
     """
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporaries = [path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}") for path in paths]
+        _remove_leftovers(path.parent.absolute())
+    temporaries = [path.with_name(f".{path.stem}.{os.getpid()}-{MACHINE}.tmp{path.suffix}") for path in paths]
     try:
         yield temporaries
         for temporary in temporaries:
@@ -51,7 +61,51 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def is_temporary(name: str) -> bool:
     """Whether `atomic` leaves files of this kind when its process is killed."""
-    return name.startswith(".") and name.endswith((".tmp", f".tmp{Path(name).suffix}"))
+    return bool(TEMPORARY.fullmatch(name))
+
+
+@lru_cache  # once per folder and process: folders of labels hold many files
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of processes of this machine that are no longer alive."""
+    if os.name != "posix":  # elsewhere signal 0 ends a process
+        return
+    with contextlib.suppress(OSError):  # a folder that may not be listed can still be written to
+        for path in folder.iterdir():
+            match = TEMPORARY.fullmatch(path.name)
+            if match and match[2] in (None, MACHINE) and not _is_alive(int(match[1])):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Raises UsageError where an output is an input or another output, through links and relative paths too; each with its option.
+
+    Outputs whose names differ only in case or in the form of their accents count as one: on many file systems they are.
+    """
+    named = [(what, path) for what, path in outputs.items() if path]
+    for index, (what, path) in enumerate(named):
+        for other, taken in [*named[:index], *inputs]:
+            if not taken:
+                continue
+            if path.exists() and taken.exists():
+                same = path.samefile(taken)
+            else:  # what exists is not what does not
+                same = not path.exists() and not taken.exists() and _place(path) == _place(taken)
+            if same:
+                raise UsageError(f"{what} {path} is the same file as {other} {taken}; name another file")
+
+
+def _place(path: Path) -> str:
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -97,3 +97,17 @@ def test_another_video_starts_anew():
 def test_the_slowdown_of_a_slow_video():
     assert Stream(Counter("30")).slowdown(15) == pytest.approx(2)
     assert Stream(Counter("30")).slowdown(60) == Stream(Counter("30", stateful=False)).slowdown(5) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_map_that_is_not_finite_is_refused(value):
+    class Broken(Counter):
+        name = "broken.onnx"
+
+        def predict(self, frame):
+            saliency = super().predict(frame)
+            saliency[3, 4] = value if self.calls == 2 else 0
+            return saliency
+
+    with pytest.raises(ValueError, match=r"broken.onnx gives NaN or infinity at 0.1 s"):
+        seen(Stream(Broken()), 10, shots(3))

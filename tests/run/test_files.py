@@ -1,6 +1,9 @@
 """Files get their names only when they are complete; whatever fails before leaves the old ones."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -59,6 +62,64 @@ def test_leftovers_of_a_killed_write_are_recognised(name):
 @pytest.mark.parametrize("name", ["a.tmp.json", "metrics.json", ".lock", ".tmpfile.json", "a.tmp"])
 def test_other_files_are_not_taken_for_leftovers(name):
     assert not files.is_temporary(name)
+
+
+def test_the_next_write_to_a_folder_removes_what_killed_processes_left(tmp_path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout.strip()
+    gone = [f".out.{dead}.tmp.mp4", f".labels of 7.{dead}-{files.MACHINE}.tmp.npy", f".roi.{dead}.tmp"]
+    kept = [
+        f".out.{os.getpid()}.tmp.mp4",
+        f".out.{dead}-00000000.tmp.mp4",
+        f"out.{dead}.tmp.mp4",
+        ".keep.tmp",
+        f".out.{dead}.mp4",
+    ]
+    for name in gone + kept:
+        (tmp_path / name).write_bytes(b"half")
+    files.write_bytes(tmp_path / "metrics.json", b"{}")
+    assert names(tmp_path) == sorted([*kept, "metrics.json"])
+
+
+def test_a_killed_process_leaves_no_file_for_long(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from distill.run.files import atomic\n"
+        "with atomic(Path(sys.argv[1])) as temporary: temporary.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out.mp4")]).returncode == -9
+    assert len(names(tmp_path)) == 1
+    files.write_bytes(tmp_path / "other.txt", b"")
+    assert names(tmp_path) == ["other.txt"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("out.mp4", "out.mp4"), ("out.mp4", "a/../out.mp4"), ("a/out.mp4", "linked/out.mp4"), ("out.mp4", "OUT.mp4"),
+        ("caf\u00e9.mp4", "cafe\u0301.mp4"), ("there.txt", "link.txt"), ("there.txt", "hard.txt"), ("dangling", "nowhere"),
+    ],
+)  # fmt: skip
+def test_outputs_that_are_one_file_are_refused(tmp_path, one, other):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    (tmp_path / "there.txt").write_text("mine")
+    (tmp_path / "link.txt").symlink_to("there.txt")
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "there.txt")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for pair in ((one, other), (other, one)):
+        first, second = (tmp_path / name for name in pair)
+        with pytest.raises(UsageError, match=r"--roi-out .* is the same file as OUTPUT .*; name another file"):
+            files.check_distinct({"OUTPUT": first, "--roi-out": second}, [])
+        with pytest.raises(UsageError, match=r"OUTPUT .* is the same file as INPUT"):
+            files.check_distinct({"OUTPUT": first, "--roi-out": None}, [("--model", None), ("INPUT", second)])
+
+
+def test_different_outputs_are_taken(tmp_path):
+    (tmp_path / "clip.MP4").write_text("mine")
+    files.check_distinct({"OUTPUT": tmp_path / "o.mp4", "--csv": tmp_path / "o.csv"}, [("INPUT", tmp_path / "clip.MP4")])
+    if not (tmp_path / "CLIP.mp4").exists():  # where case counts, and one is there, they are different
+        files.check_distinct({"OUTPUT": tmp_path / "clip.mp4"}, [("INPUT", tmp_path / "clip.MP4")])
 
 
 def test_missing_or_damaged_json_is_a_one_line_error(tmp_path):
