@@ -6,6 +6,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,9 @@ def _corpus(context: Context) -> Done:
 def _frames(context: Context) -> Done:
     corpus, recipe = context.corpus, context.recipe
     clips = corpus.select(list(dict.fromkeys((*corpus.train, *corpus.val))))
-    with context.narrator.bar("frames", sum(clip.frames for clip in clips), unit="frames") as bar:
-        for number, clip in enumerate(clips, 1):
-            frames.cache(context.run / "frames", clip, recipe.student, recipe.train.sample_fps)
+    caching = closing(frames.cache_all(context.run / "frames", clips, recipe.student, recipe.train.sample_fps))
+    with context.narrator.bar("frames", sum(clip.frames for clip in clips), unit="frames") as bar, caching as cached:
+        for number, clip in enumerate(cached, 1):
             bar.advance(clip.frames, note=f"clip {clip.id}")
             if context.narrator.stop() and number < len(clips):
                 raise Interrupted(f"frames, after {number} of {len(clips)} clips")

@@ -8,6 +8,7 @@
 A still image has one frame. A frame without fixations or without annotation has a truth of zeros.
 """
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,14 @@ import torch
 
 from distill.corpora import Clip, fixation_points
 from distill.run.files import ArrayFile
+from distill.run.parallel import usable_cores
+from distill.run.progress import cancelling_pool
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import fit_to_twice
 from distill.training.cache import Cached, array_files, fill, small_density
+
+MOST_THREADS = 16  # that decode; more would wait for Python's lock
+FRAMES_AT_ONCE = 4000  # in memory, of all clips that are being decoded: 0.3 MB each at the default size, thrice when written
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,25 @@ def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) 
         return [_truth(clip, index, student)[None], frames] if clip.annotated_frames else [frames]
 
     fill(_files(folder, clip)[::-1], clip, stride_for(clip, sample_fps), convert)
+
+
+def cache_all(folder: Path, clips: Sequence[Clip], student: TinyUNetConfig, sample_fps: float) -> Generator[Clip, None, None]:
+    """Decodes clips into the cache, several at once in threads, and yields each, in order. To be closed where it is left early:
+    then clips that are being decoded are finished."""
+
+    def cached(clip: Clip) -> Clip:
+        cache(folder, clip, student, sample_fps)
+        return clip
+
+    longest = max((clip.frames // stride_for(clip, sample_fps) for clip in clips), default=0)
+    threads = max(1, min(MOST_THREADS, usable_cores(), FRAMES_AT_ONCE // max(1, longest)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # in each thread: the operations on one frame are too small to be divided
+    try:
+        with cancelling_pool(threads) as pool:
+            yield from pool.map(cached, clips)
+    finally:
+        torch.set_num_threads(before)
 
 
 def load(folder: Path, clip: Clip, sample_fps: float) -> CachedClip:
