@@ -22,10 +22,11 @@ from distill.opallowlist import formats, streams
 from distill.opallowlist.allowlist import BUILT_IN, ListError, load_list
 from distill.opallowlist.container import MAX_BYTES, Unreadable
 from distill.opallowlist.contract import CONTRACTS
+from distill.opallowlist.foreign import printable, printable_lines
 from distill.opallowlist.gate import NoVerdict, require_contract
 from distill.opallowlist.gate import check as check_model
 from distill.opallowlist.loading import NoLoader, require_onnx
-from distill.opallowlist.report import Report, printable
+from distill.opallowlist.report import Report
 from distill.opallowlist.scan import MAX_FINDINGS
 
 ACCEPTED, REFUSED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -90,7 +91,7 @@ def check(
             unread.append(formats.Unread(model, message))
             _complain(message)
             if context.obj["debug"] and error.__cause__ is not None:
-                traceback.print_exception(error.__cause__)
+                _show_traceback(error.__cause__)
     form = Format.json if as_json else form
     if form is Format.text:
         shown = [report for report in reports if not (quiet and report.ok)]
@@ -157,11 +158,11 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _fail(str(error))
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            _show_traceback(error)
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            _show_traceback(error)
             return NOT_RUN
         if hasattr(error, "format_message"):  # a usage error; typer's versions differ in where its class lives
             message = error.format_message()  # empty after the help that an empty command line prints
@@ -182,6 +183,10 @@ def _fail(message: str) -> int:
 
 def _complain(message: str) -> None:
     print(f"opallowlist: {printable(message)}", file=sys.stderr)
+
+
+def _show_traceback(error: BaseException) -> None:
+    print(printable_lines("".join(traceback.format_exception(error))), file=sys.stderr)
 
 
 def _coloured(block: str) -> str:

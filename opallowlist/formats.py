@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from urllib.parse import quote
 
-from distill.opallowlist.report import OTHER_OPS, RULES, Report, Violation, printable
+from distill.opallowlist.foreign import printable
+from distill.opallowlist.report import OTHER_OPS, RULES, Report, Violation
 
 JSON_SCHEMA = "opallowlist/1"
 """The `schema` field of every JSON object; the number changes when the meaning of a field does."""

@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from distill.opallowlist.report import Violation, printable
+from distill.opallowlist.foreign import printable
+from distill.opallowlist.report import Violation
 
 CPU_SECONDS = 20
 """CPU time of the child, its start of about 0.2 s included; a student needs a hundredth of it."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from distill.opallowlist.foreign import printable
+
 RULES = {
     # the file
     "directory": "the path names a directory, not a file",
@@ -136,13 +138,6 @@ class Report:
     def to_dict(self) -> dict[str, object]:
         """The report as JSON-ready values."""
         return {"source": self.source, "ok": self.ok} | asdict(self)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, control characters escaped: names come from untrusted files."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def short(name: str, longest: int = 127) -> str:

@@ -13,6 +13,7 @@ from distill.cli.encode_verbs import bd, encode
 from distill.cli.help_verbs import calibrate, catalogue, convert, doctor, fetch, inspect
 from distill.cli.model_verbs import bench, luma, predict, quantize
 from distill.cli.options import expand_groups
+from distill.cli.output import print_text
 from distill.cli.run_verbs import evaluate, init, run, stage_verb
 
 PIPELINE = "Pipeline"
@@ -93,7 +94,7 @@ for _panel, _verbs in VERBS.items():
 
 def _version(value: bool) -> None:
     if value:
-        print(f"distill {__version__}")
+        print_text(f"distill {__version__}")
         raise typer.Exit
 
 

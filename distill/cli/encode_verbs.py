@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, EncoderOptions, ModelOption, Output
-from distill.cli.output import interruptible, print_cells, print_files, print_json, shipped
+from distill.cli.output import interruptible, print_cells, print_files, print_json, print_text, shipped
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import check_distinct
 
@@ -48,9 +48,11 @@ def encode(
         print_json({"schema": 1, **facts})
         return
     if target:
-        print(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
+        print_text(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
     if offsets := facts["offsets"]:
-        print("QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(**offsets))
+        print_text(
+            "QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(**offsets)
+        )
     print_files(facts["files"])
 
 

@@ -15,6 +15,7 @@ import typer
 from distill.cli.app import app
 from distill.cli.output import print_json
 from distill.opallowlist import streams
+from distill.opallowlist.foreign import printable, printable_lines
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.extras import extra_of, how_to_install
 
@@ -44,13 +45,13 @@ def run_command(arguments: Sequence[str]) -> int:
         return int(code)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
-            traceback.print_exception(error)
+            print(printable_lines("".join(traceback.format_exception(error))), file=sys.stderr)
         message, code = describe_error(error)
         message = " ".join(message.split())
         if "--json" in arguments:
             print_json({"schema": 1, "error": message, "exit_code": code})
         if message:  # `distill` alone has printed the help
-            print(f"distill: {message}", file=sys.stderr)
+            print(f"distill: {printable(message)}", file=sys.stderr)
         return code
 
 

@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, JsonOption, LayoutOption, Output
-from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows, shipped
+from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows, print_text, shipped
 from distill.labels import fetched
 from distill.labels.catalogue import details, entries, row
 from distill.run.directory import environment
@@ -99,7 +99,7 @@ def catalogue(
         print_json({"schema": 1, "teachers": [asdict(entry) | {"published": states[entry]} for entry in chosen]})
     elif name is None:
         print_rows([row(entry) for entry in chosen], "teachers")
-        print("`distill teachers NAME` shows one in full; those without a licence need --accept-licence NAME")
+        print_text("`distill teachers NAME` shows one in full; those without a licence need --accept-licence NAME")
     else:
         for entry in chosen:
             print_facts(details(entry) | {file.name: fetched.described(entry.name, file) for file in entry.published})
@@ -165,5 +165,5 @@ def calibrate(
     measured = "each held out in turn" if result.held_out else "the same that the fit used"
     print_rows(rows, f"{len(result.clips)} clips, {measured}")
     fitted, verdict = result.fitted, "" if result.helps else ": no gain, so the labels stay as they are"
-    print(f"temperature {fitted.temperature:.3g}, bias {fitted.bias:.3g}, blur {fitted.blur:g}{verdict}")
-    print(out)
+    print_text(f"temperature {fitted.temperature:.3g}, bias {fitted.bias:.3g}, blur {fitted.blur:g}{verdict}")
+    print_text(out)

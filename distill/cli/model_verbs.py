@@ -9,8 +9,9 @@ from rich.table import Table
 from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, LayoutOption, ModelOption, Output, RootOption, RunOptions, SizesOption
-from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table, shipped
+from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table, print_text, shipped
 from distill.cli.run_verbs import resolve
+from distill.opallowlist.foreign import printable
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 
@@ -62,10 +63,10 @@ def bench(
     for ceiling in result.ceilings:
         for frame_size in dict.fromkeys(row.size for row in result.results):
             count = f"{ceiling.threads} thread{'s' * (ceiling.threads > 1)}"
-            print(f"{frame_size}, {count}, {rounds} frames each, ratios to {result.against}")
+            print_text(f"{frame_size}, {count}, {rounds} frames each, ratios to {result.against}")
             print_bench([row for row in result.results if (row.size, row.threads) == (frame_size, ceiling.threads)])
-        print(f"ceiling: {ceiling.gmac_per_s:.1f} GMAC/s, {ceiling.of}, the best of the same turns")
-    print("MiB: peak of a separate process, above onnxruntime and the frame")
+        print_text(f"ceiling: {ceiling.gmac_per_s:.1f} GMAC/s, {ceiling.of}, the best of the same turns")
+    print_text("MiB: peak of a separate process, above onnxruntime and the frame")
 
 
 def print_bench(rows: list[Any]) -> None:
@@ -83,7 +84,7 @@ def print_bench(rows: list[Any]) -> None:
         gmac = "-" if row.gmac is None else f"{row.gmac:.3f}"
         share = "-" if row.ceiling_fraction is None else f"{row.ceiling_fraction:.0%}"
         weights = "-" if row.parameters is None else f"{row.parameters / 1e3:,.0f} K"
-        table.add_row(row.model.removesuffix(".onnx"), *measured, gmac, weights, share)
+        table.add_row(printable(row.model.removesuffix(".onnx")), *measured, gmac, weights, share)
     print_table(table, 100)
 
 
@@ -113,11 +114,11 @@ def quantize(
         return
     for frame_size, time in result["times"].items():
         speeds = f"{time['float_ms']:.2f} ms in float, {time['int8_ms']:.2f} ms in int8, {time['speedup']:.2f} times as fast"
-        print(f"{frame_size}, one thread: {speeds}, faster in {time['turns_won']:.0%} of the turns")
+        print_text(f"{frame_size}, one thread: {speeds}, faster in {time['turns_won']:.0%} of the turns")
     drift = result["drift"]
     frames = f"{drift['frames']} frames of {len(result['held_out'])} held-out clips"
     gap = f"{drift['mean_abs']:.4f} in the mean and {drift['max_abs']:.3f} at most"
-    print(f"maps differ by {gap}, and correlate by {drift['plcc']:.5f}, over {frames}")
+    print_text(f"maps differ by {gap}, and correlate by {drift['plcc']:.5f}, over {frames}")
     if result["scores"]:
         print_scores("held out", result["scores"], False)
     print_files(result["files"])
@@ -144,5 +145,7 @@ def luma(
         print_json({"schema": 1, "made": made})
         return
     for entry in made:
-        print(f"{entry['size']}: {entry['bytes']:,} bytes, {entry['parity']['max_abs']:.1e} from the image file's maps at most")
+        print_text(
+            f"{entry['size']}: {entry['bytes']:,} bytes, {entry['parity']['max_abs']:.1e} from the image file's maps at most"
+        )
         print_files(entry["files"])

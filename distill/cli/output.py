@@ -1,4 +1,8 @@
-"""What the command line prints: JSON, tables and scores on standard output; Ctrl-C, and narration on standard error."""
+"""What the command line prints: JSON, tables and scores on standard output; Ctrl-C, and narration on standard error.
+
+Only this file, `exits` and the narrator print. Names and messages pass through `opallowlist.foreign` here, so that verbs need
+not think of it: no text becomes markup or terminal control.
+"""
 
 import json
 import re
@@ -12,6 +16,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from distill.opallowlist.foreign import json_text, printable, printable_lines
 from distill.run import parallel
 from distill.run.progress import Narrator
 from distill.students.release import NAME, release_model
@@ -42,8 +47,16 @@ def shipped(narrator: Narrator, mode: Literal["step", "image"] = "step") -> Path
     return path
 
 
+def print_text(*lines: Any) -> None:
+    """One line for each value."""
+    for line in lines:
+        print(printable(str(line)))
+
+
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    """One JSON object, exact whatever standard output can encode."""
+    unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json_text(value) if unicode else json.dumps(value, indent=1))
 
 
 def print_files(files: Iterable[Any], as_json: bool = False) -> None:
@@ -51,8 +64,7 @@ def print_files(files: Iterable[Any], as_json: bool = False) -> None:
     if as_json:
         print_json({"schema": 1, "files": [str(file) for file in files]})
         return
-    for file in files:
-        print(file)
+    print_text(*files)
 
 
 def print_facts(facts: Mapping[str, Any], title: str = "", as_json: bool = False) -> None:
@@ -79,12 +91,12 @@ def _as_text(value: Any) -> str:
 def print_rows(rows: list[dict[str, str]], title: str = "") -> None:
     """Rows with the same keys, as a table; columns of numbers are right-aligned. No head where no column has a name."""
     heads = any(name.strip() for row in rows[:1] for name in row)
-    table = Table(title=title or None, title_justify="left", title_style="", show_header=heads)
+    table = Table(title=printable(title) or None, title_justify="left", title_style="", show_header=heads)
     for i, name in enumerate(rows[0] if rows else []):
         number = i > 0 and all(re.sub("[.,-]", "", str(row[name])).isdigit() for row in rows)
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(printable(name), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(printable(str(value)) for value in row.values()))
     print_table(table, PIPED_WIDTH)
 
 
@@ -98,7 +110,7 @@ def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
     from distill.evaluation import statistics, tables
 
     clips = "1 clip" if len(result["clips"]) == 1 else f"{len(result['clips'])} clips"
-    counts = "; ".join([f"{name}: {clips}, {result['frames_scored']:,} frames", *statistics.remarks(result)])
+    counts = "; ".join([f"{printable(name)}: {clips}, {result['frames_scored']:,} frames", *statistics.remarks(result)])
     protocol = f"{result['protocol']}: {result['about']}; 95 % intervals over clips"
     print_cells(f"{counts}\n{protocol}", "predictor", tables.score_cells(result))
     if result["differences"]:
@@ -112,13 +124,14 @@ def print_cells(heading: str, head: str, cells: list[Any]) -> None:
     """A table that fits the terminal, with columns left out and named where it is narrow; piped, it is complete."""
     from distill.evaluation import tables
 
-    rows, left_out = tables.fit_to_width(head, cells, Console().width if sys.stdout.isatty() else None)
+    cells = [(printable(name), {printable(column): cell for column, cell in row.items()}) for name, row in cells]
+    rows, left_out = tables.fit_to_width(printable(head), cells, Console().width if sys.stdout.isatty() else None)
     table = Table()
     for i, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    print(heading)
+    print(printable_lines(heading))
     print_table(table, tables.table_width(rows))
     if left_out:
-        print(f"no room for {', '.join(left_out)}: use a wider terminal, a pipe or --json")
+        print_text(f"no room for {', '.join(left_out)}: use a wider terminal, a pipe or --json")

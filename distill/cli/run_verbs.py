@@ -1,6 +1,5 @@
 """Verbs that carry out a run or one of its stages (`run`, `label`, `train`, ...), `eval` and `init`."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typer import Argument, Option
 from distill.cli.options import CorpusOption, JsonOption, Output, RecipeArgument, RunOptions
 from distill.cli.output import interruptible, print_files, print_json, print_rows, print_scores
 from distill.labels.members import fetched_files, with_published
+from distill.opallowlist.foreign import toml_text
 from distill.recipe.files import load_recipe, to_toml
 from distill.recipe.keys import PROTOCOLS, Recipe
 from distill.run import extras, parallel
@@ -74,7 +74,7 @@ def resolve(recipe: Path | None, corpus: str | None, options: RunOptions) -> tup
         "corpus.name": corpus, "corpus.root": options.root, "teacher.name": options.teacher, "teacher.maps": options.maps,
         "teacher.accept_licence": options.accept,
     }  # fmt: skip
-    flags = [f"{n}={json.dumps(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
+    flags = [f"{n}={toml_text(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
     resolved = with_published(load_recipe(recipe, [*flags, *(options.sets or [])]))
     if out is None:
         corpora = "+".join(part.partition(":")[0].strip() for part in resolved.corpus.name.split(","))
@@ -154,9 +154,9 @@ def evaluate(
     """
     targets, corpora = targets or [], corpora or []
     models = [target for target in targets if target.suffix.lower() == ".onnx"]
-    sets = [f"eval.protocol={json.dumps(protocol)}"] if protocol else []
+    sets = [f"eval.protocol={toml_text(protocol)}"] if protocol else []
     if baselines or models:  # ONNX files are pooled on request only: there may be no image file among them
-        sets.append(f"eval.baselines={json.dumps(baselines or [])}")
+        sets.append(f"eval.baselines={toml_text(baselines or [])}")
     options = replace(options, sets=[*sets, *(options.sets or [])])
     if len(targets) > (len(models) or 1):
         raise UsageError(f"eval takes one run, or ONNX files; got {', '.join(map(str, targets))}")

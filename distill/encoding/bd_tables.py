@@ -1,12 +1,11 @@
 """The results of `compare` as tables, CSV and curves."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from distill.encoding.compare import NO_MAP, QUALITIES
 from distill.evaluation.tables import Cells
+from distill.opallowlist.foreign import csv_text, figure_text
 from distill.run.files import atomic, write_bytes
 
 FEW_CLIPS = 8  # with fewer, bootstrap intervals are too narrow
@@ -71,21 +70,19 @@ def legend(result: dict[str, Any]) -> list[str]:
 
 def write_csv(result: dict[str, Any], path: Path) -> None:
     """One value per line, in per cent: of clips, then over clips (`clip` is empty) with the ends of their intervals."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(COLUMNS)
+    lines: list[tuple[Any, ...]] = [COLUMNS]
     for clip, facts in result["clips"].items():
         weights = facts["weights"]["judge"] or facts["weights"]["by"] or ""
         for title, rates in facts["bd_rate"].items():
             for measure, value in {**rates, "size": facts["size"][title]}.items():
-                lines.writerow((clip, weights, title, "", measure, value, "", "", "", ""))
+                lines.append((clip, weights, title, "", measure, value, "", "", "", ""))
     means = [{"map": title, "less": "", **measures} for title, measures in result["mean"].items()]
     for row in (*means, *result["differences"]):
         for measure in LABELS:
             if over := row.get(measure):
                 ends = over["interval"] or ("", "")
-                lines.writerow(("", "", row["map"], row["less"], measure, over["mean"], *ends, over["clips"], over["better"]))
-    write_bytes(path, text.getvalue().encode())
+                lines.append(("", "", row["map"], row["less"], measure, over["mean"], *ends, over["clips"], over["better"]))
+    write_bytes(path, csv_text(lines).encode())
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -102,8 +99,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
             for below, quality in enumerate(q for q in QUALITIES if q in facts["points"][NO_MAP][0]):
                 axis = figure.add_subplot(down, across, (index // across * rows + below) * across + index % across + 1)
                 for title, points in facts["points"].items():
-                    axis.plot([p["kbps"] for p in points], [p[quality] for p in points], label=title)
-                axis.set(xscale="log", title=f"{name}: {QUALITIES[quality]}", xlabel="kbit/s", ylabel="dB")
+                    axis.plot([p["kbps"] for p in points], [p[quality] for p in points], label=figure_text(title))
+                axis.set(xscale="log", title=f"{figure_text(name)}: {QUALITIES[quality]}", xlabel="kbit/s", ylabel="dB")
                 rates = [p["kbps"] for p in facts["points"][NO_MAP]]
                 axis.set_xticks(rates, [f"{rate:.0f}" for rate in rates])
                 axis.minorticks_off()

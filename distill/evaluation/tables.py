@@ -1,7 +1,5 @@
 """Results as tables: cells for the command line, the report and the model card; one value per line as CSV."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.evaluation.protocols import PROTOCOLS
 from distill.evaluation.statistics import differences_in, interval_over_frames
+from distill.opallowlist.foreign import csv_text
 from distill.run.files import write_bytes
 
 DECIMALS = {"flicker": 4}
@@ -122,12 +121,8 @@ COLUMNS = ("corpus", "protocol", "clip", "frames", "predictor", "minus", "metric
 def write_csv(path: Path, results: Mapping[str, Mapping[str, Any]], per_clip: bool) -> None:
     """Writes one value per line. `clip` is empty for means over clips; `minus` names the predictor that was subtracted.
     results: by corpus. per_clip: write the scores of every clip, too."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(COLUMNS)
-    for corpus, result in results.items():
-        lines.writerows((corpus, result["protocol"], *row) for row in _csv_rows(result, per_clip))
-    write_bytes(path, text.getvalue().encode())
+    lines = [(corpus, result["protocol"], *row) for corpus, result in results.items() for row in _csv_rows(result, per_clip)]
+    write_bytes(path, csv_text([COLUMNS, *lines]).encode())
 
 
 def _csv_rows(result: Mapping[str, Any], per_clip: bool) -> list[tuple[Any, ...]]:

@@ -9,7 +9,6 @@ nearest right one as a suggestion, in any section.
 
 import dataclasses
 import difflib
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.opallowlist.foreign import toml_text
 from distill.recipe.keys import SECTIONS, STUDENT_ABOUT, Recipe
 from distill.run.errors import UsageError
 
@@ -41,7 +41,7 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
         section, option = name.strip().split(".")
         try:
             value = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text.strip()  # a bare word is a string: --set corpus.name=dhf1k
         _merge(values, {section: {option: value}}, folder=Path.cwd(), where=f"--set {override}")
     return from_dict(values)
@@ -56,11 +56,13 @@ def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         if chain and not path.is_file():
             raise UsageError(f"recipe {chain[0][0]} builds on {path}, which does not exist")
         try:
-            contents = tomllib.loads(path.read_text(encoding="utf-8"))
+            contents = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a mark of byte order
         except FileNotFoundError:
             raise UsageError(f"no recipe at {path}; `distill init` writes one") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise UsageError(f"recipe {path} cannot be read: {error}") from None
+        except RecursionError:
+            raise UsageError(f"recipe {path} cannot be read: its arrays or tables are nested too deep") from None
         base = contents.pop("base", None)
         chain.insert(0, (path, contents))
         if base is None:
@@ -131,6 +133,10 @@ def _typed(value: Any, type_: Any, name: str, where: str) -> Any:
         inner = typing.get_args(type_)[0]
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         return tuple(str(item) if inner is str else _typed(item, inner, name, where) for item in items)
+    if type_ is str and isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+        raise UsageError(
+            f"{where}: '{name}' is not UTF-8, and a recipe is; rename what it names, or make a link to it: {value}"
+        )
     if type_ in (float, str) and type(value) in (int, float):
         value = type_(value)
     if type(value) is not type_:
@@ -199,7 +205,7 @@ def to_toml(recipe: Recipe, comments: bool = False) -> str:
         lines += [f"# {about['']}"] * comments + [f"[{name}]"]
         for f in dataclasses.fields(section_type):
             value = getattr(getattr(recipe, name), f.name)
-            text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+            text = toml_text(list(value) if isinstance(value, tuple) else value)
             lines += [f"# {f.metadata.get('about') or about[f.name]}"] * comments + [f"{f.name} = {text}"]
         lines.append("")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from distill.evaluation.metrics import LABELS
+from distill.opallowlist.foreign import figure_text
 
 COLOURS = {"step": "#d1495b", "image": "#2e86ab", "teacher": "#6a994e"}
 PICTURE_WIDTH = 300  # pixels
@@ -121,7 +122,7 @@ def differences(by_name: dict[str, dict[str, Any]]) -> str:
             axis.plot([mean], [place], "o", color=COLOURS["step"], ms=5)
             axis.annotate(f"{mean:+.3f}", (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axis.axvline(0, color="#444", lw=0.8)
-        axis.set_yticks(range(len(by_name)), reversed([f"step minus {name}" for name in by_name]))
+        axis.set_yticks(range(len(by_name)), reversed([figure_text(f"step minus {name}") for name in by_name]))
         axis.set_ylim(-0.6, len(by_name) - 0.2)
         axis.set_title(LABELS[metric], fontsize=10)
         axis.spines[["top", "right", "left"]].set_visible(False)

@@ -9,8 +9,6 @@ NAME.md                      model card, for readers who have only these files; 
                              includes the notes of the recipe, whose pictures lie beside it as NAME.PICTURE
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -22,6 +20,7 @@ from distill import __version__
 from distill.corpora.attribution import COLUMNS, Attribution
 from distill.evaluation import statistics, tables
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
+from distill.opallowlist.foreign import csv_text
 from distill.reporting.notes import read_notes
 from distill.reporting.provenance import Provenance, metadata, rounded
 from distill.reporting.rendering import first_names, render
@@ -66,9 +65,7 @@ def write_package(
 
 
 def _attribution_table(lines: Sequence[Attribution]) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *map(astuple, lines)])
-    return buffer.getvalue().encode()
+    return csv_text([COLUMNS, *map(astuple, lines)]).encode()
 
 
 def _write_sidecar(mode: str, path: Path, origin: Provenance, parity: dict[str, Any], metrics: dict[str, Any] | None) -> Path:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.opallowlist.foreign import json_text
 from distill.run.errors import UsageError
 
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # a folder may be shared, and a process of another machine may be alive
@@ -157,7 +158,7 @@ class ArrayFile:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_bytes(path, json_text(value).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from distill.opallowlist.foreign import printable
 from distill.run.errors import Interrupted
 
 T = TypeVar("T")
@@ -28,16 +29,17 @@ class Bar:
         self.live: Progress | None = None
         if narrator.live:
             self.live = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True), TextColumn("{task.fields[text]}"), console=narrator.console, transient=True,
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True), TextColumn("{task.fields[text]}", markup=False), console=narrator.console,
+                transient=True,
             )  # fmt: skip
             self.live.start()
-            self.task = self.live.add_task(title, total=total, completed=done, text="")
+            self.task = self.live.add_task(printable(title), total=total, completed=done, text="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Counts steps; `note` is shown beside the count until the next one."""
         self.done += steps
-        self.text = note or self.text
+        self.text = printable(note) or self.text
         if self.live:
             self.live.update(self.task, completed=self.done, text=self.text)
         elif time.monotonic() - self.last_line >= PLAIN_SECONDS:
@@ -66,13 +68,14 @@ class Narrator:
 
     def __init__(self, quiet: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
         self.stop = stop
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.quiet = quiet
         self.live = self.console.is_terminal and not quiet
 
     def say(self, text: str) -> None:
+        """One line; control characters in it are escaped."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text))
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0, unit: str = "steps") -> Iterator[Bar]:

@@ -57,7 +57,7 @@ def _print_peak(model: str, width: str, height: str, threads: str) -> None:
     predictor = Predictor(model, int(threads))
     for _ in range(FRAMES):
         predictor.run(frame)
-    print((_high_water() or 0) - before)
+    sys.stdout.write(str((_high_water() or 0) - before))
 
 
 if __name__ == "__main__":
