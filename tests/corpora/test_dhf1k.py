@@ -163,6 +163,20 @@ def test_raw_gaze_is_mapped_as_record_mapping_does(tmp_path, short):
     assert any(note.startswith("points outside the frame: 2 dropped, in 1 clip (001: 2)") for note in corpus.notes)
 
 
+@pytest.mark.parametrize("eye", ["R ", "GVEC "])
+def test_columns_of_raw_gaze_are_found_by_their_names_or_refused(tmp_path, eye):
+    writers.video(tmp_path / "video" / "001.avi", 4, 30.0, (360, 640))
+    path = writers.export(tmp_path, 1, 1, [(0, 1, 1, "-"), (9000, 360, 270, "Fixation")])
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join(["## [iView]", "", head.replace("L ", eye), *rows]), encoding="utf-8")
+    if eye == "R ":
+        points = fixation_points(open_corpus("dhf1k", tmp_path).clips[0], 0)
+        assert (points.rows.tolist(), points.columns.tolist()) == ([99], [159])
+        return
+    with pytest.raises(UsageError, match=r"P01_Trail001\.txt has no columns Time, L POR X \[px\].*; its header: Time\tType"):
+        open_corpus("dhf1k", tmp_path)
+
+
 def test_a_recording_that_is_a_copy_is_dropped_and_counted(tmp_path):
     writers.video(tmp_path / "video" / "001.avi", 4, 30.0, (360, 640))
     rows = [(0, 1, 1, "-"), *((4000 + 9000 * i, 700 + 9 * i, 450, "Fixation") for i in range(5))]

@@ -1,5 +1,6 @@
 """Gaze tables as exporters write them: their columns, origins, units, clocks and words for lost gaze."""
 
+import cv2
 import pytest
 
 from distill.corpora import open_corpus
@@ -7,7 +8,7 @@ from distill.run.errors import UsageError
 from tests.corpora import writers
 from tests.corpora.test_gaze_table import a_video, points_of
 
-TIMES = ("10", "310")  # milliseconds: frames 0 and 3 of 10 per second
+# Gaze at row 15, column 50 in frame 0, and at row 90, column 114 in frame 3, of a video of 200x100 with 10 frames per second.
 EXPORTS = {
     "Pupil Core": ["image,norm_pos_x,norm_pos_y,world_index,confidence", "walk,0.25,0.85,0,0.9", "walk,0.57,0.1,3,1", "walk,.5,.5,3,0.1"],
     "Pupil Core, on a surface": ["image,world_index,x_norm,y_norm,on_surf", "walk,0,0.25,0.85,True", "walk,3,0.57,0.1,True"],
@@ -73,3 +74,39 @@ def test_the_unit_that_tobii_leaves_out_is_read_from_the_steps(tmp_path, step, u
 def test_times_that_do_not_count_from_the_clip_are_refused(tmp_path, header, rows, message):
     with pytest.raises(UsageError, match=message):
         open_corpus("gaze-table", a_video(tmp_path, [header, *rows.split(";")]))
+
+
+def test_positions_on_the_screen_are_moved_by_the_place_of_the_clip_there(tmp_path):
+    header = "Presented Media name\tGaze point X\tGaze point Y\tPresented Media position X (DACSpx)\tPresented Media position Y (DACSpx)\t"
+    rows = [header + "Presented Media width\tPresented Media height", "walk\t960\t540\t480\t300\t960\t480", "walk\t\t\t\t\t\t"]
+    (tmp_path / "gaze.tsv").write_text("\n".join(rows), encoding="utf-16")
+    assert cv2.imwrite(str(tmp_path / "walk.png"), writers.frame(1))
+    corpus = open_corpus("gaze-table", tmp_path)
+    assert points_of(corpus["walk"], 0) == [(24, 40, "None")] and "after the place of the clip on the screen" in corpus.notes[0]
+
+
+def test_positions_on_a_screen_larger_than_the_clip_are_refused(tmp_path):
+    rows = ["image\tCURRENT_FIX_X\tCURRENT_FIX_Y", *(f"walk\t{20 * t}\t{10 * t}" for t in range(9))]
+    (tmp_path / "gaze.txt").write_text("\n".join(rows), encoding="utf-8")
+    assert cv2.imwrite(str(tmp_path / "walk.png"), writers.frame(1))
+    with pytest.raises(
+        UsageError, match="`CURRENT_FIX_X` is in pixels of the screen, and many lie outside the 80x48 pixels of walk; give"
+    ):
+        open_corpus("gaze-table", tmp_path)
+
+
+def test_an_export_without_clips_is_of_the_one_clip_beside_it(tmp_path):
+    writers.video(tmp_path / "world.mp4", 10, 10.0, (100, 200))
+    rows = ["id,start_timestamp,duration,start_frame_index,end_frame_index,norm_pos_x,norm_pos_y,confidence"]
+    rows += ["1,8107.5,200.0,3,5,0.25,0.85,0.99", "2,8108.5,200.0,6,5,0.25,0.85,0.2"]
+    (tmp_path / "fixations.csv").write_text("\n".join(rows), encoding="utf-8")
+    pupils = "pupil_timestamp,world_index,eye_id,confidence,norm_pos_x,norm_pos_y\n8107,3,0,1,0.5,0.5\n"
+    (tmp_path / "pupil_positions.csv").write_text(pupils, encoding="utf-8")  # where the pupil was in the picture of the eye
+    corpus = open_corpus("gaze-table", tmp_path)
+    assert [t for t in range(10) if points_of(corpus["world"], t)] == [3, 4] and points_of(corpus["world"], 3) == [
+        (15, 50, "None")
+    ]
+    assert corpus["world"].troubles == {"points that the tracker lost": 1} and "not found" not in str(corpus.notes)
+    writers.video(tmp_path / "other.mp4", 10)
+    with pytest.raises(UsageError, match=r"fixations\.csv has no column for the clip, and 2 images or videos lie beside it"):
+        open_corpus("gaze-table", tmp_path)

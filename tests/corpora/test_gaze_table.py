@@ -90,6 +90,18 @@ def test_a_truncated_image_is_named(tmp_path, suffix):
         open_corpus("images", tmp_path)
 
 
+def test_files_that_are_no_gaze_table_are_named(tmp_path):
+    writers.video(tmp_path / "walk.mp4", 3)
+    (tmp_path / "gaze.xlsx").write_bytes(b"PK\3\4")
+    (tmp_path / "scan.txt").write_text("Time\tPupil left\tPupil right\n1\t2\t3\n", encoding="utf-8")
+    (tmp_path / "LICENSE.txt").write_text("All rights, reserved", encoding="utf-8")
+    with pytest.raises(
+        UsageError, match=r"scan\.txt has no column that is known as clip or x or y; its header: Time, Pupil left"
+    ) as error:
+        open_corpus("gaze-table", tmp_path)
+    assert "gaze.xlsx is not a text file: save it as CSV" in str(error.value) and "LICENSE" not in str(error.value)
+
+
 # --- videos ----------------------------------------------------------------------------------------------------------
 
 
@@ -267,10 +279,7 @@ def test_a_table_that_is_not_utf8_is_read_and_noted(tmp_path):
             ["image,gaze_angle_x,gaze_angle_y", "walk,1,2"],
             r"gaze\.csv has no column that is known as x or y; its header: image, gaze_an",
         ),
-        (
-            ["world_index,norm_pos_x,norm_pos_y", "0,.5,.5"],
-            r"gaze\.csv has no column that is known as clip; its header: world_index",
-        ),
+        (["frame,x,y", "0,.5,.5"], r"gaze\.csv has no column that is known as clip; its header: frame, x, y"),
         (["clip,frame,x,y", *(f"walk,{t},{t - 4},{t - 4}.5" for t in range(8))], "their origin is in the middle"),
         (["clip,frame,x_px,y_px", *(f"walk,{t},.{t},.5" for t in range(8))], "they cannot be pixels; name the columns x_px"),
         (["clip,frame,x_norm,y_norm", *(f"walk,{t},{9 * t},5" for t in range(8))], "they cannot be fractions of the size"),

@@ -1,6 +1,7 @@
 """Your own videos, and your own gaze: videos or still images, and a CSV file of who looked where, in one folder or several:
 
-    SET/fixations.csv[.gz]    a row per fixation or sample; see distill.corpora.readers.table for the columns
+    SET/fixations.csv[.gz]    a row per fixation or sample; see distill.corpora.readers.table for the columns. An exporter's table
+                              that names no clips is of the one image or video beside it
     SET/img/NAME.jpg          images and videos, in SET itself or in any folder in it
 
 An image becomes a static clip: one frame with all its fixations, and no recurrent state. `find_videos` needs no gaze: a
@@ -21,11 +22,11 @@ MEDIA = (*images.SUFFIXES, *video.SUFFIXES)
 
 def find(root: Path, options: Options) -> list[Clip]:
     """Every image and video of every set, sorted by name. Raises UsageError if there is no table, or nothing beside it."""
-    folders = [root] if table.only_table(root) else _folders(root)
-    tables = [path for path in map(table.only_table, folders) if path]
+    folders = [root] if table.only_table(root, one_clip=True) else _folders(root)
+    tables = [path for folder in folders if (path := table.only_table(folder, one_clip=True))]
     if not tables:
-        lacking = [why for folder in (root, *folders) for why in table.what_lacks(folder)]
-        found = f"; {'; '.join(dict.fromkeys(lacking))}" if lacking else ""
+        reasons = list(dict.fromkeys(why for folder in (root, *folders) for why in table.why_none(folder)))
+        found = f"; {'; '.join(reasons[:3])}" if reasons else ""
         raise UsageError(
             f"{root} holds no gaze table: a CSV with columns for clip, x and y (clip,frame,x,y,observer or "
             f"image,subject,x_norm,y_norm), beside its videos or images{found}"
@@ -37,6 +38,8 @@ def find(root: Path, options: Options) -> list[Clip]:
         files = sorted((p for p in below if p.name[0] != "." and p.is_file()), key=lambda p: images.numbered(p.name))
         if not files:
             raise UsageError(f"{folder} has {path.name}, but no images or videos ({', '.join(MEDIA)}) beside it")
+        if len(files) > 1 and "clip" in table.columns_of(path).lacks:
+            raise UsageError(f"{path} has no column for the clip, and {len(files)} images or videos lie beside it; add one")
         for stem, file in _by_stem(files).items():
             clip = stem if len(tables) == 1 else f"{folder.name}.{stem}"
             static, name = file.suffix.lower() in images.SUFFIXES, f"{folder.resolve().name}/{stem}"
@@ -79,5 +82,7 @@ def notes(root: Path, clips: list[Clip]) -> list[str]:
         if absent := [name for name, (first, end) in gaze.clips.items() if name not in present and end > first]:
             rows = sum(last - first for first, last in (gaze.clips[name] for name in absent))
             what = f"{counted(rows, 'row')} of {counted(len(absent), 'clip')}"
-            lines.append(f"{path.name} has {what} not found beside it ({first_few(absent)})")
+            lines.append(
+                f"{path.name} has {what} not found beside it ({first_few([name or 'without a name' for name in absent])})"
+            )
     return lines

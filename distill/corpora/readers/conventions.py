@@ -69,6 +69,11 @@ EXPORTERS = (
         {"recordingtimestampms": (1e-3, RECORDING), "recordingtimestampus": (1e-6, RECORDING), "recordingtimestamp": (0, RECORDING)},
     ),
     Exporter(
+        "the Tobii Pro SDK", "Tobii Pro SDK, GazePoint: (0, 0) is the top left corner of the active display area",
+        {"leftgazepointondisplayarea{}": FRACTIONS, "rightgazepointondisplayarea{}": FRACTIONS},
+        {"systemtimestamp": (1e-6, TRACKER), "devicetimestamp": (1e-6, TRACKER)},
+    ),
+    Exporter(
         "EyeLink Data Viewer", "EyeLink Data Viewer user's manual, fixation and sample reports",
         {"currentfix{}": SCREEN, "averagegaze{}": SCREEN, "rightgaze{}": SCREEN, "leftgaze{}": SCREEN},
         {"currentfixstart": (1e-3, TRIAL), "timestamp": (1e-3, TRACKER)}, durations={"currentfixduration": 1e-3},
@@ -102,11 +107,8 @@ ANY = Exporter(
 )  # fmt: skip
 UNITS = {"": 0.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "s": 1.0, "sec": 1.0, "seconds": 1.0}
 TIMES = ("time", "t", "timestamp", "onset", "start", "starttime", "starttimestamp", "fixationstart", "fixationstarttime")
-TIME_UNITS = {f"{name}{unit}": seconds for name in TIMES for unit, seconds in UNITS.items()} | {
-    "ms": 1e-3,
-    "us": 1e-6,
-    "seconds": 1.0,
-}
+TIME_UNITS = {f"{name}{unit}": seconds for name in TIMES for unit, seconds in UNITS.items()}
+TIME_UNITS |= {name: UNITS[name] for name in ("ms", "us", "seconds")}
 DURATIONS = ("duration", "dur", "fixationduration", "fixduration")
 DURATION_UNITS = {f"{name}{unit}": seconds for name in DURATIONS for unit, seconds in UNITS.items()}
 OTHERS = {
@@ -115,12 +117,14 @@ OTHERS = {
     "frame": "frame frameindex framenumber frameid frameno framenr worldindex startframeindex videoframeindex",
     "observer": "observer observerid subject subjectid subj participant participantid participantname user userid viewer person "
     "recordingsessionlabel respondent respondentname",
+    # Where the clip lay on the screen, in the screen's pixels.
+    "left": "mediaposxadcspx presentedmediapositionxdacspx", "top": "mediaposyadcspx presentedmediapositionydacspx",
+    "wide": "mediawidth presentedmediawidth presentedmediawidthpx", "high": "mediaheight presentedmediaheight presentedmediaheightpx",
     "order": "order index fixationindex fixationnumber fixationid fixnumber fixindex number currentfixindex",
-}
+}  # fmt: skip
 COLUMN_OF = {name: column for column, names in OTHERS.items() for name in names.split()}
 FROM_ZERO = {"frameindex", "worldindex", "startframeindex"}  # frames are numbered from 0
-
-
+ON_SCREEN = ("left", "top", "wide", "high")
 LOST, MOVING = "points that the tracker lost", "points of saccades and blinks"
 
 
@@ -152,7 +156,7 @@ class Columns:
     """The columns of a file and what they mean. Units are in seconds, 0 where not stated."""
 
     names: tuple[str, ...]  # as the header has them
-    at: dict[str, int]  # where each recognised column is: clip, x, y, frame, time, duration, observer, order
+    at: dict[str, int]  # where each recognised column is: clip, x, y, time, duration, and the keys of OTHERS
     exporter: str = ""  # "" where not known
     space: str = BY_VALUE
     from_zero: bool = False  # frames are numbered from 0; False: the values decide
@@ -189,6 +193,9 @@ def recognise(names: list[str]) -> Columns:
     exporter, pattern = _positions(places, {*places, *(name.strip() for name in names)})
     if not pattern:
         return Columns(tuple(names), at)
+    space = exporter.positions[pattern]
+    if space != SCREEN or not set(ON_SCREEN) <= set(at):
+        at = {name: i for name, i in at.items() if name not in ON_SCREEN}
     at |= {axis: places[pattern.format(axis)] for axis in "xy"}
     times = exporter.times | {name: (unit, CLIP) for name, unit in TIME_UNITS.items() if name not in exporter.times}
     unit, clock = 0.0, CLIP
@@ -205,17 +212,8 @@ def recognise(names: list[str]) -> Columns:
         if name in places and exporter.name and (not patterns or pattern in patterns)
     )
     from_zero = "frame" in at and plain(names[at["frame"]]) in FROM_ZERO
-    return Columns(
-        tuple(names),
-        at,
-        exporter.name,
-        exporter.positions[pattern],
-        from_zero,
-        unit,
-        clock,
-        durations.get(duration, 0.0),
-        marks,
-    )
+    meaning = (exporter.name, space, from_zero, unit, clock, durations.get(duration, 0.0), marks)
+    return Columns(tuple(names), at, *meaning)
 
 
 def _positions(places: dict[str, int], known: set[str]) -> tuple[Exporter, str]:

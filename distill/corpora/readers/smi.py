@@ -55,12 +55,11 @@ def _fixation_samples(path: Path, dropped: Counter[str]) -> tuple[np.ndarray, np
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    header = [word.strip().lower() for word in lines[0].split("\t")] if lines else []
-    at = (0, 1, 2, 3)  # time, x, y, event
-    if "l por x [px]" in header:
-        at = (0, header.index("l por x [px]"), header.index("l por y [px]"), header.index("l event info"))
+    # The IDF converter writes facts of the recording before the header.
+    first = next((n for n, line in enumerate(lines) if line.strip() and not line.startswith("##")), 0)
+    at = _columns(path, lines[first]) if lines else (0, 1, 2, 3)
     samples, begin = [], None
-    for line in lines[1:]:
+    for line in lines[first + 1 :]:
         cells = line.split("\t")
         if len(cells) <= at[3] or cells[1] == "MSG":
             continue
@@ -73,3 +72,17 @@ def _fixation_samples(path: Path, dropped: Counter[str]) -> tuple[np.ndarray, np
         if cells[at[3]].strip()[:1] == "F":
             samples.append((time - begin, x, y))
     return tuple(np.array(samples, np.float64).reshape(-1, 3).T)  # type: ignore[return-value]
+
+
+def _columns(path: Path, header: str) -> tuple[int, ...]:
+    """Where time, x, y and event are: of the left eye, of the right one, or the four columns that record_mapping.m reads."""
+    names = [name.strip().lower() for name in header.split("\t")]
+    for eye in "lr":
+        wanted = ("time", f"{eye} por x [px]", f"{eye} por y [px]", f"{eye} event info")
+        if set(wanted) <= set(names):
+            return tuple(map(names.index, wanted))
+    if len(names) != 4:
+        raise UsageError(
+            f"{path} has no columns Time, L POR X [px], L POR Y [px] and L Event Info; its header: {header.strip()[:200]}"
+        )
+    return 0, 1, 2, 3

@@ -30,13 +30,16 @@ import numpy as np
 
 from distill.corpora.clips import counted
 from distill.corpora.fixations import DUPLICATE, UNREADABLE
-from distill.corpora.readers.conventions import FRACTIONS, LOST, PIXELS, RECORDING, SCREEN, Columns, recognise
+from distill.corpora.readers.conventions import FRACTIONS, LOST, ON_SCREEN, PIXELS, RECORDING, SCREEN, Columns, recognise
 from distill.run.errors import UsageError
 
-SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-NUMERIC = ("x", "y", "frame", "time", "duration", "order")
+TEXT = (".csv", ".tsv", ".txt", ".tab")
+SUFFIXES = (*TEXT, *(f"{suffix}.gz" for suffix in TEXT))
+UNREAD = (".xlsx", ".xls", ".ods", ".asc", ".edf", ".idf", ".parquet", ".feather", ".mat", ".json", ".sav", ".h5", ".hdf5")
+NUMERIC = ("x", "y", "frame", "time", "duration", "order", *ON_SCREEN)
 MISSING = {"", "nan", "na", "n/a", "null", "none", ".", "-", "--", "nd"}
 LOST_AT = (0.0, -1.0, -999.0, -9999.0, -32768.0, 1e8)  # trackers give lost gaze these values, in x and y alike
+ONE_CLIP = "the clip"  # stands for the name where a table has no column for it
 COMMENTS = ("#", "%", "//")
 HEADER_WITHIN = 100  # lines; exporters put facts of the recording before the header
 NAMED_ROWS = 3  # of those that cannot be read
@@ -73,7 +76,10 @@ class Table:
         return "time" in self.columns.at and "frame" not in self.columns.at
 
     def rows_of(self, file: Path) -> tuple[str, slice] | None:
-        """The name of a clip's file in the table, and its rows; None if the table does not mention it."""
+        """The name of a clip's file in the table, and its rows; None if the table does not mention it. A table that names no clips
+        is of one."""
+        if "clip" not in self.columns.at:
+            return ONE_CLIP, slice(0, len(self.x))
         folder, whole, stem = map(_composed, (file.parent.name, file.name, file.stem))
         for name in (f"{folder}/{whole}", whole, stem, self._by_file.get(whole, ""), self._by_file.get(stem, "")):
             if name in self.clips:
@@ -81,17 +87,25 @@ class Table:
         return None
 
 
-def only_table(folder: Path) -> Path | None:
-    """The gaze table in a folder; None if there is none. Raises UsageError if there are several."""
-    tables = [path for path in _files(folder) if not columns_of(path).lacks]
+def only_table(folder: Path, one_clip: bool = False) -> Path | None:
+    """The gaze table in a folder; None if there is none. Raises UsageError if there are several.
+
+    one_clip: without one that names clips, an exporter's table that does not."""
+    found = {path: columns_of(path) for path in _files(folder, SUFFIXES)}
+    tables = [path for path, columns in found.items() if not columns.lacks]
+    if one_clip and not tables:
+        tables = [path for path, columns in found.items() if columns.exporter and columns.lacks == ["clip"]]
     if len(tables) > 1:
         raise UsageError(f"{folder} holds several gaze tables, {tables[0].name} and {tables[1].name}; keep one of them")
     return tables[0] if tables else None
 
 
-def what_lacks(folder: Path) -> list[str]:
-    """For each table in a folder that holds no gaze table, which columns are not there, and its header."""
-    return [f"{path.name} {_lacking(columns_of(path))}" for path in _files(folder)]
+def why_none(folder: Path) -> list[str]:
+    """What keeps each file in a folder from being a gaze table: which columns are not there, with its header, or its format."""
+    found = {path.name: columns_of(path) for path in _files(folder, SUFFIXES)}
+    tables = {name: columns for name, columns in found.items() if len(columns.names) > 2 or name.endswith((".csv", ".tsv"))}
+    reasons = [f"{name} {_lacking(columns)}" for name, columns in tables.items()]
+    return reasons + [f"{path.name} is not a text file: save it as CSV" for path in _files(folder, UNREAD)]
 
 
 def _lacking(columns: Columns) -> str:
@@ -105,8 +119,8 @@ def read(path: Path) -> Table:
     return _read(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
-def _files(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES) and p.is_file()]
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and p.name[0] != "." and p.is_file()]
 
 
 def _bytes(path: Path, limit: int = -1) -> bytes:
@@ -201,7 +215,7 @@ def _composed(name: str) -> str:
 
 @cache
 def _clip_name(cell: str) -> str:
-    return _composed(Path(cell.strip().replace("\\", "/")).as_posix())
+    return _composed(Path(cell.strip().replace("\\", "/")).as_posix()) if cell.strip() else ""
 
 
 def _rows(path: Path, lines: io.StringIO, header: _Header) -> Iterator[tuple[int, list[str]]]:
@@ -247,7 +261,7 @@ def _read(path: Path, _changed: int) -> Table:
     lines = io.StringIO(text if text.endswith("\n") else text + "\n", newline="")
     header = _find_header(lines)
     columns = header.columns
-    if columns.lacks:
+    if "x" in columns.lacks or "y" in columns.lacks or (columns.lacks and not columns.exporter):
         raise UsageError(f"{path} {_lacking(columns)}; use for example `clip,frame,x,y,observer`")
     at, numeric, width = columns.at, [name for name in NUMERIC if name in columns.at], len(columns.names)
     places, frame = [at[name] for name in numeric], numeric.index("frame") if "frame" in numeric else -1
@@ -256,10 +270,10 @@ def _read(path: Path, _changed: int) -> Table:
     clips: dict[str, int] = {}  # numbers of the clips
     observers: dict[str, int] = {}
     dropped: dict[str, Counter[str]] = defaultdict(Counter)
-    first_frame = 0 if columns.from_zero else 1
+    first_frame, of_clip = 0 if columns.from_zero else 1, at.get("clip", -1)
     faults: list[str] = []
     for line, row in _rows(path, lines, header):
-        name = _clip_name(row[at["clip"]] if len(row) > at["clip"] else "")
+        name = ONE_CLIP if of_clip < 0 else _clip_name(row[of_clip]) if of_clip < len(row) else ""
         try:
             person = row[at["observer"]].strip() if "observer" in at else ""
             values = [number(row[place]) for place in places]
@@ -305,9 +319,14 @@ def _table(
         first = [_first_of_each(np.stack([a[part] for name, a in rows.items() if name != "clip"], 1)) for part in parts]
         rows = _without(rows, ~np.concatenate(first), DUPLICATE, clips, dropped)
     edges = np.searchsorted(rows["clip"], np.arange(len(clips) + 1))
+    if "left" in rows:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows |= {"x": (rows["x"] - rows["left"]) / rows["wide"], "y": (rows["y"] - rows["top"]) / rows["high"]}
+        columns = replace(columns, space=FRACTIONS)
     space = _space(path, columns, rows["x"], rows["y"])
     if columns.exporter:
-        notes.append(f"{path.name} is read as an export of {columns.exporter}: `{columns.name('x')}` is in {space}")
+        moved = ", after the place of the clip on the screen" if "left" in rows else ""
+        notes.append(f"{path.name} is read as an export of {columns.exporter}: `{columns.name('x')}` is in {space}{moved}")
     elif not columns.space:
         notes.append(f"x and y of {path.name} are read as {space}, judging by their values")
     if by_steps := columns.clock == RECORDING and not columns.time_unit and _unit(rows):

@@ -8,7 +8,7 @@ import numpy as np
 
 from distill.corpora.clips import Clip
 from distill.corpora.fixations import LATE, NAN, ClipFixations, place
-from distill.corpora.readers.conventions import CLIP, FRACTIONS, FROM_BELOW, RECORDING, TRACKER
+from distill.corpora.readers.conventions import CLIP, FRACTIONS, FROM_BELOW, RECORDING, SCREEN, TRACKER
 from distill.corpora.readers.table import Table, read
 from distill.run.errors import UsageError
 
@@ -20,6 +20,10 @@ def read_fixations(clip: Clip) -> ClipFixations:
     """Every row is a fixation, and covers the frames of its duration. Raises UsageError if times do not fit the video."""
     gaze, name, rows, dropped = _rows(clip)
     x, y = _pixels(clip, gaze, gaze.x[rows], gaze.y[rows])
+    outside = (x < 0) | (y < 0) | (x > clip.width) | (y > clip.height)
+    if gaze.space == SCREEN and outside.sum() > np.isfinite(x).sum() / 4:
+        beyond = f"pixels of the screen, and many lie outside the {clip.width}x{clip.height} pixels of {name}"
+        raise UsageError(f"{gaze.path}: `{gaze.columns.name('x')}` is in {beyond}; give x_px, y_px in pixels of the clip")
     when, duration, observer = gaze.when[rows], gaze.duration[rows], gaze.observer[rows]
     if clip.static:  # times do not matter: all fixations belong to the one frame
         return place(clip, np.zeros(len(x)), x, y, observer, dropped)
