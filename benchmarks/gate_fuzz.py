@@ -4,7 +4,7 @@
 
 Case N of a seed is always the same file; the mutations are in `tests/opallowlist/fuzzing`. Every file is judged in a child
 process by the gate; what the gate accepts also goes to onnx.checker and to ONNX Runtime, which loads and runs it. `--runtime DIR`
-is a second onnxruntime (`pip install --target DIR --no-deps onnxruntime==1.22.1`): it loads what the gate accepts too.
+is a second onnxruntime (`pip install --target DIR --no-deps onnxruntime==1.22.1`): what it says of the accepted files is counted.
 `--keep DIR` receives the files that did what none may do; exit code 1 if there are any.
 """
 
@@ -63,11 +63,11 @@ class Table:
                     self.examples[why].append(f"{where} ({kind}) {words[-300:]}")
                     if "died" in result:
                         self._save(level, number, why, result)
-            for fault in faults(result):
+            for fault in [] if runtime else faults(result):
                 self.kinds[kind]["faults"] += 1
-                self.faults[fault + runtime].append(where)
-                if len(self.faults[fault + runtime]) <= EXAMPLES:
-                    self._save(level, number, f"{fault}{runtime}", result)
+                self.faults[fault].append(where)
+                if len(self.faults[fault]) <= EXAMPLES:
+                    self._save(level, number, fault, result)
 
     def _save(self, level: str, number: int, fault: str, result: Result) -> None:
         if self.keep is None:

@@ -36,7 +36,7 @@ class Judge:
         if runtime is not None:
             self._environment["PYTHONPATH"] = str(runtime)
         self._process: subprocess.Popen[str] | None = None
-        self._errors = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - closed by close()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
 
     def ask(self, level: str, number: int, seed: int, *, gate: bool = True) -> Result:
         """The worker's result; if it died, `died` is the stage, `by` the signal and `words` the end of its standard error."""
@@ -70,10 +70,18 @@ class Judge:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
-            self._errors.truncate(0)
+            self._errors.close()
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environment, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
+                self._command,
+                cwd=ROOT,
+                env=self._environment,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=self._errors,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
             )
         return self._process
 

@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 from onnx import TensorProto, helper
 
-from tests.opallowlist.fuzzing.structure import LISTED, graphs
+from tests.opallowlist.fuzzing.models import LISTED, graphs
 
 RELEASE = Path(__file__).parents[3] / "students" / "release"
 

@@ -5,7 +5,7 @@ from random import Random
 
 from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, helper
 
-from tests.opallowlist.fuzzing.structure import LISTED, Mutation, any_graph, any_node, external, graphs, scalar
+from tests.opallowlist.fuzzing.models import LISTED, Mutation, any_graph, any_node, external, graphs, scalar
 
 STORAGE = ("float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data", "raw_data")
 
