@@ -153,7 +153,7 @@ def unisal(part: Part) -> None:
     there, here = teacher(part.device), teacher("cpu")
     part.say(weights=weights.name if weights.exists() else "random")
     for path, frames in _clips(part):
-        count, fps = len(frames), 30.0 if path is None else probe(path)[3]
+        count, fps = len(frames), 30.0 if path is None else probe(path).fps
         prepared = here.prepare(frames)
         prepared = prepared if part.tiny else prepared.pin_memory()
         logits = there.infer(prepared, fps)

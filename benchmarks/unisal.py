@@ -89,7 +89,7 @@ def main() -> None:
         teacher = Unisal.random(0, options.domain, static=options.static)
     else:
         teacher = Unisal.load(options.weights, options.domain, static=options.static)
-    rates = [30.0 if path.suffix.lower() in images.SUFFIXES else probe(path)[3] for path in options.files]
+    rates = [30.0 if path.suffix.lower() in images.SUFFIXES else probe(path).fps for path in options.files]
     watch = Stopwatch()
     timed_backbone(teacher, watch)
     rounds = []

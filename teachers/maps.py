@@ -158,7 +158,10 @@ def _read_pngs(folder: Path) -> np.ndarray:
 
 
 def _read_png(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    try:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)  # imread takes no name that is not UTF-8
+    except (OSError, cv2.error):  # not there, or empty
+        image = None
     if image is None:
         raise ValueError(f"{path} does not open as an image")
     return image

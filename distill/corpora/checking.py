@@ -51,6 +51,8 @@ def check(clip: Clip, thorough: bool = False) -> Clip:
     Raises UsageError for files that are damaged or disagree, and for an annotation without a usable fixation.
     """
     video, frames, fps = Path(clip.video), 1, clip.fps
+    times: tuple[float, ...] = ()
+    damage: dict[str, int] = {}
     if clip.shots:
         for shot in clip.shots:
             images.size_of(Path(shot), whole=True)
@@ -60,9 +62,10 @@ def check(clip: Clip, thorough: bool = False) -> Clip:
     elif video.is_dir():
         frames, height, width = probe_folder(video)
     else:
-        frames, height, width, fps = probe(video)
-    clip = replace(clip, frames=frames, height=height, width=width, fps=fps)
+        frames, height, width, fps, times, damage = probe(video)
+    clip = replace(clip, frames=frames, height=height, width=width, fps=fps, times=times)
     annotated, troubles = _annotated(clip)
+    troubles = damage | troubles
     if annotated > frames + 1:  # one more is a decoder's last frame
         raise UsageError(f"{video} has {frames} frames, its annotation in {clip.fixations} {annotated}; is the video complete?")
     if annotated > frames:

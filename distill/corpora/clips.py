@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from distill.corpora import camera
+from distill.corpora.readers import stamps
 from distill.corpora.video import read_frames
 from distill.run.errors import UsageError
 
@@ -31,7 +32,7 @@ class Clip:
     frames: int = 0
     height: int = 0
     width: int = 0
-    fps: float = 30.0
+    fps: float = 30.0  # of the median interval where the frames have times of their own
     fixations: str = ""  # folder or file with the fixations; empty for a clip without annotation
     maps: str = ""  # folder or video of density maps; empty where density is built from the fixations
     annotated_frames: int = 0
@@ -44,10 +45,25 @@ class Clip:
     side: str = ""  # train, val or test, where the corpus has an official split
     lag: float = 0.0  # seconds by which the mouse follows the eye
     troubles: dict[str, int] = field(default_factory=dict, hash=False)  # dropped points and suspicious counts, by kind
+    times: tuple[float, ...] = field(default=(), hash=False)  # of the frames in seconds, where the frame rate varies
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.id)
+
+    @property
+    def seconds(self) -> float:
+        """How long the frames are shown."""
+        return self.time_of(self.frames - 1) + 1 / self.fps
+
+    def time_of(self, index: int) -> float:
+        """When frame `index` is shown, in seconds from the first one."""
+        return self.times[index] if self.times else index / self.fps
+
+    def position(self, seconds: np.ndarray) -> np.ndarray:
+        """How many frames have been shown by these times, float: 3.5 is the middle of frame 3; below 0 before the first one, and
+        `frames` or more after the last."""
+        return stamps.position(seconds, self.fps, self.times)
 
     def read(self, stride: int = 1) -> Iterator[np.ndarray]:
         """Every `stride`-th frame, uint8 RGB `[H,W,3]`. Raises UsageError if the video ends before `frames`."""
@@ -111,9 +127,11 @@ class Corpus:
     def from_dict(cls, values: dict[str, Any]) -> Corpus:
         """The inverse of `to_dict`."""
         lists = {k: tuple(values[k]) for k in ("train", "val", "notes")}
-        return cls(
-            **{**values, **lists, "clips": tuple(Clip(**{**c, "shots": tuple(c.get("shots", ()))}) for c in values["clips"])}
-        )
+        return cls(**{**values, **lists, "clips": tuple(_clip(c) for c in values["clips"])})
+
+
+def _clip(values: dict[str, Any]) -> Clip:
+    return Clip(**{**values, "shots": tuple(values.get("shots", ())), "times": tuple(values.get("times", ()))})
 
 
 def counted(count: int, noun: str) -> str:

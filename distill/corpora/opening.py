@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.corpora.checking import EMPTY, MANY, ODD_MAPS, REBUILT, UNANNOTATED, WITHOUT_FRAME, check, license_of
-from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
+from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip, first_few
 from distill.corpora.gaze import FULL, GREY, JPEG
 from distill.corpora.layouts import CORPORA
+from distill.corpora.video import REPAIRED, UNDECODED
 from distill.recipe import keys
 from distill.recipe.files import did_you_mean
 from distill.run.errors import UsageError
@@ -22,7 +23,7 @@ Roots = str | Path | Sequence[str | Path]
 Track = Callable[[Iterable[Clip | None], str, int], Iterable[Clip | None]]
 
 SHOWN_CLIPS = 8  # in a note about dropped points
-EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS, REBUILT, EMPTY, MANY, FULL, GREY, JPEG)
+EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS, REBUILT, EMPTY, MANY, FULL, GREY, JPEG, UNDECODED, REPAIRED)
 """Kinds of which a note names all clips, for the user must look at each; points of other kinds were dropped."""
 
 
@@ -112,6 +113,9 @@ def survey(
         notes += CORPORA[part.corpus].notes(part.root, [clip for owner, clip in found.values() if owner is part])
     licence = "; ".join(dict.fromkeys(part.license for part in parts))
     folders, weights = {part.name: str(part.root) for part in parts}, {part.name: part.weight for part in parts}
+    if varied := [clip.id for clip in clips if clip.times]:
+        what = "gaze and sampled frames follow the frames' time stamps, the windows of teachers their median rate"
+        notes.append(f"variable frame rate in {counted(len(varied), 'clip')} ({first_few(varied)}): {what}")
     corpus = Corpus(name, licence, clips, roots=folders, weights=weights, notes=(*notes, *_notes_on(clips)))
     return corpus, {clip_id: problems[clip_id] for clip_id in found if clip_id in problems}
 

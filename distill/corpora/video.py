@@ -1,53 +1,101 @@
-"""Frames of a video file, of a folder of images, or of one still image, in order; and writing a video file.
+"""Frames of a video file, of a folder of images, or of one still image, in order, with their times; and writing a video file.
 
-OpenCV's seeking is not frame-exact and its frame count is an estimate, so frames are always read from the start and counted
-by reading.
+Frames are always read from the start, and counted and timed by reading: seeking is not frame-exact, the frame count of a container
+is an estimate, and the rate that it states may be anything. PyAV reads where it is installed, else OpenCV: the same frames, pixels
+and times.
 """
 
 import errno
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from distill.corpora.readers import images
+from distill.corpora.readers import images, opencv, stamps
+from distill.corpora.readers.frames import Frame, Video
 from distill.run.errors import UsageError
+from distill.run.extras import how_to_install
 from distill.run.files import atomic
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".y4m")
 CODECS = {".avi": "MJPG", ".mp4": "mp4v"}  # to write
 
-
-def _open(path: Path) -> cv2.VideoCapture:
-    if not path.exists():
-        raise UsageError(f"{path}: no such video")
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise UsageError(f"{path} does not open as a video; is it complete?")
-    return capture
+# What is wrong with a video that can be used all the same, as shown to the user.
+UNDECODED = "parts of the video that do not decode"
+REPAIRED = "time stamps that do not rise, repaired"
 
 
-def probe(path: Path) -> tuple[int, int, int, float]:
-    """Frames (counted by decoding), height and width in pixels, frames per second.
+@cache
+def has_pyav() -> bool:
+    """Whether PyAV is installed."""
+    return find_spec("av") is not None
 
-    Raises UsageError if the file does not open, no frame decodes, or it ends early.
+
+def _reader() -> Any:
+    if has_pyav():
+        from distill.corpora.readers import pyav
+
+        return pyav
+    return opencv
+
+
+def _open(path: Path) -> Video:
+    return _reader().Video(path)
+
+
+class Facts(NamedTuple):
+    """What one pass over a video tells."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float  # frames per second; of the median interval where they have no one rate
+    times: tuple[float, ...] = ()  # of the frames where they have no one rate: seconds from the first one
+    troubles: dict[str, int] = {}
+
+    def time_of(self, index: int) -> float:
+        """When a frame is shown, in seconds from the first one."""
+        return self.times[index] if self.times else index / self.fps
+
+
+def probe(path: Path) -> Facts:
+    """Decodes a video once, and counts and times its frames.
+
+    Raises UsageError if the file does not open, no frame decodes, its size changes, or it ends early.
     """
-    capture = _open(path)
-    ok, frame = capture.read()
-    if not ok:
+    video, size, times = _open(path), (0, 0), []
+    clock: stamps.Clock | None = None
+    for number, frame in enumerate(video.frames()):
+        clock = clock or stamps.Clock(video.rate)
+        size = frame.size if number == 0 else size
+        _check_size(path, number, frame.size, size)
+        times.append(clock.time(frame.stamp) if video.timed else float(number))
+    if clock is None:
         raise UsageError(f"{path} opens, but no frame decodes; is it complete?")
-    frames = 1
-    while capture.grab():
-        frames += 1
-    fps = float(capture.get(cv2.CAP_PROP_FPS))
-    in_header = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # often off by a few
-    if frames < 0.95 * in_header - 2:
-        raise UsageError(f"{path} ends early: {frames} frames decode, its header states {in_header}; is it complete?")
-    if not 0.5 <= fps <= 1000:
-        raise UsageError(f"{path} states {fps:g} frames per second; re-encode it with its true rate")
-    return frames, frame.shape[0], frame.shape[1], fps
+    troubles = {UNDECODED: video.lost, REPAIRED: clock.repaired}
+    if video.timed:
+        fps, own_times = stamps.rate_of(times, video.rate)
+    elif stamps.plausible(video.rate):
+        fps, own_times = video.rate, ()
+    else:
+        raise UsageError(f"{path} states {video.rate:g} frames per second; re-encode it with its true rate")
+    ends = video.ends()
+    if ends and ends[0] < 0.95 * ends[1] - 2 / fps:
+        where = f"its {len(times)} frames end at {ends[0]:.2f} s, its header says {ends[1]:.2f} s"
+        sound = "" if has_pyav() else f" If it has sound that is longer, read it with PyAV: {how_to_install('encode')}"
+        raise UsageError(f"{path} ends early: {where}; is it complete?{sound}")
+    return Facts(len(times), *size, fps, own_times, {kind: count for kind, count in troubles.items() if count})
+
+
+def _check_size(path: Path, number: int, size: tuple[int, ...], first: tuple[int, ...]) -> None:
+    if size != first:
+        sizes = f"is {size[1]}x{size[0]}, those before {first[1]}x{first[0]}"
+        raise UsageError(f"{path}: frame {number + 1} {sizes}; scale it to one size first, with ffmpeg -vf scale")
 
 
 def probe_folder(folder: Path) -> tuple[int, int, int]:
@@ -70,21 +118,20 @@ def read_frames(path: Path, stride: int = 1) -> Iterator[np.ndarray]:
         files = [path / name for name in images.listing(path)] if path.is_dir() else [path]
         yield from map(images.read_rgb, files[::stride])
         return
-    capture, index = _open(path), 0
-    while capture.grab():
-        if index % stride == 0:
-            ok, frame = capture.retrieve()
-            if not ok:
-                raise UsageError(f"{path}: frame {index + 1} does not decode; re-encode the video or leave the clip out")
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        index += 1
+    size: tuple[int, ...] | None = None
+    for number, frame in enumerate(_open(path).frames()):
+        if number % stride == 0:
+            rgb = frame.rgb()
+            size = size or rgb.shape
+            _check_size(path, number, rgb.shape, size)
+            yield rgb
 
 
 class _OpenVideo(threading.local):
     """The video from which a thread reads single frames, and its position: the last frame read."""
 
     key: tuple[Path, int] | None = None
-    capture: cv2.VideoCapture
+    frames: Iterator[Frame]
     index = -1
     image: np.ndarray
 
@@ -103,40 +150,48 @@ def read_gray_frame(path: Path, index: int) -> np.ndarray:
     if video.key == key and index == video.index:
         return video.image
     if video.key != key or index < video.index:
-        video.capture, video.index = _open(path), -1
-    video.key = None  # after an error, reading starts over
+        video.frames, video.index = _open(path).frames(), -1
+    video.key, frame = None, None  # after an error, reading starts over
     while video.index < index:
-        if not video.capture.grab():
+        frame = next(video.frames, None)
+        if frame is None:
             raise UsageError(f"{path} ends after {video.index + 1} frames, before frame {index + 1}; is it complete?")
         video.index += 1
-    ok, image = video.capture.retrieve()
-    if not ok:
-        raise UsageError(f"{path}: frame {index + 1} does not decode; restore the file")
-    video.key, video.image = key, cv2.transform(image, MEAN)
+    assert frame is not None
+    video.key, video.image = key, cv2.transform(frame.rgb(), MEAN)
     return video.image
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
-    """Frames, height and width according to a video's header; the number of frames may be off by a few."""
-    capture, which = _open(path), (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
-    frames, height, width = (int(capture.get(number)) for number in which)
-    return frames, height, width
+    """Frames, height and width of a video, without decoding it where its header states them; the number of frames may be off by a
+    few."""
+    stated = _reader().header(path)
+    return stated if stated[0] > 0 else probe(path)[:3]
 
 
-def write_video(path: Path, fps: float, size: Sequence[int], frames: Iterable[np.ndarray]) -> None:
+def write_video(
+    path: Path, fps: float, size: Sequence[int], frames: Iterable[np.ndarray], times: Sequence[float] = ()
+) -> None:  # fmt: skip
     """Writes uint8 RGB frames `[H,W,3]` of (height, width) `size` to a video file; its suffix chooses one of CODECS.
 
+    times: of the frames, in seconds from the first, where they have no one rate. An .mp4 by PyAV has them as they are; other files
+    have the one rate `fps`, and frames are repeated to keep the time.
     Raises UsageError if the file cannot be written, OSError if the disk is full.
     """
-    codec = cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()])
     with atomic(path) as temporary:
-        writer = cv2.VideoWriter(str(temporary), codec, fps, (size[1], size[0]))
-        if not writer.isOpened():
-            raise UsageError(f"cannot write {path}; does the folder exist, is it writable, is the disk full?")
-        count = 0
-        for frame in frames:
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-            count += 1
-        writer.release()
-        if probe(temporary)[0] != count:  # the writer does not report a full disk
+        if len(times) and path.suffix.lower() == ".mp4" and has_pyav():
+            count = _reader().write(temporary, fps, size, frames, times)
+        else:
+            count = opencv.write(temporary, CODECS[path.suffix.lower()], fps, size, _steady(frames, fps, times))
+        if probe(temporary).frames != count:  # the writers do not report a full disk
             raise OSError(errno.ENOSPC, "the video is not complete", str(path))
+
+
+def _steady(frames: Iterable[np.ndarray], fps: float, times: Sequence[float]) -> Iterator[np.ndarray]:
+    """The frames at a steady rate: each as often as it is shown."""
+    if not len(times):
+        yield from frames
+        return
+    starts = np.rint(np.append(times, times[-1] + 1 / fps) * fps).astype(int)
+    for frame, often in zip(frames, np.diff(starts), strict=True):
+        yield from [frame] * int(often)

@@ -11,8 +11,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
+from distill.corpora.readers.pyav import open_container, video_stream
 from distill.encoding.encoders import Coding, Picture, configure, refusals
-from distill.encoding.source import open_video, video_stream
 from distill.run.errors import UsageError
 from distill.run.files import atomic
 from distill.run.progress import Narrator
@@ -82,7 +82,7 @@ class EncodedFile:
         if not stream.disposition & Disposition.attached_pic or codec not in COVERS:
             return False
         # The picture is a packet, needed before the output's header is written: read it from a second handle.
-        with open_video(Path(self.source.name)) as again:
+        with open_container(Path(self.source.name)) as again:
             packet = next(again.demux(again.streams[stream.index]))
         suffix, kind = COVERS[codec]
         if holder == "matroska":

@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 
+from distill.corpora.readers.pyav import open_container, video_stream
 from distill.encoding import source as videos
 from distill.encoding.container import EncodedFile
 from distill.encoding.encoders import Coding, RegionMarker, check_coding, check_map_counts
@@ -60,8 +61,8 @@ def encode(
     if target:
         check_coding(coding)
     first = videos.first_frame(source)
-    with videos.open_video(source) as container, ExitStack() as stack:
-        video = videos.video_stream(container)
+    with open_container(source) as container, ExitStack() as stack:
+        video = video_stream(container)
         picture = videos.describe_picture(video, first, coding if target else None, narrator)
         if isinstance(maps, Stream) and (note := maps.rate_note(source.name, float(picture.rate))):
             narrator.say(note)

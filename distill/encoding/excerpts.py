@@ -50,7 +50,7 @@ Source = tuple[str, Callable[[], Excerpt]]  # the name of a clip, and a function
 
 def read_video(path: Path, frames: int) -> Excerpt:
     """The excerpt of a video file; it has no gaze."""
-    return make_excerpt(islice(read_frames(path), frames), probe(path)[3], {})
+    return make_excerpt(islice(read_frames(path), frames), probe(path).fps, {})
 
 
 def read_clip(clip: Clip, frames: int) -> Excerpt:

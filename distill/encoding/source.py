@@ -4,8 +4,6 @@ Bit depth and chroma format, pixel aspect ratio, colour tags, mastering display 
 reported.
 """
 
-import contextlib
-import errno
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -14,8 +12,8 @@ from typing import Any
 
 import av
 from av.codec.codec import find_best_pix_fmt_of_list
-from av.stream import Disposition
 
+from distill.corpora.readers.pyav import has_times, open_container, video_stream
 from distill.encoding.encoders import Coding, Picture
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
@@ -27,34 +25,11 @@ LOST = {
     "DYNAMIC_HDR_VIVID": "HDR Vivid", "FILM_GRAIN_PARAMS": "film grain", "GOP_TIMECODE": "time codes", "ICC_PROFILE": "colour profile",
     "PANSCAN": "pan and scan", "S12M_TIMECODE": "time codes", "SPHERICAL": "spherical projection", "STEREO3D": "stereo layout",
 }  # fmt: skip
-NO_TIMES = av.format.Flags.no_timestamps.value
-
-
-@contextlib.contextmanager
-def open_video(path: Path) -> Iterator[Any]:
-    """The container of a video file. Raises UsageError for a missing or damaged file, inside the block too."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if video_stream(container) is None:
-                raise UsageError(f"{path} has no video stream")
-            video_stream(container).thread_type = "AUTO"
-            yield container
-    except av.FFmpegError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, "the disk is full") from None
-        raise UsageError(f"{path}: {error.strerror}; is it complete?") from None
-
-
-def video_stream(container: Any) -> Any:
-    """The first video stream that is not cover art; None where there is none."""
-    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def first_frame(path: Path) -> av.VideoFrame:
-    """The first decoded frame. Raises UsageError as `open_video`, and where no frame decodes."""
-    with open_video(path) as container:
+    """The first decoded frame. Raises UsageError as `open_container`, and where no frame decodes."""
+    with open_container(path) as container:
         for frame in container.decode(video_stream(container)):
             return frame
     raise UsageError(f"{path} opens, but not one frame decodes; is it complete?")
@@ -68,9 +43,7 @@ def read_frames(
     Raises UsageError for frames of another size than the first, and for time stamps that do not increase.
     """
     video, index, before = video_stream(container), 0, None
-    rate = video.average_rate or video.guessed_rate or 25
-    # AVI stores the times of packets, which are wrong wherever there are B-frames.
-    untimed = container.format.name == "avi" or bool(container.format.flags & NO_TIMES)
+    rate, timed = video.average_rate or video.guessed_rate or 25, has_times(container)
     for packet in container.demux([video, *(container.streams[i] for i in copied)]):
         if packet.stream.index in copied:
             if copy and packet.dts is not None:  # the last packet is empty and has none
@@ -80,7 +53,7 @@ def read_frames(
             if (frame.width, frame.height) != (first.width, first.height):
                 sizes = f"is {frame.width}x{frame.height}, the first {first.width}x{first.height}"
                 raise UsageError(f"{path}: frame {index + 1} {sizes}; scale it to one size first")
-            if untimed or frame.pts is None:
+            if not timed or frame.pts is None:
                 frame.pts, frame.time_base = round(index / rate / video.time_base), video.time_base
             if before is not None and frame.pts <= before:
                 raise UsageError(f"{path}: frame {index + 1} is not later than the one before; remux it with ffmpeg")

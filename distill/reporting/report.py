@@ -79,10 +79,11 @@ def _clip(clip: Clip, result: Mapping[str, Any], labels: LabelStore, step: Predi
         if index in teacher:
             for name, picture in _pictures(clip, index, frame, teacher[index], from_step, image.predict(frame)).items():
                 rows.setdefault(name, []).append(picture)
-    page: dict[str, Any] = {"id": clip.id, "seconds": [f"{index / clip.fps:.1f} s" for index in shown], "rows": rows}
+    page: dict[str, Any] = {"id": clip.id, "seconds": [f"{clip.time_of(index):.1f} s" for index in shown], "rows": rows}
     page |= {"scored": bool(result["frames_scored"]), "over_time": None}
     if page["scored"] and not clip.static:
-        page["over_time"] = drawings.nss_over_time(np.array(result["frames"]) / clip.fps, result["nss_over_time"])
+        seconds = np.array([clip.time_of(index) for index in result["frames"]])
+        page["over_time"] = drawings.nss_over_time(seconds, result["nss_over_time"])
         page["gain"] = result["scores"]["step"]["nss"] - result["scores"]["image"]["nss"]
     return page
 

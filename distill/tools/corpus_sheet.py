@@ -66,7 +66,7 @@ def write_sheet(corpus: Corpus, name: str, out: Path) -> Path:
 def _video_panels(clip: Clip) -> list[Panel]:
     chosen = evenly_spaced(range(clip.annotated_frames), PANELS)
     frames = enumerate(islice(clip.read(), chosen[-1] + 1))
-    return [_panel(clip, index, frame, f"{index / clip.fps:.1f} s") for index, frame in frames if index in chosen]
+    return [_panel(clip, index, frame, f"{clip.time_of(index):.1f} s") for index, frame in frames if index in chosen]
 
 
 def _still_panels(clip: Clip) -> list[Panel]:

@@ -42,7 +42,7 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
         "clips": len(clips),
         "annotated": sum(clip.annotated_frames > 0 for clip in clips),
         "frames": sum(clip.frames for clip in clips),
-        "seconds": round(sum(clip.frames / clip.fps for clip in clips if not clip.static), 1),
+        "seconds": round(sum(clip.seconds for clip in clips if not clip.static), 1),
         "sizes": dict(Counter(f"{clip.width}x{clip.height}" for clip in clips).most_common()),
         "licence": corpus.license,
         "density maps": f"of {counted(len(with_maps), 'clip')}" if with_maps else without,
@@ -68,7 +68,7 @@ def clip_facts(clip: Clip) -> dict[str, Any]:
         observers = len(np.unique(fixations.observers)) if fixations.observers is not None else None
     return {
         "id": clip.id, "frames": clip.frames, "width": clip.width, "height": clip.height,
-        "fps": None if clip.static else clip.fps, "annotated_frames": clip.annotated_frames,
+        "fps": None if clip.static else clip.fps, "fps_varies": bool(clip.times), "annotated_frames": clip.annotated_frames,
         "fixations_per_frame": None if per_frame is None else round(per_frame, 2), "observers": observers,
         "maps": bool(clip.maps), "side": clip.side, "static": clip.static, "set": image_set(clip), "troubles": clip.troubles,
     }  # fmt: skip
@@ -112,7 +112,7 @@ def _row(name: str, clips: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {
         "clip": name, "frames": f"{sum(clip['frames'] for clip in clips):,}",
         "size": sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes",
-        "fps": "still" if clips[0]["static"] else f"{clips[0]['fps']:g}",
+        "fps": "still" if clips[0]["static"] else f"{clips[0]['fps']:.5g}{' (varies)' if clips[0]['fps_varies'] else ''}",
         "fixations/frame": f"{np.mean(per_frame):.1f}" if per_frame else "-",
         "observers": "-".join(map(str, dict.fromkeys((observers[0], observers[-1])))) if observers else "-",
         "side": clips[0]["side"], "remarks": "; ".join(remarks),

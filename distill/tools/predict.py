@@ -36,24 +36,26 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
             raise UsageError(f"--out {out} is one of the files that are read; choose another")
     if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
         raise UsageError(f"--out {out} is a folder that holds other files; choose a new one")
-    frames, height, width, fps = probe(video)
-    if note := stream.rate_note(video.name, fps):
+    facts = probe(video)
+    for kind, count in facts.troubles.items():
+        narrator.say(f"{video.name}: {kind}: {count:,}")
+    if note := stream.rate_note(video.name, facts.fps):
         narrator.say(note)
 
     def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for index, frame in enumerate(read_frames(video)):
             try:
-                yield frame, stream.map(frame, index / fps)
+                yield frame, stream.map(frame, facts.time_of(index))
             except ValueError as error:
                 raise UsageError(f"{video}: {error}") from None
 
-    maps = narrator.track(predicted(), "predict", frames, "frames")
+    maps = narrator.track(predicted(), "predict", facts.frames, "frames")
     out.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
         write_array(out, np.stack([saliency.astype(np.float16) for _, saliency in maps]))
     elif suffix:
         overlays = (overlay(frame, saliency / max(float(saliency.max()), FAINT)) for frame, saliency in maps)
-        write_video(out, fps, (height, width), overlays)
+        write_video(out, facts.fps, (facts.height, facts.width), overlays, facts.times)
     else:
         out.mkdir(exist_ok=True)
         for stale in out.glob("*.png"):  # left by a longer video

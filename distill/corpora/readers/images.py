@@ -158,7 +158,10 @@ def is_jpeg(path: Path) -> bool:
 
 
 def _decode(path: Path, flags: int, way_out: str) -> np.ndarray:
-    image = cv2.imread(str(path), flags)
+    try:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), flags)  # imread would end the process on a name that is not UTF-8
+    except (OSError, cv2.error):  # not there, or empty
+        image = None
     if image is None:
         raise UsageError(f"{path} does not open as an image; {way_out}")
     return image

@@ -26,7 +26,7 @@ def read(clip: Clip) -> ClipFixations:
     parts = []
     for person, path in enumerate(files_of(Path(clip.fixations), int(clip.name))):
         time, x, y = _fixation_samples(path, dropped)
-        position = clip.fps * time / 1e6
+        position = clip.position(time / 1e6) if clip.times else clip.fps * time / 1e6  # exact where a sample is on a boundary
         frame = np.floor(position)
         usable = frame != position
         dropped[LATE] += int((usable & (frame >= clip.frames)).sum())

@@ -33,17 +33,17 @@ def read_fixations(clip: Clip) -> ClipFixations:
     timed = ~np.isnan(when)
     dropped[NAN] += int((~timed).sum())
     x, y, when, duration, observer = (values[timed] for values in (x, y, when, duration, observer))
-    start = np.floor((when if by_frame else _position(clip, when)) + ROUNDING)
+    start = np.floor((when if by_frame else clip.position(when)) + ROUNDING)
     late = (start >= clip.frames) | (start < 0)
     dropped[LATE] += int(late.sum())
     if not by_frame and late.sum() > len(late) * (0.5 if gaze.columns.clock == CLIP else 0.1):
-        length = f"the times of {name} run to {when.max():g} s, its video lasts {clip.frames / clip.fps:.1f} s"
+        length = f"the times of {name} run to {when.max():g} s, its video lasts {clip.seconds:.1f} s"
         if not gaze.columns.time_unit:
             raise UsageError(f"{gaze.path}: {length}; name the column time_ms or time_us")
         if gaze.columns.clock != CLIP:
             raise UsageError(f"{gaze.path}: {length}; {_counts_from(gaze)}")
     end = when + np.nan_to_num(duration) * (clip.fps if by_frame and gaze.columns.duration_unit else 1)
-    last = np.floor((end if by_frame else _position(clip, end)) - ROUNDING)  # the video may end before a fixation does
+    last = np.floor((end if by_frame else clip.position(end)) - ROUNDING)  # the video may end before a fixation does
     count = np.where(late, 0, np.maximum(np.minimum(last, clip.frames - 1) - start, 0) + 1).astype(int)
     offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     x, y, start, observer = (np.repeat(values, count) for values in (x, y, start, observer))
@@ -66,7 +66,7 @@ def read_mouse_tracks(clip: Clip) -> ClipFixations:
         track = (np.interp(ticks, when[mine], values[mine]) for values in (x, y))
         sampled.append(np.stack([ticks - clip.lag, *track, np.full(len(ticks), person)]))
     time, x, y, who = np.concatenate(sampled, 1) if sampled else np.zeros((4, 0))
-    frame = np.floor(_position(clip, time) + ROUNDING)
+    frame = np.floor(clip.position(time) + ROUNDING)
     # Samples before the lag has passed belong to no frame: they are not counted as lost.
     dropped[LATE] += int((frame >= clip.frames).sum())
     inside = (frame >= 0) & (frame < clip.frames)
@@ -87,11 +87,6 @@ def _pixels(clip: Clip, gaze: Table, x: np.ndarray, y: np.ndarray) -> tuple[np.n
     # 0.57 of 100 is 56.99999999999999 in binary, and pixel 57.
     x, y = np.round(x * clip.width, 6), np.round(y * clip.height, 6)
     return x, clip.height - y if gaze.space == FROM_BELOW else y
-
-
-def _position(clip: Clip, seconds: np.ndarray) -> np.ndarray:
-    """How many frames have been shown by these times."""
-    return seconds * clip.fps
 
 
 def _check_clock(gaze: Table, name: str, rows: slice) -> None:

@@ -1,0 +1,28 @@
+"""What every reader of videos gives: frames with their stamps, converted only where their pixels are wanted."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Frame(NamedTuple):
+    """A decoded frame. Its pixels can be had until the next one is read."""
+
+    stamp: float | None  # seconds, as the file has it; None where it has none
+    size: tuple[int, int]  # height and width, upright
+    rgb: Callable[[], np.ndarray]  # uint8 RGB [H,W,3], upright
+
+
+class Video(Protocol):
+    """A video file, for one pass over its frames; the other attributes are known as soon as the first frame is read."""
+
+    rate: float  # frames per second as the file states them, 0 where it does not
+    timed: bool  # whether the frames have stamps; else they follow each other at the stated rate
+    lost: int  # packets that do not decode
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames in the order in which they are shown. Raises UsageError for a file that cannot be read."""
+
+    def ends(self) -> tuple[float, float] | None:
+        """After the last frame: where the file ends and where its header says it does, in seconds; None if it does not say."""

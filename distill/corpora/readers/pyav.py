@@ -1,0 +1,192 @@
+"""Videos through PyAV, where it is installed: it reads more codecs than OpenCV, and knows the time stamps and where a file ends.
+
+`open_container`, `video_stream`, `has_times` and `orientation` also serve videos that are encoded anew. Pixels are those that OpenCV
+gives, for the same scaler takes the same path.
+"""
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import cv2
+import numpy as np
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+
+from distill.corpora.readers.frames import Frame
+from distill.run.errors import UsageError
+
+NO_TIMES = av.format.Flags.no_timestamps.value
+UNIT = Fraction(1, 60000)  # seconds, of the times in files that are written; MPEG-4 has at most 16 bits for it
+
+
+@contextlib.contextmanager
+def open_container(path: Path) -> Iterator[Any]:
+    """The container of a video file. Raises UsageError for a missing, damaged or unreadable file, inside the block too."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
+    try:
+        # FFmpeg would read the start of a relative `a:b.mp4` as a protocol.
+        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+            video = video_stream(container)
+            if video is None:
+                raise UsageError(f"{path} has no video stream")
+            if video.codec_context is None:
+                raise UsageError(f"{path}: PyAV does not read its codec; convert it: ffmpeg -i IN -c:v libx264 OUT.mp4")
+            video.thread_type = "AUTO"
+            yield container
+    except Exception as error:  # not FFmpegError: at the end of the process its name is gone before a reader is closed
+        if not isinstance(error, av.FFmpegError):
+            raise
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, "the disk is full") from None
+        raise UsageError(f"{path} does not open as a video: {error.strerror}; is it complete?") from None
+
+
+def video_stream(container: Any) -> Any:
+    """The first video stream that is not cover art; None where there is none."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
+def has_times(container: Any) -> bool:
+    """Whether frames have stamps. AVI stores the times of packets, which are wrong wherever there are B-frames."""
+    return container.format.name != "avi" and not container.format.flags & NO_TIMES
+
+
+def header(path: Path) -> tuple[int, int, int]:
+    """Frames, height and width as the header states them; 0 frames where it does not."""
+    with open_container(path) as container:
+        video = video_stream(container)
+        return video.frames, video.codec_context.height, video.codec_context.width
+
+
+class Orientation(NamedTuple):
+    """How a frame is turned to be seen upright: its axes are swapped first, then flipped."""
+
+    swapped: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def upright(self, stored: np.ndarray) -> np.ndarray:
+        """A view of `[H,W,...]` as a player shows it."""
+        image = stored.swapaxes(0, 1) if self.swapped else stored
+        return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    def stored(self, upright: np.ndarray) -> np.ndarray:
+        """The inverse of `upright`."""
+        image = upright[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+        return image.swapaxes(0, 1) if self.swapped else image
+
+
+def orientation(frame: Any) -> Orientation:
+    """That of the frame's display matrix: quarter turns and mirrors; other angles are not turned."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if not matrix:
+        return Orientation()
+    # Column x of row y is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if a and d and not (b or c):
+        return Orientation(False, d < 0, a < 0)
+    if b and c and not (a or d):
+        return Orientation(True, b < 0, c < 0)
+    return Orientation()
+
+
+class Video:
+    """A video file, for one pass over its frames: see distill.corpora.readers.frames."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rate, self.timed, self.lost = 0.0, True, 0
+        self._ends: dict[int, float] = {}  # of the packets of each stream, in seconds
+        self._stated: tuple[int | None, float] | None = None  # where a stream (None: the longest) should end
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames in the order in which they are shown. Raises UsageError for a file that cannot be read."""
+        scaler = VideoReformatter()
+        turn: Orientation | None = None
+        with open_container(self.path) as container:
+            video = video_stream(container)
+            self.rate, self.timed = float(video.average_rate or video.guessed_rate or 0), has_times(container)
+            self._stated = _stated_end(container, video)
+            for frame in self._decoded(container, video):
+                turn = orientation(frame) if turn is None else turn
+                size = (frame.width, frame.height) if turn.swapped else (frame.height, frame.width)
+                yield Frame(frame.time, size, partial(_rgb, scaler, frame, turn))
+
+    def _decoded(self, container: Any, video: Any) -> Iterator[Any]:
+        with contextlib.suppress(av.error.InvalidDataError):  # damage to the container ends the file
+            for packet in container.demux(video, *container.streams.audio):
+                if packet.pts is not None:
+                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self._ends[packet.stream.index] = max(end, self._ends.get(packet.stream.index, end))
+                if packet.stream.index == video.index:
+                    yield from self._decode(video, packet)
+            return
+        yield from self._decode(video, None)
+
+    def _decode(self, video: Any, packet: Any) -> list[Any]:
+        try:
+            return video.decode(packet)
+        except av.error.InvalidDataError:
+            self.lost += 1
+            return []
+
+    def ends(self) -> tuple[float, float] | None:
+        """After the last frame: where the file ends and where its header says it does, in seconds; None if it does not say."""
+        if self._stated is None or not self._ends:
+            return None
+        stream, end = self._stated
+        return self._ends.get(stream, 0.0) if stream is not None else max(self._ends.values()), end
+
+
+def _stated_end(container: Any, video: Any) -> tuple[int | None, float] | None:
+    """Where the header says that the video's stream ends; or, with None for the stream, the longest one."""
+    if not has_times(container) and video.frames and video.average_rate:  # FFmpeg shortens the duration of a truncated AVI
+        return video.index, float(video.frames / video.average_rate)
+    if video.duration:
+        return video.index, float(((video.start_time or 0) + video.duration) * video.time_base)
+    if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", video.metadata.get("DURATION", "")):  # Matroska
+        return video.index, 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    if container.duration:
+        return None, ((container.start_time or 0) + container.duration) / av.time_base
+    return None
+
+
+def _rgb(scaler: VideoReformatter, frame: Any, turn: Orientation) -> np.ndarray:
+    """The frame upright, uint8 RGB `[H,W,3]`."""
+    picture = scaler.reformat(frame, format="bgr24", interpolation="BICUBIC")
+    plane: Any = picture.planes[0]
+    bgr = np.ndarray((picture.height, picture.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+    return cv2.cvtColor(np.ascontiguousarray(turn.upright(bgr)) if any(turn) else bgr, cv2.COLOR_BGR2RGB)
+
+
+def write(path: Path, fps: float, size: Sequence[int], frames: Iterable[np.ndarray], times: Sequence[float]) -> int:
+    """Writes uint8 RGB frames `[H,W,3]` of (height, width) `size` as MPEG-4, each at its time, and returns how many.
+
+    Raises UsageError if the file cannot be written.
+    """
+    ticks, count = [round(time / UNIT) for time in times], 0
+    try:
+        with av.open(str(path.absolute()), "w") as container:
+            stream: Any = container.add_stream("mpeg4", rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            stream.codec_context.time_base = UNIT
+            stream.bit_rate = int(min(64 * fps * size[0] * size[1], 1 << 30))  # as OpenCV's writer: the best quality
+            for tick, rgb in zip(ticks, frames, strict=True):
+                frame = av.VideoFrame.from_ndarray(rgb)
+                frame.pts, frame.time_base = tick, UNIT
+                container.mux(stream.encode(frame))
+                count += 1
+            container.mux(stream.encode())
+    except av.FFmpegError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, "the disk is full") from None
+        raise UsageError(f"cannot write {path}: {error.strerror}; does the folder exist, is it writable?") from None
+    return count
