@@ -110,3 +110,13 @@ def test_an_export_without_clips_is_of_the_one_clip_beside_it(tmp_path):
     writers.video(tmp_path / "other.mp4", 10)
     with pytest.raises(UsageError, match=r"fixations\.csv has no column for the clip, and 2 images or videos lie beside it"):
         open_corpus("gaze-table", tmp_path)
+
+
+def test_columns_added_to_an_export_as_the_refusals_say_are_used(tmp_path):
+    header = "clip,world_timestamp,norm_pos_x,norm_pos_y,time_ms"
+    corpus = open_corpus("gaze-table", a_video(tmp_path, [header, "walk,8107.1,0.5,0.25,310"]))
+    assert points_of(corpus["walk"], 3) == [(36, 40, "None")]
+    (tmp_path / "gaze.csv").unlink()
+    header = "clip,CURRENT_FIX_X,CURRENT_FIX_Y,CURRENT_FIX_START,x_px,y_px,frame_index"
+    corpus = open_corpus("gaze-table", a_video(tmp_path, [header, "walk,900,900,9999,12,22,3"], table="gaze.tsv"))
+    assert points_of(corpus["walk"], 3) == [(22, 12, "None")]

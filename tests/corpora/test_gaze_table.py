@@ -169,6 +169,8 @@ def test_column_names_and_separators_are_recognised(tmp_path, rows):
         "clip\tx\ty\tframe\nwalk\t10,5\t20,25\t2\n",
         'clip,x,y,time_us\nwalk,10.5,20.25,"1,000"\nwalk,10.5,20.25,"100,500"\n',
         "clip;x;y;time_us\nwalk;10,5;20,25;100.500,0\n",
+        "clip;x;y;time_us\nwalk;10.5;20.25;100,500\n",
+        "clip\tx\ty\ttime_us\nwalk\t10.5\t20.25\t100\u202f500\n",
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])

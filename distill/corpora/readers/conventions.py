@@ -88,7 +88,7 @@ EXPORTERS = (
     ),
     Exporter(
         "Gazepoint", "Gazepoint API 2.0, 5.4: a fraction of the screen, (0, 0) is top left",
-        {"bpog{}": FRACTIONS, "fpog{}": FRACTIONS}, {"time": (1, CLIP)},
+        {"fpog{}": FRACTIONS, "bpog{}": FRACTIONS}, {"time": (1, CLIP)},
     ),
     Exporter(
         "iMotions", "iMotions help center, exported sensor data", {"gaze{}": SCREEN, "fixation{}": SCREEN},
@@ -197,10 +197,9 @@ def recognise(names: list[str]) -> Columns:
     if space != SCREEN or not set(ON_SCREEN) <= set(at):
         at = {name: i for name, i in at.items() if name not in ON_SCREEN}
     at |= {axis: places[pattern.format(axis)] for axis in "xy"}
-    times = exporter.times | {name: (unit, CLIP) for name, unit in TIME_UNITS.items() if name not in exporter.times}
     unit, clock = 0.0, CLIP
-    if time := next((n for n in exporter.times if n in places), next((n for n in places if n in times), "")):
-        at["time"], (unit, clock) = places[time], times[time]
+    if time := _time(places, exporter):
+        at["time"], (unit, clock) = places[time], exporter.times.get(time, (TIME_UNITS.get(time, 0.0), CLIP))
     durations = DURATION_UNITS | exporter.durations
     duration = next((name for name in places if name in durations), "")
     # Pupil's fixations on a surface have a row per frame, and the duration of iMotions is that of the stimulus.
@@ -209,15 +208,25 @@ def recognise(names: list[str]) -> Columns:
     marks = tuple(
         (places[name], reason, test)
         for name, (patterns, reason, test) in MARKS.items()
-        if name in places and exporter.name and (not patterns or pattern in patterns)
+        if name in places and (not patterns or pattern in patterns)
     )
     from_zero = "frame" in at and plain(names[at["frame"]]) in FROM_ZERO
     meaning = (exporter.name, space, from_zero, unit, clock, durations.get(duration, 0.0), marks)
     return Columns(tuple(names), at, *meaning)
 
 
+def _time(places: dict[str, int], exporter: Exporter) -> str:
+    """The name of the column of the time: one that states its unit and counts from the clip was added to the exporter's by hand."""
+    own = [name for name in places if name in TIME_UNITS and name not in exporter.times]
+    added = [name for name in own if TIME_UNITS[name]]
+    return next(iter([*added, *(name for name in exporter.times if name in places), *own]), "")
+
+
 def _positions(places: dict[str, int], known: set[str]) -> tuple[Exporter, str]:
-    """The exporter and the pattern of its positions; an empty pattern if the header has no positions that are known."""
+    """The exporter and the pattern of its positions; an empty pattern if the header has no positions that are known. Columns x_px and
+    y_px beside an exporter's were added by hand."""
+    if {"xpx", "ypx"} <= set(places):
+        return ANY, "{}px"
     for exporter in (*EXPORTERS, ANY):
         if (not exporter.signs or known & set(exporter.signs)) and not known & set(exporter.never):
             for pattern in exporter.positions:

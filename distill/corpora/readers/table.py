@@ -33,11 +33,12 @@ from distill.corpora.fixations import DUPLICATE, UNREADABLE
 from distill.corpora.readers.conventions import FRACTIONS, LOST, ON_SCREEN, PIXELS, RECORDING, SCREEN, Columns, recognise
 from distill.run.errors import UsageError
 
-TEXT = (".csv", ".tsv", ".txt", ".tab")
-SUFFIXES = (*TEXT, *(f"{suffix}.gz" for suffix in TEXT))
+PREFERRED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SUFFIXES = (*PREFERRED, ".txt", ".tab", ".txt.gz", ".tab.gz")
 UNREAD = (".xlsx", ".xls", ".ods", ".asc", ".edf", ".idf", ".parquet", ".feather", ".mat", ".json", ".sav", ".h5", ".hdf5")
 NUMERIC = ("x", "y", "frame", "time", "duration", "order", *ON_SCREEN)
 MISSING = {"", "nan", "na", "n/a", "null", "none", ".", "-", "--", "nd"}
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 LOST_AT = (0.0, -1.0, -999.0, -9999.0, -32768.0, 1e8)  # trackers give lost gaze these values, in x and y alike
 ONE_CLIP = "the clip"  # stands for the name where a table has no column for it
 COMMENTS = ("#", "%", "//")
@@ -96,6 +97,8 @@ def only_table(folder: Path, one_clip: bool = False) -> Path | None:
     if one_clip and not tables:
         tables = [path for path, columns in found.items() if columns.exporter and columns.lacks == ["clip"]]
     if len(tables) > 1:
+        tables = [path for path in tables if path.name.lower().endswith(PREFERRED)] or tables
+    if len(tables) > 1:
         raise UsageError(f"{folder} holds several gaze tables, {tables[0].name} and {tables[1].name}; keep one of them")
     return tables[0] if tables else None
 
@@ -103,7 +106,7 @@ def only_table(folder: Path, one_clip: bool = False) -> Path | None:
 def why_none(folder: Path) -> list[str]:
     """What keeps each file in a folder from being a gaze table: which columns are not there, with its header, or its format."""
     found = {path.name: columns_of(path) for path in _files(folder, SUFFIXES)}
-    tables = {name: columns for name, columns in found.items() if len(columns.names) > 2 or name.endswith((".csv", ".tsv"))}
+    tables = {name: columns for name, columns in found.items() if len(columns.names) > 2 or name.lower().endswith(PREFERRED)}
     reasons = [f"{name} {_lacking(columns)}" for name, columns in tables.items()]
     return reasons + [f"{path.name} is not a text file: save it as CSV" for path in _files(folder, UNREAD)]
 
@@ -125,7 +128,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _bytes(path: Path, limit: int = -1) -> bytes:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
             return file.read(limit)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from None
@@ -165,6 +168,8 @@ def _find_header(lines: io.StringIO) -> _Header:
         line = lines.readline()
         if not line:
             break
+        if not re.search(r"[^\W\d_]", line):  # a header has letters
+            continue
         if stated := re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE):
             separator = stated[1]
             continue
@@ -184,10 +189,12 @@ def _find_header(lines: io.StringIO) -> _Header:
 
 
 def _reads_commas(text: str, separator: str) -> bool:
-    """Whether numbers have decimal commas, judging by the start of the table: 10,5 and 0,125 do, 1,024 may be a thousand."""
-    if separator != ",":
-        return bool(re.search(r"[;\t|\n\"]-?\d+,\d+[;\t|\r\n\"]", text[: 1 << 20]))
-    return bool(re.search(r"\"-?(0,\d+|\d+,(\d{1,2}|\d{4,}))\"", text[: 1 << 20]))
+    """Whether numbers have decimal commas, judging by the start of the table: 10,5 and 1.024,5 do; 1,024 may be a thousand, and is
+    where commas separate cells or other numbers have decimal points."""
+    numbers = re.findall(r'(?<=[;\t|\n"])[+-]?[\d.,]+(?=[;\t|\r\n"])', text[: 1 << 20])
+    with_comma = [number for number in numbers if "," in number]
+    with_point = separator == "," or any("." in number and number.rfind(".") > number.rfind(",") for number in numbers)
+    return any(not THOUSANDS.fullmatch(number) for number in with_comma) or (bool(with_comma) and not with_point)
 
 
 def _number(text: str) -> float:
@@ -198,7 +205,7 @@ def _number(text: str) -> float:
         if text.strip().lower() in MISSING:
             return math.nan
         text = re.sub(r"(?<=\d)[\s'\u2019](?=\d{3})", "", text)
-        return float(text.replace(",", "") if re.fullmatch(r"\s*[+-]?\d{1,3}(,\d{3})+(\.\d*)?\s*", text) else text)
+        return float(text.replace(",", "") if THOUSANDS.fullmatch(text.strip()) else text)
 
 
 def _comma_number(text: str) -> float:
@@ -383,7 +390,7 @@ def _space(path: Path, columns: Columns, x: np.ndarray, y: np.ndarray) -> str:
     space = columns.space or (FRACTIONS if small else PIXELS)
     found = f"{columns.name('x')} and {columns.name('y')} of {path} run from {values.min():g} to {values.max():g}"
     way_out = "name the columns x_px, y_px or x_norm, y_norm, counted from the top left corner"
-    if small if space in (PIXELS, SCREEN) else float(np.median(np.abs(values))) > 2:
+    if (small and (values % 1).any()) if space in (PIXELS, SCREEN) else float(np.median(np.abs(values))) > 2:
         raise UsageError(f"{found}: they cannot be {space}; {way_out}")
     if not columns.exporter and len(x) > 7 and np.mean((x < 0) | (y < 0)) > 0.25:
         raise UsageError(f"{found}: their origin is in the middle; {way_out}")

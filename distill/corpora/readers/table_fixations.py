@@ -111,11 +111,11 @@ def _counts_from(gaze: Table) -> str:
 
 def _one_after_another(gaze: Table, rows: slice) -> bool:
     """Whether somebody saw this clip and others at times that do not overlap: then one clock runs through all of them."""
-    others = np.ones(len(gaze.when), bool)
-    others[rows] = False
+    here = np.zeros(len(gaze.when), bool)
+    here[rows] = True
     for person in np.unique(gaze.observer[rows]):
-        when = gaze.when[rows][gaze.observer[rows] == person]
-        elsewhere = gaze.when[others & (gaze.observer == person)]
-        if len(elsewhere) and not ((elsewhere >= when.min()) & (elsewhere <= when.max())).any():
+        known = np.isfinite(gaze.when) & (gaze.observer == person)
+        when, elsewhere = gaze.when[known & here], gaze.when[known & ~here]
+        if len(when) and len(elsewhere) and not ((elsewhere >= when.min()) & (elsewhere <= when.max())).any():
             return True
     return False
