@@ -11,6 +11,7 @@ import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -42,7 +43,7 @@ def drawn_ahead(
 
 def _workers(drawn: Any, say: Callable[[str], None]) -> int:
     """How many processes draw: one for each core that is left, if there is shared memory for batches like `drawn`."""
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if "fork" not in multiprocessing.get_all_start_methods() or not Path(SHARED_MEMORY).is_dir():  # not on Linux
         return 0
     cores = min(MOST_WORKERS, max(1, usable_cores() // local_world() - 1))
     free = shutil.disk_usage(SHARED_MEMORY).free

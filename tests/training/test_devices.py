@@ -110,12 +110,13 @@ GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, tmp_path):
     """A machine with a CUDA device, four cores and much shared memory, for `drawn_ahead`; what it says. Nothing is pinned."""
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(ahead, "DataLoader", lambda *a, **options: DataLoader(*a, **options | {"pin_memory": False}))
     monkeypatch.setattr(DataLoader, "check_worker_number_rationality", lambda loader: None)
     monkeypatch.setattr(ahead, "usable_cores", lambda: 4)
+    monkeypatch.setattr(ahead, "SHARED_MEMORY", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     return []
 
@@ -180,9 +181,11 @@ def test_tensors_of_a_batch_are_pinned(monkeypatch):
     assert (int(pinned.drawn.inner[0]), int(pinned.drawn.inner[1][0]), pinned.drawn.name) == (1001, 2, "x")
 
 
-def test_on_the_cpu_nothing_is_drawn_ahead():
+@pytest.mark.parametrize("device", [torch.device("cpu"), GPU])
+def test_on_the_cpu_and_without_linux_nothing_is_drawn_ahead(gpu, monkeypatch, device):
+    monkeypatch.setattr(ahead, "SHARED_MEMORY", "/nowhere")
     drawn = []
-    batches = ahead.drawn_ahead(lambda number: drawn.append(number) or number, range(9), torch.device("cpu"), print)
+    batches = ahead.drawn_ahead(lambda number: drawn.append(number) or number, range(9), device, gpu.append)
     assert (next(batches), next(batches), drawn) == (0, 1, [0, 1])
 
 
