@@ -64,10 +64,16 @@ class ConvToOne(nn.Conv2d):
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
         """`[F, C, H, W]` -> `[F, 1, H, W]`."""
-        kernel_9C = self.weight[0].flatten(1).T.flip(0)  # `fold` adds where a transposed convolution would
+        kernel_9C = self.weight[0].flatten(1).T
         products_F9N = torch.bmm(kernel_9C.expand(len(x_FCHW), -1, -1), x_FCHW.flatten(2))
-        maps_F1HW = F.fold(products_F9N.float(), x_FCHW.shape[2:], kernel_size=3, padding=1)
-        return maps_F1HW if self.bias is None else maps_F1HW + self.bias
+        height, width = x_FCHW.shape[2:]
+        framed_F9HW = F.pad(products_F9N.unflatten(2, (height, width)), (1, 1, 1, 1))
+        assert self.bias is not None
+        logits_FHW = self.bias.float()
+        for number, map_FHW in enumerate(framed_F9HW.unbind(1)):
+            top, left = divmod(number, 3)
+            logits_FHW = logits_FHW + map_FHW[:, top : top + height, left : left + width]
+        return logits_FHW.unsqueeze(1)
 
 
 class ResBlend3d(nn.Module):

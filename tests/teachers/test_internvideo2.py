@@ -10,6 +10,7 @@ from distill.teachers.internvideo2 import (
     SIZES,
     InternVideo2,
     InternVideo2Config,
+    RMSNorm,
     dct_patches,
     load_trunk,
     resize_pos_embed,
@@ -38,6 +39,20 @@ def test_token_streams_agree_with_the_official_encoder(golden_state: Any, golden
         expected = stored[f"block{index}"]
         error = np.abs(stream.numpy() - expected).max() / np.abs(expected).max()
         assert error < 1e-3, f"block {index} is off by {error:.1e} of the largest value"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_no_norm_has_to_copy_its_input_first(rank: int) -> None:
+    trunk = on_meta(TINY)
+    with torch.device("meta"):
+        lora, clip = Lora(TINY, rank) if rank else None, torch.empty(2, 3, 4, 56, 56)
+    inputs: list[torch.Tensor] = []
+    for module in trunk.modules():
+        if isinstance(module, RMSNorm):
+            module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    with torch.inference_mode():
+        trunk(clip, [1], lora)
+    assert len(inputs) == 2 * 4 and all(x.is_contiguous() for x in inputs)
 
 
 def test_keys_are_the_official_ones(golden_state: Any) -> None:
