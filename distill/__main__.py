@@ -1,6 +1,42 @@
-"""`python -m distill` is `distill`."""
+"""The start and the end of both commands, during which Ctrl-C shows no traceback. `python -m distill` is `distill`.
 
-from distill.cli import main
+An exception in the middle of an import would be a traceback, or lost in a module that catches it. At that time nothing has been
+done yet, so the process just ends. Nothing is imported here that takes time.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+
+
+def main() -> None:
+    """The console script `distill`."""
+    signal.signal(signal.SIGINT, _leave)
+    from distill.cli.exits import main as command
+
+    _run(command)
+
+
+def gate() -> None:
+    """The console script `opallowlist`."""
+    signal.signal(signal.SIGINT, _leave)
+    from distill.opallowlist.cli import main as command
+
+    _run(command)
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"interrupted: at once\n")
+    os._exit(130)
+
+
+def _run(command: Callable[[], None]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        command()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and printed; the interpreter only ends
+
 
 if __name__ == "__main__":
     main()

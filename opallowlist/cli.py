@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -74,7 +75,7 @@ def check(
         if load:
             require_onnx()
     except (ValueError, NoLoader) as error:
-        return _fail(str(error))
+        raise _Unusable(str(error)) from error
     reports: list[Report] = []
     unread: list[formats.Unread] = []
     left = MAX_BATCH_FINDINGS
@@ -139,46 +140,49 @@ def diff(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code. `--debug` anywhere shows the traceback of an internal error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
     streams.take_over()
-    code = _run([argument for argument in arguments if argument != "--debug"], debug)
+    code, problem = _run([argument for argument in arguments if argument != "--debug"], "--debug" in arguments)
+    if problem:
+        _complain(problem)
+        if "--json" in arguments or "--format=json" in arguments or ("--format", "json") in pairwise(arguments):
+            print(formats.as_json([], [formats.Unread("", problem)]))
     if code != INTERRUPTED and (problem := streams.lost_output()):
-        code = _fail(problem)
+        _complain(problem)
+        code = NOT_RUN
     sys.exit(code)
 
 
-def _run(arguments: list[str], debug: bool) -> int:
+class _Unusable(Exception):
+    """The command cannot run."""
+
+
+def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
+    """The exit code, and why nothing could be checked."""
     try:
         # Not standalone mode, in which typer turns an abort and an uncaught error into exit code 1.
         code = app(arguments, prog_name="opallowlist", standalone_mode=False, obj={"debug": debug})
-        return code if isinstance(code, int) else NOT_RUN
+        return code if isinstance(code, int) else NOT_RUN, ""
     except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except ListError as error:
-        return _fail(str(error))
+        return INTERRUPTED, ""
+    except (ListError, _Unusable) as error:
+        return NOT_RUN, str(error)
     except OSError as error:
         if debug:
             _show_traceback(error)
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return NOT_RUN, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except Exception as error:
         if debug:
             _show_traceback(error)
-            return NOT_RUN
         if hasattr(error, "format_message"):  # a usage error; typer's versions differ in where its class lives
             message = error.format_message()  # empty after the help that an empty command line prints
-            return _fail(f"{message} (see opallowlist --help)") if message else NOT_RUN
-        return _fail(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
+            return NOT_RUN, f"{message} (see opallowlist --help)" if message else ""
+        return NOT_RUN, f"internal error: {type(error).__name__}: {error} (--debug shows where)"
 
 
 def _version() -> str:
     from distill import __version__
 
     return __version__
-
-
-def _fail(message: str) -> int:
-    _complain(message)
-    return NOT_RUN
 
 
 def _complain(message: str) -> None:

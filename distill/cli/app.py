@@ -58,7 +58,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From eye-tracking video and a heavyweight teacher to a tiny recurrent saliency student, as verified ONNX.\n\n"
     "[bold]distill run[/bold] without arguments shows it all: a procedural corpus, a small teacher, CPU, a few minutes.",
-    epilog="Exit codes: 0 done, 1 a gate or check failed, 2 could not run, 130 interrupted (run the same command to continue).",
+    epilog="Exit codes: 0 done, 1 a gate or check failed, 2 could not run or print, 130 interrupted (run the same command to continue).",
 )
 teach = typer.Typer(
     cls=_Teach,

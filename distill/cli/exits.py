@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import typer
 
+from distill.cli import output
 from distill.cli.app import app
-from distill.cli.output import print_json
 from distill.opallowlist import streams
 from distill.opallowlist.foreign import printable, printable_lines
 from distill.run.errors import GateFailed, Interrupted, UsageError
@@ -24,7 +24,7 @@ _CLICK_EXCEPTION = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 
 
 def main() -> None:
-    """The console script."""
+    """The console script, once it is imported."""
     # Before torch loads its OpenMP: threads that spin while they wait cost a training step 3 to 20 times its time
     # on a machine where anything else runs, and gain nothing measurable where nothing does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,6 +38,7 @@ def main() -> None:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one command line in this process; returns its exit code, with any error already reported."""
+    printed = output.objects_printed
     try:
         code = app(list(arguments), standalone_mode=False) or 0
         if code == 130:  # typer turns Ctrl-C into this exit code
@@ -48,8 +49,8 @@ def run_command(arguments: Sequence[str]) -> int:
             print(printable_lines("".join(traceback.format_exception(error))), file=sys.stderr)
         message, code = describe_error(error)
         message = " ".join(message.split())
-        if "--json" in arguments:
-            print_json({"schema": 1, "error": message, "exit_code": code})
+        if "--json" in arguments and output.objects_printed == printed:  # else the result states what it lacks
+            output.print_json({"schema": 1, "error": message, "exit_code": code})
         if message:  # `distill` alone has printed the help
             print(f"distill: {printable(message)}", file=sys.stderr)
         return code

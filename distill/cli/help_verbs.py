@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, JsonOption, LayoutOption, Output
@@ -48,7 +47,7 @@ def inspect(
         facts = describe(path)
         print_facts(facts, str(path), output.as_json)
         if str(facts.get("gate", "")).startswith("refused"):
-            _fail(f"{path} is refused by the gate", output.as_json)
+            raise GateFailed(f"{path} is refused by the gate")
         return
     from distill.tools.inspect_corpus import describe_corpus, summary, table_rows
 
@@ -65,7 +64,7 @@ def inspect(
         print_files(facts.get("files", []))
     if broken := facts["broken"]:
         way_out = f"restore them, or leave them out: --set corpus.skip={','.join(broken)}"
-        _fail(f"{len(broken)} clips cannot be used; {way_out}", output.as_json)
+        raise GateFailed(f"{len(broken)} clips cannot be used; {way_out}")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -81,12 +80,7 @@ def doctor(as_json: JsonOption = False) -> None:
         facts[f"extra {extra}"] = f"{', '.join(modules)} missing; {how_to_install(extra)}" if modules else "installed"
     print_facts(facts, "doctor", as_json)
     if all(lacking.values()):
-        _fail(f"no extra is installed, so only the gate works here; {how_to_install('predict')}", as_json)
-
-
-def _fail(message: str, as_json: bool) -> None:
-    """Ends with exit code 1 after the result; in JSON the result already states the failure."""
-    raise typer.Exit(1) if as_json else GateFailed(message)
+        raise GateFailed(f"no extra is installed, so only the gate works here; {how_to_install('predict')}")
 
 
 def catalogue(

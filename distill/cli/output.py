@@ -23,6 +23,9 @@ from distill.students.release import NAME, release_model
 
 PIPED_WIDTH = 160  # columns of a table that is not printed on a terminal
 
+objects_printed = 0
+"""JSON objects that this process has printed: a verb prints one, its result or its error."""
+
 
 def interruptible(quiet: bool) -> Narrator:
     """A narrator for long work: the first Ctrl-C asks for an orderly end, the second ends at once."""
@@ -55,6 +58,8 @@ def print_text(*lines: Any) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object, exact whatever standard output can encode."""
+    global objects_printed
+    objects_printed += 1
     unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     print(json_text(value) if unicode else json.dumps(value, indent=1))
 

@@ -50,6 +50,21 @@ def test_0_when_all_are_accepted(run, good):
     assert run("check", good, good)[1].endswith("2 files: 2 accepted, 0 refused\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "--nope"), ("check",), ("nope",), ("ops", "nope"),
+        ("check", "m.onnx", "--list", "nope"), ("check", "m.onnx", "--contract", "nope"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("in_json", [["--json"], ["--format", "json"], ["--format=json"]])
+def test_usage_errors_are_json_too(run, arguments, in_json):
+    code, out, err = run(*arguments, *in_json)
+    answer = json.loads(out)
+    assert code == 2 and not answer["ok"] and answer["reports"] == [] and len(err.splitlines()) == 1
+    assert err == f"opallowlist: {answer['errors'][0]['message']}\n"
+
+
 def test_1_when_one_is_refused(run, good, bad):
     code, out, err = run("check", good, bad)
     assert (code, err) == (1, "") and "✗ Floor" in out and out.endswith("2 files: 1 accepted, 1 refused\n")

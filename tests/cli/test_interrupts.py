@@ -1,0 +1,48 @@
+"""Ctrl-C at any moment: exit code 130, at most one line, no traceback; and JSON stays one object."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from distill.run.errors import Interrupted
+from tests.helpers import invoke
+
+MARK = "import sys; sys.stdout.write('up'); sys.stdout.flush(); "
+"""Says that the interpreter itself has started, before which no program can catch anything."""
+
+
+@pytest.mark.parametrize("after", [0, 0.05, 0.15, 0.4, 1.0])
+@pytest.mark.parametrize(
+    ("start", "arguments"),
+    [("main", ["run"]), ("main", ["eval", "none.onnx", "--root", "."]), ("main", ["--help"]), ("gate", ["check", "none.onnx"])],
+)
+def test_ctrl_c_during_start_up_ends_quietly(tmp_path, start, arguments, after):
+    code = f"from distill.__main__ import {start}; {MARK}sys.argv[1:] = {arguments!r}; {start}()"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.read(2) == "up"
+    time.sleep(0.02 + after)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert "Traceback" not in err and "ignored" not in err and len(err.splitlines()) <= 2, err
+    assert process.returncode in ({130, 0} if arguments == ["--help"] else {130, 2} if "none.onnx" in arguments else {130})
+
+
+def test_a_result_that_was_interrupted_is_one_object(tmp_path, monkeypatch):
+    from distill.cli import output
+    from distill.encoding import compare
+
+    def half(*_, **__):
+        output.print_json({"clips": {}})
+        raise Interrupted("bd, after 1 of 2 clips")
+
+    (tmp_path / "v.mp4").write_bytes(b"")
+    monkeypatch.setattr(compare, "compare", half)
+    monkeypatch.setattr("distill.encoding.excerpts.find_sources", lambda *_: ["v"])
+    result = invoke("bd", "v.mp4", "--json", cwd=tmp_path)
+    assert result.returncode == 130 and json.loads(result.stdout) == {"clips": {}}
+    assert result.stderr.splitlines()[-1] == "distill: interrupted: bd, after 1 of 2 clips"
