@@ -17,6 +17,7 @@ from distill.corpora.readers import images, table
 from distill.corpora.readers.matlab import read_variable
 from distill.run.errors import UsageError
 from tests.corpora import writers
+from tests.corpora.test_gaze_exports import EXPORTS
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +77,18 @@ def test_images(folder, data, suffix, all_of_it):
 
 NUMBERS = itertools.count()
 CSV = b'clip,frame,time_ms,duration,x,y,observer\na,1,33,2,10,20,ann\na,2,66,,nan,1e9,bob\nb,-1,x,1,,,\n"q"\n'
+TABLES = (CSV, *("\n".join(rows).encode() for rows in EXPORTS.values()))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(data=damaged(CSV), static=st.booleans(), kind=st.sampled_from(["table", "tracks"]))
+@given(data=st.one_of(*map(damaged, TABLES)), static=st.booleans(), kind=st.sampled_from(["table", "tracks"]))
 def test_tables(folder, data, static, kind):
     path = folder / f"gaze{next(NUMBERS)}.csv"  # a new name: the cache would not notice two changes in one tick
     path.write_bytes(data)
     with one_line():
         if not table.columns_of(path).lacks:
-            clip = Clip("a", "a.mp4", 1 if static else 5, 48, 80, 30.0, str(path), annotation=kind, static=static)
+            name = Path(next(iter(table.read(path).clips), "a")).stem
+            clip = Clip("a", f"{name}.mp4", 1 if static else 5, 48, 80, 30.0, str(path), annotation=kind, static=static)
             gaze = CLIP_READERS[kind](clip)
             assert (gaze.rows < 48).all() and (gaze.columns < 80).all() and (gaze.frame < clip.frames).all()
             assert (gaze.rows >= 0).all() and (gaze.columns >= 0).all() and (gaze.frame >= 0).all()

@@ -189,3 +189,16 @@ def test_raw_mouse_tracks_are_resampled_and_moved_back(tmp_path):
         assert points.columns.mean() == pytest.approx((0.3 + t / 30) * 50 + 0.5, abs=0.6)
     prompt = open_corpus("avimos", tmp_path, options=keys.Corpus(mouse_lag_ms=0)).clips[0]
     assert fixation_points(prompt, 0).columns.tolist() == [0, 0, 1, 1]
+
+
+def test_a_mouse_track_that_runs_for_years_is_cut_at_the_end_of_the_video(tmp_path):
+    writers.video(tmp_path / "Videos" / "a.mp4", 30, 30.0)
+    (tmp_path / "tracks.csv").write_text("video,observer,time_s,x,y\na,7,0,20,24\na,7,1e9,20,24\n", encoding="utf-8")
+    corpus = open_corpus("avimos", tmp_path, options=keys.Corpus(mouse_lag_ms=0))
+    assert len(fixation_points(corpus.clips[0], 29).rows) == 3
+    assert corpus.clips[0].troubles == {"points after the last frame or before the first": 10**11 + 1 - 100}
+    assert "x and y of tracks.csv are read as pixels, judging by their values" in corpus.notes
+    (tmp_path / "more.csv").write_text("video,observer,time_s,frame,x,y\na,7,0,1,20,24\n", encoding="utf-8")
+    (tmp_path / "tracks.csv").unlink()
+    with pytest.raises(UsageError, match="mouse tracks need times alone"):
+        open_corpus("avimos", tmp_path)

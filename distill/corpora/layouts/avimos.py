@@ -41,12 +41,13 @@ def find(root: Path, options: Options) -> list[Clip]:
 
 
 def notes(root: Path, clips: list[Clip]) -> list[str]:
-    """Where the official split and the files under `root` differ."""
+    """How the columns of mouse tracks were read, and where the official split and the files under `root` differ."""
+    tracks = dict.fromkeys(clip.fixations for clip in clips if clip.annotation == "tracks")
+    lines = [note for path in tracks for note in table.read(Path(path)).notes]
     sides = _sides(root)
     if not sides:
-        return [f"there is no {SPLIT} in {root.name}: corpus.val decides which clips are held out"]
+        return [*lines, f"there is no {SPLIT} in {root.name}: corpus.val decides which clips are held out"]
     present = {clip.name for clip in clips}
-    lines = []
     if absent := sorted(set(sides) - present):
         lines.append(f"{SPLIT} names {counted(len(absent), 'clip')} not in {root.name} ({first_few(absent)})")
     if unnamed := sorted(present - set(sides)):

@@ -318,7 +318,9 @@ def _table(
 ) -> Table:  # fmt: skip
     """The table of rows in the order of the file: sorted by clip, without duplicates and lost gaze, numbers in one unit."""
     order = np.argsort(rows["clip"], kind="stable")
-    rows = {name: values[order] for name, values in rows.items()}
+    # Numbers that no tracker writes would overflow when they are multiplied.
+    sane = {name: np.where(np.abs(rows[name]) < 1e30, rows[name], np.nan) for name in NUMERIC if name in rows}
+    rows = {name: values[order] for name, values in (rows | sane).items()}
     rows = _without(rows, (rows["x"] == rows["y"]) & np.isin(rows["x"], LOST_AT), LOST, clips, dropped)
     # The same person cannot look twice at one time: such a row is a copying mistake.
     if "observer" in columns.at and {"frame", "time", "order"} & set(columns.at):

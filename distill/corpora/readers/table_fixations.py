@@ -53,8 +53,8 @@ def read_fixations(clip: Clip) -> ClipFixations:
 def read_mouse_tracks(clip: Clip) -> ClipFixations:
     """Each observer's mouse track, resampled to 100 Hz by linear interpolation and moved back in time by `clip.lag`."""
     gaze, _, rows, dropped = _rows(clip)
-    if "time" not in gaze.columns.at:
-        raise UsageError(f"{gaze.path} has no column for the time; mouse tracks need one")
+    if not gaze.by_time:
+        raise UsageError(f"{gaze.path} has no column for the time, or one for the frame too; mouse tracks need times alone")
     x, y, when, observer = (values[rows] for values in (gaze.x, gaze.y, gaze.when, gaze.observer))
     usable = np.isfinite(x) & np.isfinite(y) & np.isfinite(when)
     dropped[NAN] += int((~usable).sum())
@@ -62,7 +62,11 @@ def read_mouse_tracks(clip: Clip) -> ClipFixations:
     for person in np.unique(observer[usable]):
         mine = np.flatnonzero(usable & (observer == person))
         mine = mine[np.argsort(when[mine], kind="stable")]
-        ticks = np.arange(math.ceil(when[mine[0]] * TRACK_HZ), math.floor(when[mine[-1]] * TRACK_HZ) + 1) / TRACK_HZ
+        first, last = math.ceil(when[mine[0]] * TRACK_HZ), math.floor(when[mine[-1]] * TRACK_HZ)
+        # A wrong time may lie years after the end of the clip.
+        end = min(last, max(first - 1, math.ceil((clip.seconds + clip.lag) * TRACK_HZ)))
+        dropped[LATE] += last - end
+        ticks = np.arange(max(first, 0), end + 1) / TRACK_HZ
         track = (np.interp(ticks, when[mine], values[mine]) for values in (x, y))
         sampled.append(np.stack([ticks - clip.lag, *track, np.full(len(ticks), person)]))
     time, x, y, who = np.concatenate(sampled, 1) if sampled else np.zeros((4, 0))
