@@ -103,7 +103,7 @@ def draw_windows(samples: Sequence[Sample], config: Train, student: TinyUNetConf
         start = int(rng.integers(0, max(1, total - stride * length + 1))) if rng.random() > START_SHARE else 0
         index = reflect(start + stride * (np.arange(config.window) + window * config.window), total)
         affine, colour = crop_and_flip(rng, config, 1.0), vary_colour(rng, config)
-        views.append(View(samples[i], index, stride / cached.fps, start == 0, affine, colour))
+        views.append(View(samples[i], index, cached.seconds_apart(index, stride), start == 0, affine, colour))
     return _read(views, student)
 
 
@@ -121,7 +121,7 @@ def _read(views: Sequence[View], student: TinyUNetConfig) -> Drawn:
     for view, twice_THWC, targets_T3hw in zip(views, twice_BTHWC, targets_BT3hw, strict=True):
         cached = view.sample.cached
         twice_THWC[:] = torch.from_numpy(cached.frames[view.index])
-        labels = torch.from_numpy(view.sample.labels[view.index * cached.stride].astype(np.float32))
+        labels = torch.from_numpy(view.sample.labels[cached.video_frames(view.index)].astype(np.float32))
         targets_T3hw[:, :1] = F.interpolate(torch.sigmoid(labels)[:, None], size=fine, mode="bilinear", antialias=True)
         if cached.truth is not None:
             targets_T3hw[:, 1:] = torch.from_numpy(cached.truth[view.index])

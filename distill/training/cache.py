@@ -1,12 +1,13 @@
 """Decoded clips on disk: each is decoded once, to FOLDER/CLIP.KIND.npy, one array for each kind.
 
 The modules that read them define kinds and sizes: frames.py for the student, visage_windows.py and unisal.py for teachers.
-Frame j of a cache is frame j * stride of the video; frames and gaze of the same instants have the same index.
+Frame j of a cache is frame j * stride of the video, or where the frame rate varies, of the student's cache the j-th of
+`sampled_frames`; frames and gaze of the same instants have the same index.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,11 @@ class Cached:
 
     def place(self, index: np.ndarray) -> Place:
         """Cached frames, as an error message names them."""
-        return self.clip.id, [int(i) * self.stride + 1 for i in index]
+        return self.clip.id, (self.video_frames(index) + 1).tolist()
+
+    def video_frames(self, index: np.ndarray) -> np.ndarray:
+        """The numbers of cached frames in the video, from 0."""
+        return index * self.stride
 
 
 def array_files(folder: Path, clip: Clip, kinds: Sequence[str]) -> list[ArrayFile]:
@@ -36,17 +41,20 @@ def array_files(folder: Path, clip: Clip, kinds: Sequence[str]) -> list[ArrayFil
 
 
 def fill(
-    files: Sequence[ArrayFile], clip: Clip, stride: int, convert: Callable[[int, np.ndarray], Sequence[np.ndarray]],
-    end: int | None = None,
+    files: Sequence[ArrayFile], clip: Clip, numbers: range | np.ndarray, convert: Callable[[int, np.ndarray], Sequence[np.ndarray]]
 ) -> None:  # fmt: skip
     """Writes a clip's arrays, in this order, unless all exist.
 
-    convert: a frame's number (from 0) and pixels -> its part of each array, `[n,...]`. end: frames before it are read.
+    numbers: of the frames that are read, from 0. convert: a frame's number and pixels -> its part of each array, `[n,...]`.
     """
     if all(file.path.exists() for file in files):
         return
-    numbers = count(0, stride) if end is None else range(0, end, stride)
-    parts = [convert(number, frame) for number, frame in zip(numbers, clip.read(stride), strict=False)]
+    # The frames first: a video that ends too early is noticed where its end is read.
+    if isinstance(numbers, range):
+        parts = [convert(number, frame) for frame, number in zip(clip.read(numbers.step), numbers, strict=False)]
+    else:
+        chosen = np.isin(np.arange(clip.frames), numbers)
+        parts = [convert(number, frame) for number, frame in compress(enumerate(clip.read()), chosen)]
     for file, arrays in zip(files, zip(*parts, strict=True), strict=True):
         write_array(file.path, np.concatenate(arrays))
 

@@ -10,6 +10,7 @@ A still image has one frame. A frame without fixations or without annotation has
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from distill.corpora import Clip, fixation_points
+from distill.corpora.readers import stamps
 from distill.run.files import ArrayFile
 from distill.run.parallel import usable_cores
 from distill.run.progress import cancelling_pool
@@ -36,8 +38,22 @@ class CachedClip(Cached):
 
     @property
     def fps(self) -> float:
-        """Cached frames per second."""
+        """Cached frames per second, at the median rate where the rate varies."""
         return self.clip.fps / self.stride
+
+    @cached_property
+    def _sampled(self) -> np.ndarray:
+        return np.asarray(sampled_frames(self.clip, self.stride))
+
+    def video_frames(self, index: np.ndarray) -> np.ndarray:
+        return self._sampled[index] if self.clip.times else super().video_frames(index)
+
+    def seconds_apart(self, index: np.ndarray, stride: int) -> float:
+        """The mean time from one of these cached frames to the next; they are `stride` apart."""
+        if not self.clip.times or len(index) < 2:
+            return stride / self.fps
+        times = np.asarray(self.clip.times)[self.video_frames(index)]
+        return float(np.abs(np.diff(times)).mean()) or stride / self.fps
 
     def at_working_size(self, index: np.ndarray) -> np.ndarray:
         """Some frames as the student's entry gives them, uint8 `[n,h,w,3]`."""
@@ -52,8 +68,15 @@ def names(clip: Clip) -> list[str]:
 
 
 def stride_for(clip: Clip, sample_fps: float) -> int:
-    """Frames of the video from one cached frame to the next."""
+    """Frames of the video from one cached frame to the next, at the median rate where the rate varies."""
     return max(1, round(clip.fps / sample_fps))
+
+
+def sampled_frames(clip: Clip, stride: int) -> range | np.ndarray:
+    """The numbers of the frames that are cached: every `stride`-th; where the rate varies, those closest to the same steady rate in
+    real time, each once, as the shipped student sees a video (distill.export.streaming)."""
+    steady = stride == 1 or not clip.times
+    return range(0, clip.frames, stride) if steady else stamps.sample(clip.times, clip.fps / stride)
 
 
 def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) -> None:
@@ -63,7 +86,7 @@ def cache(folder: Path, clip: Clip, student: TinyUNetConfig, sample_fps: float) 
         frames = to_twice(frame, student)[None]
         return [_truth(clip, index, student)[None], frames] if clip.annotated_frames else [frames]
 
-    fill(_files(folder, clip)[::-1], clip, stride_for(clip, sample_fps), convert)
+    fill(_files(folder, clip)[::-1], clip, sampled_frames(clip, stride_for(clip, sample_fps)), convert)
 
 
 def cache_all(folder: Path, clips: Sequence[Clip], student: TinyUNetConfig, sample_fps: float) -> Generator[Clip, None, None]:

@@ -229,7 +229,7 @@ def cache(folder: Path, clip: Clip, domain: str) -> DomainClip:
         return _truth(clip, index, size)[None], scale(frame[None], size).numpy()
 
     truth, frames = files = array_files(folder, clip, ("truth", "frames"))
-    fill(files, clip, stride, convert, clip.annotated_frames)
+    fill(files, clip, range(0, clip.annotated_frames, stride), convert)
     return DomainClip(clip, stride, frames, domain, truth)
 
 

@@ -65,7 +65,7 @@ def cache(folder: Path, clip: Clip, config: VisageConfig) -> WindowClip:
         return density[None], points, resize(frame[None], config.trunk.px).numpy()
 
     density, points, frames = files = array_files(folder, clip, ("density", "points", "frames"))
-    fill(files, clip, stride, convert, clip.annotated_frames)
+    fill(files, clip, range(0, clip.annotated_frames, stride), convert)
     return WindowClip(clip, stride, frames, density, points)
 
 
