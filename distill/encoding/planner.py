@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
+from distill.corpora.readers.pyav import orientation
 from distill.encoding.encoders import Picture
 from distill.encoding.qp_offsets import BLOCKS, LIMIT, NEUTRAL, Shaping, areas, block_bits, check_map, qp_offsets, step_for
 from distill.encoding.roi_files import SVT_BLOCK, SVT_LEVELS, RoiFile
@@ -54,11 +55,11 @@ def saliency_of(frame: av.VideoFrame, size: tuple[int, int], maps: Maps, seconds
 
     size: height and width of the part that is encoded. The model sees it upright. Raises ValueError where it gives no map.
     """
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise, to show the frame upright
-    scale = min(1.0, MODEL_WIDTH / size[1 - turns % 2])
+    turn = orientation(frame)
+    scale = min(1.0, MODEL_WIDTH / size[0 if turn.swapped else 1])
     height, width = (max(16, 8 * round(side * scale / 8)) for side in size)  # some models take only multiples of 8
     rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-    saliency = np.rot90(maps(np.ascontiguousarray(np.rot90(rgb, turns)), seconds), -turns)
+    saliency = turn.stored(maps(np.ascontiguousarray(turn.upright(rgb)), seconds))
     check_map(saliency)
     return saliency, rgb @ np.array([0.299, 0.587, 0.114], np.float32)
 

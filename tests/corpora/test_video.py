@@ -11,7 +11,7 @@ import pytest
 
 from distill.corpora import Corpus, fixation_points, open_corpus, video
 from distill.corpora.fixations import LATE
-from distill.corpora.readers import stamps
+from distill.corpora.readers import pyav, stamps
 from distill.corpora.video import probe, read_frames, write_video
 from distill.run.errors import UsageError
 
@@ -200,3 +200,39 @@ def test_any_name_of_a_file(tmp_path, reader, name, monkeypatch):
     write_video(path, 25.0, SIZE, (picture(number) for number in range(5)))
     assert probe(path)[:4] == (5, *SIZE, 25.0) and len(list(read_frames(path))) == 5
     assert [os.fsencode(entry) for entry in Path().iterdir()] == [name + b".mp4"]
+
+
+# What a player shows of a stored picture, by the display matrix's a, b, c, d: (x, y) is shown at (a x + c y, b x + d y).
+TURNS = {
+    (1, 0, 0, 1): lambda p: p,
+    (-1, 0, 0, 1): lambda p: p[:, ::-1],
+    (1, 0, 0, -1): lambda p: p[::-1],
+    (-1, 0, 0, -1): lambda p: np.rot90(p, 2),
+    (0, 1, -1, 0): lambda p: np.rot90(p, -1),
+    (0, -1, 1, 0): lambda p: np.rot90(p, 1),
+    (0, 1, 1, 0): lambda p: p.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda p: np.rot90(p.swapaxes(0, 1), 2),
+}
+
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_videos_are_seen_as_a_player_shows_them(tmp_path, monkeypatch, matrix):
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        a, b, c, d = (65536 * value for value in matrix)
+        stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        for number in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number))))
+        container.mux(stream.encode())
+    expected = TURNS[matrix](picture(1)).astype(int)
+    assert probe(path)[:3] == (3, *expected.shape[:2])
+    upright = list(read_frames(path))[1]
+    assert upright.flags.c_contiguous and np.abs(upright - expected).mean() < 3
+    with pyav.open_container(path) as container:
+        turn = pyav.orientation(next(container.decode(video=0)))
+    assert np.array_equal(turn.stored(turn.upright(picture(1))), picture(1))
+    if matrix[0] * matrix[3] - matrix[1] * matrix[2] > 0:  # OpenCV does not know mirrors
+        monkeypatch.setattr(video, "has_pyav", lambda: False)
+        assert probe(path)[:3] == (3, *expected.shape[:2]) and np.array_equal(list(read_frames(path))[1], upright)
