@@ -82,7 +82,10 @@ def test_positions_on_the_screen_are_moved_by_the_place_of_the_clip_there(tmp_pa
     (tmp_path / "gaze.tsv").write_text("\n".join(rows), encoding="utf-16")
     assert cv2.imwrite(str(tmp_path / "walk.png"), writers.frame(1))
     corpus = open_corpus("gaze-table", tmp_path)
-    assert points_of(corpus["walk"], 0) == [(24, 40, "None")] and "after the place of the clip on the screen" in corpus.notes[0]
+    assert (
+        points_of(corpus["walk"], 0) == [(24, 40, "None")]
+        and "moved and scaled by the place of the clip there" in corpus.notes[0]
+    )
 
 
 def test_positions_on_a_screen_larger_than_the_clip_are_refused(tmp_path):

@@ -99,7 +99,7 @@ def test_files_that_are_no_gaze_table_are_named(tmp_path):
         UsageError, match=r"scan\.txt has no column that is known as clip or x or y; its header: Time, Pupil left"
     ) as error:
         open_corpus("gaze-table", tmp_path)
-    assert "gaze.xlsx is not a text file: save it as CSV" in str(error.value) and "LICENSE" not in str(error.value)
+    assert "gaze.xlsx is in a format that is not read: save it as CSV" in str(error.value) and "LICENSE" not in str(error.value)
 
 
 # --- videos ----------------------------------------------------------------------------------------------------------

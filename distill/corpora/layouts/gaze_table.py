@@ -26,7 +26,7 @@ def find(root: Path, options: Options) -> list[Clip]:
     tables = [path for folder in folders if (path := table.only_table(folder, one_clip=True))]
     if not tables:
         reasons = list(dict.fromkeys(why for folder in (root, *folders) for why in table.why_none(folder)))
-        found = f"; {'; '.join(reasons[:3])}" if reasons else ""
+        found = "".join(f"; {reason}" for reason in reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")
         raise UsageError(
             f"{root} holds no gaze table: a CSV with columns for clip, x and y (clip,frame,x,y,observer or "
             f"image,subject,x_norm,y_norm), beside its videos or images{found}"

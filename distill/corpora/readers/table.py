@@ -35,7 +35,7 @@ from distill.run.errors import UsageError
 
 PREFERRED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SUFFIXES = (*PREFERRED, ".txt", ".tab", ".txt.gz", ".tab.gz")
-UNREAD = (".xlsx", ".xls", ".ods", ".asc", ".edf", ".idf", ".parquet", ".feather", ".mat", ".json", ".sav", ".h5", ".hdf5")
+UNREAD = (".xlsx", ".xls", ".ods", ".asc", ".edf", ".idf", ".parquet", ".feather", ".mat", ".sav", ".h5", ".hdf5")
 NUMERIC = ("x", "y", "frame", "time", "duration", "order", *ON_SCREEN)
 MISSING = {"", "nan", "na", "n/a", "null", "none", ".", "-", "--", "nd"}
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
@@ -108,7 +108,7 @@ def why_none(folder: Path) -> list[str]:
     found = {path.name: columns_of(path) for path in _files(folder, SUFFIXES)}
     tables = {name: columns for name, columns in found.items() if len(columns.names) > 2 or name.lower().endswith(PREFERRED)}
     reasons = [f"{name} {_lacking(columns)}" for name, columns in tables.items()]
-    return reasons + [f"{path.name} is not a text file: save it as CSV" for path in _files(folder, UNREAD)]
+    return reasons + [f"{path.name} is in a format that is not read: save it as CSV" for path in _files(folder, UNREAD)]
 
 
 def _lacking(columns: Columns) -> str:
@@ -334,8 +334,8 @@ def _table(
         columns = replace(columns, space=FRACTIONS)
     space = _space(path, columns, rows["x"], rows["y"])
     if columns.exporter:
-        moved = ", after the place of the clip on the screen" if "left" in rows else ""
-        notes.append(f"{path.name} is read as an export of {columns.exporter}: `{columns.name('x')}` is in {space}{moved}")
+        unit = "pixels of the screen, moved and scaled by the place of the clip there" if "left" in rows else space
+        notes.append(f"{path.name} is read as an export of {columns.exporter}: `{columns.name('x')}` is in {unit}")
     elif not columns.space:
         notes.append(f"x and y of {path.name} are read as {space}, judging by their values")
     if by_steps := columns.clock == RECORDING and not columns.time_unit and _unit(rows):
