@@ -1,9 +1,11 @@
-"""Writing the encoded video: time stamps, rotation, metadata and chapters are preserved; other streams are copied as they are.
+"""Writing the encoded video: time stamps, rotation, metadata and chapters are preserved; for other streams see `companions`.
 
-Audio, subtitles, attachments and cover art go where the container can hold them; streams left out are reported.
+Attachments and cover art go where the container can hold them; what is left out is reported.
 """
 
 import contextlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +14,15 @@ import numpy as np
 from av.stream import Disposition
 
 from distill.corpora.readers.pyav import open_container, video_stream
+from distill.encoding.companions import Companion, add_companion, describe, naming
 from distill.encoding.encoders import Coding, Picture, configure, refusals
 from distill.run.errors import UsageError
 from distill.run.files import atomic
 from distill.run.progress import Narrator
 
 COVERS = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
+CHAPTERS = ("matroska", "mp4", "mov", "ipod", "3gp", "nut")  # containers that hold them
+STATISTICS = re.compile(r"encoder$|BPS|DURATION|NUMBER_OF_|_STATISTICS_")  # tags that no longer hold for the encoded video
 
 
 class EncodedFile:
@@ -25,15 +30,16 @@ class EncodedFile:
 
     def __init__(
         self, stack: contextlib.ExitStack, target: Path, source: Any, first: av.VideoFrame, picture: Picture, coding: Coding,
-        video_only: bool, narrator: Narrator,
+        samples: Mapping[int, av.Packet], video_only: bool, narrator: Narrator,
     ) -> None:  # fmt: skip
-        self.target, self.source = target, source
-        self.copied: dict[int, Any] = {}  # streams of the output by the index of the source's
+        """samples: a packet of each stream of the source, by its index."""
+        self.target, self.source, self.narrator = target, source, narrator
+        self.companions: dict[int, Companion] = {}  # by the index of the source's stream
         self.bytes = self.packets = 0
         self._covers: list[tuple[Any, av.Packet]] = []
         temporary = stack.enter_context(atomic(target))
         try:
-            self.container = av.open(str(temporary), "w")
+            self.container = av.open(str(temporary.absolute()), "w")
         except ValueError:
             raise UsageError(f"{target}: the suffix names no container; .mp4 and .mkv do") from None
         stack.push(self._close)
@@ -47,31 +53,36 @@ class EncodedFile:
         if matrix:
             self.stream.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
         video = video_stream(source)
-        self.stream.metadata.update({k: v for k, v in video.metadata.items() if k != "encoder"})
-        others = [s for s in source.streams if s.index != video.index] if not video_only else []
-        if left_out := [_describe(stream) for stream in others if not self._add_stream(stream)]:
+        self.stream.metadata.update({k: v for k, v in video.metadata.items() if not STATISTICS.match(k)})
+        chapters = source.chapters()
+        left_out = []
+        for stream in source.streams if not video_only else ():
+            chapters_text = chapters and stream.type == "data" and stream.name == "bin_data"  # of MP4; they are written anew
+            if stream.index != video.index and not chapters_text:
+                left_out += self._add_stream(stream, samples.get(stream.index))
+        if chapters and self.container.format.name not in CHAPTERS:
+            left_out.append("chapters (.mp4 and .mkv keep them)")
+        if left_out:
             narrator.say(f"left out: {', '.join(left_out)}")
         self.container.metadata.update(source.metadata)
-        self.container.set_chapters(source.chapters())
+        self.container.set_chapters(chapters)
         with refusals(coding):
             self.container.start_encoding()
         for copy, cover in self._covers:
             cover.stream, cover.pts, cover.dts = copy, 0, 0
             self.container.mux(cover)
 
-    def _add_stream(self, stream: Any) -> bool:
-        """Prepares the copy of a stream; False where the container cannot hold it."""
+    def _add_stream(self, stream: Any, sample: av.Packet | None) -> list[str]:
+        """Prepares the stream's copy; returns its description where it is left out."""
         if stream.type not in ("audio", "subtitle"):
-            return self._attach(stream)
-        try:
-            copy = self.container.add_stream_from_template(stream)
-        except ValueError as error:
-            message = f"{self.target} cannot hold the {stream.type} of the source ({error}); write .mkv, or --video-only leaves it out"
-            raise UsageError(message) from None
-        copy.metadata.update(stream.metadata)
-        copy.disposition = stream.disposition
-        self.copied[stream.index] = copy
-        return True
+            return [] if self._attach(stream) else [_describe(stream)]
+        companion, note = add_companion(self.container, stream, sample)
+        if companion is None:
+            return [note]
+        self.companions[stream.index] = companion
+        if note:
+            self.narrator.say(note)
+        return []
 
     def _attach(self, stream: Any) -> bool:
         """Copies cover art or an attachment, as the container holds them; False where it cannot."""
@@ -101,21 +112,20 @@ class EncodedFile:
         for packet in packets:
             self.bytes += packet.size
             self.packets += 1
-            self.container.mux(packet)
-
-    def copy(self, packet: av.Packet) -> None:
-        """Copies a packet of one of the streams in `copied`."""
-        packet.stream = self.copied[packet.stream.index]
-        self.container.mux(packet)
+            with naming(f"{self.target}: the video cannot be written"):
+                self.container.mux(packet)
 
     def finish(self, frames: int) -> None:
         """Flushes the encoder. Raises UsageError where it has dropped frames."""
         self.write(None)
+        for companion in self.companions.values():
+            for note in companion.finish():
+                self.narrator.say(note)
         if self.packets != frames:
             raise UsageError(f"{self.target}: {frames} frames went in, {self.packets} came out")
 
     def _close(self, kind: type[BaseException] | None, *_: object) -> None:
-        with contextlib.suppress(av.FFmpegError) if kind else contextlib.nullcontext():
+        with contextlib.suppress(av.FFmpegError) if kind else naming(f"{self.target} cannot be finished"):
             self.container.close()
 
 
@@ -132,4 +142,4 @@ def _describe(stream: Any) -> str:
         return "cover art (.mp4 and .mkv keep it)"
     if stream.type == "attachment":
         return f"attachment {stream.name} (.mkv keeps it)"
-    return f"{stream.type} stream {stream.index}"
+    return describe(stream)

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import av
-
 from distill.corpora.readers.pyav import open_container, video_stream
 from distill.encoding import source as videos
 from distill.encoding.container import EncodedFile
@@ -60,10 +58,11 @@ def encode(
     """
     if target:
         check_coding(coding)
+    contents = videos.survey(source)
     first = videos.first_frame(source)
     with open_container(source) as container, ExitStack() as stack:
         video = video_stream(container)
-        picture = videos.describe_picture(video, first, coding if target else None, narrator)
+        picture = videos.describe_picture(video, first, contents.rate, coding if target else None, narrator)
         if isinstance(maps, Stream) and (note := maps.rate_note(source.name, float(picture.rate))):
             narrator.say(note)
         if target and maps:
@@ -71,11 +70,12 @@ def encode(
         planner = Planner(picture, maps, shaping)
         if roi and maps and roi[1] != "addroi":
             planner.add_file(stack.enter_context(RoiFile(*roi)))
-        out = EncodedFile(stack, target, container, first, picture, coding, video_only, narrator) if target else None
+        out: EncodedFile | None = None
+        if target:
+            out = EncodedFile(stack, target, container, first, picture, coding, contents.samples, video_only, narrator)
         marker = RegionMarker(picture, shaping.block)
-        frames = videos.read_frames(source, container, first, out.copied if out else {}, out.copy if out else None)
-        approximately = int(video.frames or (container.duration or 0) / av.time_base * float(video.average_rate or 25) or 1)
-        for frame in narrator.track(frames, "encode", approximately, "frames"):
+        frames = videos.read_frames(source, container, contents.rate, out.companions if out else {}, narrator)
+        for frame in narrator.track(frames, "encode", contents.frames, "frames"):
             offsets = planner.plan(frame)
             if out:
                 out.write(marker.mark(frame, offsets))

@@ -4,17 +4,23 @@ Bit depth and chroma format, pixel aspect ratio, colour tags, mastering display 
 reported.
 """
 
+import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import av
 from av.codec.codec import find_best_pix_fmt_of_list
 
-from distill.corpora.readers.pyav import has_times, open_container, video_stream
+from distill.corpora.readers.pyav import has_times, open_container, stated_end, video_stream
+from distill.encoding.companions import Companion
 from distill.encoding.encoders import Coding, Picture
+from distill.encoding.timeline import Timeline
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 
@@ -25,43 +31,131 @@ LOST = {
     "DYNAMIC_HDR_VIVID": "HDR Vivid", "FILM_GRAIN_PARAMS": "film grain", "GOP_TIMECODE": "time codes", "ICC_PROFILE": "colour profile",
     "PANSCAN": "pan and scan", "S12M_TIMECODE": "time codes", "SPHERICAL": "spherical projection", "STEREO3D": "stereo layout",
 }  # fmt: skip
+SHARES = (0.99, 0.95)  # of the stated length that a complete video has at least; of the stated length of a whole file
+TICK = Fraction(1, 1000)  # seconds: the coarsest unit in which containers keep times
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one pass over the packets of a file tells."""
+
+    frames: int  # packets of the video
+    rate: Fraction  # frames per second
+    samples: dict[int, av.Packet]  # one packet of each stream, by its index
+
+
+def survey(path: Path) -> Contents:
+    """Reads all packets of a video, and decodes none.
+
+    Raises UsageError as `open_container`, and where the file ends before its header says that it does.
+    """
+    samples: dict[int, av.Packet] = {}
+    ends: dict[int, Fraction] = {}
+    times: list[Fraction] = []
+    with open_container(path) as container:
+        video = video_stream(container)
+        for packet in container.demux():
+            stamp, index = packet.pts if packet.pts is not None else packet.dts, packet.stream.index
+            if packet.size:
+                samples.setdefault(index, packet)
+            if packet.size and stamp is not None:
+                end = (stamp + (packet.duration or 0)) * packet.time_base
+                ends[index] = max(end, ends.get(index, end))
+                if index == video.index:
+                    times.append(stamp * packet.time_base)
+        rate = _rate(video, times)
+        if times and (stated := stated_end(container, video)):
+            end = max(ends.values()) if stated[0] is None else ends[stated[0]]
+            if end < SHARES[stated[0] is None] * stated[1] - 2 / rate:
+                where = f"its {len(times)} frames end at {float(end):.2f} s, its header says {stated[1]:.2f} s"
+                way_out = "is it complete? What is there can be encoded after ffmpeg -i IN -c copy OUT"
+                raise UsageError(f"{path} ends early: {where}; {way_out}")
+    return Contents(len(times), rate, samples)
+
+
+def _rate(video: Any, times: list[Fraction]) -> Fraction:
+    """Frames per second as stated, or by the median interval where that is less than half of it or more than twice."""
+    stated = Fraction(video.average_rate or video.guessed_rate or 25)
+    intervals = [after - before for before, after in pairwise(sorted(times)) if after > before]
+    if not intervals:
+        return stated
+    measured = 1 / median(intervals)
+    return stated if 1 / 2 <= measured / stated <= 2 else measured.limit_denominator(1001)
 
 
 def first_frame(path: Path) -> av.VideoFrame:
     """The first decoded frame. Raises UsageError as `open_container`, and where no frame decodes."""
     with open_container(path) as container:
-        for frame in container.decode(video_stream(container)):
+        for frame in read_frames(path, container, Fraction(25), {}, Narrator(quiet=True)):
             return frame
     raise UsageError(f"{path} opens, but not one frame decodes; is it complete?")
 
 
 def read_frames(
-    path: Path, container: Any, first: av.VideoFrame, copied: Mapping[int, Any], copy: Callable[[av.Packet], None] | None
+    path: Path, container: Any, rate: Fraction, companions: Mapping[int, Companion], narrator: Narrator
 ) -> Iterator[av.VideoFrame]:  # fmt: skip
-    """The video's frames in order. Packets of the streams in `copied`, by index, go to `copy` on the way.
+    """The video's frames in order, with stamps that rise. Packets of the streams in `companions`, by index, go there on the way.
 
-    Raises UsageError for frames of another size than the first, and for time stamps that do not increase.
+    What was repaired is said at the end. Raises UsageError for frames of another size than the first, and for damage after it.
     """
-    video, index, before = video_stream(container), 0, None
-    rate, timed = video.average_rate or video.guessed_rate or 25, has_times(container)
-    for packet in container.demux([video, *(container.streams[i] for i in copied)]):
-        if packet.stream.index in copied:
-            if copy and packet.dts is not None:  # the last packet is empty and has none
-                copy(packet)
+    video, first, count, before = video_stream(container), None, 0, 0
+    tick = max(1, math.ceil(TICK / video.time_base))
+    timed, timeline = has_times(container), Timeline(container, video, rate)
+    begun, skipped, marked, repaired, furthest = False, 0, 0, 0, 0
+    for packet in container.demux([video, *(container.streams[i] for i in companions)]):
+        timeline.place(packet)
+        if packet.stream.index != video.index:
+            if packet.size:  # the last packet of a stream is empty
+                companions[packet.stream.index].write(packet)
             continue
-        for frame in packet.decode():
+        marked += packet.is_corrupt
+        begun = begun or packet.is_keyframe
+        skipped += not begun
+        frames = _decode(packet)
+        damaged = frames is None
+        for frame in frames or ():
+            damaged = damaged or frame.is_corrupt
+            if damaged:
+                break
+            first = first or frame
             if (frame.width, frame.height) != (first.width, first.height):
-                sizes = f"is {frame.width}x{frame.height}, the first {first.width}x{first.height}"
-                raise UsageError(f"{path}: frame {index + 1} {sizes}; scale it to one size first")
+                sizes = f"is {frame.width}x{frame.height}, those before {first.width}x{first.height}"
+                way_out = f"scale it to one size first: ffmpeg -i IN -vf scale={first.width}:{first.height} OUT"
+                raise UsageError(f"{path}: frame {count + 1}, at {frame.time or 0:.2f} s, {sizes}; {way_out}")
             if not timed or frame.pts is None:
-                frame.pts, frame.time_base = round(index / rate / video.time_base), video.time_base
-            if before is not None and frame.pts <= before:
-                raise UsageError(f"{path}: frame {index + 1} is not later than the one before; remux it with ffmpeg")
-            before, index = frame.pts, index + 1
+                frame.time_base = video.time_base
+                frame.pts = round(count / rate / video.time_base) if not timed else before + round(1 / rate / video.time_base)
+            if count and frame.pts <= before:
+                repaired, furthest = repaired + 1, max(furthest, before + tick - frame.pts)
+                frame.pts = before + tick
+            before, count = frame.pts, count + 1
             yield frame
+        if damaged and count:
+            where = f"frame {count + 1}, after {float(before * video.time_base):.2f} s"
+            raise UsageError(f"{path}: {where}, is damaged; ffmpeg -i IN -c:v libx264 -crf 12 OUT.mkv fills in what is missing")
+        skipped += begun and damaged
+    notes = {
+        f"{skipped:,} packets before the first whole frame, left out": skipped,
+        f"{marked:,} packets of the video are marked as damaged, or follow a gap; all decode": marked,
+        f"{timeline.counts:,} counts of time stamps, as of recordings that were joined: put one after the other": timeline.counts
+        > 1,
+        f"{repaired:,} frames came no later than the one before: moved, by {float(furthest * video.time_base):.3g} s at most": repaired,
+    }
+    for note in (note for note, count in notes.items() if count):
+        narrator.say(f"{path.name}: {note}")
 
 
-def describe_picture(stream: Any, first: av.VideoFrame, coding: Coding | None, narrator: Narrator) -> Picture:
+def _decode(packet: av.Packet) -> list[Any] | None:
+    """The frames that a packet completes; None where it does not decode."""
+    try:
+        return packet.decode()
+    except av.error.InvalidDataError:
+        return None
+
+
+def describe_picture(
+    stream: Any, first: av.VideoFrame, rate: Fraction, coding: Coding | None, narrator: Narrator
+) -> Picture:  # fmt: skip
     """The pictures that the encoder gets: the source's format and size where it takes them. coding: None where nothing is encoded."""
     side_data: Any = first.side_data  # typed as names, but holds the data
     beside = {data.type.name: bytes(data) for data in side_data}
@@ -81,7 +175,7 @@ def describe_picture(stream: Any, first: av.VideoFrame, coding: Coding | None, n
         if lost:
             narrator.say(f"lost, because {coding.library} cannot take it: {', '.join(sorted(lost))}")
     return Picture(
-        width, height, name, stream.time_base, Fraction(stream.average_rate or stream.guessed_rate or 25),
+        width, height, name, stream.time_base, rate,
         stream.sample_aspect_ratio, int(first.color_primaries), int(first.color_trc), int(first.colorspace), int(first.color_range),
         display, content_light(beside.get("CONTENT_LIGHT_LEVEL", b"")),
     )  # fmt: skip

@@ -23,6 +23,7 @@ from distill.corpora.readers.frames import Frame
 from distill.run.errors import UsageError
 
 NO_TIMES = av.format.Flags.no_timestamps.value
+RECKONED = av.format.Flags.ts_discont.value  # of MPEG streams FFmpeg gives the length that it finds, and from any start
 UNIT = Fraction(1, 60000)  # seconds, of the times in files that are written; MPEG-4 has at most 16 bits for it
 
 
@@ -114,7 +115,7 @@ class Video:
         with open_container(self.path) as container:
             video = video_stream(container)
             self.rate, self.timed = float(video.average_rate or video.guessed_rate or 0), has_times(container)
-            self._stated = _stated_end(container, video)
+            self._stated = stated_end(container, video)
             for frame in self._decoded(container, video):
                 turn = orientation(frame) if turn is None else turn
                 size = (frame.width, frame.height) if turn.swapped else (frame.height, frame.width)
@@ -146,8 +147,10 @@ class Video:
         return self._ends.get(stream, 0.0) if stream is not None else max(self._ends.values()), end
 
 
-def _stated_end(container: Any, video: Any) -> tuple[int | None, float] | None:
-    """Where the header says that the video's stream ends; or, with None for the stream, the longest one."""
+def stated_end(container: Any, video: Any) -> tuple[int | None, float] | None:
+    """Where the header says that the video's stream ends; or, with None for the stream, the longest one; None if it does not say."""
+    if container.format.flags & RECKONED:
+        return None
     if not has_times(container) and video.frames and video.average_rate:  # FFmpeg shortens the duration of a truncated AVI
         return video.index, float(video.frames / video.average_rate)
     if video.duration:
