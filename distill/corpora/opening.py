@@ -134,14 +134,12 @@ def open_corpus(name: str, root: Roots, track: Track | None = None, options: key
     return corpus
 
 
-def fingerprints(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[object]]:
-    """Names, sizes and counts of each part's files, by its root, skipped clips included: they change when the files do."""
-    facts: dict[str, list[object]] = {str(part.root): [] for part in parts}
+def sources(parts: Sequence[Part], options: keys.Corpus) -> dict[str, list[Path]]:
+    """The files and folders that each part's clips are read from, by its root, skipped clips included."""
+    found: dict[str, list[Path]] = {str(part.root): CORPORA[part.corpus].sides(part.root) for part in parts}
     for part, clip in find(parts, replace(options, skip=())).values():
-        paths = [Path(path) for path in (clip.video, clip.fixations, clip.maps) if path and Path(path).exists()]
-        counts = [sum(1 for _ in p.iterdir()) if p.is_dir() else (p.name, p.stat().st_size) for p in paths]
-        facts[str(part.root)].append([clip.id, *counts])
-    return facts
+        found[str(part.root)] += [Path(path) for path in (clip.video, *clip.shots, clip.fixations, clip.maps) if path]
+    return found
 
 
 def _notes_on(clips: Sequence[Clip]) -> list[str]:

@@ -131,7 +131,9 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
     On rank 0 it returns when all ranks are done and the store is complete. Raises Interrupted after the current clip.
     """
     ranks = job()
-    missing_ids = set(ranks.agree("lacking", lambda: [clip.id for clip in clips if clip.id not in store], narrator.stop))
+    missing_ids = set(
+        ranks.agree("lacking", lambda: [clip.id for clip in clips if not store.holds(clip.id, clip.frames)], narrator.stop)
+    )
     missing = [clip for clip in clips if clip.id in missing_ids]
     if len(missing) < len(clips):
         narrator.say(f"label: {len(clips) - len(missing)} of {len(clips)} clips are in the store")
@@ -160,11 +162,11 @@ def label(clips: Sequence[Clip], store: LabelStore, labels_of: LabelsOf, narrato
                 advance(clip.frames, f"clip {clip.id}")
                 if number < len(mine) and (narrator.stop() or ranks.ended()):
                     writing.result()
-                    stored = sum(clip.id in store for clip in clips)
+                    stored = sum(store.holds(clip.id, clip.frames) for clip in clips)
                     raise Interrupted(f"labelling, after clip {clip.id}, {stored} of {len(clips)}")
         writing.result()
         ranks.finish(narrator.stop, meanwhile=lambda: advance(0))
-    if ranks.leads and (lost := [clip.id for clip in missing if clip.id not in store]):
+    if ranks.leads and (lost := [clip.id for clip in missing if not store.holds(clip.id, clip.frames)]):
         raise UsageError(
             f"{store.path} lacks clip {lost[0]}, which another rank has labelled; all ranks need the same run directory"
         )

@@ -15,7 +15,6 @@
 says where the weights come from.
 """
 
-import hashlib
 import itertools
 import math
 import re
@@ -32,7 +31,6 @@ from distill.recipe.keys import Recipe, Teacher
 from distill.run.errors import UsageError
 
 RANDOM = "random"
-END_BYTES = 1_000_000  # of a weights file, hashed at its start and at its end
 
 
 @dataclass(frozen=True)
@@ -296,19 +294,10 @@ def check_parts(options: Teacher, corpus_parts: Collection[str]) -> None:
         )
 
 
-def weights_fingerprints(options: Teacher) -> dict[str, str]:
-    """A hash of each weights file's size, start and end. The end of a zip archive, as torch writes, holds all checksums."""
-    fingerprints = {}
-    for name, file in [item for member in members(options) for item in member.given.items()]:
-        if file != RANDOM:
-            with Path(file).open("rb") as content:
-                size = content.seek(0, 2)
-                digest = hashlib.sha256(str(size).encode())
-                for start in (0, max(0, size - END_BYTES)):
-                    content.seek(start)
-                    digest.update(content.read(END_BYTES))
-            fingerprints[f"the weights {name}={file}"] = digest.hexdigest()[:16]
-    return fingerprints
+def weights_files(options: Teacher) -> list[tuple[str, Path]]:
+    """The weights files of all members, by the names that the recipe gives them."""
+    given = [item for member in members(options) for item in member.given.items()]
+    return [(name, Path(file)) for name, file in given if file != RANDOM]
 
 
 def map_folders(options: Teacher) -> list[Path]:

@@ -3,8 +3,8 @@
     labels/store.json     the teacher, its fingerprint, its licence
     labels/CLIP.npy       float16 [T,h,w], logits of every frame
 
-A file gets its name only when it is complete, so an interrupted store resumes at the next clip. A store refuses labels of
-another teacher.
+A file gets its name only when it is complete, so an interrupted store resumes at the next clip. A file that was truncated later,
+or has another number of frames, counts as lacking. A store refuses labels of another teacher.
 """
 
 from pathlib import Path
@@ -49,6 +49,13 @@ class LabelStore:
     def __contains__(self, clip_id: str) -> bool:
         return (self.path / f"{clip_id}.npy").exists()
 
+    def holds(self, clip_id: str, frames: int) -> bool:
+        """Whether a clip has labels for this many frames in a file that is whole; the labels themselves are not read."""
+        return self._file(clip_id).is_whole(frames)
+
+    def _file(self, clip_id: str) -> ArrayFile:
+        return ArrayFile(self.path / f"{clip_id}.npy")
+
     def write(self, clip_id: str, logits_Thw: np.ndarray) -> None:
         """Stores the logits of a whole clip. Raises UsageError for NaN or infinity, with the frame."""
         if frame := _not_finite(logits_Thw):
@@ -60,19 +67,20 @@ class LabelStore:
 
     def read(self, clip_id: str, frames: int) -> ArrayFile:
         """The logits of a clip, float16 `[T,h,w]`, open only while they are read. Raises UsageError for damaged or wrong labels."""
-        path = self.path / f"{clip_id}.npy"
+        file = self._file(clip_id)
+        path = file.path
         again = "remove it and run `distill label`"
         try:
             logits = np.load(path, mmap_mode="r")
         except FileNotFoundError:
             raise UsageError(f"{path} is missing; run `distill label` to make it") from None
-        except ValueError as error:
+        except (ValueError, EOFError, OSError) as error:
             raise UsageError(f"{path} is damaged ({error}); {again}") from None
         if logits.ndim != 3 or len(logits) != frames:
             raise UsageError(f"{path} holds labels of shape {logits.shape}, the clip has {frames} frames; {again}")
         if frame := _not_finite(logits):
             raise UsageError(f"{path} holds NaN or infinity at frame {frame} of clip {clip_id}; {again}")
-        return ArrayFile(path)
+        return file
 
 
 def _not_finite(logits_Thw: np.ndarray) -> int:

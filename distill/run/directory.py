@@ -16,7 +16,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -24,9 +24,11 @@ from typing import Any, Self
 from distill import __version__
 from distill.recipe.files import differences, load_recipe, to_toml
 from distill.recipe.keys import Recipe
+from distill.run import changes
 from distill.run.errors import UsageError
 from distill.run.files import is_temporary, read_json, write_bytes, write_json
 from distill.run.parallel import rank
+from distill.run.progress import Narrator
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
@@ -45,6 +47,8 @@ OURS = [
     "export",
 ]
 """The files and folders that --force removes, beside the manifest."""
+CACHES = ("frames/", "labels/")
+"""Folders of files that a stage makes again one by one where they are missing."""
 
 
 def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, Any] | None:
@@ -66,14 +70,14 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
 
 
 def is_done(path: Path, manifest: Mapping[str, Any], stage: str, key: str) -> bool:
-    """Whether the stage has been done under this fingerprint, and its files are still as long as it left them."""
+    """Whether the stage has been done under this fingerprint, and its files are still as it left them."""
     done = manifest["stages"].get(stage, {})
-    return done.get("fingerprint") == key and done["outputs"] == _sizes(path, done["outputs"])
+    return done.get("fingerprint") == key and not any(_changed(path, done["outputs"]))
 
 
-def _sizes(path: Path, names: Iterable[str]) -> dict[str, int]:
-    """Bytes of each file; -1 where it is missing."""
-    return {name: (path / name).stat().st_size if (path / name).exists() else -1 for name in names}
+def _changed(path: Path, outputs: Mapping[str, Any]) -> Iterator[str]:
+    """The files that are missing, or not as a stage left them."""
+    return (name for name, record in outputs.items() if changes.has_changed(path / name, record))
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -143,35 +147,69 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
             (self / MANIFEST).unlink()  # last: as long as it exists, the directory is known as a run
         if manifest := read_manifest(self.path, self.recipe):
             self.manifest = manifest
-            if not set(manifest["stages"]) <= {"preflight"}:
+            if not self._is_fresh():
                 return
         else:
             self.manifest = {"schema": SCHEMA, "created": _now(), "environment": environment(), "stages": {}}
             self._save()  # before anything else: from now on the directory is known as a run
         write_bytes(self / "recipe.toml", to_toml(self.recipe).encode())
 
-    def is_done(self, stage: str, key: str) -> bool:
-        """Whether the stage has been done under this fingerprint, and its files are still as long as it left them."""
-        return is_done(self.path, self.manifest, stage, key)
+    def _is_fresh(self) -> bool:
+        """Whether nothing depends on the recipe and the inputs yet."""
+        return set(self.manifest["stages"]) <= {"preflight"}
 
-    def check_inputs(self, now: dict[str, str]) -> None:
-        """Records fingerprints of the run's external inputs. Raises UsageError where one has changed since."""
-        before = self.manifest.setdefault("inputs", {})
-        for what, value in now.items():
-            if before.get(what, value) != value:
+    def is_done(self, stage: str, key: str) -> bool:
+        """Whether the stage has been done under this fingerprint, and its files are still as it left them."""
+        if not is_done(self.path, self.manifest, stage, key):
+            return False
+        outputs = self.manifest["stages"][stage]["outputs"]
+        # The directory was copied, or made by an earlier version: its files are read once, not at every start.
+        if stale := [name for name, record in outputs.items() if not changes.is_current(self / name, record)]:
+            self._record(outputs, stale)
+            self._save()
+        return True
+
+    def discard_changed(self, stage: str, key: str) -> list[str]:
+        """Removes frames and labels that are not as the stage left them, so that it makes them again, and returns their names.
+        Raises UsageError for a checkpoint, which would cost a training."""
+        done = self.manifest["stages"].get(stage, {})
+        changed = list(_changed(self.path, done["outputs"])) if done.get("fingerprint") == key else []
+        for name in changed:
+            if name.startswith("checkpoints/") and (self / name).exists():
+                raise UsageError(f"{self / name} is not as {stage} left it; restore it, or remove it to train again")
+            if name.startswith(CACHES):
+                (self / name).unlink(missing_ok=True)
+        return [name for name in changed if name.startswith(CACHES)]
+
+    def check_inputs(self, now: Mapping[str, Sequence[Path]], narrator: Narrator) -> None:
+        """Records fingerprints of the run's external inputs: files and folders, by description. Raises UsageError where one has
+        changed since a stage has used it. Contents are read the first time, and where names, sizes or times of change differ."""
+        before, used = self.manifest.setdefault("inputs", {}), not self._is_fresh()
+        for what, paths in now.items():
+            known, files = before.get(what), changes.files_in(paths)
+            stats = changes.fingerprint_of_stats(files)
+            if isinstance(known, dict) and known["stats"] == stats:
+                continue
+            contents = changes.fingerprint_of_contents(narrator.track(files, "inputs", len(files), unit="files"))
+            if used and isinstance(known, dict) and known["contents"] != contents:
                 raise UsageError(f"{what} changed since {self.path} read it; choose another --out, or --force to start over")
-        if before != now:
-            before.update(now)
+            before[what] = {"stats": stats, "contents": contents}
             self._save()
 
-    def finish(self, stage: str, key: str, outputs: list[str], seconds: float, facts: dict[str, Any]) -> None:
-        """Records a stage as done, with the seconds of this last attempt and facts about its result."""
-        self.manifest["stages"][stage] = {
-            "fingerprint": key, "outputs": dict.fromkeys(outputs, 0), "seconds": round(seconds, 2), "finished": _now(), **facts,
-        }  # fmt: skip
-        for done in self.manifest["stages"].values():  # evaluation adds its scores to the exported files
-            done["outputs"] = _sizes(self.path, done["outputs"])
+    def finish(
+        self, stage: str, key: str, outputs: Sequence[str], seconds: float, facts: dict[str, Any], rewritten: str = ""
+    ) -> None:
+        """Records a stage as done, with the seconds of this last attempt and facts about its result; `rewritten` is a stage whose
+        files it has changed."""
+        stages = self.manifest["stages"]
+        stages[stage] = {"fingerprint": key, "outputs": {}, "seconds": round(seconds, 2), "finished": _now(), **facts}
+        self._record(stages[stage]["outputs"], outputs)
+        if rewritten:
+            self._record(stages[rewritten]["outputs"], list(stages[rewritten]["outputs"]))
         self._save()
+
+    def _record(self, outputs: dict[str, Any], names: Iterable[str]) -> None:
+        outputs.update({name: changes.record_of(self / name) for name in names})
 
     def note(self, **facts: Any) -> None:
         """Adds facts about the whole run to the manifest."""

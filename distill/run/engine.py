@@ -2,7 +2,8 @@
 
 Rank 0 goes through the stages in order. It skips each one that is done under the same fingerprint, as long as everything
 before it was skipped too: a stage that runs again makes all later ones run again. The other ranks of a torchrun job wait and
-join the shared stages. An interrupted stage resumes from its files in the run directory.
+join the shared stages. An interrupted stage resumes from its files in the run directory; of a finished one, frames and labels
+that have changed are made again.
 """
 
 import time
@@ -28,7 +29,7 @@ def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "rep
     try:
         with job() as ranks:
             if ranks.leads:
-                run.check_inputs(inputs(recipe))
+                run.check_inputs(inputs(recipe), narrator)
                 _carry_out_stages(context, until)
             while not ranks.leads and (name := ranks.called(narrator.stop)):
                 WORK[name](context)
@@ -46,6 +47,9 @@ def _carry_out_stages(context: Context, until: str) -> None:
     unfinished = {"teach": "checkpoints/*_last.pt", "train": "checkpoints/last.pt"}
     for file in (file for stage in pending if stage.name in unfinished for file in run.path.glob(unfinished[stage.name])):
         checkpoint.check_resumable(file)
+    for stage in pending:
+        for name in run.discard_changed(stage.name, keys[stage.name]):
+            narrator.say(f"{stage.name}: {name} is not as it was left, and is made again")
     for stage in done:
         narrator.say(f"{stage.name}: up to date")
     for stage in pending:
@@ -55,4 +59,4 @@ def _carry_out_stages(context: Context, until: str) -> None:
         if stage.shared:
             job().announce(stage.name)
         outputs, facts = WORK[stage.name](context)
-        run.finish(stage.name, keys[stage.name], outputs, time.perf_counter() - started, facts)
+        run.finish(stage.name, keys[stage.name], outputs, time.perf_counter() - started, facts, stage.rewrites)

@@ -155,6 +155,14 @@ class ArrayFile:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def is_whole(self, length: int | None = None) -> bool:
+        """Whether the file exists, is as long as its header says, and the array has `length` entries, where it is given."""
+        try:
+            array = np.lib.format.open_memmap(self.path, mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return self.path.stat().st_size == array.offset + array.nbytes and length in (None, len(array) if array.ndim else None)
+
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""

@@ -9,7 +9,7 @@ and usage errors are quick, and decodes no frame.
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distill.corpora import CORPORA, attribution, find, fingerprints, parts_of
+from distill.corpora import CORPORA, attribution, find, parts_of, sources
 from distill.labels import licences, members
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Recipe
@@ -29,6 +29,8 @@ class Stage:
     """Sections of the recipe that the result depends on, beside the stages before it."""
     shared: bool = False
     """All ranks of a torchrun job take part; every other stage is rank 0's alone."""
+    rewrites: str = ""
+    """The stage whose files it changes."""
 
 
 STAGES = (
@@ -39,7 +41,7 @@ STAGES = (
     Stage("label", "write the soft labels", ("label",), shared=True),
     Stage("train", "train the student", (), shared=True),
     Stage("export", "write, gate, compare and name the ONNX files", ()),
-    Stage("eval", "score the ONNX files on the validation clips", ("eval",)),
+    Stage("eval", "score the ONNX files on the validation clips, and write the scores into them", ("eval",), rewrites="export"),
     Stage("report", "write report.html", ("report",)),
 )
 
@@ -131,17 +133,16 @@ def check_ready(recipe: Recipe) -> None:
         device.choose(recipe.run.device)
 
 
-def inputs(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of a run's external inputs, by description: from names, sizes and counts of annotations."""
-    prints = {}
+def inputs(recipe: Recipe) -> dict[str, list[Path]]:
+    """The files and folders from outside that a run reads, by description. Texts that ship are not among them: see `stage_keys`."""
+    options, files = recipe.teacher, dict[str, list[Path]]()
     if recipe.corpus.root and recipe.corpus.name != "synthetic":
         parts = parts_of(recipe.corpus.name, recipe.corpus.root)
-        for root, facts in fingerprints(parts, recipe.corpus).items():
-            prints[f"the corpus at {root}"] = fingerprint(facts)
+        files = {f"the corpus at {root}": paths for root, paths in sources(parts, recipe.corpus).items()}
     if recipe.corpus.groups:
-        prints[f"the groups in {recipe.corpus.groups}"] = fingerprint(Path(recipe.corpus.groups).read_bytes().hex())
-    if recipe.teacher.name == "maps":
-        for folder in members.map_folders(recipe.teacher):
-            sizes = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
-            prints[f"the maps in {folder}"] = fingerprint(sizes)
-    return prints | members.weights_fingerprints(recipe.teacher)
+        files[f"the groups in {recipe.corpus.groups}"] = [Path(recipe.corpus.groups)]
+    if options.name == "maps":
+        files |= {f"the maps in {folder}": [folder] for folder in members.map_folders(options)}
+    if options.calibration:
+        files[f"the calibration in {options.calibration}"] = [Path(options.calibration)]
+    return files | {f"the weights {name}={file}": [file] for name, file in members.weights_files(options)}

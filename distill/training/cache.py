@@ -43,11 +43,13 @@ def array_files(folder: Path, clip: Clip, kinds: Sequence[str]) -> list[ArrayFil
 def fill(
     files: Sequence[ArrayFile], clip: Clip, numbers: range | np.ndarray, convert: Callable[[int, np.ndarray], Sequence[np.ndarray]]
 ) -> None:  # fmt: skip
-    """Writes a clip's arrays, in this order, unless all exist.
+    """Writes a clip's arrays, in this order, unless all are whole.
 
-    numbers: of the frames that are read, from 0. convert: a frame's number and pixels -> its part of each array, `[n,...]`.
+    numbers: of the frames that are read, from 0. convert: a frame's number and pixels -> its part of each array, `[n,...]`; that of
+    the last array has one entry.
     """
-    if all(file.path.exists() for file in files):
+    *others, frames = files
+    if frames.is_whole(len(numbers)) and all(file.is_whole() for file in others):
         return
     # The frames first: a video that ends too early is noticed where its end is read.
     if isinstance(numbers, range):

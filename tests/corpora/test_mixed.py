@@ -11,6 +11,7 @@ from distill.corpora import Corpus, fixation_points, open_corpus, parts_of, spli
 from distill.recipe import keys
 from distill.recipe.files import load_recipe, to_toml
 from distill.run import engine, plan
+from distill.run.changes import files_in
 from distill.run.directory import RunDir
 from distill.run.errors import UsageError
 from distill.teachers.maps import MapsTeacher
@@ -179,11 +180,9 @@ def test_the_run_finds_the_labels_of_every_part(tmp_path, two):
     for maps in ([labels / "gaze", labels / "pictures"], [labels]):
         rows = plan.dry_run(tmp_path / "run", recipe_of(two, *maps))
         assert rows[1]["detail"] == "14 clips" and all(row["state"] == "to do" for row in rows)
-    before = plan.inputs(recipe_of(two, labels))
-    with (two[1] / "osie" / "fixations.csv").open("a", encoding="utf-8") as table:
-        table.write("001.jpg,3,1,0.5,0.5,200\n")
-    changed = {what for what, value in plan.inputs(recipe_of(two, labels)).items() if before[what] != value}
-    assert changed == {f"the corpus at {two[1]}"}
+    inputs = {what: files_in(paths) for what, paths in plan.inputs(recipe_of(two, labels)).items()}
+    assert list(inputs) == [f"the corpus at {two[0]}", f"the corpus at {two[1]}", f"the maps in {labels}"]
+    assert two[1] / "osie" / "fixations.csv" in inputs[f"the corpus at {two[1]}"]
     shutil.rmtree(labels / "gaze")
     with pytest.raises(UsageError, match=r"has nothing for clip dhf1k\.001 and 3 more"):
         plan.dry_run(tmp_path / "run", recipe_of(two, labels))

@@ -58,8 +58,21 @@ def test_later_damage_is_named(tmp_path):
     (tmp_path / "001.npy").write_bytes((tmp_path / "001.npy").read_bytes()[:90])
     with pytest.raises(UsageError, match="is damaged"):
         store.read("001", 5)
+    (tmp_path / "001.npy").write_bytes(b"")
+    with pytest.raises(UsageError, match="is damaged"):
+        store.read("001", 5)
     with pytest.raises(UsageError, match="is missing"):
         store.read("002", 5)
+
+
+def test_only_whole_labels_of_every_frame_count_as_labelled(tmp_path):
+    store = LabelStore.create(tmp_path, ME)
+    store.write("001", logits())
+    path, whole = tmp_path / "001.npy", (tmp_path / "001.npy").read_bytes()
+    assert store.holds("001", 5) and not store.holds("001", 6) and not store.holds("002", 5)
+    for damaged in (b"", whole[:4], whole[:90], whole[:-1], whole + b"x", b"PK" + whole[2:], whole.replace(b"(5,", b"(9,")):
+        path.write_bytes(damaged)
+        assert not store.holds("001", 5)
 
 
 def write_npz(folder, name="001", frames=5, peak=0.5):

@@ -11,13 +11,15 @@ from distill.run.errors import UsageError
 
 
 class Layout(NamedTuple):
-    """`find(root, options)` lists the clips under a root; `notes(root, clips)` returns findings for the user."""
+    """`find(root, options)` lists the clips under a root; `notes(root, clips)` returns findings for the user; `sides(root)` is
+    the file with an official split, if there is one."""
 
     find: Callable[[Path, Options], list[Clip]]
     notes: Callable[[Path, list[Clip]], list[str]] = lambda root, clips: []
+    sides: Callable[[Path], list[Path]] = lambda root: []
 
 
-_SHOTS, _MOUSE = Layout(shots.find), Layout(avimos.find, avimos.notes)
+_SHOTS, _MOUSE = Layout(shots.find), Layout(avimos.find, avimos.notes, lambda root: [root / avimos.SPLIT])
 _DHF1K, _TABLE = Layout(dhf1k.find), Layout(gaze_table.find, gaze_table.notes)
 
 # By the name of the corpus. The synthetic one is written in DHF1K's layout.
