@@ -39,6 +39,23 @@ def test_a_gaze_table_beside_a_video_folder_is_not_dhf1k(tmp_path):
     assert detect_corpus(tmp_path) == "gaze-table"
 
 
+def test_tables_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "gaze.csv").write_text("image,pupil_left,pupil_right\na,1,2\n", encoding="utf-8")
+    assert detect_corpus(tmp_path) is None
+    assert cv2.imwrite(str(tmp_path / "a.png"), writers.frame(1))
+    problem = invoke("inspect", tmp_path).stderr
+    assert "gaze.csv has no column that is known as x or y; its header: image, pupil_left, pupil_right" in " ".join(
+        problem.split()
+    )
+    writers.video(tmp_path / "walk.mp4", 4)
+    assert detect_corpus(tmp_path) == "videos"
+    _, facts = describe_corpus(tmp_path, "videos")
+    assert facts["notes"][0].startswith("no gaze is read: gaze.csv has no column that is known as x or y")
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text("clip,frame_index,x,y\nwalk,1,2,3\n", encoding="utf-8")
+    assert detect_corpus(tmp_path) == "gaze-table"  # which says that there are two
+
+
 def test_numbers_of_a_corpus(tmp_path):
     writers.official(tmp_path, 1)
     writers.official(tmp_path, 2)

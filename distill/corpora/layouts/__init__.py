@@ -21,11 +21,12 @@ class Layout(NamedTuple):
 
 _SHOTS, _MOUSE = Layout(shots.find), Layout(avimos.find, avimos.notes, lambda root: [root / avimos.SPLIT])
 _DHF1K, _TABLE = Layout(dhf1k.find), Layout(gaze_table.find, gaze_table.notes)
+_VIDEOS = Layout(gaze_table.find_videos, gaze_table.notes_on_videos)
 
 # By the name of the corpus. The synthetic one is written in DHF1K's layout.
 CORPORA: dict[str, Layout] = {
     "dhf1k": _DHF1K, "hollywood2": _SHOTS, "ucf-sports": _SHOTS, "avimos": _MOUSE, "ntire2026": _MOUSE,
-    "gaze-table": _TABLE, "images": _TABLE, "videos": Layout(gaze_table.find_videos), "photos": Layout(stills.find_photos),
+    "gaze-table": _TABLE, "images": _TABLE, "videos": _VIDEOS, "photos": Layout(stills.find_photos),
     "pans": Layout(stills.find_pans), "synthetic": _DHF1K,
 }  # fmt: skip
 
@@ -40,10 +41,19 @@ def detect_corpus(root: Path) -> str | None:
     if not first_shot.isdigit():
         return "hollywood2" if first_shot.startswith("actionclip") else "ucf-sports"
     ordered = ("dhf1k", "gaze-table") if names & {"annotation", "frames"} else ("gaze-table", "dhf1k")
-    for name in (*ordered, "videos"):
-        try:
-            CORPORA[name].find(root, Options(name=name))
-        except UsageError:
-            continue
-        return name
-    return None
+    for name in ordered:
+        if _holds(root, name):
+            return name
+    # A table that cannot be used comes before videos without gaze, and an unknown one before nothing: opening it says why.
+    if gaze_table.is_meant(root):
+        return "gaze-table"
+    if _holds(root, "videos"):
+        return "videos"
+    return "gaze-table" if gaze_table.holds_tables(root) else None
+
+
+def _holds(root: Path, name: str) -> bool:
+    try:
+        return bool(CORPORA[name].find(root, Options(name=name)))
+    except UsageError:
+        return False

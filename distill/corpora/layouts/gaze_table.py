@@ -86,3 +86,21 @@ def notes(root: Path, clips: list[Clip]) -> list[str]:
                 f"{path.name} has {what} not found beside it ({first_few([name or 'without a name' for name in absent])})"
             )
     return lines
+
+
+def notes_on_videos(root: Path, _clips: list[Clip]) -> list[str]:
+    """Which tables lie beside videos and are not read."""
+    return [f"no gaze is read: {reason}" for reason in table.why_none(root)]
+
+
+def is_meant(root: Path) -> bool:
+    """Whether a gaze table lies in `root`, though it may not be usable."""
+    try:
+        return table.only_table(root, one_clip=True) is not None
+    except UsageError:
+        return True
+
+
+def holds_tables(root: Path) -> bool:
+    """Whether tables of an unknown kind lie in `root`, beside images or videos."""
+    return bool(table.why_none(root)) and any(path.suffix.lower() in MEDIA for path in root.iterdir())

@@ -105,9 +105,15 @@ def only_table(folder: Path, one_clip: bool = False) -> Path | None:
 
 def why_none(folder: Path) -> list[str]:
     """What keeps each file in a folder from being a gaze table: which columns are not there, with its header, or its format."""
-    found = {path.name: columns_of(path) for path in _files(folder, SUFFIXES)}
-    tables = {name: columns for name, columns in found.items() if len(columns.names) > 2 or name.lower().endswith(PREFERRED)}
-    reasons = [f"{name} {_lacking(columns)}" for name, columns in tables.items()]
+    reasons = []
+    for path in _files(folder, SUFFIXES):
+        try:
+            columns = columns_of(path)
+        except UsageError as error:
+            reasons.append(str(error))
+            continue
+        if len(columns.names) > 2 or path.name.lower().endswith(PREFERRED):  # a licence is no table
+            reasons.append(f"{path.name} {_lacking(columns)}")
     return reasons + [f"{path.name} is in a format that is not read: save it as CSV" for path in _files(folder, UNREAD)]
 
 
