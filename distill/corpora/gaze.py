@@ -33,6 +33,8 @@ from distill.run.errors import UsageError
 SIGMA = 12.74 / 640
 MOST_FIXATED = 0.05
 """The share of a fixation map's pixels that may be fixated. A recording has some 0.01 %, a map with dots of 10 px some 2 %."""
+MOST_AT_PEAK = 0.01
+"""The share of a density map's pixels that may have its largest value. DHF1K's have 0.006 % at most."""
 
 # Why a fixation map is left out, as shown to the user.
 FULL = f"fixation maps with more than {MOST_FIXATED:.0%} of their pixels fixated, left out"
@@ -119,7 +121,8 @@ def density_map(clip: Clip, index: int, fixations: np.ndarray) -> np.ndarray:
 
 def stored_density(clip: Clip, index: int) -> np.ndarray | None:
     """The density map of frame `index` as the corpus has it, float32 `[H,W]`, not normalised. None where it has none, or one that
-    is constant, saturated or inverted: with a mean above the middle of its range. Raises UsageError as `density_map`."""
+    is constant or saturated (MOST_AT_PEAK), or inverted (with a mean above the middle of its range). Raises UsageError as
+    `density_map`."""
     if not clip.maps:
         return None
     maps = Path(clip.maps)
@@ -132,7 +135,7 @@ def stored_density(clip: Clip, index: int) -> np.ndarray | None:
     else:
         values = read_gray_frame(maps, index)
     low, high = float(values.min()), float(values.max())
-    if low == high or float(values.mean()) > (low + high) / 2:
+    if np.count_nonzero(values == high) > MOST_AT_PEAK * values.size or float(values.mean()) > (low + high) / 2:
         return None
     return values.astype(np.float32) / (np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1)
 

@@ -35,24 +35,25 @@ def is_current(path: Path, record: dict[str, Any] | int) -> bool:
     return not isinstance(record, int) and path.stat().st_mtime_ns == record["mtime_ns"]
 
 
-def files_in(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths` and those below its folders, each once, sorted; what does not exist is left out."""
-    found = set[Path]()
+def files_in(paths: Iterable[Path]) -> list[str]:
+    """The files among `paths` and those below its folders, each once, sorted; what does not exist is left out. Not as `Path`s, which
+    sort slowly: a corpus may have a million."""
+    found = set[str]()
     for path in paths:
-        below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-        found.update(below if path.is_dir() else [path] if path.exists() else [])
+        below = (f"{folder}{os.sep}{name}" for folder, _, names in os.walk(path) for name in names)
+        found.update(below if path.is_dir() else [str(path)] if path.exists() else [])
     return sorted(found)
 
 
-def fingerprint_of_stats(files: Iterable[Path]) -> str:
+def fingerprint_of_stats(files: Iterable[str]) -> str:
     """Changes with the names, sizes and times of change of the files."""
-    states = ((file, file.stat()) for file in files)
-    return fingerprint([[str(file), state.st_size, state.st_mtime_ns] for file, state in states])
+    states = ((file, Path(file).stat()) for file in files)
+    return fingerprint([[file, state.st_size, state.st_mtime_ns] for file, state in states])
 
 
-def fingerprint_of_contents(files: Iterable[Path]) -> str:
+def fingerprint_of_contents(files: Iterable[str]) -> str:
     """Changes with the names and contents of the files."""
-    return fingerprint([[str(file), _crc32(file)] for file in files])
+    return fingerprint([[file, _crc32(Path(file))] for file in files])
 
 
 def _crc32(path: Path) -> str:

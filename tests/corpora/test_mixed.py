@@ -182,7 +182,7 @@ def test_the_run_finds_the_labels_of_every_part(tmp_path, two):
         assert rows[1]["detail"] == "14 clips" and all(row["state"] == "to do" for row in rows)
     inputs = {what: files_in(paths) for what, paths in plan.inputs(recipe_of(two, labels)).items()}
     assert list(inputs) == [f"the corpus at {two[0]}", f"the corpus at {two[1]}", f"the maps in {labels}"]
-    assert two[1] / "osie" / "fixations.csv" in inputs[f"the corpus at {two[1]}"]
+    assert str(two[1] / "osie" / "fixations.csv") in inputs[f"the corpus at {two[1]}"]
     shutil.rmtree(labels / "gaze")
     with pytest.raises(UsageError, match=r"has nothing for clip dhf1k\.001 and 3 more"):
         plan.dry_run(tmp_path / "run", recipe_of(two, labels))

@@ -177,8 +177,8 @@ DENSITY = (255 * PEAKED / PEAKED.max()).astype(np.uint8)
 @pytest.mark.parametrize(
     "density",
     [encoded(0 * BINARY), encoded(FULLY), encoded(0 * BINARY + 128), encoded(255 - DENSITY),
-     encoded(np.maximum(DENSITY, 255 * (NOISE > 0.3)).astype(np.uint8))],
-    ids=["blank", "white", "constant", "inverted", "saturated"],
+     encoded(np.minimum(20.0 * DENSITY, 255).astype(np.uint8)), encoded(np.where(NOISE > 0.3, 200 + 50 * NOISE, DENSITY).astype(np.uint8))],
+    ids=["blank", "white", "constant", "inverted", "saturated", "bright"],
 )  # fmt: skip
 def test_density_maps_that_cannot_be_used_are_rebuilt_counted_and_said(tmp_path, density, narrator):
     model = {"image": image_model(tmp_path / "m.onnx")}
@@ -205,3 +205,13 @@ def test_frames_that_cannot_be_scored_are_counted(tmp_path, narrator):
     result = evaluate({"image": image_model(tmp_path / "m.onnx")}, {}, clips, 2, 1, narrator)
     assert (result["frames_scored"], result["fixation_maps_left_out"], result["frames_without_fixations"]) == (5, 1, 0)
     assert result["clips"]["001"]["frames"] == [0, 4] and result["clips"]["001"]["fixation_maps_left_out"] == 1
+
+
+def test_a_video_of_density_maps_is_tested_too(tmp_path):
+    writers.avimos(tmp_path)
+    blank = tmp_path / "SaliencyTrain" / "Train" / "0002.mp4"
+    writers.video(blank, 6, 30.0, make=lambda t, size: 0 * writers.density(t, size))
+    clips = open_corpus("avimos", tmp_path).clips
+    assert {clip.id: clip.troubles for clip in clips} == {"0001": {}, "0002": {REBUILT: 6}, "0003": {}}
+    fixated = np.zeros(writers.SIZE, np.float32)
+    assert np.array_equal(density_map(clips[1], 2, fixated), fixated) and stored_density(clips[0], 2).max() > 0.9

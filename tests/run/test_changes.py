@@ -94,7 +94,7 @@ def test_one_byte_of_any_input_is_noticed_and_a_copy_is_not_a_change(tmp_path, r
             os.utime(tmp_path / name, ns=(state.st_atime_ns, state.st_mtime_ns + 5))
             run.check_inputs(plan.inputs(recipe), narrator)
         for path in changes.files_in([tmp_path / "dhf1k", tmp_path / "images", tmp_path / "maps"]):
-            touch(path)
+            touch(Path(path))
         run.check_inputs(plan.inputs(recipe), narrator)
         monkeypatch.setattr(changes, "fingerprint_of_contents", lambda files: pytest.fail("was read again"))
         run.check_inputs(plan.inputs(recipe), narrator)
