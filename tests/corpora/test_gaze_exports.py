@@ -120,6 +120,7 @@ def test_columns_added_to_an_export_as_the_refusals_say_are_used(tmp_path):
     corpus = open_corpus("gaze-table", a_video(tmp_path, [header, "walk,8107.1,0.5,0.25,310"]))
     assert points_of(corpus["walk"], 3) == [(36, 40, "None")]
     (tmp_path / "gaze.csv").unlink()
-    header = "clip,CURRENT_FIX_X,CURRENT_FIX_Y,CURRENT_FIX_START,x_px,y_px,frame_index"
-    corpus = open_corpus("gaze-table", a_video(tmp_path, [header, "walk,900,900,9999,12,22,3"], table="gaze.tsv"))
-    assert points_of(corpus["walk"], 3) == [(22, 12, "None")]
+    header = "clip,CURRENT_FIX_X,CURRENT_FIX_Y,CURRENT_FIX_START,"
+    for added, row in (("x_px,y_px", "12,22"), ("x_norm,y_norm", "0.15,0.46")):
+        rows = [f"{header}{added},frame_index", f"walk,900,900,9999,{row},3"]
+        assert points_of(open_corpus("gaze-table", a_video(tmp_path, rows, table="gaze.tsv"))["walk"], 3) == [(22, 12, "None")]

@@ -95,6 +95,8 @@ EXPORTERS = (
         {"timestamp": (1e-3, RECORDING)}, signs=("sourcestimuliname",),
     ),
 )  # fmt: skip
+# Columns that were added to an exporter's by hand; Pupil has x_norm of its own, from the bottom left.
+ADDED = Exporter("", "docs/corpora.md", {"{}px": PIXELS, "{}norm": FRACTIONS}, {}, never=("onsurf", "gazetimestamp"))
 # Your own tables, and those that others publish.
 ANY = Exporter(
     "", "docs/corpora.md",
@@ -223,11 +225,8 @@ def _time(places: dict[str, int], exporter: Exporter) -> str:
 
 
 def _positions(places: dict[str, int], known: set[str]) -> tuple[Exporter, str]:
-    """The exporter and the pattern of its positions; an empty pattern if the header has no positions that are known. Columns x_px and
-    y_px beside an exporter's were added by hand."""
-    if {"xpx", "ypx"} <= set(places):
-        return ANY, "{}px"
-    for exporter in (*EXPORTERS, ANY):
+    """The exporter and the pattern of its positions; an empty pattern if the header has no positions that are known."""
+    for exporter in (ADDED, *EXPORTERS, ANY):
         if (not exporter.signs or known & set(exporter.signs)) and not known & set(exporter.never):
             for pattern in exporter.positions:
                 if pattern.format("x") in places and pattern.format("y") in places:
