@@ -8,12 +8,12 @@ Checking needs only the standard library (the command line adds typer); models i
 a child process gives the model to onnx.checker and ONNX Runtime.
 """
 
-from distill.opallowlist.allowlist import Allowlist, ListError, load_list
-from distill.opallowlist.container import MAX_BYTES, Unreadable
-from distill.opallowlist.contract import CONTRACTS
 from distill.opallowlist.gate import NoVerdict, assert_allowed, check
 from distill.opallowlist.loading import NoLoader
+from distill.opallowlist.reading.container import MAX_BYTES, Unreadable
 from distill.opallowlist.report import RULES, Facts, Report, Violation
+from distill.opallowlist.rules.allowlist import Allowlist, ListError, load_list
+from distill.opallowlist.rules.contract import CONTRACTS
 
 __all__ = ["CONTRACTS", "MAX_BYTES", "RULES", "Allowlist", "Facts", "ListError", "NoLoader", "NoVerdict", "Report"]
 __all__ += ["Unreadable", "Violation", "assert_allowed", "check", "load_list"]

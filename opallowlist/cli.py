@@ -20,15 +20,15 @@ from typing import Annotated
 import typer
 
 from distill.opallowlist import formats, streams
-from distill.opallowlist.allowlist import BUILT_IN, ListError, load_list
-from distill.opallowlist.container import MAX_BYTES, Unreadable
-from distill.opallowlist.contract import CONTRACTS
 from distill.opallowlist.foreign import printable, printable_lines
 from distill.opallowlist.gate import NoVerdict, require_contract
 from distill.opallowlist.gate import check as check_model
 from distill.opallowlist.loading import NoLoader, require_onnx
+from distill.opallowlist.reading.container import MAX_BYTES, Unreadable
 from distill.opallowlist.report import Report
-from distill.opallowlist.scan import MAX_FINDINGS
+from distill.opallowlist.rules.allowlist import BUILT_IN, ListError, load_list
+from distill.opallowlist.rules.contract import CONTRACTS
+from distill.opallowlist.rules.scan import MAX_FINDINGS
 
 ACCEPTED, REFUSED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 

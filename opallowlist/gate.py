@@ -4,13 +4,14 @@ import hashlib
 import os
 from dataclasses import replace
 
-from distill.opallowlist import container, loading, messages, wire
-from distill.opallowlist.allowlist import Allowlist, AnyList, load_list
-from distill.opallowlist.container import MAX_BYTES, Source
-from distill.opallowlist.contract import CONTRACTS, check_contract, resolve
+from distill.opallowlist import loading
+from distill.opallowlist.reading import container, messages, wire
+from distill.opallowlist.reading.container import MAX_BYTES, Source
 from distill.opallowlist.report import Facts, Report, Violation, short
-from distill.opallowlist.scan import MAX_FINDINGS, scan
-from distill.opallowlist.wiring import check_wiring
+from distill.opallowlist.rules.allowlist import Allowlist, AnyList, load_list
+from distill.opallowlist.rules.contract import CONTRACTS, check_contract, resolve
+from distill.opallowlist.rules.scan import MAX_FINDINGS, scan
+from distill.opallowlist.rules.wiring import check_wiring
 
 
 class NoVerdict(RuntimeError):

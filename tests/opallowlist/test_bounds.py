@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from distill.opallowlist import check, cli, formats, load_list
 from distill.opallowlist.report import OTHER_OPS
-from distill.opallowlist.scan import MAX_FINDINGS, MAX_OPS
+from distill.opallowlist.rules.scan import MAX_FINDINGS, MAX_OPS
 
 LONG = "\U0001f3a5" * 16_000  # 64,000 bytes
 
@@ -118,6 +118,6 @@ def test_a_batch_keeps_little_of_each_file_after_the_first_many(image, tmp_path,
 
 
 def test_the_hint_of_another_case_costs_no_search_of_the_list():
-    from distill.opallowlist.remedies import remedy
+    from distill.opallowlist.rules.remedies import remedy
 
     assert remedy("rELU", load_list("libvmaf")) == "the list has 'Relu'; names are compared case by case"

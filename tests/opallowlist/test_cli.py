@@ -10,8 +10,9 @@ import sys
 import onnx
 import pytest
 
-from distill.opallowlist import NoVerdict, Unreadable, check, cli, formats, gate, messages
-from distill.opallowlist.scan import scan
+from distill.opallowlist import NoVerdict, Unreadable, check, cli, formats, gate
+from distill.opallowlist.reading import messages
+from distill.opallowlist.rules.scan import scan
 
 OPALLOWLIST = [sys.executable, "-m", "distill.opallowlist"]
 

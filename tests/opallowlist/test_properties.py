@@ -5,7 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from distill.opallowlist import check, load_list, messages, wire
+from distill.opallowlist import check, load_list
+from distill.opallowlist.reading import messages, wire
 
 LISTED = sorted(load_list("libvmaf").ops - {"Loop", "If", "Resize"})
 KNOWN = sorted({schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""})

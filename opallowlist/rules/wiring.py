@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from distill.opallowlist import messages
+from distill.opallowlist.reading import messages
 from distill.opallowlist.report import Violation, short
-from distill.opallowlist.scan import MAX_DEPTH, Scope, label, subgraphs
+from distill.opallowlist.rules.scan import MAX_DEPTH, Scope, label, subgraphs
 
 _MAX_MARKS = 64
 """Nodes of one graph with a bit of their own in `_Level`. The others share the next bit, on which nothing ever depends."""

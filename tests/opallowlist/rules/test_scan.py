@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from distill.opallowlist import Allowlist, check
-from distill.opallowlist.scan import MAX_FINDINGS
+from distill.opallowlist.rules.scan import MAX_FINDINGS
 
 
 def rules(report):

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from distill.opallowlist.messages import Packed, Tensor, ValueType
+from distill.opallowlist.reading.messages import Packed, Tensor, ValueType
 
 INT64 = 7
 STRING = 8

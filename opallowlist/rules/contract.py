@@ -16,7 +16,7 @@ time axis would mean a model of clips, and consumers feed frames. (Reshape may, 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from distill.opallowlist import messages
+from distill.opallowlist.reading import messages
 from distill.opallowlist.report import Violation, short
 
 CONTRACTS = ("saliency-image", "saliency-step", "saliency-luma", "saliency")

@@ -6,7 +6,7 @@ operators that they replace. Standard library only.
 
 import functools
 
-from distill.opallowlist.allowlist import Allowlist
+from distill.opallowlist.rules.allowlist import Allowlist
 
 _QDQ = "quantise statically: float operators between QuantizeLinear and DequantizeLinear pairs"
 _GATES = "write the gates out with MatMul, Add, Sigmoid, Tanh and Mul, one step per call"

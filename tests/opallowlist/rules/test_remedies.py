@@ -6,7 +6,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from distill.opallowlist import Allowlist, check, load_list
-from distill.opallowlist.remedies import REMEDIES, remedy
+from distill.opallowlist.rules.remedies import REMEDIES, remedy
 
 
 def test_every_remedy_is_made_of_listed_operators():

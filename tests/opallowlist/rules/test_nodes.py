@@ -5,9 +5,9 @@ import pytest
 from onnx import AttributeProto, TensorProto, defs, helper
 
 from distill.opallowlist import check, load_list
-from distill.opallowlist.messages import Node
-from distill.opallowlist.nodes import TYPES, definition_problems, first_opset
-from distill.opallowlist.scan import OPSETS
+from distill.opallowlist.reading.messages import Node
+from distill.opallowlist.rules.nodes import TYPES, definition_problems, first_opset
+from distill.opallowlist.rules.scan import OPSETS
 
 ONE = helper.make_tensor("t", TensorProto.FLOAT, [], [1])
 
@@ -19,7 +19,7 @@ def written(parameters) -> str:
 
 
 def test_the_table_is_that_of_onnx():
-    from distill.opallowlist.nodes import _operators
+    from distill.opallowlist.rules.nodes import _operators
 
     assert set(_operators()) == load_list("libvmaf").ops
     for name, versions in _operators().items():

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from distill.opallowlist import messages, remedies, tensors, wire
-from distill.opallowlist.allowlist import Allowlist
-from distill.opallowlist.nodes import TYPES, attribute_problems, definition_problems, first_opset, reading_problem
+from distill.opallowlist.reading import messages, wire
 from distill.opallowlist.report import OTHER_OPS, Violation, short
+from distill.opallowlist.rules import remedies, tensors
+from distill.opallowlist.rules.allowlist import Allowlist
+from distill.opallowlist.rules.nodes import TYPES, attribute_problems, definition_problems, first_opset, reading_problem
 
 MAX_DEPTH = 8
 """Subgraphs inside subgraphs; the main graph is depth 0. VMAF_DNN_MAX_SUBGRAPH_DEPTH."""

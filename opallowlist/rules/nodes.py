@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from distill.opallowlist.messages import Attribute, Graph, Node
+from distill.opallowlist.reading.messages import Attribute, Graph, Node
 from distill.opallowlist.report import short
-from distill.opallowlist.tensors import MAX_RANK
+from distill.opallowlist.rules.tensors import MAX_RANK
 
 # AttributeProto.AttributeType -> its field. An absent number, string or list is read as 0, "" or an empty list; an absent
 # message is not read at all.

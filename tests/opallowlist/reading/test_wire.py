@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from distill.opallowlist import check, messages, wire
+from distill.opallowlist import check
+from distill.opallowlist.reading import messages, wire
 
 
 def tagged(number: int, payload: bytes) -> bytes:

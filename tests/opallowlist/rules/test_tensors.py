@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from distill.opallowlist import wire
-from distill.opallowlist.tensors import STORAGE, data_problem
-from tests.opallowlist.test_wire import tagged, varint
+from distill.opallowlist.reading import wire
+from distill.opallowlist.rules.tensors import STORAGE, data_problem
+from tests.opallowlist.reading.test_wire import tagged, varint
 
 FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 

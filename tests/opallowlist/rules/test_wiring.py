@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from distill.opallowlist import check
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden")) / "scanner"
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[2] / "golden")) / "scanner"
 
 
 def broken(model: onnx.ModelProto) -> list[str]:

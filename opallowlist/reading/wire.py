@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill.opallowlist.messages import SCHEMA, Model
+from distill.opallowlist.reading.messages import SCHEMA, Model
 
 MAX_FIELDS = 1_000_000
 """Fields in one file. A graph of 5,000 nodes with debug metadata has about 300,000."""
