@@ -14,6 +14,7 @@ from typing import Any
 import av
 from av.subtitles.subtitle import SubtitleSet
 
+from distill.corpora.clips import counted
 from distill.encoding.timeline import Rising
 from distill.run.errors import UsageError
 
@@ -57,11 +58,11 @@ class Companion:
         """Writes what is left; returns what the user should know."""
         if self.convert:
             self._mux(self.convert(None))
-        notes = [f"{self.name}: {self.unread:,} packets do not decode: left out"] if self.unread else []
+        notes = [f"{self.name}: {counted(self.unread, 'packet')} not decoded, and left out"] if self.unread else []
         if self._rising and self._rising.moved:
-            furthest = float(self._rising.furthest * self._rising.time_base)
-            moved = f"{self._rising.moved:,} packets came no later than the one before"
-            notes.append(f"{self.name}: {moved}: moved, by {furthest:.3g} s at most")
+            late = f"{counted(self._rising.moved, 'packet')} not later than the one before"
+            furthest = float(self._rising.furthest * self._rising.time_base * 1000)
+            notes.append(f"{self.name}: {late}: moved, by {furthest:.3g} ms at most")
         return notes
 
     def _mux(self, packets: list[av.Packet]) -> None:
@@ -116,17 +117,13 @@ def add_companion(container: Any, stream: Any, sample: av.Packet | None) -> tupl
     if holds(holder, stream, sample):
         convert = _without_gaps if stream.codec_context.name == "mov_text" else None
         return _labelled(Companion(container, container.add_stream_from_template(stream), name, convert), stream), ""
-    kept = ".mkv keeps it" if holder != "matroska" and holds("matroska", stream, sample) else ""
-    if stream.type == "audio":
-        converted = _add_audio(container, stream)
-    elif stream.type == "subtitle" and stream.codec_context.codec.text_sub:
-        converted = _add_text(container, stream)
-    else:
-        converted = None
+    text = stream.type == "subtitle" and stream.codec_context.codec.text_sub
+    elsewhere = holder != "matroska" and holds("matroska", stream, sample)
+    converted = _add_audio(container, stream) if stream.type == "audio" else _add_text(container, stream) if text else None
     if converted is None:
-        return None, name + (f"; {kept}" if kept else "")
+        return None, name + ("; .mkv and .mp4 keep it" if text else "; .mkv keeps it" if elsewhere else "")
     copy, conversion = converted
-    note = f"{name} becomes {copy.codec_context.codec.canonical_name}" + (f"; {kept} as it is" if kept else "")
+    note = f"{name} becomes {copy.codec_context.codec.canonical_name}" + ("; .mkv keeps it as it is" if elsewhere else "")
     return _labelled(Companion(container, copy, name, conversion), stream), note
 
 

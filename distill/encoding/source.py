@@ -17,6 +17,7 @@ from typing import Any
 import av
 from av.codec.codec import find_best_pix_fmt_of_list
 
+from distill.corpora.clips import counted
 from distill.corpora.readers.pyav import has_times, open_container, stated_end, video_stream
 from distill.encoding.companions import Companion
 from distill.encoding.encoders import Coding, Picture
@@ -52,12 +53,14 @@ def survey(path: Path) -> Contents:
     samples: dict[int, av.Packet] = {}
     ends: dict[int, Fraction] = {}
     times: list[Fraction] = []
+    frames = 0
     with open_container(path) as container:
         video = video_stream(container)
         for packet in container.demux():
             stamp, index = packet.pts if packet.pts is not None else packet.dts, packet.stream.index
             if packet.size:
                 samples.setdefault(index, packet)
+                frames += index == video.index
             if packet.size and stamp is not None:
                 end = (stamp + (packet.duration or 0)) * packet.time_base
                 ends[index] = max(end, ends.get(index, end))
@@ -67,10 +70,10 @@ def survey(path: Path) -> Contents:
         if times and (stated := stated_end(container, video)):
             end = max(ends.values()) if stated[0] is None else ends[stated[0]]
             if end < SHARES[stated[0] is None] * stated[1] - 2 / rate:
-                where = f"its {len(times)} frames end at {float(end):.2f} s, its header says {stated[1]:.2f} s"
+                where = f"its {frames} frames end at {float(end):.2f} s, its header says {stated[1]:.2f} s"
                 way_out = "is it complete? What is there can be encoded after ffmpeg -i IN -c copy OUT"
                 raise UsageError(f"{path} ends early: {where}; {way_out}")
-    return Contents(len(times), rate, samples)
+    return Contents(frames, rate, samples)
 
 
 def _rate(video: Any, times: list[Fraction]) -> Fraction:
@@ -134,12 +137,13 @@ def read_frames(
             where = f"frame {count + 1}, after {float(before * video.time_base):.2f} s"
             raise UsageError(f"{path}: {where}, is damaged; ffmpeg -i IN -c:v libx264 -crf 12 OUT.mkv fills in what is missing")
         skipped += begun and damaged
+    furthest_ms = float(furthest * video.time_base * 1000)
     notes = {
-        f"{skipped:,} packets before the first whole frame, left out": skipped,
-        f"{marked:,} packets of the video are marked as damaged, or follow a gap; all decode": marked,
-        f"{timeline.counts:,} counts of time stamps, as of recordings that were joined: put one after the other": timeline.counts
+        f"{counted(skipped, 'packet')} before the first whole frame, left out": skipped,
+        f"{counted(marked, 'packet')} of the video marked as damaged, or after a gap; all decode": marked,
+        f"{timeline.counts} counts of time stamps, as of recordings that were joined: put one after the other": timeline.counts
         > 1,
-        f"{repaired:,} frames came no later than the one before: moved, by {float(furthest * video.time_base):.3g} s at most": repaired,
+        f"{counted(repaired, 'frame')} not later than the one before: moved, by {furthest_ms:.3g} ms at most": repaired,
     }
     for note in (note for note, count in notes.items() if count):
         narrator.say(f"{path.name}: {note}")

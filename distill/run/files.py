@@ -95,18 +95,16 @@ def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[tuple[st
     named = [(what, path) for what, path in outputs.items() if path]
     for index, (what, path) in enumerate(named):
         for other, taken in [*named[:index], *inputs]:
-            if not taken:
-                continue
-            if path.exists() and taken.exists():
-                same = path.samefile(taken)
-            else:  # what exists is not what does not
-                same = not path.exists() and not taken.exists() and _place(path) == _place(taken)
-            if same:
+            if taken and _is_same(path, taken):
                 raise UsageError(f"{what} {path} is the same file as {other} {taken}; name another file")
 
 
-def _place(path: Path) -> str:
-    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+def _is_same(one: Path, other: Path) -> bool:
+    first, second = (Path(os.path.realpath(path)) for path in (one, other))  # `new/../clip.mp4` too, before `new` is made
+    if first.exists() and second.exists():
+        return first.samefile(second)
+    names = [unicodedata.normalize("NFC", str(path)).casefold() for path in (first, second)]
+    return names[0] == names[1] and not first.exists() and not second.exists()  # what exists is not what does not
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

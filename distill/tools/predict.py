@@ -16,7 +16,7 @@ from distill.evaluation.predictors import load_predictor
 from distill.export.streaming import Stream
 from distill.reporting.drawings import overlay
 from distill.run.errors import UsageError
-from distill.run.files import write_array
+from distill.run.files import check_distinct, write_array
 from distill.run.progress import Narrator
 
 FAINT = 0.2  # overlays are scaled to the frame's maximum, but at least to this: a map this faint has no salient region
@@ -31,9 +31,7 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     suffix = out.suffix.lower()
     if suffix not in (*CODECS, ".npy", ""):
         raise UsageError(f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)")
-    for read in (video, model):
-        if out.exists() and read.exists() and out.samefile(read):
-            raise UsageError(f"--out {out} is one of the files that are read; choose another")
+    check_distinct({"--out": out}, [("VIDEO", video), ("--model", model)])
     if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
         raise UsageError(f"--out {out} is a folder that holds other files; choose a new one")
     facts = probe(video)

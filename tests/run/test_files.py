@@ -96,7 +96,8 @@ def test_a_killed_process_leaves_no_file_for_long(tmp_path):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("out.mp4", "out.mp4"), ("out.mp4", "a/../out.mp4"), ("a/out.mp4", "linked/out.mp4"), ("out.mp4", "OUT.mp4"),
+        ("out.mp4", "out.mp4"), ("out.mp4", "a/../out.mp4"),
+        ("there.txt", "new/../there.txt"), ("a/out.mp4", "linked/out.mp4"), ("out.mp4", "OUT.mp4"),
         ("caf\u00e9.mp4", "cafe\u0301.mp4"), ("there.txt", "link.txt"), ("there.txt", "hard.txt"), ("dangling", "nowhere"),
     ],
 )  # fmt: skip

@@ -294,7 +294,7 @@ def test_predict_does_not_overwrite_its_input_or_a_foreign_folder(finished, tmp_
     video, model = tmp_path / "v.avi", finished / "export" / "student_step.onnx"
     shutil.copy(finished / "corpus" / "video" / "001.avi", video)
     before = video.read_bytes()
-    assert "is one of the files that are read" in invoke("predict", video, "--model", model, "--out", video).stderr
+    assert "is the same file as VIDEO" in invoke("predict", video, "--model", model, "--out", video).stderr
     assert "holds other files" in invoke("predict", video, "--model", model, "--out", finished).stderr
     assert video.read_bytes() == before and not list(finished.glob("*.png"))
 
