@@ -148,13 +148,14 @@ def blur(fixations: np.ndarray, sigma: float) -> np.ndarray:
 def clip_fixations(clip: Clip) -> ClipFixations:
     """All fixations of a clip whose format is read clip by clip. The last few clips are cached until their files change."""
     try:
-        return _clip_fixations(clip, Path(clip.fixations).stat().st_mtime_ns)
+        stat = Path(clip.fixations).stat()
+        return _clip_fixations(clip, (stat.st_mtime_ns, stat.st_size))
     except OSError as error:
         raise UsageError(f"{clip.fixations} cannot be read: {error.strerror}") from None
 
 
 @lru_cache(maxsize=16)
-def _clip_fixations(clip: Clip, _changed: int) -> ClipFixations:
+def _clip_fixations(clip: Clip, _changed: tuple[int, int]) -> ClipFixations:
     return CLIP_READERS[clip.annotation](clip)
 
 

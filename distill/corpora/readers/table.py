@@ -125,7 +125,8 @@ def _lacking(columns: Columns) -> str:
 def read(path: Path) -> Table:
     """The table, cached until the file changes. Raises UsageError for an unusable header, a quote that is not closed, or a table
     without usable rows."""
-    return _read(path, path.stat().st_mtime_ns if path.exists() else 0)
+    stat = path.stat() if path.exists() else None
+    return _read(path, stat and (stat.st_mtime_ns, stat.st_size))
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -269,7 +270,7 @@ def _in_frame_0(row: list[str], columns: Columns, number: Callable[[str], float]
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, _changed: int) -> Table:
+def _read(path: Path, _changed: tuple[int, int] | None) -> Table:
     text, notes = _text(path, _bytes(path))
     lines = io.StringIO(text if text.endswith("\n") else text + "\n", newline="")
     header = _find_header(lines)
