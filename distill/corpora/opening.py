@@ -4,6 +4,7 @@ Finding lists files and decodes nothing; checking decodes each video once. `open
 clips; `survey` reports them instead.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, C
     for part in parts:
         if not part.root.is_dir():
             raise UsageError(f"corpus root {part.root} is not a folder; give the folder of the corpus with --root")
-        for clip in CORPORA[part.corpus].find(part.root, replace(options, name=part.corpus)):
+        for entry in CORPORA[part.corpus].find(part.root, replace(options, name=part.corpus)):
+            clip = replace(entry, id=_text(entry.id), name=_text(entry.name))
             found[f"{part.name}.{clip.id}" if parts[1:] else clip.id] = part, clip
     roots = ", ".join(str(part.root) for part in parts)
     if name := min(set(options.skip) - set(found), default=""):
@@ -85,6 +87,11 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, C
     if not (left := {name: clip for name, clip in found.items() if name not in options.skip}):
         raise UsageError(f"no clips left in {roots} after corpus.skip")
     return left
+
+
+def _text(name: str) -> str:
+    """The name with bytes that are not UTF-8 escaped, `caf\\xe9`: ids go into recipes, CSV and ONNX files, which hold only text."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def survey(

@@ -169,6 +169,11 @@ def read_header(path: Path) -> tuple[int, int, int]:
     return stated if stated[0] > 0 else probe(path)[:3]
 
 
+def keeps_times(path: Path) -> bool:
+    """Whether a video that is written to this path can have frames at any time; else it has one rate."""
+    return path.suffix.lower() == ".mp4" and has_pyav()
+
+
 def write_video(
     path: Path, fps: float, size: Sequence[int], frames: Iterable[np.ndarray], times: Sequence[float] = ()
 ) -> None:  # fmt: skip
@@ -179,7 +184,7 @@ def write_video(
     Raises UsageError if the file cannot be written, OSError if the disk is full.
     """
     with atomic(path) as temporary:
-        if len(times) and path.suffix.lower() == ".mp4" and has_pyav():
+        if len(times) and keeps_times(path):
             count = _reader().write(temporary, fps, size, frames, times)
         else:
             count = opencv.write(temporary, CODECS[path.suffix.lower()], fps, size, _steady(frames, fps, times))

@@ -198,7 +198,10 @@ def _named_path(value: str) -> tuple[str, str, str]:
 
 
 def to_toml(recipe: Recipe, comments: bool = False) -> str:
-    """The recipe as TOML that `load_recipe` reads back; with comments, every key is explained."""
+    """The recipe as TOML that `load_recipe` reads back; with comments, every key is explained.
+
+    Raises UsageError for a path that is not UTF-8, which TOML cannot hold.
+    """
     lines = []
     for name, section_type in SECTIONS.items():
         about = STUDENT_ABOUT if name == "student" else {"": (section_type.__doc__ or "").splitlines()[0]}
@@ -206,6 +209,16 @@ def to_toml(recipe: Recipe, comments: bool = False) -> str:
         for f in dataclasses.fields(section_type):
             value = getattr(getattr(recipe, name), f.name)
             text = toml_text(list(value) if isinstance(value, tuple) else value)
+            if not _is_text(text):
+                way_out = (
+                    "not UTF-8, and TOML, in which a run keeps its recipe, holds nothing else; rename it, or name a link to it"
+                )
+                raise UsageError(f"{name}.{f.name} = {text}: the name is {way_out}")
             lines += [f"# {f.metadata.get('about') or about[f.name]}"] * comments + [f"{f.name} = {text}"]
         lines.append("")
     return "\n".join(lines)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it is Unicode throughout: Python keeps other bytes of a name as surrogates."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)

@@ -280,8 +280,8 @@ def _references(context: Context, corpus: Corpus) -> dict[str, Reference]:
         "centred Gaussian": centre_gaussian,
     }
     means = [c.truth[:, 0].mean(0) for c in context.cached(corpus.train) if c.truth is not None]
-    if means:
-        mean_map = np.mean([m / m.sum() for m in means if m.sum() > 0], 0)
+    if means := [m / m.sum() for m in means if m.sum() > 0]:  # few fixations may all lie between the sampled frames
+        mean_map = np.mean(means, 0)
         mean_map = cv2.GaussianBlur(mean_map, (0, 0), SIGMA * mean_map.shape[1])
         mean_map /= mean_map.max()
         references["mean training map"] = lambda clip, index: mean_map

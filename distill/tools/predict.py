@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from distill.corpora.video import CODECS, probe, read_frames, write_video
+from distill.corpora.video import CODECS, keeps_times, probe, read_frames, write_video
 from distill.evaluation.predictors import load_predictor
 from distill.export.streaming import Stream
 from distill.reporting.drawings import overlay
@@ -37,6 +37,10 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     facts = probe(video)
     for kind, count in facts.troubles.items():
         narrator.say(f"{video.name}: {kind}: {count:,}")
+    if facts.times:
+        one_rate = suffix in CODECS and not keeps_times(out)
+        kept = f": {out.name} has one rate, and repeats frames" if one_rate else ""
+        narrator.say(f"{video.name}: the frame rate varies around {facts.fps:.4g} per second; each frame keeps its time{kept}")
     if note := stream.rate_note(video.name, facts.fps):
         narrator.say(note)
 

@@ -1,25 +1,43 @@
-"""`distill predict` from the file it reads to the file it writes."""
+"""`distill predict` on videos as they come: times, mirrors, names, codecs."""
 
-import numpy as np
+import os
+
 import pytest
-from onnx import helper
 
-from distill.run.errors import UsageError
-from distill.run.progress import Narrator
-from distill.tools.predict import write_predictions
-from tests.helpers import make_clip, save_model
+from distill.corpora.video import probe
+from tests.corpora.test_video import VARIABLE, timed
+from tests.helpers import image_model, invoke
 
 
-@pytest.mark.parametrize("out", ["maps.npy", "overlay.mp4"])
-def test_a_model_that_gives_nan_is_refused_and_writes_nothing(tmp_path, out):
-    nodes = [
-        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["m", "m"], ["zero"]),
-        helper.make_node("Div", ["zero", "zero"], ["saliency_map"]),
-    ]
-    model = save_model(tmp_path / "nan.onnx", nodes)
-    video = make_clip(tmp_path / "corpus") / "video" / "001.avi"
-    (tmp_path / "out").mkdir()
-    with np.errstate(invalid="ignore"), pytest.raises(UsageError, match=r"nan.onnx gives NaN or infinity at 0 s"):
-        write_predictions(video, model, tmp_path / "out" / out, 1, Narrator(quiet=True))
-    assert list((tmp_path / "out").iterdir()) == []
+@pytest.fixture
+def model(tmp_path):
+    return image_model(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", [b"walk.mp4", b"caf\xe9.mp4", b"a:b.mkv"])
+def test_an_overlay_keeps_the_times_of_its_video(tmp_path, model, name):
+    timed(tmp_path / os.fsdecode(name), VARIABLE)
+    result = invoke("predict", os.fsdecode(name), "--model", model, "--out", os.fsdecode(b"o\xe9.mp4"), cwd=tmp_path)
+    assert (
+        result.returncode == 0 and "the frame rate varies around 30.3 per second; each frame keeps its time\n" in result.stderr
+    )
+    assert probe(tmp_path / os.fsdecode(b"o\xe9.mp4")).times == pytest.approx(VARIABLE, abs=1e-3)
+    result = invoke("predict", os.fsdecode(name), "--model", model, "--out", "o.avi", cwd=tmp_path)
+    assert "each frame keeps its time: o.avi has one rate, and repeats frames" in result.stderr
+    facts = probe(tmp_path / "o.avi")
+    assert facts.frames / facts.fps == pytest.approx(VARIABLE[-1] + 0.033, abs=0.02)
+
+
+def test_a_codec_that_nothing_reads_is_named(tmp_path, model, monkeypatch):
+    from distill.corpora import video
+
+    path = timed(tmp_path / "v.mp4", VARIABLE[:3])
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xyz1"))
+    result = invoke("predict", path, "--model", model, "--out", tmp_path / "o.mp4")
+    assert (
+        result.returncode == 2
+        and "v.mp4: its codec is xyz1, which the FFmpeg in PyAV does not decode; convert it" in result.stderr
+    )
+    monkeypatch.setattr(video, "has_pyav", lambda: False)
+    result = invoke("predict", path, "--model", model, "--out", tmp_path / "o.mp4")
+    assert result.returncode == 2 and "OpenCV may lack its codec (xyz1), and PyAV reads more: pip install" in result.stderr

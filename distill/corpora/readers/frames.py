@@ -1,6 +1,8 @@
 """What every reader of videos gives: frames with their stamps, converted only where their pixels are wanted."""
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,3 +28,17 @@ class Video(Protocol):
 
     def ends(self) -> tuple[float, float] | None:
         """After the last frame: where the file ends and where its header says it does, in seconds; None if it does not say."""
+
+
+# How containers name the codec of a video: MP4 and MOV, Matroska and WebM, AVI.
+CODEC_NAMES = re.compile(rb"vide.{0,4096}?stsd.{12}(\w{3}[\w ])|(V_[A-Z0-9/_]{3,})|vids(\w{4})", re.DOTALL)
+SEARCHED = 1 << 20  # bytes, at either end of the file
+
+
+def codec_name(path: Path) -> str:
+    """The codec as the container names it, for a video that nothing decodes; `unknown` where that is not found."""
+    with path.open("rb") as file:
+        start = file.read(SEARCHED)
+        file.seek(max(len(start), path.stat().st_size - SEARCHED))
+        found = CODEC_NAMES.search(start) or CODEC_NAMES.search(file.read())
+    return next(filter(None, found.groups())).decode("ascii").strip() if found else "unknown"

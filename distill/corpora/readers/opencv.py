@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from distill.corpora.readers.frames import Frame
+from distill.corpora.readers.frames import Frame, codec_name
 from distill.run.errors import UsageError
 from distill.run.extras import how_to_install
 
@@ -47,8 +47,13 @@ def _open(path: Path) -> cv2.VideoCapture:
     with plain_name(path) as name:
         capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
     if not capture.isOpened():
-        raise UsageError(f"{path} does not open as a video; is it complete?")
+        raise UsageError(_not_read(path))
     return capture
+
+
+def _not_read(path: Path) -> str:
+    codec = f"OpenCV may lack its codec ({codec_name(path)}), and PyAV reads more: {how_to_install('encode')}"
+    return f"{path}: no frame of it decodes; is it complete? {codec}"
 
 
 class Video:
@@ -78,9 +83,7 @@ class Video:
                 self._end = max(self._end, start + stamp + 1 / self.rate if self.timed else number / self.rate)
             yield Frame(stamp if stamp or number == 1 else None, size, partial(self._rgb, capture, number))
         if not number:
-            fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("ascii", "replace")
-            more = f"OpenCV may lack its codec, {fourcc!r}, which PyAV may read: {how_to_install('encode')}"
-            raise UsageError(f"{self.path} opens, but no frame decodes; is it complete? {more}")
+            raise UsageError(_not_read(self.path))
 
     def _rgb(self, capture: cv2.VideoCapture, number: int) -> np.ndarray:
         ok, bgr = capture.retrieve()

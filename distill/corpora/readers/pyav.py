@@ -19,7 +19,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from distill.corpora.readers.frames import Frame
+from distill.corpora.readers.frames import Frame, codec_name
 from distill.run.errors import UsageError
 
 NO_TIMES = av.format.Flags.no_timestamps.value
@@ -39,7 +39,8 @@ def open_container(path: Path) -> Iterator[Any]:
             if video is None:
                 raise UsageError(f"{path} has no video stream")
             if video.codec_context is None:
-                raise UsageError(f"{path}: PyAV does not read its codec; convert it: ffmpeg -i IN -c:v libx264 OUT.mp4")
+                codec = f"its codec is {codec_name(path)}, which the FFmpeg in PyAV does not decode"
+                raise UsageError(f"{path}: {codec}; convert it where that is possible: ffmpeg -i IN -c:v libx264 OUT.mp4")
             video.thread_type = "AUTO"
             yield container
     except Exception as error:  # not FFmpegError: at the end of the process its name is gone before a reader is closed
