@@ -67,18 +67,18 @@ _SALFOM = Entry(
 )
 CATALOGUE = (
     Entry(
-        "visage", "tiny", code=OURS, weights=OURS, rate=8.0, window=8, files=("",), parameters=698_649, gmac=0.176,
+        "visage", "tiny", code=OURS, weights=OURS, rate=8.0, window=8, files=("",), parameters=698_649, gmac=0.174,
         about="the same architecture, small: trained from scratch in the run, on its own corpus",
     ),
-    replace(_VISAGE, size="S", parameters=87_504_905, gmac=70.7),
-    replace(_VISAGE, size="B", parameters=166_282_889, gmac=129),
-    replace(_VISAGE, size="L", parameters=418_702_729, gmac=325),
+    replace(_VISAGE, size="S", parameters=87_504_905, gmac=49.3),
+    replace(_VISAGE, size="B", parameters=166_282_889, gmac=108),
+    replace(_VISAGE, size="L", parameters=418_702_729, gmac=304),
     replace(
-        _VISAGE, size="1B", weights="Apache-2.0", parameters=1_202_207_753, gmac=863,
+        _VISAGE, size="1B", weights="Apache-2.0", parameters=1_202_207_753, gmac=841,
         page="https://huggingface.co/OpenGVLab/InternVideo2-CLIP-1B-224p-f8 (trunk)",
     ),
     replace(
-        _VISAGE, size="6B", weights="Apache-2.0", parameters=6_312_387_849, gmac=3903,
+        _VISAGE, size="6B", weights="Apache-2.0", parameters=6_312_387_849, gmac=3881,
         page="https://github.com/iLearn-Lab/CVPRW26-ViSAGE (experts), "
         "https://huggingface.co/OpenGVLab/InternVideo2-Stage2_6B-224p-f4 (trunk)",
     ),
