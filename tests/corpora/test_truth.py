@@ -91,6 +91,7 @@ REFUSED = {
     "jpeg": (encoded(255 * BINARY, ".jpg"), "is a JPEG, whose compression marks pixels around every fixation"),
     "former jpeg": (encoded(cv2.imdecode(np.frombuffer(encoded(255 * BINARY, ".jpg"), np.uint8), 0)), "is in shades of grey"),
     "small density": (encoded((255 * blur(BINARY, 1) / blur(BINARY, 1).max()).astype(np.uint8)), "is in shades of grey"),
+    "truncated": (encoded(BINARY)[:-9], "is truncated; restore it"),
     "of another size": (encoded(BINARY[:, :70]), "is 70x48 px, its video 80x48; they must agree"),
 }
 

@@ -104,9 +104,9 @@ def check_size(path: Path, size: tuple[int, ...], expected: tuple[int, int], oth
 
 
 def check_sizes(folder: Path, names: Sequence[str], expected: tuple[int, int], other: str = "its video") -> None:
-    """Raises UsageError for a file in `folder` whose header states another size."""
+    """Raises UsageError for a file in `folder` that is truncated, or whose header states another size."""
     for name in names:
-        check_size(folder / name, size_of(folder / name), expected, other)
+        check_size(folder / name, size_of(folder / name, whole=True), expected, other)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
