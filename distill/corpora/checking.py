@@ -24,6 +24,7 @@ UNANNOTATED = "frames without annotation"
 WITHOUT_FRAME = "annotations without a frame"
 ODD_MAPS = "density maps too few or too many"
 REBUILT = "density maps that are constant, saturated or inverted, rebuilt from the fixations"
+UNUSABLE = "clips of whose gaze nothing is usable, not scored"
 EMPTY = "fixation maps without a fixation"
 MANY = "frames with more than 1,000 fixated pixels"
 MOST_POINTS = 1000
@@ -90,8 +91,9 @@ def _annotated(clip: Clip) -> tuple[int, dict[str, int]]:
                 images.check_sizes(folder, names, (clip.height, clip.width))
         return len(names), {}
     fixations = clip_fixations(clip)
-    annotated = fixations.frames if len(fixations.frame) or clip.annotation == "json" else 0
-    return annotated, dict(fixations.dropped)
+    if len(fixations.frame) or clip.annotation == "json":
+        return fixations.frames, dict(fixations.dropped)
+    return 0, fixations.dropped | ({UNUSABLE: 1} if fixations.dropped else {})
 
 
 def _with_maps(clip: Clip, annotated: int) -> Clip:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.corpora.checking import EMPTY, MANY, ODD_MAPS, REBUILT, UNANNOTATED, WITHOUT_FRAME, check, license_of
+from distill.corpora.checking import EMPTY, MANY, ODD_MAPS, REBUILT, UNANNOTATED, UNUSABLE, WITHOUT_FRAME, check, license_of
 from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip, first_few
 from distill.corpora.gaze import FULL, GREY, JPEG
 from distill.corpora.layouts import CORPORA
@@ -24,7 +24,7 @@ Roots = str | Path | Sequence[str | Path]
 Track = Callable[[Iterable[Clip | None], str, int], Iterable[Clip | None]]
 
 SHOWN_CLIPS = 8  # in a note about dropped points
-EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS, REBUILT, EMPTY, MANY, FULL, GREY, JPEG, UNDECODED, REPAIRED)
+EVERY_CLIP = (UNANNOTATED, WITHOUT_FRAME, ODD_MAPS, REBUILT, EMPTY, MANY, FULL, GREY, JPEG, UNDECODED, REPAIRED, UNUSABLE)
 """Kinds of which a note names all clips, for the user must look at each; points of other kinds were dropped."""
 
 

@@ -19,6 +19,17 @@ def frames_to_score(clip: Clip, stride: int) -> range:
     return range(0, min(clip.frames, clip.annotated_frames), stride)
 
 
+def check_scorable(clips: Sequence[Clip], stride: int) -> None:
+    """Raises UsageError where none of the frames that would be scored has a fixation; reads up to the first that has."""
+    points = (fixation_points(clip, index) for clip in clips for index in frames_to_score(clip, stride))
+    if not any(p is not None and len(p.rows) for p in points):
+        some = f"{clips[0].id}{f' and {len(clips) - 1} more' if clips[1:] else ''}"
+        raise UsageError(
+            f"none of the frames to score, one in {stride} of the held-out clips {some}, has fixations; lower eval.stride, or hold "
+            "out others with corpus.val_clips"
+        )
+
+
 def read_fixations(clip: Clip, stride: int, stop: Callable[[], bool]) -> dict[int, Points]:
     """The fixations of `frames_to_score`, by frame; a frame without fixations has empty Points, one whose fixation map cannot be
     used is left out. Raises UsageError for a fixation outside the frame, Interrupted once `stop` returns True."""

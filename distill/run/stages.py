@@ -19,6 +19,7 @@ from distill.corpora import SIGMA, Clip, Corpus, open_corpus, split, synthetic
 from distill.corpora.clips import counted
 from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
+from distill.evaluation.fixations import check_scorable
 from distill.export import ExportRefused
 from distill.export.student import Verified, export_student
 from distill.labels import building, members
@@ -123,6 +124,8 @@ def _corpus(context: Context) -> Done:
     groups = Path(options.groups) if options.groups else None
     corpus = split(corpus, options.val, options.val_clips, groups, official=options.split == "official")
     attributions(context.recipe, corpus)  # refuses a clip without a line, before any work on it
+    for clips in _held_out(corpus).values():
+        check_scorable(clips, context.recipe.eval.stride)
     write_json(run / "corpus.json", corpus.to_dict())
     total = sum(clip.frames for clip in corpus.clips)
     annotated = sum(clip.annotated_frames > 0 for clip in corpus.clips)
@@ -255,13 +258,10 @@ def _eval(context: Context) -> Done:
         context.narrator.say("eval: no held-out clip has fixations; nothing to score")
         write_json(run / "metrics.json", {"schema": 2, "predictors": {}, "clips": {}, "caveats": warnings})
         return ["metrics.json"], {}
-    clips_of_part: dict[str, list[Clip]] = {}
-    for clip in corpus.select(corpus.val):
-        clips_of_part.setdefault(clip.corpus, []).append(clip)
     name, options, references = recipe.run.name, recipe.eval, _references(context, corpus)
     models = {"step": run / "export" / f"{name}_step.onnx", "image": run / "export" / f"{name}.onnx"}
     how = (options.stride, options.threads, context.narrator, options.protocol, options.baselines)
-    result = statistics.merge({part: evaluate(models, references, clips, *how) for part, clips in clips_of_part.items()})
+    result = statistics.merge({part: evaluate(models, references, clips, *how) for part, clips in _held_out(corpus).items()})
     result["caveats"] = warnings
     write_json(run / "metrics.json", result)
     origin, _ = context.provenance()
@@ -269,6 +269,14 @@ def _eval(context: Context) -> Done:
     write_package(run / "export", origin, parity, result, warnings, context.notes)
     _say_scores(context.narrator, result)
     return ["metrics.json"], {"frames_scored": result["frames_scored"]}
+
+
+def _held_out(corpus: Corpus) -> dict[str, list[Clip]]:
+    """The held-out clips of each part of the corpus that has some."""
+    of_part: dict[str, list[Clip]] = {}
+    for clip in corpus.select(corpus.val):
+        of_part.setdefault(clip.corpus, []).append(clip)
+    return of_part
 
 
 def _references(context: Context, corpus: Corpus) -> dict[str, Reference]:

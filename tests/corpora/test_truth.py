@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from distill.corpora import density_map, fixation_points, open_corpus
-from distill.corpora.checking import EMPTY, MANY, REBUILT, SAMPLED
+from distill.corpora.checking import EMPTY, MANY, REBUILT, SAMPLED, UNUSABLE
 from distill.corpora.gaze import FULL, GREY, SIGMA, blur, stored_density
 from distill.evaluation.evaluate import evaluate
+from distill.evaluation.fixations import check_scorable
 from distill.run.errors import UsageError
 from distill.tools.inspect_corpus import describe_corpus
 from tests.corpora import writers
-from tests.helpers import image_model, make_clip
+from tests.helpers import gaze_corpus, image_model, make_clip
 
 SIZE = (48, 80)
 PLACES = {(10, 12), (24, 40), (40, 70)}
@@ -216,3 +217,23 @@ def test_a_video_of_density_maps_is_tested_too(tmp_path):
     assert {clip.id: clip.troubles for clip in clips} == {"0001": {}, "0002": {REBUILT: 6}, "0003": {}}
     fixated = np.zeros(writers.SIZE, np.float32)
     assert np.array_equal(density_map(clips[1], 2, fixated), fixated) and stored_density(clips[0], 2).max() > 0.9
+
+
+def test_a_clip_of_whose_gaze_nothing_is_usable_is_named_and_not_scored(tmp_path):
+    root = gaze_corpus(tmp_path, images=3)
+    table = (root / "fixations.csv").read_text(encoding="utf-8").splitlines()
+    lost = ["i1,900.0,900.0,0" if line.startswith("i1,") else line for line in table]
+    (root / "fixations.csv").write_text("\n".join(lost) + "\n", encoding="utf-8")
+    opened = open_corpus("gaze-table", root)
+    assert opened["i1"].annotated_frames == 0 and opened["i1"].troubles[UNUSABLE] == 1
+    assert opened["i0"].troubles == {} and f"{UNUSABLE}: 1, in 1 clip (i1: 1)" in opened.notes
+
+
+def test_held_out_clips_without_a_fixation_in_a_scored_frame_are_refused_early(tmp_path):
+    corpus(tmp_path, encoded(0 * BINARY))
+    change(tmp_path, 2, encoded(BINARY))
+    change(tmp_path, 3, encoded(BINARY), number=2)
+    clips = open_corpus("dhf1k", tmp_path).clips
+    check_scorable(clips, 2)  # frame 2 of the first
+    with pytest.raises(UsageError, match=r"one in 5 of the held-out clips 001 and 1 more, has fixations; lower eval\.stride"):
+        check_scorable(clips, 5)
