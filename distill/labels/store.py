@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.run.errors import UsageError
-from distill.run.files import ArrayFile, read_json, write_array, write_json
+from distill.run.files import ArrayFile, map_array, read_json, write_array, write_json
 
 
 class LabelStore:
@@ -71,10 +71,10 @@ class LabelStore:
         path = file.path
         again = "remove it and run `distill label`"
         try:
-            logits = np.load(path, mmap_mode="r")
+            logits = map_array(path)
         except FileNotFoundError:
             raise UsageError(f"{path} is missing; run `distill label` to make it") from None
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UsageError(f"{path} is damaged ({error}); {again}") from None
         if logits.ndim != 3 or len(logits) != frames:
             raise UsageError(f"{path} holds labels of shape {logits.shape}, the clip has {frames} frames; {again}")

@@ -127,6 +127,16 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
+def map_array(path: Path) -> np.memmap:
+    """A .npy file as an array that is read where it is used. Raises ValueError for any other content, OSError without a file."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses the header as Python: tokenize.TokenError, SyntaxError, TypeError ...
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
 @dataclass(frozen=True)
 class ArrayFile:
     """A .npy file that is open only while it is read: a corpus has more files than a process may keep open. Indexing returns
@@ -136,7 +146,7 @@ class ArrayFile:
 
     @cached_property
     def _layout(self) -> dict[str, Any]:
-        array: np.memmap = np.load(self.path, mmap_mode="r")
+        array = map_array(self.path)
         order: Any = "F" if array.flags.fnc else "C"
         return {"dtype": array.dtype, "shape": array.shape, "offset": array.offset, "order": order}
 
@@ -156,8 +166,8 @@ class ArrayFile:
     def is_whole(self, length: int | None = None) -> bool:
         """Whether the file exists, is as long as its header says, and the array has `length` entries, where it is given."""
         try:
-            array = np.lib.format.open_memmap(self.path, mode="r")
-        except (OSError, ValueError, EOFError):
+            array = map_array(self.path)
+        except (OSError, ValueError):
             return False
         return self.path.stat().st_size == array.offset + array.nbytes and length in (None, len(array) if array.ndim else None)
 

@@ -134,3 +134,19 @@ def test_missing_or_damaged_json_is_a_one_line_error(tmp_path):
 def test_fingerprints_depend_on_values_alone():
     assert files.fingerprint({"a": 1, "b": 2}) == files.fingerprint({"b": 2, "a": 1})
     assert files.fingerprint({"a": 1}) != files.fingerprint({"a": 2}) and len(files.fingerprint()) == 16
+
+
+def test_an_array_file_is_whole_or_damaged_and_never_an_error(tmp_path):
+    file = files.ArrayFile(tmp_path / "a.npy")
+    assert not file.is_whole()
+    np.save(file.path, np.zeros((4, 3), np.float16))
+    whole, rng = file.path.read_bytes(), np.random.default_rng(0)
+    assert file.is_whole() and file.is_whole(4) and not file.is_whole(3)
+    for _ in range(300):
+        damaged = bytearray(whole[: rng.integers(len(whole) + 1)] if rng.random() < 0.3 else whole)
+        for place in rng.integers(0, 128, 3) if len(damaged) >= 128 else ():
+            damaged[place] = rng.integers(256)
+        file.path.write_bytes(damaged)
+        assert isinstance(file.is_whole(4), bool)
+    np.save(file.path, np.zeros((0, 3), np.int32))
+    assert file.is_whole() and file.is_whole(0)
