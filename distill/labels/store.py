@@ -51,7 +51,8 @@ class LabelStore:
 
     def holds(self, clip_id: str, frames: int) -> bool:
         """Whether a clip has labels for this many frames in a file that is whole; the labels themselves are not read."""
-        return self._file(clip_id).is_whole(frames)
+        file = self._file(clip_id)
+        return file.is_whole(frames) and file[:0].ndim == 3 and file[:0].dtype == np.float16
 
     def _file(self, clip_id: str) -> ArrayFile:
         return ArrayFile(self.path / f"{clip_id}.npy")
@@ -76,8 +77,9 @@ class LabelStore:
             raise UsageError(f"{path} is missing; run `distill label` to make it") from None
         except (ValueError, OSError) as error:
             raise UsageError(f"{path} is damaged ({error}); {again}") from None
-        if logits.ndim != 3 or len(logits) != frames:
-            raise UsageError(f"{path} holds labels of shape {logits.shape}, the clip has {frames} frames; {again}")
+        if logits.ndim != 3 or len(logits) != frames or logits.dtype.kind != "f":
+            what = f"{logits.dtype} labels of shape {logits.shape}"
+            raise UsageError(f"{path} holds {what}, the clip has {frames} frames; {again}")
         if frame := _not_finite(logits):
             raise UsageError(f"{path} holds NaN or infinity at frame {frame} of clip {clip_id}; {again}")
         return file

@@ -1,5 +1,6 @@
 """Facts about a run directory, a soft-label store or an ONNX file. `inspect_corpus` describes a corpus."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import onnx
 from distill.opallowlist import check
 from distill.run.directory import MANIFEST
 from distill.run.errors import UsageError
-from distill.run.files import read_json
+from distill.run.files import map_array, read_json
 
 STORE = "store.json"
 
@@ -55,15 +56,13 @@ def _describe_store(path: Path) -> dict[str, Any]:
     files = sorted(path.glob("*.npy"))
     shapes, broken, frames = Counter[str](), list[str](), 0
     for file in files:
-        try:
-            logits = np.load(file, mmap_mode="r")
-        except ValueError:
-            broken.append(file.name)
-            continue
-        frames += len(logits)
-        shapes[f"{logits.shape[1]}x{logits.shape[2]} {logits.dtype}"] += 1
-        if not np.isfinite(logits).all():
-            broken.append(file.name)
+        with contextlib.suppress(ValueError):
+            logits = map_array(file)
+            if logits.ndim == 3 and logits.dtype.kind == "f" and np.isfinite(logits).all():
+                frames += len(logits)
+                shapes[f"{logits.shape[1]}x{logits.shape[2]} {logits.dtype}"] += 1
+                continue
+        broken.append(file.name)
     return {
         "kind": "soft-label store", "teacher": teacher["name"], "source": teacher["source"], "fingerprint": teacher["fingerprint"],
         "clips": len(files), "frames": frames, "maps": dict(shapes), "megabytes": round(sum(f.stat().st_size for f in files) / 1e6, 1),

@@ -5,6 +5,7 @@ from distill.labels.store import LabelStore
 from distill.run.errors import UsageError
 from distill.run.files import ArrayFile
 from distill.teachers.maps import MapsTeacher
+from distill.tools.inspect_files import describe
 
 ME = {"name": "me", "fingerprint": "a" * 16, "source": "test", "license": "x"}
 OTHER = {**ME, "name": "other", "fingerprint": "b" * 16}
@@ -70,9 +71,23 @@ def test_only_whole_labels_of_every_frame_count_as_labelled(tmp_path):
     store.write("001", logits())
     path, whole = tmp_path / "001.npy", (tmp_path / "001.npy").read_bytes()
     assert store.holds("001", 5) and not store.holds("001", 6) and not store.holds("002", 5)
-    for damaged in (b"", whole[:4], whole[:90], whole[:-1], whole + b"x", b"PK" + whole[2:], whole.replace(b"(5,", b"(9,")):
+    for damaged in (
+        b"",
+        whole[:4],
+        whole[:90],
+        whole[:-1],
+        whole + b"x",
+        b"PK" + whole[2:],
+        whole.replace(b"(5,", b"(9,"),
+        whole.replace(b"<f2", b"<i2"),
+    ):
         path.write_bytes(damaged)
         assert not store.holds("001", 5)
+    with pytest.raises(UsageError, match=r"holds int16 labels of shape \(5, 6, 8\), the clip has 5 frames"):
+        store.read("001", 5)
+    (tmp_path / "002.npy").write_bytes(b"")
+    facts = describe(tmp_path)
+    assert facts["broken or NaN"] == ["001.npy", "002.npy"] and facts["clips"] == 2
 
 
 def write_npz(folder, name="001", frames=5, peak=0.5):
