@@ -200,6 +200,13 @@ def test_density_of_16_bits_keeps_its_small_values(tmp_path):
     assert stored_density(clip, 2).dtype == np.float32
 
 
+@pytest.mark.parametrize("colour", [0, 255])
+def test_density_may_be_drawn_in_alpha(tmp_path, colour):
+    plain = np.full_like(DENSITY, colour)
+    clip = open_corpus("dhf1k", corpus(tmp_path, encoded(BINARY), channels(plain, plain, plain, DENSITY))).clips[0]
+    assert clip.troubles == {} and np.allclose(density_map(clip, 0, BINARY) * 255, DENSITY)
+
+
 def test_frames_that_cannot_be_scored_are_counted(tmp_path, narrator):
     corpus(tmp_path, encoded(BINARY))
     clips = open_corpus("dhf1k", tmp_path).clips

@@ -133,8 +133,8 @@ def read_rgb(path: Path) -> np.ndarray:
 def read_map(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
     """An image of (height, width) `size` as one channel `[H,W]`, in its stored type: 8 bits are not made of 16, nor grey of colour.
 
-    A pixel's value is that of its largest channel, 0 where it is transparent. Where nothing visible remains, as in an image
-    that is drawn in its alpha channel only, it is the alpha. Raises UsageError, with `way_out`, if it is no such image.
+    A pixel's value is that of its largest channel, 0 where it is transparent; in an image that is drawn in its alpha channel
+    only, in one colour or with nothing visible but black, it is the alpha. Raises UsageError, with `way_out`, if it is no such image.
     """
     image = _decode(path, cv2.IMREAD_UNCHANGED, way_out)  # palettes are expanded
     check_size(path, image.shape[:2], size)
@@ -145,7 +145,8 @@ def read_map(path: Path, size: tuple[int, int], way_out: str) -> np.ndarray:
         return values
     alpha = image[..., 3]
     visible = np.where(alpha > 0, values, 0)
-    return visible if visible.any() or alpha.min() == alpha.max() else alpha
+    only_alpha = alpha.min() < alpha.max() and (values.min() == values.max() or not visible.any())
+    return alpha if only_alpha else visible
 
 
 def is_jpeg(path: Path) -> bool:
