@@ -165,10 +165,14 @@ def stated_end(container: Any, video: Any) -> tuple[int | None, float] | None:
 
 def _rgb(scaler: VideoReformatter, frame: Any, turn: Orientation) -> np.ndarray:
     """The frame upright, uint8 RGB `[H,W,3]`."""
-    picture = scaler.reformat(frame, format="bgr24", interpolation="BICUBIC")
+    # More than 8 bits are rounded otherwise on the way to RGB than to BGR, to which OpenCV converts.
+    deep = frame.format.components[0].bits > 8
+    picture = scaler.reformat(frame, format="bgr24" if deep else "rgb24", interpolation="BICUBIC", threads=1)
     plane: Any = picture.planes[0]
-    bgr = np.ndarray((picture.height, picture.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
-    return cv2.cvtColor(np.ascontiguousarray(turn.upright(bgr)) if any(turn) else bgr, cv2.COLOR_BGR2RGB)
+    pixels = np.ndarray((picture.height, picture.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+    if deep:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return np.ascontiguousarray(turn.upright(pixels))  # a copy only where that is needed
 
 
 def write(path: Path, fps: float, size: Sequence[int], frames: Iterable[np.ndarray], times: Sequence[float]) -> int:
