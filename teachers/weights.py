@@ -63,7 +63,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is a truncated or damaged safetensors file ({_line(error)}); fetch it again") from None
         return _tensors(path, content)
-    if kind == "archive" and not zipfile.is_zipfile(path):
+    if kind == "archive" and not _has_its_end(path):
         raise ValueError(f"{path} is truncated: the archive's end is missing; fetch it again")
     try:
         with torch.serialization.safe_globals(SETTINGS), warnings.catch_warnings():
@@ -81,6 +81,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         reason = f"{type(error).__name__}: {_line(error)}"
         raise ValueError(f"{path} is truncated, damaged or not a torch file ({reason}); fetch it again") from error
     return _tensors(path, content)
+
+
+def _has_its_end(archive: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(archive)
+    except zipfile.BadZipFile:  # an end that makes no sense
+        return False
 
 
 def _kind(path: Path) -> str:

@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -28,12 +29,21 @@ def main() -> None:
     # Before torch loads its OpenMP: threads that spin while they wait cost a training step 3 to 20 times its time
     # on a machine where anything else runs, and gain nothing measurable where nothing does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "--debug" not in sys.argv:  # OpenCV and its FFmpeg print names as they are, and we report what fails
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    warnings.showwarning = _warn
     streams.take_over()
     code = run_command(sys.argv[1:])
     if code != 130 and (problem := streams.lost_output()):
         print(f"distill: {problem}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """A library's warning, on one line."""
+    print(f"{category.__name__}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -45,6 +55,8 @@ def run_command(arguments: Sequence[str]) -> int:
             raise KeyboardInterrupt
         return int(code)
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):  # so typer hides one
+            error = error.__cause__
         if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
             print(printable_lines("".join(traceback.format_exception(error))), file=sys.stderr)
         message, code = describe_error(error)

@@ -16,7 +16,7 @@ from distill.opallowlist.foreign import toml_text
 from distill.recipe.files import load_recipe, to_toml
 from distill.recipe.keys import PROTOCOLS, Recipe
 from distill.run import extras, parallel
-from distill.run.directory import RunDir
+from distill.run.directory import RunDir, is_run
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import read_json
 
@@ -65,10 +65,10 @@ def resolve(recipe: Path | None, corpus: str | None, options: RunOptions) -> tup
     """The recipe that the options describe, and the run directory. A run directory means the recipe in it."""
     out = options.out
     if recipe is not None and recipe.is_dir():
-        if not (recipe / "manifest.json").exists():
+        if not is_run(recipe):
             raise UsageError(f"{recipe} is a folder and no run; did you mean {recipe / 'recipe.toml'}?")
         recipe = recipe / "recipe.toml"
-    if recipe is not None and (recipe.parent / "manifest.json").exists():
+    if recipe is not None and is_run(recipe.parent):
         out = out or recipe.parent  # a run's own recipe continues that run
     given = {
         "corpus.name": corpus, "corpus.root": options.root, "teacher.name": options.teacher, "teacher.maps": options.maps,
@@ -102,6 +102,10 @@ def _run_until(
     try:
         with RunDir.create(path, resolved, options.force) as directory:
             narrator.say(f"run: {path}")
+            if not directory.manifest["stages"] and "rebuilt" in directory.manifest:
+                narrator.say(
+                    "run: manifest.json was lost or damaged: all stages are done again, from the files that stand there"
+                )
             for file in fetched_files(resolved.teacher):
                 narrator.say(f"teacher: {file}, fetched, SHA-256 checked")
             engine.carry_out(directory, resolved, narrator, stage)

@@ -52,7 +52,7 @@ def attribute(table: Path, files: Mapping[str, str]) -> dict[str, Attribution]:
 
 def _read(table: Path) -> list[Attribution]:
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"corpus.attribution {table} cannot be read: {error}") from None

@@ -79,9 +79,9 @@ def _read_groups(path: Path, corpus: Corpus) -> dict[str, str]:
         for name in {clip.id, clip.name}:
             ids_of.setdefault(name, []).append(clip.id)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"corpus.groups {path} cannot be read: {error}") from None
     groups: dict[str, str] = {}
     for number, row in enumerate(rows, 1):

@@ -29,7 +29,7 @@ from distill.labels.calibration import BOUND, IDENTITY, Calibration, blurred
 from distill.labels.labelling import LabelsOf, looked_up_in
 from distill.labels.store import StoredLabels
 from distill.run.errors import UsageError
-from distill.run.files import read_json, write_json
+from distill.run.files import value_in, write_json
 from distill.run.progress import Narrator
 from distill.training.losses import frame_losses
 
@@ -86,7 +86,7 @@ def calibrate_run(path: Path, target: Path, narrator: Narrator) -> Fit:
     """
     if not (path / "corpus.json").is_file() or not (path / "labels" / "store.json").is_file():
         raise UsageError(f"{path} is not a run with labels; make it one with `distill label --out {path}`")
-    corpus, labels = Corpus.from_dict(read_json(path / "corpus.json")), StoredLabels(path / "labels")
+    corpus, labels = value_in(path / "corpus.json", Corpus.from_dict), StoredLabels(path / "labels")
     if "parts" in labels.store.teacher:
         raise UsageError(f"the labels in {path} are of several teachers; calibrate a run without teacher.parts")
     if "calibration" in labels.store.teacher:

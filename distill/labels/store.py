@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.run.errors import UsageError
-from distill.run.files import ArrayFile, map_array, read_json, write_array, write_json
+from distill.run.files import ArrayFile, map_array, value_in, write_array, write_json
 
 
 class LabelStore:
@@ -44,7 +44,15 @@ class LabelStore:
     @classmethod
     def open(cls, path: Path) -> Self:
         """An existing store. Raises UsageError where `store.json` is missing or damaged."""
-        return cls(path, read_json(path / "store.json")["teacher"])
+
+        def teacher(value: Any) -> dict[str, Any]:
+            return {
+                "name": str(value["teacher"]["name"]),
+                "fingerprint": str(value["teacher"]["fingerprint"]),
+                **value["teacher"],
+            }
+
+        return cls(path, value_in(path / "store.json", teacher))
 
     def __contains__(self, clip_id: str) -> bool:
         return (self.path / f"{clip_id}.npy").exists()

@@ -86,7 +86,8 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
             values = _smooth([1 - x[name] for x in seen])
             middle.plot([x["step"] for x in seen], values, color=COLOURS[colour], lw=1.4, label=label)
     middle.set_title("CC on training batches")
-    middle.legend(frameon=False, fontsize=8)
+    if middle.lines:
+        middle.legend(frameon=False, fontsize=8)
     if validation and "nss" in validation[0]:
         other = right.twinx()
         for axis, name, colour in ((right, "nss", COLOURS["step"]), (other, "cc", COLOURS["image"])):
@@ -106,6 +107,8 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
 
 def _smooth(values: Sequence[float], share: float = 0.05) -> np.ndarray:
     """A moving average over `share` of the values."""
+    if not len(values):  # the log was lost
+        return np.zeros(0)
     window = max(1, int(len(values) * share))
     padded = np.pad(values, (window - 1, 0), mode="edge")
     return np.convolve(padded, np.ones(window) / window, "valid")

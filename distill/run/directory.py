@@ -6,7 +6,9 @@
     metrics.jsonl    one line per logged training step and validation
     labels/  frames/  checkpoints/  export/  metrics.json  report.html
 
-Every file gets its name only when it is complete (`files.atomic`). One process or one torchrun job at a time works in a run
+Every file gets its name only when it is complete (`files.atomic`). A run whose manifest was lost or damaged is known by its other
+files: it is continued with an empty manifest, so that every stage is done again from what stands there (frames, labels of the
+same teacher, unfinished trainings). One process or one torchrun job at a time works in a run
 directory; in a job, rank 0 alone writes the manifest.
 """
 
@@ -26,7 +28,7 @@ from distill.recipe.files import differences, load_recipe, to_toml
 from distill.recipe.keys import Recipe
 from distill.run import changes
 from distill.run.errors import UsageError
-from distill.run.files import is_temporary, read_json, write_bytes, write_json
+from distill.run.files import is_temporary, write_bytes, write_json
 from distill.run.parallel import rank
 from distill.run.progress import Narrator
 
@@ -55,12 +57,18 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
     """The manifest of the run in the directory `path`; None where there is none, or where `force` will replace it. Raises
     UsageError where the directory holds other files, or a run of a newer version or of another recipe."""
     _refuse_other_files(path)
-    if force or not (path / MANIFEST).exists():
+    if force or not is_run(path):
         return None
-    manifest = read_json(path / MANIFEST)
+    manifest = _intact(path) or {
+        "schema": SCHEMA,
+        "created": _now(),
+        "rebuilt": _now(),
+        "environment": environment(),
+        "stages": {},
+    }
     if manifest["schema"] > SCHEMA:
         raise UsageError(f"a newer version of saliency-distill made the run in {path}; use that version")
-    if set(manifest["stages"]) <= {"preflight"}:
+    if "rebuilt" not in manifest and set(manifest["stages"]) <= {"preflight"}:
         return manifest  # nothing depends on its recipe yet
     if changed := differences(load_recipe(path / "recipe.toml"), recipe):
         shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -80,13 +88,37 @@ def _changed(path: Path, outputs: Mapping[str, Any]) -> Iterator[str]:
     return (name for name, record in outputs.items() if changes.has_changed(path / name, record))
 
 
+def is_run(path: Path) -> bool:
+    """Whether a directory holds a run, be it one whose manifest was lost or damaged."""
+    return _intact(path) is not None or _has_lost_its_manifest(path)
+
+
+def _intact(path: Path) -> dict[str, Any] | None:
+    """The manifest; None where it is missing, damaged or somebody else's."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        match json.loads((path / MANIFEST).read_text(encoding="utf-8")):
+            case {"schema": int(), "created": str(), "stages": dict(stages)} as manifest if all(
+                map(_is_stage, stages.values())
+            ):
+                return manifest
+    return None
+
+
+def _is_stage(done: Any) -> bool:
+    match done:
+        case {"fingerprint": str(), "outputs": dict(), "seconds": int() | float()}:
+            return True
+    return False
+
+
+def _has_lost_its_manifest(path: Path) -> bool:
+    names = {entry.name for entry in path.iterdir() if not is_temporary(entry.name)} if path.is_dir() else set()
+    return names <= {*OURS, MANIFEST, ".lock"} and {"recipe.toml"} < names - {".lock"}
+
+
 def _refuse_other_files(path: Path) -> None:
-    if all(entry.name == ".lock" or is_temporary(entry.name) for entry in path.iterdir()):
+    if is_run(path) or all(entry.name == ".lock" or is_temporary(entry.name) for entry in path.iterdir()):
         return
-    with contextlib.suppress(OSError, UnicodeDecodeError, json.JSONDecodeError):
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and {"schema", "created", "stages"} <= set(manifest):
-            return
     raise UsageError(f"--out {path} is not empty and holds no run; choose another directory (--force replaces runs only)")
 
 
@@ -140,13 +172,16 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
         for path in self.path.rglob(".*.tmp*"):
             if is_temporary(path.name):  # left by a process that was killed
                 path.unlink(missing_ok=True)
-        if force and (self / MANIFEST).exists():
+        if force and is_run(self.path):
             for name in OURS:
                 target = self / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            (self / MANIFEST).unlink()  # last: as long as it exists, the directory is known as a run
+            (self / MANIFEST).unlink(missing_ok=True)  # last: as long as it exists, the directory is known as a run
         if manifest := read_manifest(self.path, self.recipe):
             self.manifest = manifest
+            if "rebuilt" in manifest:
+                self._save()
+                return
             if not self._is_fresh():
                 return
         else:

@@ -15,17 +15,18 @@ import platform
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from distill.opallowlist.foreign import json_text
 from distill.run.errors import UsageError
 
+T = TypeVar("T")
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # a folder may be shared, and a process of another machine may be alive
 TEMPORARY = re.compile(r"\..+\.(\d+)(?:-([0-9a-f]{8}))?\.tmp(\.[^.]*)?")
 
@@ -146,14 +147,18 @@ class ArrayFile:
 
     @cached_property
     def _layout(self) -> dict[str, Any]:
-        array = map_array(self.path)
+        try:
+            array = map_array(self.path)
+        except ValueError as error:
+            raise UsageError(f"{self.path} is damaged ({error}); remove it and run the command again") from None
         order: Any = "F" if array.flags.fnc else "C"
         return {"dtype": array.dtype, "shape": array.shape, "offset": array.offset, "order": order}
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        layout = self._layout
         with self.path.open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # np.memmap does the same in four times the time
-        part = np.ndarray(buffer=memory, **self._layout)[index]
+        part = np.ndarray(buffer=memory, **layout)[index]
         return part if part.base is None else np.array(part)
 
     @property
@@ -183,8 +188,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing; run the command again to make it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}; remove it and run the command again") from None
+
+
+def value_in(path: Path, build: Callable[[Any], T]) -> T:
+    """What `build` makes of the value in a JSON file. Raises UsageError as `read_json`, and where the value is not as expected."""
+    value = read_json(path)
+    try:
+        return build(value)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({one_line(error)}); remove it and run the command again") from None
+
+
+def one_line(error: Exception) -> str:
+    """The kind and the message of an exception."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def fingerprint(*parts: Any) -> str:

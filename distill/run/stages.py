@@ -34,7 +34,7 @@ from distill.run import device
 from distill.run.collectives import process_group
 from distill.run.directory import RunDir
 from distill.run.errors import GateFailed, Interrupted, UsageError
-from distill.run.files import ArrayFile, read_json, write_json, write_together
+from distill.run.files import ArrayFile, read_json, value_in, write_json, write_together
 from distill.run.parallel import job
 from distill.run.progress import Narrator
 from distill.students.tiny_unet import TinyUNet, parameter_count
@@ -57,7 +57,7 @@ class Context:
     @property
     def corpus(self) -> Corpus:
         """The corpus as the stage `corpus` left it."""
-        return Corpus.from_dict(read_json(self.run / "corpus.json"))
+        return value_in(self.run / "corpus.json", Corpus.from_dict)
 
     @property
     def labels(self) -> LabelStore:

@@ -11,7 +11,7 @@ import onnx
 from distill.opallowlist import check
 from distill.run.directory import MANIFEST
 from distill.run.errors import UsageError
-from distill.run.files import map_array, read_json
+from distill.run.files import map_array, value_in
 
 STORE = "store.json"
 
@@ -42,17 +42,20 @@ def corpus_in(path: Path) -> str | None:
 
 
 def _describe_run(path: Path) -> dict[str, Any]:
-    manifest = read_json(path / MANIFEST)
-    facts = {"kind": "run", "created": manifest["created"], "device": manifest.get("device", "not chosen yet")}
-    facts |= {name: f"done in {stage['seconds']} s" for name, stage in manifest["stages"].items()}
-    if (path / "metrics.json").exists():
-        for name, scores in read_json(path / "metrics.json")["predictors"].items():
-            facts[f"score: {name}"] = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
-    return facts
+    def of_manifest(manifest: Any) -> dict[str, str]:
+        facts = {"kind": "run", "created": manifest["created"], "device": manifest.get("device", "not chosen yet")}
+        return facts | {name: f"done in {stage['seconds']} s" for name, stage in manifest["stages"].items()}
+
+    def of_metrics(metrics: Any) -> dict[str, str]:
+        predictors = metrics["predictors"].items()
+        return {f"score: {name}": ", ".join(f"{k} {v:.3f}" for k, v in scores.items()) for name, scores in predictors}
+
+    facts = value_in(path / MANIFEST, of_manifest)
+    return facts | (value_in(path / "metrics.json", of_metrics) if (path / "metrics.json").exists() else {})
 
 
 def _describe_store(path: Path) -> dict[str, Any]:
-    teacher = read_json(path / STORE)["teacher"]
+    teacher = value_in(path / STORE, lambda store: {name: store["teacher"][name] for name in ("name", "source", "fingerprint")})
     files = sorted(path.glob("*.npy"))
     shapes, broken, frames = Counter[str](), list[str](), 0
     for file in files:

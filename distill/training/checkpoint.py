@@ -5,7 +5,6 @@ later stages read (best.pt, visage.pt, unisal.pt) have no such key and are the s
 """
 
 import io
-import pickle
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,8 +35,8 @@ def load(path: Path, device: torch.device | str = "cpu", mapped: bool = False) -
         values = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing; run the command again to make it") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # torch raises a dozen kinds of them for damaged files, OSError and AssertionError among them
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
         raise UsageError(f"{path} is not a checkpoint ({reason}); remove it and run the command again") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} is not one of our checkpoints; remove it and run the command again")

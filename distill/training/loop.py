@@ -317,12 +317,13 @@ def append(log: Path | None, **line: Any) -> None:
 
 
 def repair(log: Path, step: int) -> None:
-    """Drops the lines of steps after `step`, which will be repeated, and a line that a kill cut short."""
+    """Drops the lines of steps after `step`, which will be repeated, and a line that a kill cut short or that is damaged."""
     lines = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
         with suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= step:
-                lines.append(f"{line}\n")
+            match json.loads(line):
+                case {"step": int(done)} if done <= step:
+                    lines.append(f"{line}\n")
     write_bytes(log, "".join(lines).encode())
 
 

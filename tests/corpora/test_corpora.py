@@ -120,6 +120,16 @@ def six_clips(root):
     return open_corpus("dhf1k", root)
 
 
+def test_damaged_groups_are_named(tmp_path):
+    corpus = six_clips(tmp_path)
+    groups = tmp_path / "groups.csv"
+    groups.write_bytes(b"\xef\xbb\xbf001,a\n002,b\n")  # as Excel writes it
+    assert {clip.group for clip in split(corpus, 0.34, groups=groups).clips} >= {"a", "b"}
+    groups.write_text(f"001,{'a' * 200_000}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"groups\.csv cannot be read: field larger than field limit"):
+        split(corpus, 0.34, groups=groups)
+
+
 def test_groups_stay_on_one_side(tmp_path):
     corpus = six_clips(tmp_path)
     groups = tmp_path / "groups.csv"

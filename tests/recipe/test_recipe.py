@@ -95,6 +95,25 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
     assert message in str(error.value) and "mine.toml" in str(error.value)
 
 
+def test_a_mark_of_byte_order_is_read_over(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
+    assert load_recipe(tmp_path / "r.toml").train.steps == 7
+
+
+def test_nesting_without_end_is_a_sentence(tmp_path):
+    deep = "[" * 20_000 + "]" * 20_000
+    (tmp_path / "r.toml").write_text(f"[train]\nsteps = {deep}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"r\.toml cannot be read: its arrays or tables are nested too deep"):
+        load_recipe(tmp_path / "r.toml")
+    with pytest.raises(UsageError, match=r"'train\.steps' must be int"):
+        load_recipe(None, [f"train.steps={deep}"])
+
+
+def test_a_name_that_is_not_utf_8_is_refused():
+    with pytest.raises(UsageError, match=r"'corpus.root' is not UTF-8, and a recipe is"):
+        load_recipe(None, ['corpus.root="caf\udce9"'])
+
+
 def test_a_missing_recipe_names_the_way_out(tmp_path):
     with pytest.raises(UsageError, match="distill init"):
         load_recipe(tmp_path / "none.toml")

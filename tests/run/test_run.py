@@ -135,6 +135,48 @@ def test_a_stage_that_lost_a_file_runs_again(finished):
     assert "nss" in props["metrics"]  # and what follows it: the file carries its scores again
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("checkpoints/best.pt", 0, "best.pt is not as train left it"),
+        ("checkpoints/best.pt", 300, "best.pt is not as train left it"),
+        ("labels/store.json", 9, "store.json cannot be read"),
+        ("recipe.toml", 300, "recipe.toml cannot be read"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, size, message):
+    shutil.copytree(finished, tmp_path / "run")
+    os.truncate(next((tmp_path / "run").glob(name)), size)
+    result = invoke("report", tmp_path / "run", "--quiet")
+    assert result.returncode == 2 and message in result.stderr and "internal" not in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("left", [None, "", '{"schema": 2, "created": "x", "stages": {"corpus": {"fingerprint": 1}}}'])
+def test_a_run_that_lost_its_manifest_is_done_again_from_what_stands(finished, tmp_path, left):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "manifest.json").unlink()
+    if left is not None:
+        (run / "manifest.json").write_text(left, encoding="utf-8")
+    labels = {path: path.stat().st_mtime_ns for path in run.glob("labels/*.npy")}
+    other = invoke("run", "--out", run, "--set", "run.seed=7", "--quiet")
+    assert other.returncode == 2 and "holds a run with another configuration (run.seed" in other.stderr
+    result = distill("label", run)
+    assert result.returncode == 0 and "manifest.json was lost or damaged: all stages are done again" in result.stderr
+    assert "5 of 5 clips are in the store" in result.stderr and labels == {path: path.stat().st_mtime_ns for path in labels}
+    assert {"rebuilt", "stages"} <= json.loads((run / "manifest.json").read_text(encoding="utf-8")).keys()
+
+
+def test_a_folder_with_anything_else_in_it_is_no_run(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "manifest.json").unlink()
+    (run / "thesis.tex").touch()
+    for force in ([], ["--force"]):
+        result = invoke("run", "--out", run, *force)
+        assert result.returncode == 2 and "is not empty and holds no run" in result.stderr and (run / "recipe.toml").exists()
+
+
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_files_that_belong_together_are_all_complete_before_one_is_named(tmp_path, monkeypatch, call):
     old, new = ({tmp_path / name: f"{age} {name}".encode() for name in ("a.onnx", "a_step.onnx")} for age in ("old", "new"))
