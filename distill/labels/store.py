@@ -37,7 +37,9 @@ class LabelStore:
                 )
             return store
         if any(path.glob("*.npy")):
-            raise UsageError(f"{path} holds labels but no store.json that names their teacher; choose another --out")
+            raise UsageError(
+                f"{path} holds labels but no store.json that names their teacher; remove the folder to label again, or choose another --out"
+            )
         write_json(path / "store.json", {"schema": 1, "teacher": teacher})
         return cls(path, teacher)
 

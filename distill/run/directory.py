@@ -212,7 +212,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
         for name in changed:
             if name.startswith("checkpoints/") and (self / name).exists():
                 raise UsageError(f"{self / name} is not as {stage} left it; restore it, or remove it to train again")
-            if name.startswith(CACHES):
+            if name.startswith(CACHES) and name.endswith(".npy"):
                 (self / name).unlink(missing_ok=True)
         return [name for name in changed if name.startswith(CACHES)]
 
