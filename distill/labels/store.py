@@ -37,9 +37,7 @@ class LabelStore:
                 )
             return store
         if any(path.glob("*.npy")):
-            raise UsageError(
-                f"{path} holds labels but no store.json that names their teacher; remove the folder to label again, or choose another --out"
-            )
+            raise UsageError(f"{path} holds labels but no store.json that names their teacher; remove it to label again")
         write_json(path / "store.json", {"schema": 1, "teacher": teacher})
         return cls(path, teacher)
 
