@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -41,7 +42,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """A library's warning, on one line."""
     print(f"{category.__name__}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
