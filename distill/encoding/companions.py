@@ -80,7 +80,7 @@ class Companion:
 def describe(stream: Any) -> str:
     """What the user calls a stream."""
     codec, language = (
-        stream.codec_context.codec.canonical_name if stream.codec_context else stream.name,
+        stream.codec_context.codec.canonical_name if stream.codec_context else getattr(stream, "name", ""),
         stream.metadata.get("language"),
     )
     facts = ", ".join(fact for fact in (codec, language) if fact and fact != "und")
