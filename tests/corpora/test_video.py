@@ -120,6 +120,25 @@ def test_gaze_by_time_falls_into_the_frame_that_is_shown(tmp_path, reader):
     assert Corpus.from_dict({**corpus.to_dict(), "clips": [old]})["walk"].times == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hevc.mkv", {"codec": "libx265", "pix_fmt": "yuv420p10le"}),
+        ("vp9.webm", {"codec": "libvpx-vp9", "unit": Fraction(1, 1000)}),
+        ("prores.mov", {"codec": "prores_ks", "pix_fmt": "yuv422p10le"}),
+        ("fragments.mp4", {"movflags": "frag_keyframe+empty_moov"}),
+        ("av1.mp4", {"codec": "libsvtav1"}),
+    ],
+)
+def test_every_codec_keeps_its_times(tmp_path, reader, name, options):
+    path = timed(tmp_path / name, VARIABLE, **options)
+    if name == "av1.mp4" and reader == "opencv":
+        with pytest.raises(UsageError, match=r"OpenCV may lack its codec \(av01\), and PyAV reads more"):
+            probe(path)
+    else:
+        assert probe(path).times == pytest.approx(VARIABLE, abs=1e-3) and len(list(read_frames(path))) == 30
+
+
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 

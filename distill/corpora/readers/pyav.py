@@ -124,7 +124,7 @@ class Video:
 
     def _decoded(self, container: Any, video: Any) -> Iterator[Any]:
         with contextlib.suppress(av.error.InvalidDataError):  # damage to the container ends the file
-            for packet in container.demux(video, *container.streams.audio):
+            for packet in container.demux(video, *container.streams.audio, *container.streams.subtitles):
                 if packet.pts is not None:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self._ends[packet.stream.index] = max(end, self._ends.get(packet.stream.index, end))

@@ -63,7 +63,7 @@ def rate_of(times: Sequence[float], stated: float) -> tuple[float, tuple[float, 
     """
     count, at = len(times), np.asarray(times)
     if count == 1:
-        return (stated if plausible(stated) else USUAL), ()
+        return (stated if plausible(stated) and stated < RATES[1] else USUAL), ()
     for rate in (stated, (count - 1) / at[-1]):
         if plausible(rate) and np.abs(at - np.arange(count) / rate).max() <= TICK + 1e-9:
             return float(rate), ()
