@@ -45,7 +45,9 @@ class Predictor:
     def __init__(self, model: str | Path | bytes, threads: int = 1) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3  # onnxruntime warns of the optional input, which is intended
+        options.log_severity_level = (
+            4  # it warns of the optional input, and raises its errors beside printing them with raw names
+        )
         name = "the model" if isinstance(model, bytes) else str(model)
         try:
             source = model if isinstance(model, bytes) else str(model)

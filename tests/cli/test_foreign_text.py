@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 from rich.console import Console
 
 from distill.cli.app import VERBS
@@ -16,7 +17,7 @@ from distill.cli.exits import run_command
 from distill.corpora.video import write_video
 from distill.run.errors import UsageError
 from distill.run.progress import Narrator
-from tests.helpers import TINY, invoke
+from tests.helpers import TINY, distill, invoke, make_clip, save_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
 
@@ -118,6 +119,21 @@ def test_names_are_shown_whole(made):
     assert "[/red]" in invoke("inspect", made / EVIL, cwd=made).stdout
     clips = json.loads(invoke("inspect", made / EVIL, "--json", cwd=made).stdout)["per_clip"]
     assert [clip["id"] for clip in clips] == [f"{EVIL}{i}" for i in range(4)], "JSON is exact"
+
+
+def test_onnxruntime_prints_no_name_of_a_node(tmp_path):
+    """In a process of its own: it writes to the file descriptor."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["m"], axes=[1], keepdims=1),
+        helper.make_node("Concat", ["m", "other"], ["c"], axis=1, name="\x1b[2Jnode"),
+        helper.make_node("ReduceMean", ["c"], ["d"], axes=[1], keepdims=1),
+        helper.make_node("Sigmoid", ["d"], ["saliency_map"]),
+    ]
+    save_model(tmp_path / "m.onnx", nodes, [numpy_helper.from_array(np.zeros((1, 1, 7, 7), np.float32), "other")])
+    make_clip(tmp_path)
+    result = distill("predict", "video/001.avi", "-m", "m.onnx", "-o", "o.npy", cwd=tmp_path)
+    assert result.returncode == 2 and r"Name:'\x1b[2Jnode'" in result.stderr
+    assert not RAW.search(result.stdout + result.stderr)
 
 
 def test_live_bars_and_messages_are_literal():
