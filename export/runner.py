@@ -51,6 +51,8 @@ class Predictor:
         name = "the model" if isinstance(model, bytes) else str(model)
         try:
             source = model if isinstance(model, bytes) else str(model)
+            if isinstance(source, str) and any("\ud800" <= c <= "\udfff" for c in source):
+                source = Path(source).read_bytes()  # onnxruntime takes only names in UTF-8
             self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ValueError(f"{name} does not load in onnxruntime: {str(error).splitlines()[0]}") from None

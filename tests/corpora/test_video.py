@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -13,7 +14,11 @@ from distill.corpora import Corpus, fixation_points, open_corpus, video
 from distill.corpora.fixations import LATE
 from distill.corpora.readers import pyav, stamps
 from distill.corpora.video import probe, read_frames, write_video
+from distill.recipe import keys
+from distill.recipe.files import to_toml
+from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
+from distill.run.files import read_json, write_json
 
 SIZE = (48, 64)
 STEADY = tuple(n / 30 for n in range(30))
@@ -255,3 +260,21 @@ def test_videos_are_seen_as_a_player_shows_them(tmp_path, monkeypatch, matrix):
     if matrix[0] * matrix[3] - matrix[1] * matrix[2] > 0:  # OpenCV does not know mirrors
         monkeypatch.setattr(video, "has_pyav", lambda: False)
         assert probe(path)[:3] == (3, *expected.shape[:2]) and np.array_equal(list(read_frames(path))[1], upright)
+
+
+def test_a_corpus_with_a_name_that_is_not_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    for suffix in (".mp4", ".png"):
+        (tmp_path / suffix[1:]).mkdir()
+    timed(tmp_path / "mp4" / f"{name}.mp4")
+    (tmp_path / "png" / f"{name}.png").write_bytes(cv2.imencode(".png", picture(0))[1].tobytes())
+    (clip,) = open_corpus("videos", tmp_path / "mp4").clips
+    assert clip.id == r"caf\xe9" and len(list(clip.read())) == 30
+    (still,) = open_corpus("photos", tmp_path / "png").clips
+    assert still.id.endswith(r"caf\xe9") and np.array_equal(next(still.read()), picture(0))
+    (pan,) = open_corpus("pans", tmp_path / "png").clips
+    assert next(pan.read()).shape == (pan.height, pan.width, 3)
+    write_json(tmp_path / "corpus.json", {"video": clip.video})
+    assert read_json(tmp_path / "corpus.json") == {"video": str(tmp_path / "mp4" / f"{name}.mp4")}
+    with pytest.raises(UsageError, match=r"corpus\.root = .*: the name is not UTF-8, and TOML, .* rename it"):
+        to_toml(Recipe(corpus=keys.Corpus(root=(name,))))

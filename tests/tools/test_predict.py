@@ -22,6 +22,7 @@ def test_an_overlay_keeps_the_times_of_its_video(tmp_path, model, name):
         result.returncode == 0 and "the frame rate varies around 30.3 per second; each frame keeps its time\n" in result.stderr
     )
     assert probe(tmp_path / os.fsdecode(b"o\xe9.mp4")).times == pytest.approx(VARIABLE, abs=1e-3)
+    model = model.rename(tmp_path / os.fsdecode(b"m\xe9.onnx"))
     result = invoke("predict", os.fsdecode(name), "--model", model, "--out", "o.avi", cwd=tmp_path)
     assert "each frame keeps its time: o.avi has one rate, and repeats frames" in result.stderr
     facts = probe(tmp_path / "o.avi")
