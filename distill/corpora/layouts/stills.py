@@ -27,7 +27,8 @@ def find_pans(root: Path, _options: Options) -> list[Clip]:
     found, clips = _images(root), []
     files = list(found.values())
     for name, file in found.items():
-        draw = zlib.crc32(name.encode("utf-8", "surrogateescape"))  # what follows the image does not depend on which others there are
+        # What follows the image does not depend on which others there are.
+        draw = zlib.crc32(name.encode("utf-8", "surrogateescape"))
         second = [str(files[draw % len(files)])] if draw / 2**32 < CUTS else []
         clips.append(Clip(name, str(file), fps=camera.FPS, shots=(str(file), *second)))
     return clips
