@@ -2,11 +2,11 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -52,6 +52,10 @@ class Pool:
     def data(self, kind: str, number: int, seed: int) -> bytes:
         """Case `number` of a kind."""
         rng = Random(f"{seed} {kind} {number}")
+        if kind.endswith("JSON") and number % 2:
+            return _reshaped(rng, self.sound[kind])
+        if kind.endswith(("CSV", "TOML", "text")) and number % 2:
+            return _rewritten(rng, self.sound[kind])
         return damaged(rng, self.sound[kind], [(kind, self.sound[kind])])
 
     def judge(self, kind: str, number: int, seed: int, sound: bool = False) -> Outcome:
@@ -100,9 +104,43 @@ class Pool:
         return (child.returncode, "crashed") if ready else (-1, f"not done in {SECONDS} s")
 
 
-def run(pool: Pool, each: int, seed: int, first: int = 0) -> Iterator[Outcome]:
-    """`each` cases of every kind, after the sound file."""
-    for kind in DAMAGED:
-        yield pool.judge(kind, -1, seed, sound=True)
-        for number in range(first, first + each):
-            yield pool.judge(kind, number, seed)
+def _reshaped(rng: Random, data: bytes) -> bytes:
+    """JSON with one to three values of another type, or missing."""
+    whole = [json.loads(data)]
+    for _ in range(rng.choice((1, 1, 3))):
+        place: Any = whole
+        key: Any = 0
+        while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8:
+            place = place[key]
+            key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if rng.random() < 0.3 and place is not whole:
+            del place[key]
+            if not place:
+                break
+        else:
+            place[key] = rng.choice((None, -1, 0, 1e308, True, "", "x\x1b[31m", [], {}, [[1]], {"a": 1}, 2**70))
+    return json.dumps(whole[0]).encode()
+
+
+def _rewritten(rng: Random, data: bytes) -> bytes:
+    """A table or a recipe with one to four words that are other words."""
+    words = re.split(rb"([,\t\n= ])", data)
+    others = (
+        b"",
+        b"nan",
+        b"-1",
+        b"1e308",
+        b'"',
+        b"=1+1",
+        b"x\x1b[31m",
+        b"\x00",
+        b"\xff",
+        b"true",
+        b"[",
+        b"0x1p3",
+        b"9" * 400,
+        b"\r",
+    )
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        words[rng.randrange(0, len(words), rng.choice((1, 2)))] = rng.choice(others)
+    return b"".join(words)

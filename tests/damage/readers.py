@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distill.cli.exits import run_command
 from distill.corpora import Corpus, fixation_points, open_corpus
 from distill.corpora.attribution import attribute
 from distill.corpora.splitting import split
+from distill.labels import calibration
 from distill.labels.store import LabelStore
 from distill.recipe.files import load_recipe
 from distill.run.errors import usage_errors
@@ -31,6 +33,12 @@ def read(kind: str, path: Path) -> int:
             return max(predicted, encoded, run_command(["inspect", str(folder), "--json", "-q"]))
         case ["fixation" | "density", _]:
             return _corpus("dhf1k", path.parents[3 if path.suffix == ".png" else 4])
+        case ["fixations" | "split", "JSON"]:
+            return _corpus("avimos", next(parent for parent in path.parents if parent.name == "avimos"))
+        case ["SMI", _]:
+            return _corpus("dhf1k", path.parents[2])
+        case ["calibration", _]:
+            calibration.load(path, "f").apply(torch.zeros(2, 6, 10))
         case ["frame", _]:
             return _corpus("gaze-table", path.parents[1])
         case ["gaze" | "image", "CSV"]:

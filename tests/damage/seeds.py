@@ -28,8 +28,11 @@ DAMAGED = {
     "fixation MAT": "mat/annotation/0001/fixation/maps/0003.mat",
     "gaze CSV": "avi/gaze.csv",
     "image CSV": "jpg/fixations.csv",
+    "SMI text": "smi/exportdata_train/P01/P01_Trail001.txt",
     "groups CSV": "tables/groups.csv",
     "attribution CSV": "tables/attribution.csv",
+    "fixations JSON": "avimos/FixationsTrain/Train/0001/fixations.json",
+    "split JSON": "avimos/TrainTestSplit.json",
     "recipe TOML": "recipe/r.toml",
     "maps npz": "npz/a.npz",
     "labels npy": "labels/a.npy",
@@ -38,6 +41,7 @@ DAMAGED = {
     "checkpoint": "torch/last.pt",
     "weights pth": "torch/w.pth",
     "weights safetensors": "torch/w.safetensors",
+    "calibration JSON": "torch/calibration.json",
     "manifest JSON": "run/manifest.json",
     "corpus JSON": "run/corpus.json",
     "metrics JSON": "run/metrics.json",
@@ -62,6 +66,10 @@ def write(folder: Path) -> None:
     for t in range(6):
         writers.mat(folder / f"mat/annotation/0001/fixation/maps/{t + 1:04d}.mat", writers.fixations(t), compressed=t % 2 == 0)
     writers.images(folder / "jpg")
+    writers.video(folder / "smi/video/001.avi", 4, 30.0, (360, 640))
+    writers.export(folder / "smi", 1, 1, [(0, 1, 1, "-"), *((4000 + 9000 * i, 700 + 9 * i, 450, "Fixation") for i in range(9))])
+    writers.avimos(folder / "avimos")
+    shutil.rmtree(folder / "avimos/FixationsTrain/Train/0001/fixations")
     for name in ("tables", "recipe", "npz", "labels", "cache", "torch", "run", "onnx"):
         (folder / name).mkdir()
     (folder / "tables/groups.csv").write_text("# clip,group\na,one\nb,two\n", encoding="utf-8")
@@ -79,6 +87,8 @@ def write(folder: Path) -> None:
     torch.save({"state_dict": weights}, buffer)
     (folder / "torch/w.pth").write_bytes(buffer.getvalue())
     (folder / "torch/w.safetensors").write_bytes(save(weights))
+    calibration = {"teacher": teacher, "calibration": {"temperature": 1.5, "bias": -0.25, "blur": 0.01}}
+    (folder / "torch/calibration.json").write_text(json.dumps(calibration), encoding="utf-8")
     stage = {"fingerprint": "0" * 16, "outputs": {"corpus.json": 1}, "seconds": 1.5, "finished": "x"}
     manifest = {"schema": 2, "created": "x", "environment": {}, "stages": {"preflight": stage, "corpus": stage}}
     (folder / "run/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -5,7 +5,7 @@ import pytest
 from tests.damage import seeds
 from tests.damage.pool import Pool
 
-SEED, EACH = 1, 4
+SEED, EACH = 1, 6
 
 
 @pytest.fixture(scope="module")
