@@ -60,7 +60,7 @@ class Pool:
 
     def judge(self, kind: str, number: int, seed: int, sound: bool = False) -> Outcome:
         """Reads one case. sound: the file as it is, which must be read."""
-        path = self._laid_out(kind)
+        path = self._laid_out(kind, f"{kind} {number}")
         path.write_bytes(self.sound[kind] if sound else self.data(kind, number, seed))
         code, text = self._read(kind, path)
         fault = ""
@@ -72,12 +72,12 @@ class Pool:
             fault = f"sound, but {text}"
         return Outcome(kind, number, code, fault)
 
-    def _laid_out(self, kind: str) -> Path:
-        top = DAMAGED[kind].partition("/")[0]
+    def _laid_out(self, kind: str, case: str) -> Path:
+        """Every case has its own folder: the process keeps what it has read of a path."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        for name in {top, "avi", "onnx"}:
-            shutil.copytree(self.seeds / name, self.scratch / name)
-        return self.scratch / DAMAGED[kind]
+        for name in {DAMAGED[kind].partition("/")[0], "avi", "onnx"}:
+            shutil.copytree(self.seeds / name, self.scratch / case / name)
+        return self.scratch / case / DAMAGED[kind]
 
     def _read(self, kind: str, path: Path) -> tuple[int, str]:
         if self.child is None:
