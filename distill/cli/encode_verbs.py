@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, EncoderOptions, ModelOption, Output
 from distill.cli.output import interruptible, print_cells, print_files, print_json, print_text, shipped
+from distill.run import extras
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import check_distinct
 
@@ -33,6 +34,7 @@ def encode(
 
     [bold]distill encode in.mp4 out.mp4 --codec x265 --crf 26[/bold] encodes with the student that ships with this package.
     """
+    extras.require("encode")  # before the imports, which need it
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
     from distill.encoding.planner import open_maps
@@ -80,6 +82,7 @@ def bd(
 
     [bold]distill bd --corpus dhf1k --root DHF1K --clips 601,602 -o curves.png[/bold] compares the student that ships.
     """
+    extras.require("encode")
     from distill.encoding import bd_tables
     from distill.encoding.compare import compare
     from distill.encoding.excerpts import find_sources, unique_names
