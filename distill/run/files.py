@@ -36,9 +36,11 @@ def atomic_together(*paths: Path) -> Iterator[list[Path]]:
     """Temporary paths beside `paths` to write to; at the end of the block all files are synced, then all are renamed.
 
     If the block raises, the temporary files are removed and files at `paths` stay as they were. Suffixes are kept, because
-    some writers choose the format by it. Missing folders above `paths` are made.
+    some writers choose the format by it. Missing folders above `paths` are made. Raises UsageError where a path is a device or
+    a pipe: the file would take its place.
     """
     for path in paths:
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent.absolute())
     temporaries = [path.with_name(f".{path.stem}.{os.getpid()}-{MACHINE}.tmp{path.suffix}") for path in paths]
@@ -91,13 +93,20 @@ def _is_alive(process: int) -> bool:
 def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[tuple[str, Path | None]]) -> None:
     """Raises UsageError where an output is an input or another output, through links and relative paths too; each with its option.
 
-    Outputs whose names differ only in case or in the form of their accents count as one: on many file systems they are.
+    Outputs whose names differ only in case or in the form of their accents count as one: on many file systems they are. Raises
+    it for devices and pipes, too.
     """
     named = [(what, path) for what, path in outputs.items() if path]
     for index, (what, path) in enumerate(named):
+        _check_replaceable(path)
         for other, taken in [*named[:index], *inputs]:
             if taken and _is_same(path, taken):
                 raise UsageError(f"{what} {path} is the same file as {other} {taken}; name another file")
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():  # folders are written into
+        raise UsageError(f"{path} is a device or a pipe, which a file would replace; name a file to write")
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -123,6 +123,21 @@ def test_different_outputs_are_taken(tmp_path):
         files.check_distinct({"OUTPUT": tmp_path / "clip.mp4"}, [("INPUT", tmp_path / "clip.MP4")])
 
 
+def test_a_pipe_or_device_is_refused_and_stays(tmp_path):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    link = tmp_path / "link.png"
+    link.symlink_to(pipe)
+
+    for path in (pipe, link):
+        with pytest.raises(UsageError, match="is a device or a pipe, which a file would replace; name a file to write"):
+            files.write_bytes(path, b"new")
+        with pytest.raises(UsageError, match="is a device or a pipe"):
+            files.check_distinct({"--out": path}, [])
+
+    assert pipe.is_fifo() and link.is_symlink() and sorted(tmp_path.iterdir()) == [link, pipe]
+
+
 def test_missing_or_damaged_json_is_a_one_line_error(tmp_path):
     with pytest.raises(UsageError, match=r"corpus\.json is missing; run the command again"):
         files.read_json(tmp_path / "corpus.json")
