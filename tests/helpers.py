@@ -66,6 +66,8 @@ def make_clip(root: Path, name: str = "001", frames: int = 6, annotated: int | N
         image = np.zeros(size, np.uint8)
         image[height // 2, 5 * t % width] = 255
         for folder in ("fixation", "maps") if maps else ("fixation",):
+            if folder == "maps":
+                image[height // 2, (5 * t + 1) % width] = 128  # a map of two values would be no density map
             path = root / "annotation" / f"{int(name):04d}" / folder / f"{t + 1:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), image)

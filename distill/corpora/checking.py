@@ -23,7 +23,7 @@ LICENSE_FILES = ("LICENSE.txt", "LICENSE", "LICENSE.md", "LICENCE.txt", "LICENCE
 UNANNOTATED = "frames without annotation"
 WITHOUT_FRAME = "annotations without a frame"
 ODD_MAPS = "density maps too few or too many"
-REBUILT = "density maps that are constant, saturated or inverted, rebuilt from the fixations"
+REBUILT = "density maps that are constant, without shades, saturated or inverted, rebuilt from the fixations"
 UNUSABLE = "clips of whose gaze nothing is usable, not scored"
 EMPTY = "fixation maps without a fixation"
 MANY = "frames with more than 1,000 fixated pixels"
@@ -134,12 +134,13 @@ def _faults(clip: Clip, thorough: bool) -> dict[str, int]:
     some = [int(i) for i in np.unique(np.linspace(0, len(every) - 1, SAMPLED).astype(int))]
     if Path(clip.maps).is_file():
         some = list(every[:SAMPLED])  # a video is decoded up to the frame that is read
-    if not thorough and len(some) < len(every) and not _test(clip, some):
+    if not thorough and len(some) < len(every) and not _test(clip, some, 0.5):
         return {}
-    return dict(_test(clip, every))
+    return dict(_test(clip, every, 0.0 if thorough else 0.5))
 
 
-def _test(clip: Clip, frames: Sequence[int]) -> Counter[str]:
+def _test(clip: Clip, frames: Sequence[int], may_be_empty: float) -> Counter[str]:
+    """Maps without a fixation are a fault where more than the share `may_be_empty` of them are: observers blink."""
     found, fixated, first = Counter[str](), 0, ""
     for index in frames:
         points, fault = read_points(clip, index)
@@ -153,7 +154,7 @@ def _test(clip: Clip, frames: Sequence[int]) -> Counter[str]:
     empty = len(frames) - fixated - found[FULL] - found[GREY] - found[JPEG]
     if not fixated and len(frames) == clip.annotated_frames:
         raise UsageError(first or f"{clip.fixations} has {counted(len(frames), 'frame')} without a single fixation; restore it")
-    if 2 * empty > len(frames) and clip.annotation in FRAME_READERS:
+    if empty > may_be_empty * len(frames) and clip.annotation in FRAME_READERS:
         found[EMPTY] = empty
     return +found
 

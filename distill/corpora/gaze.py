@@ -121,8 +121,8 @@ def density_map(clip: Clip, index: int, fixations: np.ndarray) -> np.ndarray:
 
 def stored_density(clip: Clip, index: int) -> np.ndarray | None:
     """The density map of frame `index` as the corpus has it, float32 `[H,W]`, not normalised. None where it has none, or one that
-    is constant or saturated (MOST_AT_PEAK), or inverted (with a mean above the middle of its range). Raises UsageError as
-    `density_map`."""
+    has less than three values, as a fixation map has, is saturated (MOST_AT_PEAK), or inverted (with a mean above the middle of its
+    range). Raises UsageError as `density_map`."""
     if not clip.maps:
         return None
     maps = Path(clip.maps)
@@ -135,7 +135,9 @@ def stored_density(clip: Clip, index: int) -> np.ndarray | None:
     else:
         values = read_gray_frame(maps, index)
     low, high = float(values.min()), float(values.max())
-    if np.count_nonzero(values == high) > MOST_AT_PEAK * values.size or float(values.mean()) > (low + high) / 2:
+    at_peak = np.count_nonzero(values == high)
+    without_shades = at_peak + np.count_nonzero(values == low) >= values.size
+    if without_shades or at_peak > MOST_AT_PEAK * values.size or float(values.mean()) > (low + high) / 2:
         return None
     return values.astype(np.float32) / (np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1)
 

@@ -18,7 +18,7 @@ import av
 from av.codec.codec import find_best_pix_fmt_of_list
 
 from distill.corpora.clips import counted
-from distill.corpora.readers.pyav import has_times, open_container, stated_end, video_stream
+from distill.corpora.readers.pyav import has_times, in_order, open_container, stated_end, video_stream
 from distill.encoding.companions import Companion
 from distill.encoding.encoders import Coding, Picture
 from distill.encoding.timeline import Timeline
@@ -105,6 +105,7 @@ def read_frames(
     tick = max(1, math.ceil(TICK / video.time_base))
     timed, timeline = has_times(container), Timeline(container, video, rate)
     begun, skipped, marked, repaired, furthest = False, 0, 0, 0, 0
+    starts: list[int | None] = []  # of the packets, where frames are shown at those times
     for packet in container.demux([video, *(container.streams[i] for i in companions)]):
         timeline.place(packet)
         if packet.stream.index != video.index:
@@ -112,6 +113,8 @@ def read_frames(
                 companions[packet.stream.index].write(packet)
             continue
         marked += packet.is_corrupt
+        if packet.size and in_order(container):
+            starts.append(packet.dts)
         begun = begun or packet.is_keyframe
         skipped += not begun
         frames = _decode(packet)
@@ -125,7 +128,9 @@ def read_frames(
                 sizes = f"is {frame.width}x{frame.height}, those before {first.width}x{first.height}"
                 way_out = f"scale it to one size first: ffmpeg -i IN -vf scale={first.width}:{first.height} OUT"
                 raise UsageError(f"{path}: frame {count + 1}, at {frame.time or 0:.2f} s, {sizes}; {way_out}")
-            if not timed or frame.pts is None:
+            if not timed and count < len(starts) and (start := starts[count]) is not None:
+                frame.time_base, frame.pts = video.time_base, start
+            elif not timed or frame.pts is None:
                 frame.time_base = video.time_base
                 frame.pts = round(count / rate / video.time_base) if not timed else before + round(1 / rate / video.time_base)
             if count and frame.pts <= before:

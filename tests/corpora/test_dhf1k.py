@@ -95,17 +95,21 @@ def test_without_clips_beyond_600_the_share_decides(tmp_path):
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64, bool])
-def test_a_matlab_matrix_is_read(tmp_path, compressed, order, dtype):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_matlab_matrix_is_read(tmp_path, compressed, order, dtype, sparse):
     matrix = np.zeros((5, 7), dtype)
     matrix[1, 2] = matrix[4, 6] = 1
-    read = read_variable(writers.mat(tmp_path / "m.mat", matrix, compressed=compressed, order=order), "I")
+    read = read_variable(writers.mat(tmp_path / "m.mat", matrix, compressed=compressed, order=order, sparse=sparse), "I")
     assert np.array_equal(read, matrix)
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda p: writers.mat(p, np.zeros((2, 2), np.uint8), name="J"), "has no numeric matrix I; it holds J"),
+        (
+            lambda p: writers.mat(p, np.zeros((2, 2), np.uint8), name="J"),
+            "has no numeric matrix I; it holds J; save the matrix as I",
+        ),
         (lambda p: p.write_bytes(b"<html>"), "is not a MATLAB file"),
         (lambda p: p.write_bytes(b"MATLAB 7.3 MAT-file".ljust(200)), "save -v7"),
         (lambda p: p.write_bytes(writers.mat(p, np.zeros((40, 40), np.uint8)).read_bytes()[:-9]), "cannot be read|truncated"),

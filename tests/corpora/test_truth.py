@@ -160,6 +160,13 @@ def test_inspect_reads_every_map_and_the_run_a_sample(tmp_path):
     assert open_corpus("dhf1k", tmp_path).clips[0].troubles == {FULL: 2}
 
 
+def test_inspect_says_every_map_without_a_fixation(tmp_path):
+    corpus(tmp_path, encoded(BINARY))
+    change(tmp_path, 2, encoded(0 * BINARY))
+    assert open_corpus("dhf1k", tmp_path).clips[0].troubles == {}
+    assert [clip["troubles"] for clip in describe_corpus(tmp_path, "dhf1k")[1]["per_clip"]] == [{EMPTY: 1}, {}]
+
+
 def test_mostly_empty_maps_and_many_points_are_said(tmp_path):
     corpus(tmp_path, encoded(0 * BINARY))
     change(tmp_path, 2, encoded(BINARY))
@@ -179,8 +186,9 @@ DENSITY = (255 * PEAKED / PEAKED.max()).astype(np.uint8)
 @pytest.mark.parametrize(
     "density",
     [encoded(0 * BINARY), encoded(FULLY), encoded(0 * BINARY + 128), encoded(255 - DENSITY),
+     encoded(BINARY), encoded(DENSITY // 255),
      encoded(np.minimum(20.0 * DENSITY, 255).astype(np.uint8)), encoded(np.where(NOISE > 0.3, 200 + 50 * NOISE, DENSITY).astype(np.uint8))],
-    ids=["blank", "white", "constant", "inverted", "saturated", "bright"],
+    ids=["blank", "white", "constant", "inverted", "fixations", "fractions cut to 0 and 1", "saturated", "bright"],
 )  # fmt: skip
 def test_density_maps_that_cannot_be_used_are_rebuilt_counted_and_said(tmp_path, density, narrator):
     model = {"image": image_model(tmp_path / "m.onnx")}

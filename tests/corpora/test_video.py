@@ -74,6 +74,19 @@ def test_frames_keep_the_times_of_their_own(tmp_path, reader, suffix, times):
     assert facts.fps == pytest.approx(1 / 0.033, rel=0.02)
 
 
+def test_frames_that_a_camera_dropped_leave_gaps_in_an_avi(tmp_path, reader):
+    """A webcam's AVI numbers its frames, and leaves out those that it dropped. With B-frames too, for a packet is of another frame."""
+    slots = [*range(15), *range(20, 50, 2)]
+    path = timed(tmp_path / "v.avi", [n / 30 for n in slots], "mpeg4", unit=Fraction(1, 30))
+    if reader == "opencv":  # knows the times of packets alone
+        with pytest.raises(UsageError, match="ends early"):
+            probe(path)
+        return
+    facts = probe(path)
+    assert facts.frames == 30 and facts.times == pytest.approx([n / 30 for n in slots], abs=1e-5) and not facts.troubles
+    assert probe(timed(tmp_path / "steady.avi", codec="libx264", unit=Fraction(1, 30)))[3:] == (30.0, (), {})
+
+
 def test_the_rate_that_a_browser_states_is_not_believed(tmp_path, reader):
     """A WebM as MediaRecorder writes it: 1000 frames per second, no duration, no cues."""
     times = np.cumsum([0, *[0.033, 0.036, 0.028, 0.028, 0.028, 0.031, 0.034] * 8])

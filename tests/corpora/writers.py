@@ -42,7 +42,19 @@ def folder(path: Path, frames: int, make=frame, name="{:04d}.png", first=1, size
     return path
 
 
-def mat(path: Path, matrix: np.ndarray, name="I", compressed=True, order="<") -> Path:
+def _sparse(element, matrix: np.ndarray, kind: int, order: str) -> bytes:
+    """Rows, the first element of every column, and the values that are not 0."""
+    columns, rows = np.nonzero(matrix.T)
+    starts = np.searchsorted(columns, np.arange(matrix.shape[1] + 1))
+    values = matrix[rows, columns].astype(matrix.dtype.newbyteorder(order))
+    return (
+        element(5, rows.astype(order + "i4").tobytes())
+        + element(5, starts.astype(order + "i4").tobytes())
+        + element(kind, values.tobytes())
+    )
+
+
+def mat(path: Path, matrix: np.ndarray, name="I", compressed=True, order="<", sparse=False) -> Path:
     """A MATLAB file of version 5, as `save -v7` (compressed) or `save -v6` writes it."""
     kinds = {"uint8": (2, 9), "float64": (9, 6), "bool": (2, 9)}
     kind, matlab_class = kinds[str(matrix.dtype)]
@@ -55,10 +67,10 @@ def mat(path: Path, matrix: np.ndarray, name="I", compressed=True, order="<") ->
 
     numbers = matrix.astype(matrix.dtype.newbyteorder(order)).tobytes(order="F")
     body = (
-        element(6, struct.pack(order + "II", matlab_class, 0))
+        element(6, struct.pack(order + "II", 5 if sparse else matlab_class, 0))
         + element(5, struct.pack(order + "ii", *matrix.shape))
         + element(1, name.encode())
-        + element(kind, numbers)
+        + (_sparse(element, matrix, kind, order) if sparse else element(kind, numbers))
     )
     whole = struct.pack(order + "II", 14, len(body)) + body
     if compressed:

@@ -213,6 +213,12 @@ def test_uneven_times_are_kept(tmp_path, recorder, suffix, codec):
     assert luma(tmp_path / f"out{suffix}")[1] == pytest.approx([t / 1000 for t in times], abs=1e-4)
 
 
+def test_frames_that_a_camera_dropped_leave_gaps(tmp_path, recorder):
+    times = [0, 40, 80, 240, 280, 400, 440, 480]
+    run(write_clip(tmp_path / "in.avi", 8, times=times), tmp_path / "out.mkv", centre_map, recorder)
+    assert luma(tmp_path / "out.mkv")[1] == pytest.approx([t / 1000 for t in times], abs=1e-3)
+
+
 @pytest.mark.parametrize("codec", ["x264", "x265"])
 def test_one_frame(tmp_path, recorder, codec):
     clip = write_clip(tmp_path / "in.mkv", 1)

@@ -89,7 +89,7 @@ def size_of(path: Path, whole: bool = False) -> tuple[int, int]:
     if size:
         return size
     if path.suffix.lower() == ".png" and head[:8] != PNG_HEAD:
-        raise UsageError(f"{path} is not a PNG")
+        raise UsageError(f"{path} is not a PNG; restore it, or save it as one")
     if head[:2] == JPEG_HEAD or head[:8] == PNG_HEAD:
         raise UsageError(f"{path} is truncated; restore it, or leave it out with corpus.skip")
     height, width, _ = read_rgb(path).shape

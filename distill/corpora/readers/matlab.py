@@ -16,11 +16,13 @@ from distill.run.errors import UsageError
 
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 MATRIX, COMPRESSED = 14, 15
-NUMERIC_CLASSES = range(6, 16)  # mxDOUBLE_CLASS to mxUINT64_CLASS; below are cells, structures, text and sparse
+MOST_FILLED = 1 << 26  # numbers of a sparse matrix; a damaged file may state any size
+SPARSE_CLASS, NUMERIC_CLASSES = 5, range(6, 16)  # mxDOUBLE_CLASS to mxUINT64_CLASS; others are cells, structures and text
 
 
 def read_variable(path: Path, name: str) -> np.ndarray:
-    """The matrix `name`, in its stored shape. Raises UsageError for another kind of file, or if it has no such matrix."""
+    """The matrix `name`, in its stored shape, a sparse one filled. Raises
+    UsageError for another kind of file, or if it has no such matrix."""
     try:
         data = path.read_bytes()
         if data[:10] == b"MATLAB 7.3" or data[:4] == b"\x89HDF":
@@ -38,7 +40,11 @@ def read_variable(path: Path, name: str) -> np.ndarray:
                     names.append(stored_name)
     except (OSError, zlib.error, struct.error, ValueError, IndexError) as error:
         raise UsageError(f"{path} cannot be read as a MATLAB file: {error}") from None
-    raise UsageError(f"{path} has no numeric matrix {name}; it holds {', '.join(names) or 'nothing'}")
+    if name in names:
+        raise UsageError(f"{path}: {name} is no numeric matrix; save it as one")
+    raise UsageError(
+        f"{path} has no numeric matrix {name}; it holds {', '.join(names) or 'nothing'}; save the matrix as {name}"
+    )
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -60,9 +66,28 @@ def _matrix(body: bytes, order: str) -> tuple[str, np.ndarray | None]:
     flags = struct.unpack_from(order + "I", elements[0][1])[0]
     shape = np.frombuffer(elements[1][1], order + "i4")
     name = elements[2][1].decode("ascii", "replace")
+    if (flags & 0xFF) == SPARSE_CLASS:
+        return name, _filled(elements[3:], order, tuple(shape.tolist()))
     if (flags & 0xFF) not in NUMERIC_CLASSES:
         return name, None
-    kind, numbers = elements[3]
+    return name, _numbers(elements[3], order).reshape(tuple(shape), order="F")
+
+
+def _filled(elements: list[tuple[int, bytes]], order: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A sparse matrix `[H,W]` from its rows, the first element of every column, and the values that are not 0."""
+    rows, starts, values = (_numbers(element, order) for element in elements[:3])
+    if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > MOST_FILLED or "f" in (rows.dtype.kind, starts.dtype.kind):
+        raise ValueError(f"its sparse matrix is {'x'.join(map(str, shape))}")
+    counts = np.diff(starts.astype(np.int64))
+    if len(counts) != shape[1] or (counts < 0).any() or (rows < 0).any() or starts[-1] > len(rows):
+        raise ValueError("its sparse matrix is damaged")
+    matrix = np.zeros(shape, values.dtype)
+    matrix[rows[: starts[-1]], np.repeat(np.arange(shape[1]), counts)] = values[: starts[-1]]
+    return matrix
+
+
+def _numbers(element: tuple[int, bytes], order: str) -> np.ndarray:
+    kind, numbers = element
     if kind not in NUMBERS:
         raise ValueError(f"unknown number type {kind}")
-    return name, np.frombuffer(numbers, order + NUMBERS[kind]).reshape(tuple(shape), order="F")
+    return np.frombuffer(numbers, order + NUMBERS[kind])

@@ -57,8 +57,14 @@ def video_stream(container: Any) -> Any:
 
 
 def has_times(container: Any) -> bool:
-    """Whether frames have stamps. AVI stores the times of packets, which are wrong wherever there are B-frames."""
-    return container.format.name != "avi" and not container.format.flags & NO_TIMES
+    """Whether frames have stamps of their own."""
+    return not in_order(container) and not container.format.flags & NO_TIMES
+
+
+def in_order(container: Any) -> bool:
+    """Whether frames are shown at the times of the packets in the order of the file, as in AVI: a stamp there is that of a packet,
+    and of another frame wherever there are B-frames. Gaps are frames that a camera dropped."""
+    return bool(container.format.name == "avi")
 
 
 def header(path: Path) -> tuple[int, int, int]:
@@ -106,6 +112,7 @@ class Video:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rate, self.timed, self.lost = 0.0, True, 0
+        self._starts: list[float | None] = []  # of the packets of the video, in the order of the file, in seconds
         self._ends: dict[int, float] = {}  # of the packets of each stream, in seconds
         self._stated: tuple[int | None, float] | None = None  # where a stream (None: the longest) should end
 
@@ -115,12 +122,14 @@ class Video:
         turn: Orientation | None = None
         with open_container(self.path) as container:
             video = video_stream(container)
-            self.rate, self.timed = float(video.average_rate or video.guessed_rate or 0), has_times(container)
+            self.rate, by_packets = float(video.average_rate or video.guessed_rate or 0), in_order(container)
+            self.timed = by_packets or has_times(container)
             self._stated = stated_end(container, video)
-            for frame in self._decoded(container, video):
+            for number, frame in enumerate(self._decoded(container, video)):
                 turn = orientation(frame) if turn is None else turn
                 size = (frame.width, frame.height) if turn.swapped else (frame.height, frame.width)
-                yield Frame(frame.time, size, partial(_rgb, scaler, frame, turn))
+                stamp = next(iter(self._starts[number : number + 1]), None) if by_packets else frame.time
+                yield Frame(stamp, size, partial(_rgb, scaler, frame, turn))
 
     def _decoded(self, container: Any, video: Any) -> Iterator[Any]:
         with contextlib.suppress(av.error.InvalidDataError):  # damage to the container ends the file
@@ -129,6 +138,8 @@ class Video:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self._ends[packet.stream.index] = max(end, self._ends.get(packet.stream.index, end))
                 if packet.stream.index == video.index:
+                    if packet.size:
+                        self._starts.append(None if packet.dts is None else float(packet.dts * packet.time_base))
                     yield from self._decode(video, packet)
             return
         yield from self._decode(video, None)
