@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from distill.corpora.checking import LICENSE_FILES
+from distill.corpora.layouts import detect_corpus
 from distill.corpora.video import write_video
 from distill.recipe.keys import Synthetic
 from distill.run.errors import Interrupted, UsageError
@@ -42,14 +43,9 @@ def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
 
     Raises UsageError if `root` holds anything else, or a corpus with other settings; Interrupted between clips.
     """
-    marker = root / MARKER
-    if marker.exists():
-        if read_json(marker) != asdict(config):
-            raise UsageError(f"{root} holds a synthetic corpus with other settings; choose another corpus.root")
-    elif root.is_dir() and not all(is_temporary(e.name) for e in root.iterdir()):
-        raise UsageError(f"{root} holds files that are not a synthetic corpus; choose another corpus.root")
+    check_root(root, config)
     (root / "video").mkdir(parents=True, exist_ok=True)
-    write_json(marker, asdict(config))
+    write_json(root / MARKER, asdict(config))
     (root / LICENSE_FILES[0]).write_text(LICENSE + "\n", encoding="utf-8")
     with narrator.bar("synthetic corpus", config.clips, unit="clips") as bar:
         for number in range(1, config.clips + 1):
@@ -59,6 +55,18 @@ def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
             bar.advance()
             if narrator.stop() and number < config.clips:
                 raise Interrupted(f"the synthetic corpus, after clip {number} of {config.clips}")
+
+
+def check_root(root: Path, config: Synthetic) -> None:
+    """Raises UsageError if `root` holds anything but a synthetic corpus with these settings."""
+    marker = root / MARKER
+    if marker.exists():
+        if read_json(marker) != asdict(config):
+            raise UsageError(f"{root} holds a synthetic corpus with other settings; choose another corpus.root")
+    elif root.is_dir() and not all(is_temporary(e.name) for e in root.iterdir()):
+        known = detect_corpus(root)
+        way_out = f"--corpus {known} reads it" if known else "name its corpus with --corpus"
+        raise UsageError(f"{root} holds files that are not a synthetic corpus; {way_out}, or choose another --root")
 
 
 def _write_clip(root: Path, video: Path, number: int, config: Synthetic) -> None:

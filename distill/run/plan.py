@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distill.corpora import CORPORA, attribution, find, parts_of, sources
+from distill.corpora.synthetic import check_root
 from distill.labels import licences, members
 from distill.recipe.files import did_you_mean
 from distill.recipe.keys import Recipe
@@ -104,6 +105,8 @@ def check_ready(recipe: Recipe) -> None:
         if "," not in name and (corpus := name.partition(":")[0]) not in CORPORA:
             raise UsageError(f"unknown corpus '{corpus}'{did_you_mean(corpus, CORPORA)}")
         raise UsageError(f"corpus {name} needs --root, the folder that holds it; one for each part, in the same order")
+    if synthetic and isinstance(recipe.corpus.root, str) and recipe.corpus.root:
+        check_root(Path(recipe.corpus.root), recipe.synthetic)
     parts = [] if synthetic else parts_of(recipe.corpus.name, recipe.corpus.root)
     members.check(recipe)
     members.check_parts(recipe.teacher, [part.name for part in parts] or [recipe.corpus.name])

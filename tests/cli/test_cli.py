@@ -249,3 +249,10 @@ def test_the_gate_is_a_separate_command():
         [str(Path(sys.executable).with_name("opallowlist")), "--help"], capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 0 and "check" in result.stdout
+
+
+def test_a_root_without_the_name_of_its_corpus_is_refused_before_anything_is_written(tmp_path):
+    result = invoke("run", "--root", make_clip(tmp_path / "mine"), "--dry-run", cwd=tmp_path)
+    assert (
+        result.returncode == 2 and "mine holds files that are not a synthetic corpus; --corpus dhf1k reads it" in result.stderr
+    )

@@ -78,7 +78,7 @@ def _filled(elements: list[tuple[int, bytes]], order: str, shape: tuple[int, ...
     rows, starts, values = (_numbers(element, order) for element in elements[:3])
     if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > MOST_FILLED or "f" in (rows.dtype.kind, starts.dtype.kind):
         raise ValueError(f"its sparse matrix is {'x'.join(map(str, shape))}")
-    counts = np.diff(starts.astype(np.int64))
+    counts: np.ndarray = np.diff(starts.astype(np.int64))
     if len(counts) != shape[1] or (counts < 0).any() or (rows < 0).any() or starts[-1] > len(rows):
         raise ValueError("its sparse matrix is damaged")
     matrix = np.zeros(shape, values.dtype)
