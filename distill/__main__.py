@@ -4,8 +4,11 @@ An exception in the middle of an import would be a traceback, or lost in a modul
 done yet, so the process just ends. Nothing is imported here that takes time.
 """
 
+import _thread
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 
 
@@ -30,8 +33,22 @@ def _leave(*_: object) -> None:
     os._exit(130)
 
 
+def _again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeats a Ctrl-C whose exception came where none can be raised, as in the import system's own callbacks."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        _thread.start_new_thread(_interrupt, ())  # once this hook has ended, where an exception would be lost, too
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _interrupt() -> None:
+    time.sleep(0.01)
+    _thread.interrupt_main()
+
+
 def _run(command: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = _again
     try:
         command()
     finally:

@@ -32,6 +32,25 @@ def test_ctrl_c_during_start_up_ends_quietly(tmp_path, start, arguments, after):
     assert process.returncode in ({130, 0} if arguments == ["--help"] else {130, 2} if "none.onnx" in arguments else {130})
 
 
+def test_ctrl_c_in_a_callback_that_cannot_raise_is_not_lost():
+    code = """
+import time
+from distill.__main__ import _run
+class Callback:
+    def __del__(self):
+        raise KeyboardInterrupt
+def command():
+    Callback()
+    time.sleep(60)
+try:
+    _run(command)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (result.stdout, result.stderr) == ("interrupted\n", "")
+
+
 def test_a_result_that_was_interrupted_is_one_object(tmp_path, monkeypatch):
     from distill.cli import output
     from distill.encoding import compare
