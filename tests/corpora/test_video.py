@@ -199,6 +199,19 @@ def test_a_size_that_changes_is_said(tmp_path):
         probe(path)
 
 
+def test_damage_that_a_decoder_hides_is_said(tmp_path):
+    """Half a frame is zeros: the decoder fills it in, and marks the frame."""
+    path = timed(tmp_path / "v.mp4", noise=True, size=(96, 160))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][14]
+        end, half = packet.pos + packet.size, packet.size // 2
+    data = bytearray(path.read_bytes())
+    data[end - half : end] = bytes(half)
+    path.write_bytes(data)
+    facts = probe(path)
+    assert facts.frames == 30 and facts.troubles[video.UNDECODED] >= 1
+
+
 # --- pixels ----------------------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,7 @@ class Video:
         """The frames in the order in which they are shown. Raises UsageError for a file that cannot be read."""
         scaler = VideoReformatter()
         turn: Orientation | None = None
+        whole = False
         with open_container(self.path) as container:
             video = video_stream(container)
             self.rate, by_packets = float(video.average_rate or video.guessed_rate or 0), in_order(container)
@@ -127,6 +128,8 @@ class Video:
             self._stated = stated_end(container, video)
             for number, frame in enumerate(self._decoded(container, video)):
                 turn = orientation(frame) if turn is None else turn
+                whole = whole or not frame.is_corrupt  # a recording may begin between two key frames
+                self.lost += bool(whole and frame.is_corrupt)  # the decoder fills in what is missing
                 size = (frame.width, frame.height) if turn.swapped else (frame.height, frame.width)
                 stamp = next(iter(self._starts[number : number + 1]), None) if by_packets else frame.time
                 yield Frame(stamp, size, partial(_rgb, scaler, frame, turn))
