@@ -8,6 +8,7 @@ import _thread
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -43,7 +44,10 @@ def _again(lost: "sys.UnraisableHookArgs") -> None:
 
 def _interrupt() -> None:
     time.sleep(0.01)
-    _thread.interrupt_main()
+    if os.name == "posix":  # a signal ends what the main thread waits for, too
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def _run(command: Callable[[], None]) -> None:
