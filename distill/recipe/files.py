@@ -59,7 +59,9 @@ def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             contents = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a mark of byte order
         except FileNotFoundError:
             raise UsageError(f"no recipe at {path}; `distill init` writes one") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        except UnicodeDecodeError as error:
+            raise UsageError(f"recipe {path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+        except (tomllib.TOMLDecodeError, OSError) as error:
             raise UsageError(f"recipe {path} cannot be read: {error}") from None
         except RecursionError:
             raise UsageError(f"recipe {path} cannot be read: its arrays or tables are nested too deep") from None

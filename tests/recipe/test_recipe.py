@@ -100,6 +100,13 @@ def test_a_mark_of_byte_order_is_read_over(tmp_path):
     assert load_recipe(tmp_path / "r.toml").train.steps == 7
 
 
+@pytest.mark.parametrize(("content", "byte"), [('[corpus]\nname = "é"'.encode("latin-1"), 18), ("[corpus]".encode("utf-16"), 1)])
+def test_a_recipe_in_another_encoding_says_which_to_use(tmp_path, content, byte):
+    (tmp_path / "r.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"r\.toml is not UTF-8 \(byte {byte}\); save it as UTF-8"):
+        load_recipe(tmp_path / "r.toml")
+
+
 def test_nesting_without_end_is_a_sentence(tmp_path):
     deep = "[" * 20_000 + "]" * 20_000
     (tmp_path / "r.toml").write_text(f"[train]\nsteps = {deep}\n", encoding="utf-8")
