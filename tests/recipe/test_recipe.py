@@ -100,7 +100,9 @@ def test_a_mark_of_byte_order_is_read_over(tmp_path):
     assert load_recipe(tmp_path / "r.toml").train.steps == 7
 
 
-@pytest.mark.parametrize(("content", "byte"), [('[corpus]\nname = "é"'.encode("latin-1"), 18), ("[corpus]".encode("utf-16"), 1)])
+@pytest.mark.parametrize(
+    ("content", "byte"), [('[corpus]\nname = "é"'.encode("latin-1"), 18), ("[corpus]".encode("utf-16"), 1)]
+)
 def test_a_recipe_in_another_encoding_says_which_to_use(tmp_path, content, byte):
     (tmp_path / "r.toml").write_bytes(content)
     with pytest.raises(UsageError, match=rf"r\.toml is not UTF-8 \(byte {byte}\); save it as UTF-8"):
