@@ -41,7 +41,8 @@ class EnlargingConv(nn.Conv2d):
         products_FOuwvh = products_FhwOvu.permute(0, 3, 5, 2, 4, 1)
         matrix = enlarging_matrix(x_FCgg.shape[-1], self.px, x_FCgg.device).to(products_FOuwvh)
         rows_FOuwH = F.linear(products_FOuwvh.flatten(4), matrix)
-        return F.linear(rows_FOuwH.flatten(2, 3).mT, matrix)
+        # Contiguous: as strided it would be one small product for each frame and channel.
+        return F.linear(rows_FOuwH.flatten(2, 3).mT.contiguous(), matrix)
 
 
 def enlarging_matrix(size: int, px: int, device: torch.device) -> Tensor:
