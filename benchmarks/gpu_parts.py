@@ -412,7 +412,7 @@ def release(part: Part) -> None:
         corpus=replace(recipe.corpus, name=",".join(names[i] for i in there), root=tuple(str(roots[i]) for i in there),
                        skip=tuple(clip for clip in recipe.corpus.skip if clip.partition(".")[0] in kept)),
         teacher=replace(recipe.teacher, weights=tuple(labels), parts=tuple(p for p in recipe.teacher.parts if p.partition("=")[0] in kept)),
-        train=replace(recipe.train, steps=4) if part.tiny else recipe.train,
+        train=replace(recipe.train, steps=4, frames=8, batch=2) if part.tiny else recipe.train,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, RunDir.create(Path(folder) / "run", recipe) as directory:
         end = "eval"
