@@ -111,7 +111,7 @@ def bd(
     if output.as_json:
         print_json({"schema": 1, **result})
     else:
-        settings = f"{encoder.codec} {encoder.preset}, CRF {crfs}, strength {encoder.strength:g}"
+        settings = f"{encoder.codec} {encoder.preset}, CRF {crfs}, mapping {encoder.mapping}, strength {shaping.strength:g}"
         print_cells(f"{settings}, against no map", "clip, map", bd_tables.clip_cells(result))
         if (done := len(result["clips"])) > 1:
             few = "; too narrow with so few clips" if done < bd_tables.FEW_CLIPS else ""
@@ -124,11 +124,9 @@ def bd(
 
 
 def _settings(options: EncoderOptions, **coding: Any) -> Any:
-    """How the encoder is run, and how maps become offsets. Raises UsageError for an unknown block size or `neutral`."""
+    """How the encoder is run, and how maps become offsets. Raises UsageError for a mapping with values that it does not take."""
     from distill.encoding.encoders import Coding
-    from distill.encoding.planner import check_shaping
-    from distill.encoding.qp_offsets import Shaping
+    from distill.encoding.planner import make_shaping
 
-    check_shaping(options.block, options.neutral)
-    shaping = Shaping(options.strength, options.block, options.neutral, prior=options.prior)
+    shaping = make_shaping(options.mapping, options.strength, options.prior, options.block, options.neutral)
     return Coding(options.codec, preset=options.preset, **coding), shaping

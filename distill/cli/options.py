@@ -17,6 +17,11 @@ from typer import Argument, Option
 
 SHIPPED = "default: the student that ships with this package"
 ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
+MAPPING = "from saliency to offsets: log (as a density), log-strong (gains more, costs the rest more), linear (as a mask)"
+STRENGTH = (
+    "log: QP per doubling of the saliency, 0 to 3; default 1.5, log-strong 2.5. More gains where people look and costs quality "
+    "elsewhere. linear: largest offset, up to 12; default 4"
+)
 NEUTRAL = "what stays as without a map: bits (the size, about), mean (the mean offset is 0), off (nothing)"
 
 RecipeArgument = Annotated[Path | None, Argument(metavar="RECIPE.toml", help="recipe; `distill init` writes one")]
@@ -62,9 +67,10 @@ class EncoderOptions:
 
     codec: Annotated[str, Option(help="x264 or x265")] = "x264"
     preset: Annotated[str, Option(help="preset of the encoder")] = "medium"
-    strength: Annotated[float, Option(help="largest QP offset of a block, up and down", min=0, max=12)] = 4
+    mapping: Annotated[str, Option(help=MAPPING)] = "log"
+    strength: Annotated[float | None, Option(help=STRENGTH)] = None
     block: Annotated[int, Option(help="block size in pixels: 16, 32, 64")] = 16
-    prior: Annotated[float, Option(help="share of a centred Gaussian in a model's map", min=0, max=1)] = 0.5
+    prior: Annotated[float | None, Option(help="share of a centred Gaussian in a model's map; default 0.2, linear 0.5")] = None
     neutral: Annotated[str, Option(help=NEUTRAL)] = "bits"
 
 

@@ -3,7 +3,6 @@
 decoded frame -> small upright RGB -> saliency map -> QP offsets
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,18 @@ import numpy as np
 
 from distill.corpora.readers.pyav import orientation
 from distill.encoding.encoders import Picture
-from distill.encoding.qp_offsets import BLOCKS, LIMIT, NEUTRAL, Shaping, areas, block_bits, check_map, qp_offsets, step_for
+from distill.encoding.qp_offsets import (
+    BLOCKS,
+    MAPPINGS,
+    NEUTRAL,
+    STRONGEST,
+    Shaping,
+    areas,
+    block_bits,
+    check_map,
+    qp_offsets,
+    step_for,
+)
 from distill.encoding.roi_files import SVT_BLOCK, SVT_LEVELS, RoiFile
 from distill.evaluation.centre import centred_gaussian
 from distill.evaluation.predictors import load_predictor
@@ -27,11 +37,19 @@ Maps = Callable[[np.ndarray, float], np.ndarray]
 MODEL_WIDTH = 640  # px of the frame that a model sees: the width of the corpora that students learn from
 
 
-def check_shaping(block: int, neutral: str) -> None:
-    """Raises UsageError for an unknown block size or `neutral`."""
-    for option, value, known in (("--block", block, BLOCKS), ("--neutral", neutral, NEUTRAL)):
+def make_shaping(
+    mapping: str, strength: float | None = None, prior: float | None = None, block: int = 16, neutral: str = "bits"
+) -> Shaping:
+    """A mapping of `MAPPINGS`, its strength and prior replaced where given. Raises UsageError for a value that it does not take."""
+    for option, value, known in (("--mapping", mapping, MAPPINGS), ("--block", block, BLOCKS), ("--neutral", neutral, NEUTRAL)):
         if value not in known:
             raise UsageError(f"{option} {value} is unknown; there are {', '.join(map(str, known))}")
+    chosen = MAPPINGS[mapping]
+    for option, number, most in (("--strength", strength, STRONGEST[chosen.scale]), ("--prior", prior, 1 - chosen.floor)):
+        if number is not None and not 0 <= number <= most:
+            raise UsageError(f"{option} {number:g}: must be from 0 to {most:g} with --mapping {mapping}")
+    strength, prior = chosen.strength if strength is None else strength, chosen.prior if prior is None else prior
+    return replace(chosen, strength=strength, prior=prior, block=block, neutral=neutral)
 
 
 def centre_map(frame: np.ndarray, seconds: float) -> np.ndarray:
@@ -104,8 +122,7 @@ class Planner:
         """Adds a file that also gets every frame's offsets, within the limits of the encoder that it is for."""
         shaping = self.shaping
         if file.format == "svt-av1":
-            limit = min(LIMIT, math.ceil(shaping.strength * (1 if shaping.neutral == "off" else 2)))
-            shaping = replace(shaping, block=SVT_BLOCK, limit=limit, step=step_for(SVT_LEVELS, limit))
+            shaping = replace(shaping, block=SVT_BLOCK, step=step_for(SVT_LEVELS, max(map(abs, shaping.reach))))
         self._file = file, OffsetTrack(shaping, self.picture.size)
 
     def plan(self, frame: av.VideoFrame) -> np.ndarray | None:

@@ -9,6 +9,7 @@ A map may have any size: it covers the frame, and a block takes the mean of the 
 Pure functions, on arrays alone; the only state between frames is the previous frame's offsets.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,8 @@ from distill.evaluation.centre import centred_gaussian
 BLOCKS = (16, 32, 64)  # H.264's macroblock, HEVC's usual quantisation group, AV1's superblock
 LIMIT = 12  # QP; the downstream clips its maps there too
 NEUTRAL = ("bits", "mean", "off")
+STRONGEST = {"log": 3, "linear": LIMIT}  # the largest strength on each scale
+FAINT = 0.2  # the linear scale takes a map whose peak is lower than this as faint
 NOISE = 4  # residual in grey levels at which a pixel costs one bit
 HALVING = 6  # QP that roughly halve the rate: the quantiser's step size doubles every 6 QP in H.264 and HEVC
 
@@ -99,40 +102,67 @@ def _centred_means(size: tuple[int, int], block: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shaping:
-    """How a saliency map becomes QP offsets: `round((1 - 2 s) strength)` of each block's mean s. Raises ValueError out of range.
+    """How a saliency map becomes QP offsets; `MAPPINGS` has the usual ones by name. Raises ValueError out of range.
 
-    strength: QP, from 0 to limit: the offset of a block with s = 0; a block with s = 1 gets minus that.
+    scale: `log` takes the map as a density: how much more people look at a block than at the average one. With s the block's mean
+        and g that of a centred Gaussian (`centred_gaussian`), both divided by their means over the frame, a block has the weight
+        p = (1 - prior - floor) s + prior g + floor, of mean 1, and the offset -strength log2 p.
+        A blank map leaves prior and floor alone, in proportion.
+        Why: sum(p D) at a given rate is least where every block's p D saves equally per bit; with the distortion D ~ 2^(QP / 3)
+        that asks for 3 QP per doubling of p. Half of it gains most of that, and costs the rest of the frame far less: where
+        people look is known with an error.
+        `linear` takes the map as a mask: the block means divided by their peak, or by 0.2 where that is lower, then mixed with
+        the Gaussian (1 - prior : prior), give (1 - 2 s) strength.
+    strength: `log`: QP per doubling of p, from 0 to 3. `linear`: the offset of a block with s = 0, up to 12 QP; with s = 1, minus that.
+    prior: share of the Gaussian; a wrong model then costs less than it gains where it is right.
+    floor: share that all blocks have alike, above 0 for `log`; it bounds how much is taken from blocks that nobody looks at.
     block: side of a block in pixels.
-    neutral: shift all offsets of the frame by one amount, so that the frame's size stays about the same; they then reach at most
-        twice the strength. `mean`: until their area-weighted mean is zero. `bits`: until the estimated bits are unchanged, with
-        each block's scaled by 2^(-offset / 6); a zero mean enlarges frames, since bits grow faster below zero than they shrink
-        above, and people look where there is something to encode. `off`: no shift. Rounding leaves an error of at most half a
-        step, plus `hold` steps.
-    faint: first divide the block means by their peak, or by `faint` where the peak is lower: a student's map also encodes its
-        confidence, and a map that is low everywhere would hardly move a bit. None takes the map as it is.
-    prior: share from 0 to 1 of a centred Gaussian (`centred_gaussian`) mixed into the block means after that; a wrong model
-        then costs less than it gains where it is right.
+    neutral: shift all offsets of the frame by one amount, so that the frame's size stays about the same. `mean`: until their
+        area-weighted mean is zero. `bits`: until the estimated bits are unchanged, with each block's scaled by 2^(-offset / 6); a
+        zero mean enlarges frames, since bits grow faster below zero than they shrink above, and people look where there is
+        something to encode. `off`: no shift. Rounding leaves an error of at most half a step, plus `hold` steps.
     hold: an offset changes only where it is off by more than half a step and `hold` steps, so that it does not flicker.
-    limit: largest absolute offset. step: offsets are multiples of it, see `step_for`.
+    lowest, highest: the limits of the offsets. step: offsets are multiples of it, see `step_for`.
     """
 
-    strength: float = 4.0
+    scale: str = "log"
+    strength: float = 1.5
+    prior: float = 0.2
+    floor: float = 0.1
     block: int = 16
     neutral: str = "bits"
-    faint: float | None = 0.2
-    prior: float = 0.5
     hold: float = 0.25
-    limit: int = LIMIT
+    lowest: int = -LIMIT
+    highest: int = LIMIT
     step: int = 1
 
     def __post_init__(self) -> None:
+        if self.scale not in STRONGEST:
+            raise ValueError(f"scale must be one of {', '.join(STRONGEST)}; got {self.scale!r}")
         if self.neutral not in NEUTRAL:
             raise ValueError(f"neutral must be one of {', '.join(NEUTRAL)}; got {self.neutral!r}")
-        positive = self.step >= 1 and self.hold >= 0 and self.block >= 1
-        if not (0 <= self.strength <= self.limit and 0 <= self.prior <= 1 and positive):
-            raise ValueError(
-                f"must hold: 0 <= strength <= limit, 0 <= prior <= 1, step >= 1, hold >= 0, block >= 1; got {self}"
-            )
+        most, log = STRONGEST[self.scale], self.scale == "log"
+        if not 0 <= self.strength <= most:
+            raise ValueError(f"strength must be from 0 to {most} where the scale is {self.scale}; got {self.strength:g}")
+        if not (self.prior >= 0 and self.floor >= 0 and self.prior + self.floor <= 1 and (self.floor > 0 or not log)):
+            raise ValueError(f"must hold: prior >= 0, floor >= 0, prior + floor <= 1, for log floor > 0; got {self}")
+        if not (self.step >= 1 and self.hold >= 0 and self.block >= 1 and self.lowest <= 0 <= self.highest):
+            raise ValueError(f"must hold: step >= 1, hold >= 0, block >= 1, lowest <= 0 <= highest; got {self}")
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The lowest and the highest offset that any frame can get."""
+        if self.scale == "log":
+            return self.lowest, self.highest
+        most = math.ceil(self.strength * (1 if self.neutral == "off" else 2))
+        return max(self.lowest, -most), min(self.highest, most)
+
+
+MAPPINGS = {
+    "log": Shaping(),
+    "log-strong": Shaping(strength=2.5, lowest=-8, highest=4),
+    "linear": Shaping("linear", strength=4, prior=0.5, floor=0),
+}
 
 
 def qp_offsets(
@@ -147,21 +177,16 @@ def qp_offsets(
 
     Raises ValueError for a map outside [0, 1], and for a `previous` or `bits` with another number of blocks.
     """
-    strength, block, step = shaping.strength, shaping.block, shaping.step
+    block, step = shaping.block, shaping.step
     frame = size or (saliency.shape[0], saliency.shape[1])
-    means = block_means(saliency, block, size)
-    if shaping.faint is not None:
-        means = means / max(float(means.max()), shaping.faint)
-    if prior := shaping.prior:
-        means = (1 - prior) * means + prior * _centred_means(frame, block)
-    target = (1 - 2 * means) * strength
+    means, centred = block_means(saliency, block, size), _centred_means(frame, block)
+    target = (_log_target if shaping.scale == "log" else _linear_target)(means, centred, areas(frame, block), shaping)
     if shaping.neutral != "off":
         weights = areas(frame, block) if bits is None or shaping.neutral == "mean" else bits
         if weights.shape != target.shape:
             raise ValueError(f"the bits are of {weights.shape} blocks, the map has {target.shape}")
         target = _neutralised(target, weights, shaping)
-    most = shaping.limit // step
-    offsets = np.clip(np.round(target / step), -most, most)
+    offsets = np.clip(np.round(target / step), -(-shaping.lowest // step), shaping.highest // step)
     if previous is not None:
         if previous.shape != offsets.shape:
             raise ValueError(f"the previous frame had {previous.shape} blocks, this one has {offsets.shape}")
@@ -170,15 +195,28 @@ def qp_offsets(
     return (offsets * step).astype(np.int32)
 
 
+def _log_target(means: np.ndarray, centred: np.ndarray, area: np.ndarray, shaping: Shaping) -> np.ndarray:
+    prior, floor, mean = shaping.prior, shaping.floor, np.average(means, weights=area)
+    known = prior * centred / np.average(centred, weights=area) + floor
+    weight = (1 - prior - floor) * means / mean + known if mean > 0 else known / (prior + floor)
+    return np.asarray(-shaping.strength * np.log2(weight))
+
+
+def _linear_target(means: np.ndarray, centred: np.ndarray, _area: np.ndarray, shaping: Shaping) -> np.ndarray:
+    # A student's map also encodes its confidence, and a map that is low everywhere would hardly move a bit.
+    means = means / max(float(means.max()), FAINT)
+    return np.asarray((1 - 2 * ((1 - shaping.prior) * means + shaping.prior * centred)) * shaping.strength)
+
+
 def _neutralised(target: np.ndarray, weights: np.ndarray, shaping: Shaping) -> np.ndarray:
     """All values shifted by one amount, then clipped, so that the frame's mean or its bits stay; see `qp_offsets`."""
-    low, high, limit = float(target.min()), float(target.max()), shaping.limit
+    low, high = float(target.min()), float(target.max())
     for _ in range(40):  # bisection: the saving decreases with the shift, and clipping rules out a closed form
         shift = (low + high) / 2
-        offsets = np.clip(target - shift, -limit, limit)
+        offsets = np.clip(target - shift, shaping.lowest, shaping.highest)
         saving = offsets if shaping.neutral == "mean" else 1 - np.exp2(-offsets / HALVING)
         low, high = (shift, high) if (saving * weights).sum() > 0 else (low, shift)
-    return np.clip(target - (low + high) / 2, -limit, limit)
+    return np.clip(target - (low + high) / 2, shaping.lowest, shaping.highest)
 
 
 def step_for(levels: int, limit: int = LIMIT) -> int:

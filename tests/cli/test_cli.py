@@ -62,12 +62,12 @@ def test_the_command_line_surface_is_frozen():
         "quantize": ["--corpus", "--json", "--keep", "--out", "--quiet", "--root", "--size"],
         "luma": ["--json", "--out", "--quiet", "--size"],
         "encode": sorted([
-            "--model", "--map", "--codec", "--crf", "--bitrate", "--preset", "--param", "--strength", "--block", "--prior",
+            "--model", "--map", "--codec", "--crf", "--bitrate", "--preset", "--param", "--mapping", "--strength", "--block", "--prior",
             "--neutral", "--cuts", "--roi-out", "--format", "--video-only", "--threads", "--json", "--quiet",
         ]),
         "bd": sorted([
-            "--model", "--corpus", "--root", "--clips", "--frames", "--codec", "--crf", "--preset", "--strength", "--block",
-            "--prior", "--neutral", "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
+            "--model", "--corpus", "--root", "--clips", "--frames", "--codec", "--crf", "--preset", "--mapping", "--strength",
+            "--block", "--prior", "--neutral", "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
         ]),
         "inspect": ["--corpus", "--json", "--out", "--quiet", "--show"], "doctor": ["--json"],
         "catalogue": ["--json"], "fetch": ["--json", "--quiet", "--url"],

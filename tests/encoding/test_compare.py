@@ -26,7 +26,7 @@ def result(tiny_root):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = [(clip.id, lambda clip=clip: read_clip(clip, 6)) for clip in corpus.clips[:2]]
     coding = Coding(preset="ultrafast", threads=1)
-    return compare.compare(sources, {}, coding, Shaping(6), [20, 28, 36], Narrator(quiet=True))
+    return compare.compare(sources, {}, coding, Shaping(), [20, 28, 36], Narrator(quiet=True))
 
 
 def test_a_comparison_of_real_fixations(result, tmp_path):
@@ -56,7 +56,7 @@ def test_a_gaze_map_gains_where_people_look_and_loses_elsewhere(tmp_path):
     points = {
         title: [
             measure_point(
-                excerpt, plan_offsets(excerpt, own, Shaping(4, prior=0)), Coding(crf=crf, preset="ultrafast", threads=1), 16
+                excerpt, plan_offsets(excerpt, own, Shaping(prior=0)), Coding(crf=crf, preset="ultrafast", threads=1), 16
             )
             for crf in (20, 26, 32)
         ]
@@ -154,7 +154,7 @@ def test_clips_without_gaze_get_proxy_weights_and_those_with_gaze_do_not(student
         ("gazed", lambda: read_clip(gazed, 3)),
         ("bare", lambda: make_excerpt(iter([p[:61, :95] for p in pixels]), 25.0, {})),
     ]
-    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(6), [20, 32]
+    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(), [20, 32]
     result = compare.compare(sources, *arguments, RecordingNarrator(quiet=True), students / "one_step.onnx")
     weights = {name: facts["weights"] for name, facts in result["clips"].items()}
     assert weights["bare"] == {"by": "judge", "judge": "one_step.onnx", "frames": 3}
@@ -195,7 +195,7 @@ def test_a_proxy_without_a_map_is_a_one_line_error(students, monkeypatch, answer
 def test_a_clip_whose_curves_do_not_overlap_does_not_affect_others(tiny_root, monkeypatch):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = [(clip.id, lambda clip=clip: read_clip(clip, 2)) for clip in corpus.clips[:2]]
-    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(6), [20, 32]
+    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(), [20, 32]
     points, first_luma = measure_point, sources[0][1]().luma
 
     def apart(excerpt, offsets, coding, block):
@@ -217,7 +217,7 @@ def test_a_clip_whose_curves_do_not_overlap_does_not_affect_others(tiny_root, mo
 def test_an_interrupt_keeps_the_clips_that_are_done(tiny_root):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = [(clip.id, lambda clip=clip: read_clip(clip, 2)) for clip in corpus.clips[:2]]
-    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(6), [20, 32]
+    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(), [20, 32]
     for encodes, done in ((5, 1), (8, 2)):
         asked = iter([False] * (encodes - 1))
         result = compare.compare(sources, *arguments, Narrator(quiet=True, stop=lambda asked=asked: next(asked, True)))

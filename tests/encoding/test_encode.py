@@ -14,14 +14,15 @@ from distill.encoding import encoders  # noqa: E402
 from distill.encoding import source as sources  # noqa: E402
 from distill.encoding.encode import check_outputs, encode  # noqa: E402
 from distill.encoding.encoders import Coding  # noqa: E402
-from distill.encoding.planner import centre_map, check_shaping, open_maps  # noqa: E402
-from distill.encoding.qp_offsets import Shaping  # noqa: E402
+from distill.encoding.planner import centre_map, make_shaping, open_maps  # noqa: E402
+from distill.encoding.qp_offsets import MAPPINGS  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
 from tests.helpers import lively  # noqa: E402
 
 H, W = 96, 160
-STRONG = Shaping(strength=6, neutral="mean", prior=0)
+LINEAR = replace(MAPPINGS["linear"], prior=0)
+STRONG = replace(LINEAR, strength=6, neutral="mean")
 
 
 class RecordingNarrator:
@@ -162,7 +163,7 @@ def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, recorder):
     (tmp_path / "step.onnx").write_bytes(step_graph(lively(), 25.0, {"frame_rate": "25"}).SerializeToString())
     maps = open_maps(tmp_path / "step.onnx", None)
     assert isinstance(maps, Stream) and isinstance(maps.predictor, Predictor)
-    facts = run(clip, tmp_path / "out.mp4", maps, recorder, shaping=Shaping(12, prior=0))
+    facts = run(clip, tmp_path / "out.mp4", maps, recorder, shaping=replace(LINEAR, strength=12))
     assert facts["cuts"] == 1 and facts["frames"] == 8 and facts["offsets"]["lowest"] < facts["offsets"]["highest"]
     assert any("it will remember 2.5x as long" in line for line in recorder.messages)
 
@@ -198,7 +199,7 @@ def test_a_10_bit_offset_is_as_strong_as_an_8_bit_one(tmp_path, recorder):
     for format_ in ("yuv420p", "yuv420p10le"):
         clip = write_clip(tmp_path / f"{format_}.mkv", 3, format_=format_)
         for name, maps in (("plain", None), ("all", lambda f, t: np.ones(f.shape[:2]))):
-            facts = run(clip, tmp_path / "out.mkv", maps, recorder, shaping=Shaping(6, neutral="off", prior=0))
+            facts = run(clip, tmp_path / "out.mkv", maps, recorder, shaping=replace(STRONG, neutral="off"))
             size[format_, name] = facts["bytes"]
     ratios = [size[f, "all"] / size[f, "plain"] for f in ("yuv420p", "yuv420p10le")]
     assert ratios[0] == pytest.approx(ratios[1], rel=0.1) and ratios[0] > 1.4
@@ -479,12 +480,19 @@ def test_roi_files_are_written_with_or_without_a_video(clip, tmp_path, recorder)
 def test_incompatible_options_are_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         check_outputs(*(Path(a) if a and i in (0, 1, 2, 4) else a for i, a in enumerate(arguments)))
-    for shaping, message in (((8, "bits"), "16, 32, 64"), ((16, "size"), "bits, mean, off")):
+    for given, message in (
+        ({"block": 8}, "--block 8 is unknown; there are 16, 32, 64"),
+        ({"neutral": "size"}, "bits, mean, off"),
+        ({"mapping": "logarithm"}, "log, log-strong, linear"),
+        ({"strength": 4}, "--strength 4: must be from 0 to 3 with --mapping log"),
+        ({"mapping": "linear", "strength": 13}, "from 0 to 12 with --mapping linear"),
+        ({"mapping": "log-strong", "prior": 0.95}, "--prior 0.95: must be from 0 to 0.9 with --mapping log-strong"),
+    ):
         with pytest.raises(UsageError, match=message):
-            check_shaping(*shaping)
-    for given in ((None, None), ("model.onnx", "centre"), (None, "middle")):
+            make_shaping(**{"mapping": "log", **given})
+    for model, name in ((None, None), ("model.onnx", "centre"), (None, "middle")):
         with pytest.raises(UsageError, match="--map"):
-            open_maps(*given)
+            open_maps(model, name)
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])
@@ -505,7 +513,7 @@ def test_bits_keeps_the_size_where_gaze_is_on_costly_blocks(tmp_path, recorder, 
 
     size = {}
     for name, maps in (("plain", None), ("bits", third), ("mean", third)):
-        shaping = Shaping(neutral="bits" if maps is None else name, prior=0)
+        shaping = replace(LINEAR, neutral="bits" if maps is None else name)
         coding = Coding(codec, crf=30, preset="superfast")
         size[name] = run(tmp_path / "in.mkv", tmp_path / "out.mkv", maps, recorder, coding, shaping)["bytes"]
     assert size["mean"] / size["plain"] > 1.3 and abs(size["bits"] / size["plain"] - 1) < 0.2
@@ -538,7 +546,7 @@ def test_on_a_real_clip_with_gaze_quality_moves_to_where_observers_looked(shared
     before = luma(clip)[0]
 
     def measure(crf, maps):
-        facts = run(clip, tmp_path / "out.mp4", maps, recorder, Coding(codec, crf=crf, preset="superfast"), Shaping(prior=0))
+        facts = run(clip, tmp_path / "out.mp4", maps, recorder, Coding(codec, crf=crf, preset="superfast"), LINEAR)
         error = ((before - luma(tmp_path / "out.mp4")[0]) ** 2).mean(0)
         return facts["bytes"], *(-10 * np.log10(error[part].mean()) for part in (there > 0.5, there < 0.05))
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,20 +7,41 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from distill.encoding import qp_offsets as tested
-from distill.encoding.qp_offsets import HALVING, NEUTRAL, Shaping, areas, block_bits, block_means, grid, step_for
+from distill.encoding.qp_offsets import (
+    HALVING,
+    MAPPINGS,
+    NEUTRAL,
+    STRONGEST,
+    Shaping,
+    areas,
+    block_bits,
+    block_means,
+    grid,
+    step_for,
+)
 from distill.evaluation.centre import centred_gaussian
 
 
 def qp_offsets(saliency, strength, block=16, size=None, previous=None, bits=None, **shaping):
-    """The offsets of a map as it is, unless `shaping` overrides that."""
-    shaping = {"neutral": "off", "faint": None, "prior": 0.0, **shaping}
-    return tested.qp_offsets(saliency, Shaping(strength, block, **shaping), size, previous, bits)
+    """The offsets of a map on the linear scale without a prior, unless `shaping` overrides that; see `scaled`."""
+    shaping = {"scale": "linear", "neutral": "off", "prior": 0.0, "floor": 0.0, **shaping}
+    return tested.qp_offsets(saliency, Shaping(strength=strength, block=block, **shaping), size, previous, bits)
+
+
+def scaled(saliency, block=16):
+    means = block_means(saliency, block)
+    return means / max(means.max(), 0.2)
 
 
 MAPS = arrays(
     np.float32, st.tuples(st.integers(1, 70), st.integers(1, 70)), elements=st.floats(0, 1, width=32, allow_subnormal=False)
 )
 BLOCK = st.sampled_from([16, 32, 64])
+SHAPINGS = st.builds(  # every mapping, at any strength
+    lambda shaping, strength, **more: replace(shaping, strength=strength * STRONGEST[shaping.scale], **more),
+    st.sampled_from(list(MAPPINGS.values())), st.floats(0, 1),
+    block=BLOCK, step=st.integers(1, 4), neutral=st.sampled_from(NEUTRAL), prior=st.floats(0, 0.9),
+)  # fmt: skip
 quick = settings(max_examples=40, deadline=None)
 
 
@@ -59,13 +82,49 @@ def test_a_map_of_half_the_size_is_the_map_with_every_pixel_doubled():
 
 
 @quick
-@given(MAPS, BLOCK, st.floats(0, 12), st.integers(1, 4))
-def test_more_salient_is_never_a_higher_qp_and_nothing_is_beyond_the_limit(saliency, block, strength, step):
-    offsets = qp_offsets(saliency, strength, block, step=step)
-    order = np.argsort(block_means(saliency, block).ravel())
-    assert (np.diff(offsets.ravel()[order]) <= 0).all()
-    assert np.abs(offsets).max() <= 12 and (offsets % step == 0).all()
-    assert step > 1 or np.abs(offsets).max() <= round(strength)
+@given(MAPS, SHAPINGS)
+def test_more_salient_is_never_a_higher_qp_and_nothing_is_beyond_the_limits(saliency, shaping):
+    shaping = replace(shaping, prior=0)
+    offsets = tested.qp_offsets(saliency, shaping)
+    order = np.argsort(block_means(saliency, shaping.block).ravel())
+    assert (np.diff(offsets.ravel()[order]) <= 0).all() and (offsets % shaping.step == 0).all()
+    assert shaping.lowest <= offsets.min() and offsets.max() <= shaping.highest
+    lowest, highest = shaping.reach
+    assert shaping.step > 1 or (lowest <= offsets.min() and offsets.max() <= highest)
+
+
+@quick
+@given(MAPS, BLOCK, st.floats(0, 3), st.floats(0, 0.9))
+def test_on_the_log_scale_offsets_follow_the_density_alone(saliency, block, strength, prior):
+    """-strength log2 of the weight, which a darker map does not change; a blank map leaves prior and floor."""
+    shaping = Shaping(strength=strength, block=block, prior=prior, neutral="off", lowest=-100, highest=100)
+    area = areas(saliency.shape, block)
+    means, centred = (block_means(m, block) for m in (saliency, centred_gaussian(*saliency.shape)))
+    known = prior * centred / np.average(centred, weights=area) + 0.1
+    seen = (0.9 - prior) * means / max(np.average(means, weights=area), 1e-99)
+    weight = seen + known if saliency.any() else known / (prior + 0.1)
+    assert np.average(weight, weights=area) == pytest.approx(1)
+    offsets = tested.qp_offsets(saliency, shaping)
+    assert np.abs(offsets + strength * np.log2(weight)).max() <= 0.5 + 1e-6
+    assert np.abs(tested.qp_offsets(saliency / 2, shaping) - offsets).max() <= 1  # rounding of ties
+
+
+def test_a_doubling_of_the_saliency_is_worth_the_strength():
+    saliency = np.zeros((64, 64), np.float32)
+    saliency[:16] = [[0.1] * 16 + [0.2] * 16 + [0.4] * 16 + [0.8] * 16] * 16
+    shaping = replace(MAPPINGS["log"], strength=3, prior=0, floor=1e-9, neutral="off", lowest=-100, highest=100)
+    assert np.diff(tested.qp_offsets(saliency, shaping)[0]).tolist() == [-3, -3, -3]
+    blank = tested.qp_offsets(np.zeros((64, 64)), MAPPINGS["log"])
+    assert blank[1, 1] < blank[0, 1] < blank[0, 0] and (blank == blank[::-1, ::-1]).all()  # the Gaussian alone
+    assert not tested.qp_offsets(np.zeros((64, 64)), replace(MAPPINGS["log"], prior=0)).any()
+
+
+def test_the_strong_mapping_moves_more_and_takes_no_more_than_its_limit():
+    saliency = centred_gaussian(480, 640) ** 4
+    normal, strong = (tested.qp_offsets(saliency, MAPPINGS[name]) for name in ("log", "log-strong"))
+    assert strong.min() < normal.min() and strong.max() == 4 and strong.min() >= -8
+    assert MAPPINGS["log-strong"].reach == (-8, 4) and MAPPINGS["log"].reach == (-12, 12)
+    assert MAPPINGS["linear"].reach == (-8, 8) and replace(MAPPINGS["linear"], neutral="off").reach == (-4, 4)
 
 
 def left_over(offsets, weights, neutral):
@@ -75,13 +134,12 @@ def left_over(offsets, weights, neutral):
 
 
 @quick
-@given(MAPS, BLOCK, st.floats(0, 12), st.integers(1, 4), st.sampled_from(["bits", "mean"]))
-def test_neutral_offsets_have_a_zero_mean_over_the_area(saliency, block, strength, step, neutral):
-    if 12 % step:
+@given(MAPS, SHAPINGS)
+def test_neutral_offsets_keep_what_they_are_to_keep(saliency, shaping):
+    if shaping.neutral == "off" or 12 % shaping.step or shaping.highest == 4:  # at its limit the strong one may not
         return
-    offsets = qp_offsets(saliency, strength, block, neutral=neutral, step=step)
-    assert abs(left_over(offsets, areas(saliency.shape, block), neutral)) <= step / 2 + 1e-6
-    assert np.abs(offsets).max() <= min(12, round(2 * strength) + step)
+    offsets = tested.qp_offsets(saliency, shaping)
+    assert abs(left_over(offsets, areas(saliency.shape, shaping.block), shaping.neutral)) <= shaping.step / 2 + 1e-6
 
 
 @quick
@@ -136,29 +194,40 @@ def test_estimated_bits_follow_texture_and_change():
     assert np.allclose(block_bits(still.repeat(2, 0).repeat(2, 1), None, 32, (80, 100)), first)
 
 
-def test_a_low_map_is_scaled_to_its_peak_and_a_faint_one_is_not():
+def test_on_the_linear_scale_a_low_map_is_scaled_to_its_peak_and_a_faint_one_is_not():
     saliency = np.full((64, 64), 0.1, np.float32)
     saliency[:16, :16] = 0.4
-    assert qp_offsets(saliency, 6)[0, 0] == 1
-    assert qp_offsets(saliency, 6, faint=0.2)[0].tolist() == [-6, 3, 3, 3]
-    assert qp_offsets(saliency / 10, 6, faint=0.2)[0].tolist() == [4, 5, 5, 5]
-    assert qp_offsets(saliency * 0, 6, faint=0.2).tolist() == [[6] * 4] * 4
+    assert qp_offsets(saliency, 6)[0].tolist() == [-6, 3, 3, 3]
+    assert qp_offsets(saliency / 10, 6)[0].tolist() == [4, 5, 5, 5]
+    assert qp_offsets(saliency * 0, 6).tolist() == [[6] * 4] * 4
 
 
 @quick
 @given(MAPS, BLOCK)
-def test_a_prior_mixes_a_centred_gaussian_in(saliency, block):
-    centre = centred_gaussian(*saliency.shape)
-    assert np.array_equal(qp_offsets(saliency, 6, block, prior=1), qp_offsets(centre, 6, block))
-    wanted = 6 * (1 - block_means(saliency, block) - block_means(centre, block))
-    assert np.abs(qp_offsets(saliency, 6, block, prior=0.5) - wanted).max() <= 0.5 + 1e-5
+def test_on_the_linear_scale_a_prior_mixes_a_centred_gaussian_in(saliency, block):
+    centred = block_means(centred_gaussian(*saliency.shape), block)
+    for prior in (0.5, 1.0):
+        wanted = 6 * (1 - 2 * ((1 - prior) * scaled(saliency, block) + prior * centred))
+        assert np.abs(qp_offsets(saliency, 6, block, prior=prior) - wanted).max() <= 0.5 + 1e-5
+
+
+def test_the_linear_mapping_gives_what_it_gave_before_there_was_another():
+    saliency = centred_gaussian(64, 90)[:, ::-1] * np.linspace(0.1, 0.9, 90, dtype=np.float32)
+    before = {
+        "mean": [[2, 2, 1, 0, 1, 2], [2, -1, -4, -4, -1, 1], [2, -1, -4, -4, -1, 1], [2, 2, 1, 0, 1, 2]],
+        "off": [[4, 3, 2, 2, 3, 4], [3, 1, -3, -3, 0, 3], [3, 1, -3, -3, 0, 3], [4, 3, 2, 2, 3, 4]],
+    }
+    for neutral, offsets in before.items():
+        assert tested.qp_offsets(saliency, replace(MAPPINGS["linear"], neutral=neutral)).tolist() == offsets
 
 
 @quick
 @given(MAPS, st.floats(0, 0.2), st.integers(0, 100))
 def test_small_changes_of_the_map_change_no_offset(saliency, noise, seed):
+    saliency[:16, :16] = 1  # the peak stays where it is
     before = qp_offsets(saliency, 4)
     shaken = saliency + np.random.default_rng(seed).uniform(-1, 1, saliency.shape) * noise * 0.25 / 8
+    shaken[:16, :16] = 1
     again = qp_offsets(np.clip(shaken, 0, 1), 4, previous=before, hold=0.25)
     assert np.array_equal(before, again)
 
@@ -168,7 +237,7 @@ def test_small_changes_of_the_map_change_no_offset(saliency, noise, seed):
 def test_a_held_offset_is_never_wrong_by_more_than_half_a_step_and_hold(saliency, strength, hold, seed):
     rng = np.random.default_rng(seed)
     before = qp_offsets(rng.random(saliency.shape), strength)
-    wanted = (1 - 2 * block_means(saliency, 16)) * strength
+    wanted = (1 - 2 * scaled(saliency)) * strength
     assert (np.abs(qp_offsets(saliency, strength, previous=before, hold=hold) - wanted) <= 0.5 + hold + 1e-9).all()
 
 
@@ -189,10 +258,14 @@ def test_a_step_limits_the_number_of_levels(saliency, strength, levels, neutral)
         (np.zeros((0, 4)), {}, r"\[height, width\]"),
         (np.full((4, 4), np.nan), {}, r"must lie in \[0, 1\]"),
         (np.full((4, 4), 1.5), {}, r"must lie in \[0, 1\]; got 1.5"),
-        (np.zeros((4, 4)), {"strength": 13}, "strength <= limit"),
+        (np.zeros((4, 4)), {"strength": 13}, "from 0 to 12 where the scale is linear; got 13"),
+        (np.zeros((4, 4)), {"scale": "log", "floor": 0.1}, "from 0 to 3 where the scale is log; got 4"),
+        (np.zeros((4, 4)), {"scale": "log", "strength": 1}, "for log floor > 0"),
+        (np.zeros((4, 4)), {"scale": "root"}, "log, linear; got 'root'"),
+        (np.zeros((4, 4)), {"lowest": 1}, "lowest <= 0"),
         (np.zeros((4, 4)), {"hold": -1}, "hold >= 0"),
         (np.zeros((4, 4)), {"neutral": "size"}, "bits, mean, off; got 'size'"),
-        (np.zeros((4, 4)), {"prior": 1.5}, "prior <= 1"),
+        (np.zeros((4, 4)), {"prior": 1.5}, r"prior \+ floor <= 1"),
         (np.zeros((4, 4)), {"previous": np.zeros((2, 2), np.int32)}, r"\(2, 2\) blocks, this one has \(1, 1\)"),
     ],
 )
