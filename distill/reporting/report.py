@@ -32,8 +32,12 @@ NAMES = {"step": "student, step file", "image": "student, image file"}
 Picture = tuple[str, str]
 
 
-def write(run: RunDir, recipe: Recipe, corpus: Corpus, labels: LabelStore, origin: Provenance, narrator: Narrator) -> None:
-    """Writes `report.html` from the files of an evaluated run. The maps of `report.clips` validation clips are computed again."""
+def write(
+    run: RunDir, recipe: Recipe, corpus: Corpus, labels: LabelStore, origin: Provenance, taken: Mapping[str, Any],
+    narrator: Narrator,
+) -> None:  # fmt: skip
+    """Writes `report.html` from the files of an evaluated run. The maps of `report.clips` validation clips are computed again.
+    taken: as `speed.measure` returns it."""
     metrics = read_json(run / "metrics.json")
     parity = read_json(run / "export" / f"{origin.name}.parity.json")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -44,7 +48,7 @@ def write(run: RunDir, recipe: Recipe, corpus: Corpus, labels: LabelStore, origi
     page = render(
         "report.html", origin=origin, steps=recipe.train.steps, caveats=metrics["caveats"], parts=score_parts(metrics),
         curves=drawings.training_curves(log), clips=clips, clip_scores=tables.clip_cells(metrics) if metrics["predictors"] else [],
-        checks=_checks(origin, parity, run), recipe=shlex.quote(str(run.path / "recipe.toml")), seed=recipe.run.seed,
+        checks=_checks(origin, parity, taken, run), recipe=shlex.quote(str(run.path / "recipe.toml")), seed=recipe.run.seed,
         manifest=run.manifest,
     )  # fmt: skip
     write_bytes(run / "report.html", page.encode())
@@ -109,7 +113,7 @@ def _pictures(
     }
 
 
-def _checks(origin: Provenance, parity: Mapping[str, Any], run: RunDir) -> dict[str, str]:
+def _checks(origin: Provenance, parity: Mapping[str, Any], taken: Mapping[str, Any], run: RunDir) -> dict[str, str]:
     """The results of verification, and facts about the ONNX files."""
     shortest, median, longest = origin.tau_seconds
     return {
@@ -117,6 +121,7 @@ def _checks(origin: Provenance, parity: Mapping[str, Any], run: RunDir) -> dict[
         f"largest absolute difference over {parity['frames']} frames at {len(parity['sizes'])} sizes",
         "step file without history and image file": f"{parity['zero_state_max_abs']:.2e} largest absolute difference",
         "gate": "passed: operators, graph features, contract",
+        "time for a frame": f"{', '.join(f'{ms:g} ms at {size}' for size, ms in taken['ms'].items())}; one thread, {taken['processor']}",
         "frame rate of the step file": f"{origin.fps:g} per second",
         "time constants of the recurrent state": f"{shortest:.2g} to {longest:.2g} s, median {median:.2g} s",
         "licence of the weights": origin.license,

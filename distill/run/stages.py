@@ -26,7 +26,7 @@ from distill.labels import building, members
 from distill.labels.labelling import by_part, computed_by, inference, label, looked_up_in
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
-from distill.reporting import report
+from distill.reporting import report, speed
 from distill.reporting.package import write_package
 from distill.reporting.provenance import Provenance, attributions, caveats, metadata, provenance
 from distill.reporting.rendering import first_names
@@ -309,8 +309,9 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
 
 def _report(context: Context) -> Done:
     origin, _ = context.provenance()
-    report.write(context.run, context.recipe, context.corpus, context.labels, origin, context.narrator)
-    return ["report.html"], {}
+    taken = speed.measure(context.run / "export" / f"{origin.name}_step.onnx")
+    report.write(context.run, context.recipe, context.corpus, context.labels, origin, taken, context.narrator)
+    return ["report.html"], {"speed": taken}
 
 
 WORK: dict[str, Callable[[Context], Done]] = {
