@@ -12,6 +12,8 @@ from distill.run import extras
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import check_distinct
 
+START = "where in each clip they begin; in the first second gaze sits in the middle, whatever is shown"
+
 
 def encode(
     *,
@@ -68,11 +70,13 @@ def bd(
     corpus: Annotated[str | None, Option(help="clips with gaze: corpus.name")] = None,
     root: Annotated[Path | None, Option(help="folder of the corpus")] = None,
     clips: Annotated[str | None, Option(metavar="ID,ID", help="clips of the corpus; default: all with gaze")] = None,
-    frames: Annotated[int, Option(help="frames of each clip, from its first", min=2)] = 100,
+    frames: Annotated[str, Option(metavar="N|all", help="frames of each clip")] = "100",
+    start: Annotated[str, Option(metavar="SECONDS|middle", help=START)] = "1",
     crfs: Annotated[str, Option("--crf", metavar="N,N", help="the rates; two or more")] = "22,27,32,37",
     encoder: EncoderOptions,
     out: Annotated[Path | None, Option("--out", "-o", metavar="PNG", help="draw the curves")] = None,
     table: Annotated[Path | None, Option("--csv", metavar="FILE", help="write all values, one per line")] = None,
+    jobs: Annotated[int, Option("--jobs", "-j", help="clips at the same time, each with one encoder thread", min=1)] = 1,
     threads: Annotated[int, Option(help="threads of the encoder; 0: its default", min=0)] = 0,
     output: Output,
 ) -> None:
@@ -84,10 +88,11 @@ def bd(
     """
     extras.require("encode")
     from distill.encoding import bd_tables
-    from distill.encoding.compare import compare
-    from distill.encoding.excerpts import find_sources, unique_names
+    from distill.encoding.compare import Work, compare
+    from distill.encoding.excerpts import find_sources, read_span, unique_names
 
-    coding, shaping = _settings(encoder, threads=threads)
+    coding, shaping = _settings(encoder, threads=threads or (1 if jobs > 1 else 0))
+    span = read_span(frames, start)
     try:
         rates = [float(text) for text in crfs.split(",")]
     except ValueError:
@@ -100,9 +105,9 @@ def bd(
     read = {"INPUT": inputs, "--model": models, "--judge": [proxy] if proxy else None}
     check_distinct({"--out": out, "--csv": table}, [(what, path) for what, paths in read.items() for path in paths or []])
     narrator = interruptible(output.quiet)
-    sources = find_sources(inputs or [], corpus, root, clips, frames, narrator)
+    sources = find_sources(inputs or [], corpus, root, clips, span, narrator)
     models = models or [shipped(narrator)]
-    result = compare(sources, unique_names(models), coding, shaping, rates, narrator, proxy)
+    result = compare(sources, span, Work(unique_names(models), coding, shaping, rates, proxy), narrator, jobs)
     result["files"] = [str(path) for path in (out, table) if path]
     if out:
         bd_tables.plot(result, out)
@@ -111,7 +116,9 @@ def bd(
     if output.as_json:
         print_json({"schema": 1, **result})
     else:
-        settings = f"{encoder.codec} {encoder.preset}, CRF {crfs}, mapping {encoder.mapping}, strength {shaping.strength:g}"
+        settings = (
+            f"{encoder.codec} {encoder.preset}, CRF {crfs}, mapping {encoder.mapping}, strength {shaping.strength:g}, {span}"
+        )
         print_cells(f"{settings}, against no map", "clip, map", bd_tables.clip_cells(result))
         if (done := len(result["clips"])) > 1:
             few = "; too narrow with so few clips" if done < bd_tables.FEW_CLIPS else ""

@@ -65,15 +65,15 @@ class Clip:
         `frames` or more after the last."""
         return stamps.position(seconds, self.fps, self.times)
 
-    def read(self, stride: int = 1) -> Iterator[np.ndarray]:
-        """Every `stride`-th frame, uint8 RGB `[H,W,3]`. Raises UsageError if the video ends before `frames`."""
+    def read(self, stride: int = 1, start: int = 0) -> Iterator[np.ndarray]:
+        """Every `stride`-th frame from frame `start`, uint8 RGB `[H,W,3]`. Raises UsageError if the video ends before `frames`."""
         count = 0
         filmed = camera.film(self.shots, zlib.crc32(self.name.encode())) if self.shots else None
-        for frame in islice(filmed, 0, None, stride) if filmed else read_frames(Path(self.video), stride):
+        for frame in islice(filmed, start, None, stride) if filmed else read_frames(Path(self.video), stride, start):
             yield frame
             count += 1
-        if count * stride < self.frames:
-            what = f"ended after {count * stride} of {self.frames} frames; it changed after the corpus was opened"
+        if start + count * stride < self.frames:
+            what = f"ended after {start + count * stride} of {self.frames} frames; it changed after the corpus was opened"
             raise UsageError(f"{self.video} {what}; restore it, or start over with --force")
 
 

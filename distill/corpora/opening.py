@@ -95,13 +95,19 @@ def _text(name: str) -> str:
 
 
 def survey(
-    name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None, thorough: bool = False
-) -> tuple[Corpus, dict[str, str]]:
+    name: str, roots: Roots, options: keys.Corpus | None = None, track: Track | None = None, thorough: bool = False,
+    only: Sequence[str] = (),
+) -> tuple[Corpus, dict[str, str]]:  # fmt: skip
     """Checks every clip, decoding each video once: the usable clips as a corpus, and the problems of the others, by id.
-    `thorough` reads all fixation maps and density maps."""
+    `thorough` reads all fixation maps and density maps. `only`: the ids of the clips that are wanted, in this order; the others are
+    not opened. Raises UsageError where one of them is not there."""
     options = options or keys.Corpus()
     parts = parts_of(name, roots)
     found = find(parts, options)
+    if missing := [clip_id for clip_id in only if clip_id not in found]:
+        where = ", ".join(str(part.root) for part in parts)
+        raise UsageError(f"there is no clip '{missing[0]}' in {where}{did_you_mean_clip(missing[0], found)}")
+    wanted = {clip_id: found[clip_id] for clip_id in only or found}
     problems: dict[str, str] = {}
 
     def examine(item: tuple[str, tuple[Part, Clip]]) -> Clip | None:
@@ -113,8 +119,8 @@ def survey(
             return None
 
     with cancelling_pool(2) as pool:
-        results: Iterable[Clip | None] = pool.map(examine, found.items())
-        clips = tuple(clip for clip in (track(results, "corpus", len(found)) if track else results) if clip)
+        results: Iterable[Clip | None] = pool.map(examine, wanted.items())
+        clips = tuple(clip for clip in (track(results, "corpus", len(wanted)) if track else results) if clip)
     notes: list[str] = []
     for part in parts:
         notes += CORPORA[part.corpus].notes(part.root, [clip for owner, clip in found.values() if owner is part])
@@ -127,13 +133,15 @@ def survey(
     return corpus, {clip_id: problems[clip_id] for clip_id in found if clip_id in problems}
 
 
-def open_corpus(name: str, root: Roots, track: Track | None = None, options: keys.Corpus | None = None) -> Corpus:
+def open_corpus(
+    name: str, root: Roots, track: Track | None = None, options: keys.Corpus | None = None, only: Sequence[str] = ()
+) -> Corpus:
     """Finds the clips under `root` (one per part of `name`) and checks each of them, decoding each video once.
 
-    options: its root is not used, but its `skip`, `fps` and `mouse_lag_ms` are. Raises UsageError for an unknown corpus, a missing
-    or empty root, or clips that cannot be used, naming all of them.
+    options: its root is not used, but its `skip`, `fps` and `mouse_lag_ms` are. only: see `survey`.
+    Raises UsageError for an unknown corpus, a missing or empty root, or clips that cannot be used, naming all of them.
     """
-    corpus, problems = survey(name, root, options, track)
+    corpus, problems = survey(name, root, options, track, only=only)
     if problems:
         first, *others = problems
         more = f" ({len(others)} more clips have problems: {', '.join(others)})" if others else ""

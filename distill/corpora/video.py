@@ -112,15 +112,16 @@ def probe_folder(folder: Path) -> tuple[int, int, int]:
     return len(names), *size
 
 
-def read_frames(path: Path, stride: int = 1) -> Iterator[np.ndarray]:
-    """Every `stride`-th frame from the first, uint8 RGB `[H,W,3]`, of a video, a folder of images, or an image."""
+def read_frames(path: Path, stride: int = 1, start: int = 0) -> Iterator[np.ndarray]:
+    """Every `stride`-th frame from frame `start`, uint8 RGB `[H,W,3]`, of a video, a folder of images, or an image. Those before are
+    decoded, but not converted."""
     if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
         files = [path / name for name in images.listing(path)] if path.is_dir() else [path]
-        yield from map(images.read_rgb, files[::stride])
+        yield from map(images.read_rgb, files[start::stride])
         return
     size: tuple[int, ...] | None = None
     for number, frame in enumerate(_open(path).frames()):
-        if number % stride == 0:
+        if number >= start and (number - start) % stride == 0:
             rgb = frame.rgb()
             size = size or rgb.shape
             _check_size(path, number, rgb.shape, size)

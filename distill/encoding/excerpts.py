@@ -1,11 +1,13 @@
-"""The clips that `distill bd` encodes: their first frames in memory, and the weights of their pixels.
+"""The clips that `distill bd` encodes: a part of each, in temporary files, and the weights of its pixels.
 
 The weights of a clip with gaze are the density of its fixations. A clip without gaze may get proxy weights: the map of a model
 that is not one of those compared. The two are never averaged together, and no model may weight its own measurement.
+
+Pictures and weights are mapped files: a clip in full length may be larger than memory.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -18,9 +20,10 @@ import numpy as np
 import onnx
 
 from distill.corpora import Clip, density_map, fixation_map, open_corpus
+from distill.corpora.readers.stamps import position
 from distill.corpora.video import probe, read_frames
 from distill.encoding.encoders import Picture
-from distill.encoding.planner import saliency_of
+from distill.encoding.planner import MODEL_WIDTH, saliency_of
 from distill.export.streaming import Stream
 from distill.recipe import keys
 from distill.run.errors import UsageError
@@ -28,15 +31,68 @@ from distill.run.progress import Narrator
 
 
 @dataclass(frozen=True)
+class Span:
+    """Which frames of a clip are encoded. frames: how many, 0 for all; start: seconds, or None for those in the middle."""
+
+    frames: int = 100
+    start: float | None = 1.0
+
+    def of(self, total: int, fps: float, times: Sequence[float]) -> range:
+        """The frames of a clip with `total` frames at a steady rate or at `times`, in seconds.
+
+        A clip that has less than two frames after the start begins at its middle: its first frames are those to avoid.
+        """
+        wanted = self.frames or total
+        if self.start is None:
+            first = max(0, total - wanted) // 2
+        else:
+            first = int(np.ceil(position(np.array(self.start), fps, times) - 1e-6))
+            first = first if first <= total - 2 else total // 2
+        return range(first, min(first + wanted, total))
+
+    def __str__(self) -> str:
+        count = f"{self.frames} frames" if self.frames else "all frames"
+        return f"{count} from the middle" if self.start is None else f"{count} from {self.start:g} s"
+
+
+def read_span(frames: str, start: str) -> Span:
+    """The span that `--frames` and `--start` name. Raises UsageError for anything else."""
+    count = {"all": "0"}.get(frames, frames)
+    if not count.isdecimal() or int(count) == 1:
+        raise UsageError(f"--frames {frames}: must be 2 or more, or all")
+    try:
+        seconds = None if start == "middle" else float(start)
+    except ValueError:
+        seconds = -1.0
+    if seconds is not None and not 0 <= seconds < float("inf"):
+        raise UsageError(f"--start {start}: must be seconds from the start of a clip, or middle")
+    return Span(int(count), seconds)
+
+
+@dataclass(frozen=True)
 class Excerpt:
-    """The first frames of a clip as an encoder gets them, and the weights of their pixels."""
+    """Consecutive frames of a clip as an encoder gets them, and the weights of their pixels."""
 
     picture: Picture
-    frames: list[av.VideoFrame]  # yuv420p
-    luma: np.ndarray  # uint8 [T,H,W]
+    pixels: np.ndarray  # yuv420p: uint8 [T,H*3/2,W]
     weights: dict[int, np.ndarray]  # by frame, float32 [h,w] that covers it, not all zero; frames without weights are not there
     weights_by: str | None = None  # the key in results: gaze, or judge for proxy weights
     proxy: str | None = None  # name of the model that gives proxy weights
+    start: float = 0.0  # when the first frame is shown in the clip, in seconds
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """The frames, from time 0 on."""
+        for index, planes in enumerate(self.pixels):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts, frame.time_base = index, self.picture.time_base
+            yield frame
+
+    def luma(self, index: int) -> np.ndarray:
+        """The luma of a frame, uint8 `[H,W]`."""
+        return self.pixels[index, : self.picture.height]
 
     def weight(self, index: int) -> np.ndarray:
         """The weight of every pixel of a frame, float32 `[H,W]`, their sum 1."""
@@ -45,54 +101,98 @@ class Excerpt:
         return weights / weights.sum()
 
 
-Source = tuple[str, Callable[[], Excerpt]]  # the name of a clip, and a function that reads it
+Reader = Callable[[Path], Excerpt]
+"""Reads a clip; its files are in the folder, which must stay as long as the excerpt is used."""
+Source = tuple[str, Reader]
+"""The name of a clip, and its reader."""
 
 
-def read_video(path: Path, frames: int) -> Excerpt:
+def read_video(path: Path, span: Span, folder: Path) -> Excerpt:
     """The excerpt of a video file; it has no gaze."""
-    return make_excerpt(islice(read_frames(path), frames), probe(path).fps, {})
+    facts = probe(path)
+    chosen = span.of(facts.frames, facts.fps, facts.times)
+    frames = islice(read_frames(path, start=chosen.start), len(chosen))
+    return replace(make_excerpt(frames, facts.fps, lambda index: None, folder), start=facts.time_of(chosen.start))
 
 
-def read_clip(clip: Clip, frames: int) -> Excerpt:
+def read_clip(clip: Clip, span: Span, folder: Path) -> Excerpt:
     """The excerpt of a corpus's clip, with the density of its fixations. Frames without fixations have no weights."""
-    gaze = {}
-    for index in range(min(frames, clip.frames, clip.annotated_frames)):
-        fixations = fixation_map(clip, index)
-        if fixations is not None and fixations.any():
-            gaze[index] = density_map(clip, index, fixations)
-    return make_excerpt(islice(clip.read(), frames), clip.fps, gaze)
+
+    def density(index: int) -> np.ndarray | None:
+        fixations = fixation_map(clip, chosen[index])
+        return density_map(clip, chosen[index], fixations) if fixations is not None and fixations.any() else None
+
+    chosen = span.of(clip.frames, clip.fps, clip.times)
+    frames = islice(clip.read(start=chosen.start), len(chosen))
+    return replace(make_excerpt(frames, clip.fps, density, folder), start=clip.time_of(chosen.start))
 
 
-def make_excerpt(pixels: Iterator[np.ndarray], fps: float, gaze: dict[int, np.ndarray]) -> Excerpt:
-    """The excerpt of frames uint8 RGB `[H,W,3]`, cropped to even sides, with the gaze density of some of them, by index."""
+def make_excerpt(
+    frames: Iterable[np.ndarray], fps: float, density: Callable[[int], np.ndarray | None], folder: Path
+) -> Excerpt:  # fmt: skip
+    """The excerpt of frames uint8 RGB `[H,W,3]`, cropped to even sides.
+
+    density: where people look in the frame of this number, counted from the first of these, float32 `[H,W]`; None where that is
+    not known. folder: for the files of pictures and weights.
+    """
     rate = Fraction(fps).limit_denominator(1001)
-    frames = []
-    for index, rgb in enumerate(pixels):
-        height, width = (side - side % 2 for side in rgb.shape[:2])
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width])).reformat(format="yuv420p")
-        frame.pts, frame.time_base = index, 1 / rate
-        frames.append(frame)
-    luma = np.stack([frame.to_ndarray()[: frame.height] for frame in frames])
-    picture = Picture(frames[0].width, frames[0].height, "yuv420p", 1 / rate, rate)
-    height, width = picture.size
-    cropped = {i: weights[:height, :width] for i, weights in gaze.items() if weights[:height, :width].any()}
-    return Excerpt(picture, frames, luma, cropped, "gaze" if cropped else None)
+    pixels = _mapped(folder / "pixels", map(_yuv420p, frames))
+    height, width = len(pixels[0]) * 2 // 3, pixels.shape[2]
+    picture = Picture(width, height, "yuv420p", 1 / rate, rate)
+    known = ((index, density(index)) for index in range(len(pixels)))
+    weights = _map_weights(folder, ((index, of[:height, :width]) for index, of in known if of is not None))
+    return Excerpt(picture, pixels, weights, "gaze" if weights else None)
 
 
-def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str) -> Excerpt:
-    """The excerpt with a model's maps as weights, where there is no gaze. Frames whose map is zero have no weights."""
+def _yuv420p(rgb: np.ndarray) -> np.ndarray:
+    """uint8 RGB `[H,W,3]`, cropped to even sides, as `[H*3/2,W]`."""
+    height, width = (side - side % 2 for side in rgb.shape[:2])
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width])).reformat(format="yuv420p").to_ndarray()
+
+
+def _map_weights(folder: Path, maps: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
+    """Maps `[h,w]` by frame, those that are not all zero, in a file. Larger ones are reduced to what a model sees: density is
+    smooth, and its sigma 2 % of the width."""
+    indices = []
+
+    def reduced() -> Iterator[np.ndarray]:
+        for index, weights in maps:
+            if weights.any():
+                indices.append(index)
+                scale = min(1.0, MODEL_WIDTH / weights.shape[1])
+                size = round(weights.shape[1] * scale), max(1, round(weights.shape[0] * scale))
+                yield cv2.resize(weights.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+
+    kept = _mapped(folder / "weights", reduced())
+    return dict(zip(indices, kept, strict=True))
+
+
+def _mapped(path: Path, arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Arrays of one shape and type, one after the other in a file, as one array `[N,...]` that is read where it is used."""
+    count, last = 0, np.empty(0)
+    with path.open("wb") as file:
+        for array in arrays:
+            file.write(np.ascontiguousarray(array).data)
+            count, last = count + 1, array
+    return np.memmap(path, last.dtype, "r", shape=(count, *last.shape)) if count else np.empty((0, 0))
+
+
+def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str, folder: Path) -> Excerpt:
+    """The excerpt with a model's maps as weights, where there is no gaze. Frames whose map is zero have no weights. folder: for
+    the file of the weights."""
     if excerpt.weights:
         return excerpt
     stream.reset()
-    maps = {}
-    for index, frame in enumerate(excerpt.frames):
-        try:
-            saliency, _ = saliency_of(frame, excerpt.picture.size, stream.map, float(frame.time or 0))
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        if saliency.any():
-            maps[index] = saliency.astype(np.float32)
-    return replace(excerpt, weights=maps, weights_by="judge", proxy=name) if maps else excerpt
+
+    def maps() -> Iterator[tuple[int, np.ndarray]]:
+        for index, frame in enumerate(excerpt.frames()):
+            try:
+                yield index, saliency_of(frame, excerpt.picture.size, stream.map, float(frame.time or 0))[0]
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+
+    weights = _map_weights(folder, maps())
+    return replace(excerpt, weights=weights, weights_by="judge", proxy=name) if weights else excerpt
 
 
 def check_proxy(proxy: Path, models: Mapping[str, Path]) -> None:
@@ -123,10 +223,10 @@ def _tensor_digests(path: Path) -> dict[bytes, int]:
 
 
 def find_sources(
-    videos: Sequence[Path], corpus: str | None, root: Path | None, clips: str | None, frames: int, narrator: Narrator
+    videos: Sequence[Path], corpus: str | None, root: Path | None, clips: str | None, span: Span, narrator: Narrator
 ) -> list[Source]:
-    """Videos, and clips of a corpus (`clips`: ids, by default all with annotation), each with a function that reads it."""
-    found: list[Source] = [(name, partial(read_video, path, frames)) for name, path in unique_names(videos).items()]
+    """Videos, and clips of a corpus (`clips`: ids, by default all with annotation), each with its reader. Only these are opened."""
+    found: list[Source] = [(name, partial(read_video, path, span)) for name, path in unique_names(videos).items()]
     for path in videos:
         if not path.is_file():
             raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
@@ -134,9 +234,10 @@ def find_sources(
         if not (corpus and root):
             raise UsageError("clips with gaze need --corpus and --root, and optionally --clips ID,ID")
         recipe = keys.Corpus(name=corpus, root=(str(root),))
-        opened = open_corpus(corpus, [str(root)], track=narrator.track, options=recipe)
-        chosen = opened.select(clips.split(",")) if clips else [c for c in opened.clips if c.annotated_frames]
-        found += [(clip.id, partial(read_clip, clip, frames)) for clip in chosen if not clip.static]
+        named = list(dict.fromkeys(clips.split(","))) if clips else []
+        opened = open_corpus(corpus, [str(root)], narrator.track, recipe, named)
+        chosen = [clip for clip in opened.clips if not clip.static and (named or clip.annotated_frames)]
+        found += [(clip.id, partial(read_clip, clip, span)) for clip in chosen]
     if not found:
         raise UsageError("which clips? name videos, or a --corpus with its --root")
     return found

@@ -66,8 +66,8 @@ def test_the_command_line_surface_is_frozen():
             "--neutral", "--cuts", "--roi-out", "--format", "--video-only", "--threads", "--json", "--quiet",
         ]),
         "bd": sorted([
-            "--model", "--corpus", "--root", "--clips", "--frames", "--codec", "--crf", "--preset", "--mapping", "--strength",
-            "--block", "--prior", "--neutral", "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
+            "--model", "--corpus", "--root", "--clips", "--frames", "--start", "--jobs", "--codec", "--crf", "--preset",
+            "--mapping", "--strength", "--block", "--prior", "--neutral", "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
         ]),
         "inspect": ["--corpus", "--json", "--out", "--quiet", "--show"], "doctor": ["--json"],
         "catalogue": ["--json"], "fetch": ["--json", "--quiet", "--url"],

@@ -1,3 +1,5 @@
+import shutil
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -6,11 +8,20 @@ import pytest
 
 pytest.importorskip("av")
 
-from distill.corpora import open_corpus
+from distill.corpora import density_map, fixation_map, open_corpus
 from distill.encoding import bd_tables, compare
-from distill.encoding.compare import CENTRE, NO_MAP, gains, measure_point, plan_offsets, summary
+from distill.encoding.compare import CENTRE, NO_MAP, Work, gains, measure_point, plan_offsets, summary
 from distill.encoding.encoders import Coding
-from distill.encoding.excerpts import check_proxy, find_sources, make_excerpt, read_clip, unique_names, with_proxy_weights
+from distill.encoding.excerpts import (
+    Span,
+    check_proxy,
+    find_sources,
+    make_excerpt,
+    read_clip,
+    read_span,
+    unique_names,
+    with_proxy_weights,
+)  # fmt: skip
 from distill.encoding.planner import open_maps
 from distill.encoding.qp_offsets import Shaping
 from distill.evaluation import tables
@@ -24,9 +35,13 @@ from tests.helpers import invoke, lively
 @pytest.fixture(scope="module")
 def result(tiny_root):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
-    sources = [(clip.id, lambda clip=clip: read_clip(clip, 6)) for clip in corpus.clips[:2]]
-    coding = Coding(preset="ultrafast", threads=1)
-    return compare.compare(sources, {}, coding, Shaping(), [20, 28, 36], Narrator(quiet=True))
+    sources = [(clip.id, partial(read_clip, clip, Span(6))) for clip in corpus.clips[:2]]
+    work = Work({}, Coding(preset="ultrafast", threads=1), Shaping(), [20, 28, 36])
+    return compare.compare(sources, Span(6), work, Narrator(quiet=True))
+
+
+def work_at(*crfs, proxy=None):
+    return Work({}, Coding(preset="ultrafast", threads=1), Shaping(), crfs, proxy)
 
 
 def test_a_comparison_of_real_fixations(result, tmp_path):
@@ -51,7 +66,7 @@ def test_a_gaze_map_gains_where_people_look_and_loses_elsewhere(tmp_path):
     pixels = [np.roll(np.clip(texture, 0, 255).astype(np.uint8), n, 1) for n in range(6)]
     gaze = np.zeros((96, 160), np.float32)
     gaze[32:64, 16:64] = 1
-    excerpt = make_excerpt(iter(pixels), 25.0, dict.fromkeys(range(6), gaze / gaze.sum()))
+    excerpt = make_excerpt(pixels, 25.0, lambda index: gaze / gaze.sum(), tmp_path)
     maps = {"right": lambda frame, t: gaze, "wrong": lambda frame, t: gaze[:, ::-1]}
     points = {
         title: [
@@ -151,26 +166,25 @@ def test_clips_without_gaze_get_proxy_weights_and_those_with_gaze_do_not(student
     (gazed,) = open_corpus("dhf1k", [str(tiny_root)]).clips[:1]
     pixels = list(gazed.read())[:3]
     sources = [
-        ("gazed", lambda: read_clip(gazed, 3)),
-        ("bare", lambda: make_excerpt(iter([p[:61, :95] for p in pixels]), 25.0, {})),
+        ("gazed", partial(read_clip, gazed, Span(3))),
+        ("bare", lambda folder: make_excerpt([p[:61, :95] for p in pixels], 25.0, lambda index: None, folder)),
     ]
-    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(), [20, 32]
-    result = compare.compare(sources, *arguments, RecordingNarrator(quiet=True), students / "one_step.onnx")
+    span, narrator = Span(3, 0), RecordingNarrator(quiet=True)
+    result = compare.compare(sources, span, work_at(20, 32, proxy=students / "one_step.onnx"), narrator)
     weights = {name: facts["weights"] for name, facts in result["clips"].items()}
     assert weights["bare"] == {"by": "judge", "judge": "one_step.onnx", "frames": 3}
     assert weights["gazed"]["by"] == "gaze" and weights["gazed"]["judge"] is None
     assert result["mean"][CENTRE]["judge"]["clips"] == result["mean"][CENTRE]["gaze"]["clips"] == 1 and reported == []
-    result = compare.compare(sources[1:], *arguments, RecordingNarrator(quiet=True))
+    result = compare.compare(sources[1:], span, work_at(20, 32), narrator)
     assert result["clips"]["bare"]["weights"]["by"] is None and set(result["mean"][CENTRE]) == {"plain", "size"}
     assert len(reported) == 1 and "bare; only whole-frame PSNR" in reported[0]
 
 
-def test_a_proxys_map_weights_every_pixel(students):
+def test_a_proxys_map_weights_every_pixel(students, tmp_path):
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (61, 95, 3), dtype=np.uint8) for _ in range(2)]
-    excerpt = with_proxy_weights(
-        make_excerpt(iter(pixels), 25.0, {}), open_maps(students / "one_step.onnx", None), "one_step.onnx"
-    )
+    excerpt = make_excerpt(pixels, 25.0, lambda index: None, tmp_path)
+    excerpt = with_proxy_weights(excerpt, open_maps(students / "one_step.onnx", None), "one_step.onnx", tmp_path)
     weight = excerpt.weight(1)
     assert weight.shape == excerpt.picture.size == (60, 94) and weight.sum() == pytest.approx(1, abs=1e-5) and weight.min() >= 0
     assert np.corrcoef(weight.ravel(), cv2.resize(excerpt.weights[1], (94, 60)).ravel())[0, 1] == pytest.approx(1)
@@ -180,50 +194,49 @@ def test_a_proxys_map_weights_every_pixel(students):
     ("answer", "message"),
     [(ValueError("m.onnx does not run at 64x48"), "does not run"), (np.nan, "nan to nan"), (1.5, "1.5 to 1.5")],
 )
-def test_a_proxy_without_a_map_is_a_one_line_error(students, monkeypatch, answer, message):
+def test_a_proxy_without_a_map_is_a_one_line_error(students, monkeypatch, answer, message, tmp_path):
     def look(self, frame, seconds):
         if isinstance(answer, ValueError):
             raise answer
         return np.full(frame.shape[:2], answer, np.float32)
 
     monkeypatch.setattr(Stream, "map", look)
-    excerpt = make_excerpt(iter([np.zeros((48, 64, 3), np.uint8)]), 25.0, {})
+    excerpt = make_excerpt([np.zeros((48, 64, 3), np.uint8)], 25.0, lambda index: None, tmp_path)
     with pytest.raises(UsageError, match=message):
-        with_proxy_weights(excerpt, open_maps(students / "one.onnx", None), "one.onnx")
+        with_proxy_weights(excerpt, open_maps(students / "one.onnx", None), "one.onnx", tmp_path)
 
 
-def test_a_clip_whose_curves_do_not_overlap_does_not_affect_others(tiny_root, monkeypatch):
+def test_a_clip_whose_curves_do_not_overlap_does_not_affect_others(tiny_root, tmp_path, monkeypatch):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
-    sources = [(clip.id, lambda clip=clip: read_clip(clip, 2)) for clip in corpus.clips[:2]]
-    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(), [20, 32]
-    points, first_luma = measure_point, sources[0][1]().luma
+    sources = [(clip.id, partial(read_clip, clip, Span(2))) for clip in corpus.clips[:2]]
+    points, first_luma = measure_point, sources[0][1](tmp_path).luma(0)
 
     def apart(excerpt, offsets, coding, block):
         point = points(excerpt, offsets, coding, block)
-        mapped = offsets[0] is not None and (np.array_equal(excerpt.luma, first_luma) or broken == "both")
+        mapped = offsets[0] is not None and (np.array_equal(excerpt.luma(0), first_luma) or broken == "both")
         return {**point, "plain": point["plain"] + 100 * mapped, "gaze": point["gaze"] + 100 * mapped}
 
     monkeypatch.setattr(compare, "measure_point", apart)
     broken = "first"
-    result = compare.compare(sources, *arguments, Narrator(quiet=True))
+    result = compare.compare(sources, Span(2), work_at(20, 32), Narrator(quiet=True))
     first, second = result["clips"].values()
     assert first["bd_rate"][CENTRE] == {} and "no quality in common" in first["left_out"][CENTRE]["gaze"]
     assert second["left_out"] == {} and result["mean"][CENTRE]["gaze"]["clips"] == 1
     broken = "both"
     with pytest.raises(UsageError, match=r"no quality in common.*other --crf may help"):
-        compare.compare(sources, *arguments, Narrator(quiet=True))
+        compare.compare(sources, Span(2), work_at(20, 32), Narrator(quiet=True))
 
 
 def test_an_interrupt_keeps_the_clips_that_are_done(tiny_root):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
-    sources = [(clip.id, lambda clip=clip: read_clip(clip, 2)) for clip in corpus.clips[:2]]
-    arguments = {}, Coding(preset="ultrafast", threads=1), Shaping(), [20, 32]
+    sources = [(clip.id, partial(read_clip, clip, Span(2))) for clip in corpus.clips[:2]]
+    arguments = sources, Span(2), work_at(20, 32)
     for encodes, done in ((5, 1), (8, 2)):
         asked = iter([False] * (encodes - 1))
-        result = compare.compare(sources, *arguments, Narrator(quiet=True, stop=lambda asked=asked: next(asked, True)))
+        result = compare.compare(*arguments, Narrator(quiet=True, stop=lambda asked=asked: next(asked, True)))
         assert len(result["clips"]) == done and result["unfinished"] == [name for name, _ in sources[done:]]
     with pytest.raises(Interrupted, match="nothing is saved"):
-        compare.compare(sources, *arguments, Narrator(quiet=True, stop=lambda: True))
+        compare.compare(*arguments, Narrator(quiet=True, stop=lambda: True))
 
 
 def test_invalid_comparisons_are_one_line_errors(tmp_path, tiny_root, narrator):
@@ -234,19 +247,79 @@ def test_invalid_comparisons_are_one_line_errors(tmp_path, tiny_root, narrator):
         (([], "dhf1k", tiny_root, "nine"), "there is no clip 'nine'"),
     ):
         with pytest.raises(UsageError, match=message):
-            find_sources(*arguments, 5, narrator)
+            find_sources(*arguments, Span(5), narrator)
     for crfs, message in (([20], "two or more"), ([20, 20], "two or more"), ([20, 60], "from 0 .* to 51")):
         with pytest.raises(UsageError, match=message):
-            compare.compare([], {}, Coding(), Shaping(), crfs, narrator)
+            compare.compare([], Span(), Work({}, Coding(), Shaping(), crfs), narrator)
     assert unique_names([tmp_path / "a" / "m.onnx", tmp_path / "n.onnx"]).keys() == {"m.onnx", "n.onnx"}
     assert len(unique_names([tmp_path / "a" / "m.onnx", tmp_path / "b" / "m.onnx"])) == 2
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "v.mp4").touch()
-    same = [
-        name for name, _ in find_sources([tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mp4"], None, None, None, 5, narrator)
-    ]
+    videos = [tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mp4"]
+    same = [name for name, _ in find_sources(videos, None, None, None, Span(5), narrator)]
     assert same == [str(tmp_path / "a" / "v.mp4"), str(tmp_path / "b" / "v.mp4")]  # neither sources the other's place
+
+
+def test_spans_begin_after_the_first_second_or_in_the_middle():
+    assert Span(10).of(100, 30.0, ()) == range(30, 40) and Span(0).of(100, 29.97, ()) == range(30, 100)
+    assert Span(10, 1.05).of(100, 30.0, ()) == range(32, 42)  # not before
+    assert Span(10, None).of(100, 30.0, ()) == range(45, 55) and Span(0, None).of(9, 30.0, ()) == range(9)
+    assert Span(10).of(36, 30.0, ()) == range(30, 36)
+    assert Span(10).of(31, 30.0, ()) == range(15, 25)  # one frame is left: it ends too early
+    assert Span(2).of(4, 30.0, (0.0, 0.5, 1.0, 1.5)) == range(2, 4)
+    assert read_span("all", "middle") == Span(0, None) and read_span("0", "2.5") == Span(0, 2.5)
+    for frames, start, option in (
+        ("1", "1", "--frames 1"),
+        ("few", "1", "--frames few"),
+        ("5", "-1", "--start"),
+        ("5", "x", "--start"),
+    ):
+        with pytest.raises(UsageError, match=option):
+            read_span(frames, start)
+
+
+def test_an_excerpt_has_the_frames_and_the_gaze_of_its_span(tiny_root, tmp_path):
+    (clip,) = open_corpus("dhf1k", [str(tiny_root)]).clips[:1]
+    at = range(clip.frames)[int(clip.fps / 2) : int(clip.fps / 2) + 3]
+    excerpt = read_clip(clip, Span(3, 0.5), tmp_path)
+    assert len(excerpt) == 3 and excerpt.start == pytest.approx(clip.time_of(at.start))
+    whole = list(clip.read())
+    for index, number in enumerate(at):
+        red, green, blue = whole[number].astype(float).mean((0, 1))
+        assert excerpt.luma(index).mean() == pytest.approx(16 + (65.5 * red + 128.6 * green + 25 * blue) / 255, abs=1)
+        if (fixations := fixation_map(clip, number)).any():
+            assert np.allclose(excerpt.weights[index], density_map(clip, number, fixations), atol=1e-6)
+    frame = next(excerpt.frames())
+    assert (frame.format.name, frame.pts) == ("yuv420p", 0) and np.array_equal(frame.to_ndarray(), excerpt.pixels[0])
+
+
+def test_weights_of_large_frames_are_those_of_what_a_model_sees(tmp_path):
+    gaze = np.zeros((180, 1280), np.float32)
+    gaze[40:80, 100:300] = 1
+    excerpt = make_excerpt([np.zeros((180, 1280, 3), np.uint8)], 25.0, lambda index: gaze, tmp_path)
+    assert excerpt.weights[0].shape == (90, 640)
+    assert np.abs(excerpt.weight(0) - gaze / gaze.sum()).max() < 0.6 / gaze.sum()  # at edges only
+
+
+def test_only_named_clips_are_opened(tiny_root, tmp_path, narrator):
+    root = tmp_path / "corpus"
+    shutil.copytree(tiny_root, root)
+    names = [clip.id for clip in open_corpus("dhf1k", [str(root)]).clips]
+    for video in (root / "video").iterdir():
+        if video.stem not in names[:2]:
+            video.write_bytes(b"not a video")
+    assert [name for name, _ in find_sources([], "dhf1k", root, f"{names[1]},{names[0]}", Span(5), narrator)] == names[1::-1]
+    with pytest.raises(UsageError, match="does not open"):
+        find_sources([], "dhf1k", root, None, Span(5), narrator)
+
+
+def test_clips_in_processes_give_the_same_result(result, tiny_root):
+    corpus = open_corpus("dhf1k", [str(tiny_root)])
+    sources = [(clip.id, partial(read_clip, clip, Span(6))) for clip in corpus.clips[:2]]
+    assert compare.compare(sources, Span(6), work_at(20, 28, 36), Narrator(quiet=True), jobs=2) == result
+    with pytest.raises(Interrupted):
+        compare.compare(sources, Span(6), work_at(20, 28, 36), Narrator(quiet=True, stop=lambda: True), jobs=2)
 
 
 def test_unwritable_outputs_are_reported_before_encoding(tmp_path):
