@@ -142,9 +142,15 @@ def _start_worker(stop: Event) -> None:
     _stop = stop
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Ends this process when its parent has ended, which may have been killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # it may be killed
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(name: str, read: Reader, work: Work) -> tuple[str, dict[str, Any]]:
