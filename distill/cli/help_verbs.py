@@ -41,6 +41,8 @@ def inspect(
     if out and not show:
         raise UsageError("-o names the drawing of --show CLIP; give both")
     name = corpus or corpus_in(path)
+    if corpus and not path.is_dir():
+        raise UsageError(f"--corpus names the layout of a corpus, and {path} is a file; leave it out")
     if not name:
         if show:
             raise UsageError(f"--show draws a clip of a corpus, and {path} is not a corpus")

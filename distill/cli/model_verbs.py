@@ -10,9 +10,8 @@ from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, LayoutOption, ModelOption, Output, RootOption, RunOptions, SizesOption
 from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table, print_text, shipped
-from distill.cli.run_verbs import resolve
+from distill.cli.which_run import corpus_recipe
 from distill.opallowlist.foreign import printable
-from distill.run.errors import UsageError
 from distill.run.progress import Narrator
 
 SIZES = ["640x360", "1920x1080"]
@@ -101,12 +100,9 @@ def quantize(
 
     Writes a separate package: the model, the same model in int8, and a sidecar that makes the downstream open the latter.
     """
-    if not root:
-        raise UsageError("which clips? give the corpus's folder with --root")
-    from distill.tools.inspect_files import corpus_in
+    resolved = corpus_recipe([corpus] if corpus else [], RunOptions(root=root), Narrator(output.quiet))
     from distill.tools.quantize import quantise_file
 
-    resolved, _ = resolve(None, corpus or corpus_in(root[0]) or "dhf1k", RunOptions(root=root))
     folder = out or model.with_name(f"{model.stem}_int8")
     result = quantise_file(model, folder, resolved, size or SIZES, keep, Narrator(output.quiet))
     if output.as_json:

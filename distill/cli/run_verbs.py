@@ -9,17 +9,21 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from distill.cli.options import CorpusOption, JsonOption, Output, RecipeArgument, RunOptions
-from distill.cli.output import interruptible, print_files, print_json, print_rows, print_scores
-from distill.labels.members import fetched_files, with_published
+from distill.cli.options import SHIPPED, CorpusOption, JsonOption, Output, RecipeArgument, RunOptions
+from distill.cli.output import interruptible, print_files, print_json, print_rows, print_scores, shipped
+from distill.cli.which_run import choose_run, corpus_recipe
+from distill.labels.members import fetched_files
 from distill.opallowlist.foreign import toml_text
-from distill.recipe.files import load_recipe, to_toml
-from distill.recipe.keys import PROTOCOLS, Recipe
+from distill.recipe.files import to_toml
+from distill.recipe.keys import PROTOCOLS, SECTIONS, Recipe
 from distill.run import extras, parallel
-from distill.run.directory import RunDir, is_run
+from distill.run.directory import RunDir
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import read_json
+from distill.run.progress import Narrator
+from distill.students.release import release_model
 
+EVALUATED = f"a run, a recipe, or ONNX students; {SHIPPED}, where --root names a corpus"
 BASELINES = "eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"
 
 
@@ -35,17 +39,17 @@ def run(
     [bold]distill run --corpus dhf1k --root DHF1K --teacher maps --maps LABELS[/bold]
     """
     if not dry_run:
-        _run_until("report", recipe, corpus, options, output)
+        _run_until("report", "run", recipe, corpus, options, output)
         return
-    resolved, path = resolve(recipe, corpus, options)
+    chosen = choose_run(recipe, corpus, options, Narrator(output.quiet))
     extras.require("train")  # before the import, which needs it
     from distill.run import plan
 
-    rows = plan.dry_run(path, resolved, options.force)
+    rows = plan.dry_run(chosen.path, chosen.recipe, options.force)
     if output.as_json:
-        print_json({"schema": 1, "run": str(path), "plan": rows})
+        print_json({"schema": 1, "run": str(chosen.path), "plan": rows})
     else:
-        print_rows(rows, f"plan for {path}")
+        print_rows(rows, f"plan for {chosen.path}")
 
 
 def stage_verb(stage: str, about: str) -> Callable[..., None]:
@@ -55,50 +59,28 @@ def stage_verb(stage: str, about: str) -> Callable[..., None]:
         *,
         recipe: RecipeArgument = None, corpus: CorpusOption = None, options: RunOptions, output: Output
     ) -> None:  # fmt: skip
-        _run_until(stage, recipe, corpus, options, output)
+        _run_until(stage, stage, recipe, corpus, options, output)
 
     verb.__doc__ = f"{about} Does the earlier stages first, and skips what is done."
     return verb
 
 
-def resolve(recipe: Path | None, corpus: str | None, options: RunOptions) -> tuple[Recipe, Path]:
-    """The recipe that the options describe, and the run directory. A run directory means the recipe in it."""
-    out = options.out
-    if recipe is not None and recipe.is_dir():
-        if not is_run(recipe):
-            raise UsageError(f"{recipe} is a folder and no run; did you mean {recipe / 'recipe.toml'}?")
-        recipe = recipe / "recipe.toml"
-    if recipe is not None and is_run(recipe.parent):
-        out = out or recipe.parent  # a run's own recipe continues that run
-    given = {
-        "corpus.name": corpus, "corpus.root": options.root, "teacher.name": options.teacher, "teacher.maps": options.maps,
-        "teacher.accept_licence": options.accept,
-    }  # fmt: skip
-    flags = [f"{n}={toml_text(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
-    resolved = with_published(load_recipe(recipe, [*flags, *(options.sets or [])]))
-    if out is None:
-        corpora = "+".join(part.partition(":")[0].strip() for part in resolved.corpus.name.split(","))
-        name = f"{corpora}-{resolved.teacher.name.replace(':', '')}"
-        if recipe is not None:  # `distill init DIR` always writes recipe.toml: DIR tells them apart
-            name = recipe.stem if recipe.name != "recipe.toml" else recipe.resolve().parent.name
-        out = Path("runs") / name
-    return resolved, out
-
-
 def _run_until(
-    stage: str, recipe: Path | None, corpus: str | None, options: RunOptions, output: Output,
+    stage: str, verb: str, recipe: Path | None, corpus: str | None, options: RunOptions, output: Output,
     per_clip: bool = False, table: Path | None = None,
 ) -> None:  # fmt: skip
     """Brings the run that the options describe up to a stage, and prints its results."""
-    resolved, path = resolve(recipe, corpus, options)
+    leads = parallel.rank() == 0
+    narrator = Narrator(output.quiet or not leads)
+    chosen = choose_run(recipe, corpus, options, narrator, verb)
+    resolved, path = chosen.recipe, chosen.path
     extras.require("train")  # before the imports, which need it
     from distill.run.plan import check_ready
 
     check_ready(resolved)
     from distill.run import engine  # after the check, because torch takes seconds to import
 
-    leads = parallel.rank() == 0
-    narrator = interruptible(output.quiet or not leads)
+    narrator = interruptible(narrator.quiet)
     try:
         with RunDir.create(path, resolved, options.force) as directory:
             narrator.say(f"run: {path}")
@@ -141,7 +123,7 @@ def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, 
 
 def evaluate(
     *,
-    targets: Annotated[list[Path] | None, Argument(metavar="MODEL.onnx|RECIPE.toml", help="ONNX students, or a recipe")] = None,
+    targets: Annotated[list[Path] | None, Argument(metavar="RUN|RECIPE.toml|MODEL.onnx", help=EVALUATED)] = None,
     corpora: Annotated[list[str] | None, Option("--corpus", metavar="NAME", help="corpus.name; repeatable, with a --root each")] = None,
     options: RunOptions,
     baselines: Annotated[list[str] | None, Option("--baseline", metavar="KIND", help=BASELINES)] = None,
@@ -150,32 +132,37 @@ def evaluate(
     table: Annotated[Path | None, Option("--csv", metavar="FILE", help="write all values; of clips too with --per-clip")] = None,
     output: Output,
 ) -> None:  # fmt: skip
-    """Score the run's ONNX files; or any ONNX students on all annotated clips of one corpus or several.
+    """Score a run's ONNX files; or any ONNX students on all annotated clips of one corpus or several.
 
     Means with 95 % intervals over clips, and how the first model differs from every other predictor on the same clips.
 
-    [bold]distill eval STUDENT_step.onnx STUDENT.onnx --baseline ema=0.6 --corpus dhf1k --root A --corpus avimos --root B[/bold]
+    [bold]distill eval --root DHF1K[/bold] scores the student that ships with this package.
+
+    [bold]distill eval STUDENT_step.onnx STUDENT.onnx --baseline ema=0.6 --root DHF1K --root AVIMOS[/bold]
     """
     targets, corpora = targets or [], corpora or []
     models = [target for target in targets if target.suffix.lower() == ".onnx"]
-    sets = [f"eval.protocol={toml_text(protocol)}"] if protocol else []
-    if baselines or models:  # ONNX files are pooled on request only: there may be no image file among them
-        sets.append(f"eval.baselines={toml_text(baselines or [])}")
-    options = replace(options, sets=[*sets, *(options.sets or [])])
     if len(targets) > (len(models) or 1):
         raise UsageError(f"eval takes one run, or ONNX files; got {', '.join(map(str, targets))}")
-    if not models:
+    of_run = not models and (targets or options.out or not options.root)
+    sets = [f"eval.protocol={toml_text(protocol)}"] if protocol else []
+    if baselines or not of_run:  # ONNX files are pooled on request only: there may be no image file among them
+        sets.append(f"eval.baselines={toml_text(baselines or [])}")
+    options = replace(options, sets=[*sets, *(options.sets or [])])
+    if of_run:
         if len(corpora) > 1:
             raise UsageError("a run has one --corpus; several parts are one name, as in dhf1k:1,images:0.5")
         recipe, corpus = next(iter(targets), None), next(iter(corpora), None)
-        _run_until("eval", recipe, corpus, options, output, per_clip, table)
+        _run_until("eval", "eval", recipe, corpus, options, output, per_clip, table)
         return
-    resolved, _ = resolve(None, ",".join(corpora or ["dhf1k"]), RunOptions(root=options.root, sets=options.sets))
-    if not options.root:
-        raise UsageError("which clips? give the corpus's folder with --root")
+    _refuse_options_of_runs(options, "a run's alone, and ONNX files are scored")
+    narrator = Narrator(output.quiet)
+    _check_exist(models)
+    resolved = corpus_recipe(corpora, options, narrator)
     from distill.evaluation.evaluate import evaluate_corpora
     from distill.evaluation.tables import write_csv
 
+    models = models or [shipped(narrator), release_model("image")]
     results = evaluate_corpora(models, resolved, interruptible(output.quiet))
     if table:
         write_csv(table, results, per_clip)
@@ -185,6 +172,23 @@ def evaluate(
         return
     for name, result in results.items():
         print_scores(name, result, per_clip)
+
+
+def _check_exist(models: list[Path]) -> None:
+    if lacking := next((path for path in models if not path.is_file()), None):
+        raise UsageError(f"no model at {lacking}")
+
+
+def _refuse_options_of_runs(options: RunOptions, why: str) -> None:
+    given = {
+        "--teacher": options.teacher, "--maps": options.maps, "--accept-licence": options.accept, "--out": options.out,
+        "--force": options.force,
+    }  # fmt: skip
+    if useless := next((option for option, value in given.items() if value), ""):
+        raise UsageError(f"{useless} is {why}; leave it out")
+    for text in options.sets or []:
+        if (section := text.partition(".")[0].strip()) in SECTIONS.keys() - {"corpus", "eval"}:
+            raise UsageError(f"--set {text}: the section {section} is {why}; leave it out")
 
 
 def init(

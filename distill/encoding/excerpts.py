@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import onnx
 
-from distill.corpora import Clip, density_map, fixation_map, open_corpus
+from distill.corpora import Clip, density_map, fixation_map, open_corpus, recognise
 from distill.corpora.readers.stamps import position
 from distill.corpora.video import probe, read_frames
 from distill.encoding.encoders import Picture
@@ -231,8 +231,11 @@ def find_sources(
         if not path.is_file():
             raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
     if corpus or root or clips:
-        if not (corpus and root):
-            raise UsageError("clips with gaze need --corpus and --root, and optionally --clips ID,ID")
+        if not root:
+            raise UsageError(f"--{'corpus' if corpus else 'clips'} names clips with gaze; give their folder with --root")
+        if not corpus:
+            corpus, [about] = recognise([root])
+            narrator.say(f"corpus: {about}")
         recipe = keys.Corpus(name=corpus, root=(str(root),))
         named = list(dict.fromkeys(clips.split(","))) if clips else []
         opened = open_corpus(corpus, [str(root)], narrator.track, recipe, named)

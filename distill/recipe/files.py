@@ -24,15 +24,15 @@ from distill.recipe.keys import SECTIONS, STUDENT_ABOUT, Recipe
 from distill.run.errors import UsageError
 
 
-def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe from a TOML file (or the defaults) with `section.key=value` overrides on top.
+def load_recipe(start: Path | Recipe | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe from a TOML file (or another recipe, or the defaults) with `section.key=value` overrides on top.
 
     A file may begin with `base = "OTHER.toml"`: it then holds only the differences from that recipe.
 
     Raises UsageError for a missing or unreadable file, an unknown key, a wrong type, or a value out of range.
     """
-    values = dataclasses.asdict(Recipe())
-    for file, contents in _with_bases(path) if path is not None else ():
+    values = dataclasses.asdict(start if isinstance(start, Recipe) else Recipe())
+    for file, contents in _with_bases(start) if isinstance(start, Path) else ():
         _merge(values, contents, folder=file.resolve().parent, where=str(file))
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -45,6 +45,16 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
             value = text.strip()  # a bare word is a string: --set corpus.name=dhf1k
         _merge(values, {section: {option: value}}, folder=Path.cwd(), where=f"--set {override}")
     return from_dict(values)
+
+
+def recipe_from(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe in plain values, as `dataclasses.asdict` gives them; keys that are not there have their defaults.
+
+    Raises UsageError as `load_recipe`, with `where` before its messages.
+    """
+    complete = dataclasses.asdict(Recipe())
+    _merge(complete, values, folder=Path.cwd(), where=where)
+    return from_dict(complete)
 
 
 def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:

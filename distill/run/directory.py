@@ -1,7 +1,7 @@
 """The directory of a run: what has been done, readable without our code, and safe when the process is killed at any moment.
 
     recipe.toml      the resolved recipe, runnable as it is
-    manifest.json    stages with fingerprints and timings, versions, device and the reason for it
+    manifest.json    stages with fingerprints and timings, the recipe, versions, device and the reason for it
     corpus.json      the clips, their sizes and counts, the split
     metrics.jsonl    one line per logged training step and validation
     labels/  frames/  checkpoints/  export/  metrics.json  report.html
@@ -15,16 +15,19 @@ directory; in a job, rank 0 alone writes the manifest.
 import contextlib
 import json
 import platform
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 from distill import __version__
-from distill.recipe.files import differences, load_recipe, to_toml
+from distill.recipe.files import differences, load_recipe, recipe_from, to_toml
 from distill.recipe.keys import Recipe
 from distill.run import changes
 from distill.run.errors import UsageError
@@ -68,13 +71,53 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
     }
     if manifest["schema"] > SCHEMA:
         raise UsageError(f"a newer version of saliency-distill made the run in {path}; use that version")
-    if "rebuilt" not in manifest and set(manifest["stages"]) <= {"preflight"}:
-        return manifest  # nothing depends on its recipe yet
-    if changed := differences(load_recipe(path / "recipe.toml"), recipe):
-        shown = "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
-        other = f"holds a run with another configuration ({shown})"
-        raise UsageError(f"--out {path} {other}; choose another --out, or --force to start over")
+    if _is_fresh(manifest):
+        return manifest
+    if changed := differences(_recipe_in(manifest, path), recipe):
+        another = shlex.quote(str(_free(path)))
+        raise UsageError(
+            f"{path} holds a run with another configuration ({_few(changed)}); leave that run as it is and write to another directory, "
+            f"--out {another}; or replace it with --force"
+        )
     return manifest
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe of the run in the directory `path`. Raises UsageError where it is lost or damaged."""
+    return _recipe_in(_intact(path) or {"rebuilt": True}, path)
+
+
+def _recipe_in(manifest: Mapping[str, Any], path: Path) -> Recipe:
+    """A run's recipe as its manifest has it, where recipe.toml is lost or damaged, too; runs of earlier versions have only that."""
+    file, text = path / "recipe.toml", manifest.get("recipe")
+    kept = recipe_from(text, where=str(path / MANIFEST)) if isinstance(text, dict) else None
+    another = f"--out {shlex.quote(str(_free(path)))}"
+    try:
+        written = load_recipe(file)
+    except UsageError as error:
+        if kept:
+            return kept
+        raise UsageError(f"{error}; restore it, or start over in another directory: {another}") from None
+    if kept and (changed := differences(kept, written)) and not _is_fresh(manifest):
+        raise UsageError(
+            f"{file} is not as the run wrote it ({_few(changed)}); remove it, and it is written again; or move it elsewhere and run it "
+            f"with {another}"
+        )
+    return written
+
+
+def _few(changes: Sequence[str]) -> str:
+    return "; ".join(changes[:3]) + (f"; {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def _is_fresh(manifest: Mapping[str, Any]) -> bool:
+    """Whether nothing depends on the recipe and the inputs yet."""
+    return "rebuilt" not in manifest and set(manifest["stages"]) <= {"preflight"}
+
+
+def _free(path: Path) -> Path:
+    """A name like the run's that is not taken: NAME-2."""
+    return next(new for number in count(2) if not (new := path.with_name(f"{path.resolve().name}-{number}")).exists())
 
 
 def is_done(path: Path, manifest: Mapping[str, Any], stage: str, key: str) -> bool:
@@ -177,21 +220,14 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
                 target = self / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             (self / MANIFEST).unlink(missing_ok=True)  # last: as long as it exists, the directory is known as a run
-        if manifest := read_manifest(self.path, self.recipe):
-            self.manifest = manifest
-            if "rebuilt" in manifest:
-                self._save()
-                return
-            if not self._is_fresh():
-                return
-        else:
-            self.manifest = {"schema": SCHEMA, "created": _now(), "environment": environment(), "stages": {}}
+        manifest = read_manifest(self.path, self.recipe)
+        self.manifest = manifest or {"schema": SCHEMA, "created": _now(), "environment": environment(), "stages": {}}
+        recipe, text = json.loads(json.dumps(asdict(self.recipe))), to_toml(self.recipe).encode()
+        if self.manifest.get("recipe") != recipe:
+            self.manifest["recipe"] = recipe
             self._save()  # before anything else: from now on the directory is known as a run
-        write_bytes(self / "recipe.toml", to_toml(self.recipe).encode())
-
-    def _is_fresh(self) -> bool:
-        """Whether nothing depends on the recipe and the inputs yet."""
-        return set(self.manifest["stages"]) <= {"preflight"}
+        if not (self / "recipe.toml").is_file() or (self / "recipe.toml").read_bytes() != text:  # new, lost or damaged
+            write_bytes(self / "recipe.toml", text)
 
     def is_done(self, stage: str, key: str) -> bool:
         """Whether the stage has been done under this fingerprint, and its files are still as it left them."""
@@ -219,7 +255,7 @@ class RunDir(contextlib.AbstractContextManager["RunDir"]):
     def check_inputs(self, now: Mapping[str, Sequence[Path]], narrator: Narrator) -> None:
         """Records fingerprints of the run's external inputs: files and folders, by description. Raises UsageError where one has
         changed since a stage has used it. Contents are read the first time, and where names, sizes or times of change differ."""
-        before, used = self.manifest.setdefault("inputs", {}), not self._is_fresh()
+        before, used = self.manifest.setdefault("inputs", {}), not _is_fresh(self.manifest)
         for what, paths in now.items():
             known, files = before.get(what), changes.files_in(paths)
             stats = changes.fingerprint_of_stats(files)

@@ -13,18 +13,13 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from distill.corpora import SIGMA, Clip, Corpus, blur, fixation_points
+from distill.corpora import CORPORA, SIGMA, Clip, Corpus, blur, fixation_points
 from distill.corpora.checking import UNANNOTATED
 from distill.corpora.clips import counted
 from distill.corpora.gaze import FRAME_READERS, clip_fixations, stored_density
 from distill.corpora.opening import Track, survey
 
 T = TypeVar("T")
-DESCRIPTIONS = {
-    "dhf1k": "DHF1K's layout", "hollywood2": "Hollywood-2's layout", "ucf-sports": "UCF Sports' layout",
-    "avimos": "AViMoS's layout", "gaze-table": "images or videos with a gaze table", "videos": "videos without gaze",
-    "photos": "still images without gaze", "pans": "still images, filmed by a simulated camera",
-}  # fmt: skip
 SAMPLED_FRAMES = 32  # of a clip whose fixation maps are read
 FIT_CLIPS, FIT_FRAMES = 12, 3  # clips, and frames of each, that sigma is fitted to: enough to agree within a percent
 FIT_WIDTH = 640  # pixels; larger maps are scaled down
@@ -37,7 +32,7 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
     with_maps = [clip for clip in clips if clip.maps]
     without = f"none: built from fixations, sigma {SIGMA:.2%} of the width"
     return corpus, {
-        "kind": f"corpus, {DESCRIPTIONS.get(name, name)}",
+        "kind": f"corpus, {CORPORA[name].about}",
         "corpus": name,
         "clips": len(clips),
         "annotated": sum(clip.annotated_frames > 0 for clip in clips),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import distill, invoke, make_clip
+from distill.students.release import release_model
+from tests.helpers import distill, gaze_corpus, invoke, make_clip
 
 
 def test_help_has_examples_and_imports_no_torch():
@@ -92,7 +93,7 @@ def test_the_command_line_surface_is_frozen():
             "none stated); if you may use it, add --accept-licence salfom",
         ),
         (["run", "--accept-licence", "salfom"], "--accept-licence salfom: this run's teacher is visage"),
-        (["teach", "--teacher", "visag"], "unknown teacher 'visag'; did you mean 'visage'?"),
+        (["teach", "--corpus", "synthetic", "--teacher", "visag"], "unknown teacher 'visag'; did you mean 'visage'?"),
         (["teach", "none.toml"], "no recipe at none.toml"),
         (["teach", "convert", "none.pth", "-o", "w.safetensors"], "none.pth does not exist"),
         (["teach", "calibrate", "empty", "-o", "c.json"], "empty is not a run with labels"),
@@ -251,8 +252,52 @@ def test_the_gate_is_a_separate_command():
     assert result.returncode == 0 and "check" in result.stdout
 
 
-def test_a_root_without_the_name_of_its_corpus_is_refused_before_anything_is_written(tmp_path):
-    result = invoke("run", "--root", make_clip(tmp_path / "mine"), "--dry-run", cwd=tmp_path)
+def test_a_root_alone_is_read_as_the_corpus_that_it_holds(tmp_path):
+    root, other = make_clip(tmp_path / "mine"), gaze_corpus(tmp_path / "other")
+    result = invoke("run", "--root", root, "--root", other, "--dry-run", "--json", cwd=tmp_path)
+    assert result.returncode == 0 and json.loads(result.stdout)["run"] == "runs/dhf1k+gaze-table-visage"
+    assert f"corpus: {root}: DHF1K's layout, 1 clip; as --corpus dhf1k" in result.stderr
+    assert f"corpus: {other}: images or videos with a gaze table, 6 clips; as --corpus gaze-table" in result.stderr
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[corpus]\nname = "videos"\n', encoding="utf-8")  # a recipe's own corpus is not guessed again
+    result = invoke("run", recipe, "--root", root / "video", "--dry-run", "--json", cwd=tmp_path)
+    assert result.returncode == 0 and "corpus:" not in result.stderr, result.stderr
+
+
+def test_a_root_that_holds_no_corpus_is_refused_with_what_it_holds(tmp_path):
+    make_clip(tmp_path / "data" / "mine")
+    (tmp_path / "data" / "notes.txt").touch()
+    for verb in (["run"], ["eval"], ["bd"], ["quantize", "m.onnx"]):
+        result = invoke(*verb, "--root", "data", cwd=tmp_path)
+        assert result.returncode == 2 and "it holds mine/, notes.txt; did you mean --root data/mine?" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["teach", "label", "train", "export", "eval", "report"])
+def test_only_run_has_a_default_and_the_other_verbs_ask_which_run(tmp_path, verb):
+    result = invoke(verb, cwd=tmp_path)
+    assert result.returncode == 2 and "which run? none is under runs/" in result.stderr
+    (tmp_path / "runs" / "a b").mkdir(parents=True)
+    (tmp_path / "runs" / "a b" / "manifest.json").write_text('{"schema": 2, "created": "", "stages": {}}', encoding="utf-8")
+    result = invoke(verb, "--out", "new", cwd=tmp_path)
     assert (
-        result.returncode == 2 and "mine holds files that are not a synthetic corpus; --corpus dhf1k reads it" in result.stderr
+        result.returncode == 2
+        and f"new holds no run; which run? give a run or a recipe, as in `distill {verb} 'runs/a b'`" in (result.stderr)
     )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "MODEL", "--root", "x", "--teacher", "unisal"], "--teacher is a run's alone"),
+        (["eval", "MODEL", "--root", "x", "--out", "y"], "--out is a run's alone"),
+        (["eval", "MODEL", "--root", "x", "--set", "train.steps=3"], "the section train is a run's alone"),
+        (["run", "--maps", "x"], "--maps is read by the teacher maps, and this run's is visage; add --teacher maps"),
+        (["inspect", "--corpus", "dhf1k"], "--corpus names the layout of a corpus"),
+        (["bd", "--clips", "001"], "--clips names clips with gaze; give their folder with --root"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(tmp_path, arguments, message):
+    model = release_model()
+    result = invoke(*(model if a == "MODEL" else a for a in arguments), cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr, result.stderr

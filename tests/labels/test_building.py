@@ -86,7 +86,7 @@ def distill(*arguments):
 
 
 def label_with(out, *sets):
-    return distill("label", "--out", out, *(f"--set={s}" for s in (*TWO_CLIPS, *sets)))
+    return distill("label", "--corpus", "synthetic", "--out", out, *(f"--set={s}" for s in (*TWO_CLIPS, *sets)))
 
 
 def smaller_windows(monkeypatch):
@@ -139,7 +139,9 @@ def test_a_student_of_random_weights_ships_with_a_warning(tmp_path, with_metadat
     chain = '[["corpus far", "CC BY 4.0"]]'
     assistant = with_metadata(tmp_path / "ta.onnx", license="MIT", license_chain=chain)
     weights = f'teacher.weights=["visage=random","onnx={assistant}"]'
-    code, stderr = distill("export", "--out", tmp_path / "r", *(f"--set={s}" for s in (*sets, weights)))
+    code, stderr = distill(
+        "export", "--corpus", "synthetic", "--out", tmp_path / "r", *(f"--set={s}" for s in (*sets, weights))
+    )
     assert code == 0, stderr
     card = (tmp_path / "r" / "export" / "student.md").read_text()
     assert "the teacher had random weights (visage)" in card

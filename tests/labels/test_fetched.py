@@ -162,7 +162,18 @@ def test_ctrl_c_keeps_what_has_come_and_says_how_to_continue(cache, monkeypatch)
 
 
 def test_a_run_uses_the_first_published_file_and_says_so(cache, mirror, tmp_path):
-    arguments = ("--teacher", "unisal", "--set", "synthetic.clips=2", "--set", "synthetic.frames=2", "--out", tmp_path / "run")
+    arguments = (
+        "--corpus",
+        "synthetic",
+        "--teacher",
+        "unisal",
+        "--set",
+        "synthetic.clips=2",
+        "--set",
+        "synthetic.frames=2",
+        "--out",
+        tmp_path / "run",
+    )
     missing = invoke("teach", *arguments)
     assert missing.returncode == 2 and not (tmp_path / "run").exists()
     assert (

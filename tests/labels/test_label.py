@@ -264,7 +264,7 @@ cli.main()
 def taught(tmp_path_factory):
     """A run whose teacher is ready, and its labels by one process."""
     path = tmp_path_factory.mktemp("taught")
-    result = invoke("teach", "--out", path / "run", *SETS)
+    result = invoke("teach", "--corpus", "synthetic", "--out", path / "run", *SETS)
     assert result.returncode == 0, result.stderr
     shutil.copytree(path / "run", path / "alone")
     result = invoke("label", "--out", path / "alone", *SETS)

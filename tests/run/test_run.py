@@ -116,7 +116,8 @@ def test_running_again_does_nothing_and_another_configuration_is_refused(finishe
     same = distill("run", finished / "recipe.toml", "--out", finished)  # the resolved recipe is the run
     assert same.returncode == 0
     other = distill("run", "--out", finished, *SETS, "--set", "train.lr=0.5")
-    assert other.returncode == 2 and "train.lr: 0.003 -> 0.5" in other.stderr and "--force" in other.stderr
+    assert other.returncode == 2 and "train.lr: 0.003 -> 0.5" in other.stderr
+    assert f"another directory, --out {finished}-2; or replace it with --force" in other.stderr
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
@@ -141,7 +142,7 @@ def test_a_stage_that_lost_a_file_runs_again(finished):
         ("checkpoints/best.pt", 0, "best.pt is not as train left it"),
         ("checkpoints/best.pt", 300, "best.pt is not as train left it"),
         ("labels/store.json", 9, "store.json cannot be read"),
-        ("recipe.toml", 300, "recipe.toml cannot be read"),
+        ("recipe.toml", 0, "recipe.toml is not as the run wrote it"),  # what is left is TOML, of other settings
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, size, message):
@@ -149,6 +150,30 @@ def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, size, messag
     os.truncate(next((tmp_path / "run").glob(name)), size)
     result = invoke("report", tmp_path / "run", "--quiet")
     assert result.returncode == 2 and message in result.stderr and "internal" not in result.stderr, result.stderr
+
+
+def test_a_run_keeps_its_recipe_when_the_file_is_lost_or_cut_off(finished, tmp_path):
+    shutil.copytree(finished, run := tmp_path / "run")
+    text = (run / "recipe.toml").read_text(encoding="utf-8")
+    cut = text.index("[train]") + 4
+    os.truncate(run / "recipe.toml", cut)
+    for _ in range(2):
+        again = invoke("run", run)
+        assert again.returncode == 0 and again.stderr.count("up to date") == 9, again.stderr
+        assert (run / "recipe.toml").read_text(encoding="utf-8") == text
+        (run / "recipe.toml").unlink()
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["recipe"]  # an earlier version
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "recipe.toml").write_text(text[:cut], encoding="utf-8")
+    result = invoke("run", run)
+    assert result.returncode == 2 and f"restore it, or start over in another directory: --out {run}-2" in result.stderr
+
+
+def test_out_alone_takes_the_recipe_of_the_run_there(finished):
+    for verb in ("run", "eval", "report"):
+        again = invoke(verb, "-o", finished)
+        assert again.returncode == 0 and again.stderr.count("up to date") >= 8, again.stderr
 
 
 @pytest.mark.parametrize("left", [None, "", '{"schema": 2, "created": "x", "stages": {"corpus": {"fingerprint": 1}}}'])

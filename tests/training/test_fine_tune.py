@@ -126,7 +126,9 @@ def test_a_recipe_tunes_and_labels_and_a_random_trunk_is_reported(tmp_path):
         "teach.norm_groups=4", "teach.rank=1", "teach.stage1_steps=1", "teach.stage2_steps=1", "teach.batch=1",
         "synthetic.clips=3",
     ]  # fmt: skip
-    result = distill("label", "--out", tmp_path / "run", *[part for text in sets for part in ("--set", text)])
+    result = distill(
+        "label", "--corpus", "synthetic", "--out", tmp_path / "run", *[part for text in sets for part in ("--set", text)]
+    )
     assert result.returncode == 0, result.stderr
     assert "visage S on a trunk of random weights, 2 clips, 1 + 1 steps" in result.stderr and "RANDOM" in result.stderr
     for name in outputs(random=True):

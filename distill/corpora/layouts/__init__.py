@@ -1,34 +1,75 @@
 """Layouts: how a corpus arranges its files, one module each; the corpora by name; which of them a folder holds."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.corpora.clips import Clip
+from distill.corpora.clips import Clip, counted
 from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots, stills
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
 
 
 class Layout(NamedTuple):
-    """`find(root, options)` lists the clips under a root; `notes(root, clips)` returns findings for the user; `sides(root)` is
-    the file with an official split, if there is one."""
+    """`about` describes it; `find(root, options)` lists the clips under a root; `notes(root, clips)` returns findings for the user;
+    `sides(root)` is the file with an official split, if there is one."""
 
+    about: str
     find: Callable[[Path, Options], list[Clip]]
     notes: Callable[[Path, list[Clip]], list[str]] = lambda root, clips: []
     sides: Callable[[Path], list[Path]] = lambda root: []
 
 
-_SHOTS, _MOUSE = Layout(shots.find), Layout(avimos.find, avimos.notes, lambda root: [root / avimos.SPLIT])
-_DHF1K, _TABLE = Layout(dhf1k.find), Layout(gaze_table.find, gaze_table.notes)
-_VIDEOS = Layout(gaze_table.find_videos, gaze_table.notes_on_videos)
+def _mouse(about: str) -> Layout:
+    return Layout(about, avimos.find, avimos.notes, lambda root: [root / avimos.SPLIT])
+
+
+_TABLE = Layout("images or videos with a gaze table", gaze_table.find, gaze_table.notes)
 
 # By the name of the corpus. The synthetic one is written in DHF1K's layout.
 CORPORA: dict[str, Layout] = {
-    "dhf1k": _DHF1K, "hollywood2": _SHOTS, "ucf-sports": _SHOTS, "avimos": _MOUSE, "ntire2026": _MOUSE,
-    "gaze-table": _TABLE, "images": _TABLE, "videos": _VIDEOS, "photos": Layout(stills.find_photos),
-    "pans": Layout(stills.find_pans), "synthetic": _DHF1K,
+    "dhf1k": Layout("DHF1K's layout", dhf1k.find), "hollywood2": Layout("Hollywood-2's layout", shots.find),
+    "ucf-sports": Layout("UCF Sports' layout", shots.find), "avimos": _mouse("AViMoS's layout"),
+    "ntire2026": _mouse("NTIRE 2026's layout, AViMoS's"), "gaze-table": _TABLE, "images": _TABLE,
+    "videos": Layout("videos without gaze", gaze_table.find_videos, gaze_table.notes_on_videos),
+    "photos": Layout("still images without gaze", stills.find_photos),
+    "pans": Layout("still images, filmed by a simulated camera", stills.find_pans),
+    "synthetic": Layout("a synthetic corpus", dhf1k.find),
 }  # fmt: skip
+SHOWN_ENTRIES = 6  # of a folder whose layout is not recognised
+SEARCHED_FOLDERS = 50  # in such a folder
+
+
+def recognise(roots: Sequence[Path]) -> tuple[str, list[str]]:
+    """The name of the corpus that the folders hold, `dhf1k` or `dhf1k,images` for several; and for each, what was found.
+
+    Raises UsageError for a folder whose layout is not recognised, naming what is in it.
+    """
+    names, found = [], []
+    for root in roots:
+        if not root.is_dir():
+            raise UsageError(f"corpus root {root} is not a folder; give the folder of the corpus with --root")
+        if (name := detect_corpus(root)) is None:
+            raise UsageError(f"{root} has no corpus's layout that is recognised: {_contents(root)}; {_way_out(root)}")
+        names.append(name)
+        clips = CORPORA[name].find(root, Options(name=name))  # a table that cannot be used says why
+        found.append(f"{root}: {CORPORA[name].about}, {counted(len(clips), 'clip')}; as --corpus {name}")
+    return ",".join(names), found
+
+
+def _contents(root: Path) -> str:
+    entries = sorted(f"{path.name}{'/' * path.is_dir()}" for path in root.iterdir())
+    more = f" and {len(entries) - SHOWN_ENTRIES} more" if len(entries) > SHOWN_ENTRIES else ""
+    return f"it holds {', '.join(entries[:SHOWN_ENTRIES])}{more}" if entries else "it is empty"
+
+
+def _way_out(root: Path) -> str:
+    folders = sorted(path for path in root.iterdir() if path.is_dir())[:SEARCHED_FOLDERS]
+    if inner := [str(folder) for folder in folders if detect_corpus(folder)]:
+        one = f"--root {shlex.quote(inner[0])}"
+        return f"did you mean {one}?" if len(inner) == 1 else f"name one of {', '.join(map(shlex.quote, inner))}, as in {one}"
+    return f"name it with --corpus ({', '.join(name for name in CORPORA if name != 'synthetic')}), or see docs/corpora.md"
 
 
 def detect_corpus(root: Path) -> str | None:
