@@ -66,7 +66,7 @@ class EncodedFile:
             narrator.say(f"left out: {', '.join(left_out)}")
         self.container.metadata.update(source.metadata)
         self.container.set_chapters(chapters)
-        with refusals(coding):
+        with refusals(coding, picture):
             self.container.start_encoding()
         for copy, cover in self._covers:
             cover.stream, cover.pts, cover.dts = copy, 0, 0

@@ -7,15 +7,19 @@ where both give the same bytes, the map would be ignored, and nothing is encoded
 """
 
 import contextlib
+import re
+import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
 import av.logging
 import numpy as np
+from av.codec.context import Flags
 
 from distill.encoding.roi_files import addroi
 from distill.run.errors import UsageError
@@ -24,18 +28,49 @@ CODECS = {"x264": "libx264", "x265": "libx265"}
 CRF = {"x264": 23.0, "x265": 28.0}  # the encoders' own defaults
 HDR = {"x264": ("mastering-display", "cll"), "x265": ("master-display", "max-cll")}
 GRAPHS = 32  # filter graphs in the cache
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+TUNES = {
+    "x264": ("film", "animation", "grain", "stillimage", "psnr", "ssim", "fastdecode", "zerolatency"),
+    "x265": ("psnr", "ssim", "grain", "fastdecode", "zerolatency", "animation"),
+}
+PROFILES = {
+    "x264": ("baseline", "main", "high", "high10", "high422", "high444"),
+    "x265": (
+        "main", "main-intra", "mainstillpicture", "main444-8", "main444-intra", "main444-stillpicture", "main10", "main10-intra",
+        "main422-10", "main422-10-intra", "main444-10", "main444-10-intra", "main12", "main12-intra", "main422-12",
+        "main422-12-intra", "main444-12", "main444-12-intra",
+    ),
+}  # fmt: skip
+# Options that are not for --param, and the way to what they are for.
+OWN_OPTIONS = {
+    "pass": "--bitrate N --two-pass makes both passes, with the same map", "stats": "--two-pass keeps the statistics itself",
+    "bitrate": "use --bitrate", "crf": "use --crf", "profile": "use --profile", "tune": "use --tune", "preset": "use --preset",
+    "vbv-maxrate": "use --maxrate", "vbv-bufsize": "use --bufsize",
+}  # fmt: skip
+# What the encoders' wrappers only log: options that were not taken, or not kept to.
+UNHEEDED = re.compile("error parsing option|unknown option|invalid value|bad value|level limit|ignored$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Coding:
-    """How the encoder is run. params: KEY=VALUE in the encoder's syntax; threads: 0 for its default."""
+    """How the encoder is run.
+
+    bitrate: kbit/s, of the whole video; two_pass: the first pass measures where the second one spends it.
+    maxrate, bufsize: kbit/s, and kbit, of the buffer of a decoder that never runs empty; bufsize is one second by default.
+    params: KEY=VALUE in the encoder's syntax; threads: 0 for its default.
+    """
 
     codec: str = "x264"
     crf: float | None = None
-    bitrate: int | None = None  # kbit/s
+    bitrate: int | None = None
     preset: str = "medium"
     params: tuple[str, ...] = ()
     threads: int = 0
+    two_pass: bool = False
+    maxrate: int | None = None
+    bufsize: int | None = None
+    tune: str = ""
+    profile: str = ""
 
     @property
     def library(self) -> str:
@@ -79,11 +114,23 @@ def check_coding(coding: Coding) -> None:
         raise UsageError("--crf and --bitrate exclude each other; give one")
     if coding.crf is not None and not 0 <= coding.crf <= 51:
         raise UsageError(f"--crf {coding.crf:g}: must be from 0 (best) to 51")
+    _check_rate(coding)
+    tunes = re.split("[,+]", coding.tune) if coding.tune and coding.codec == "x264" else [coding.tune][: bool(coding.tune)]
+    for option, names, known in (
+        ("--preset", [coding.preset], PRESETS), ("--tune", tunes, TUNES[coding.codec]),
+        ("--profile", [coding.profile][: bool(coding.profile)], PROFILES[coding.codec]),
+    ):  # fmt: skip
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{option} {name} is unknown to {coding.codec}; there are {', '.join(known)}")
     for param in coding.params:
         key, equals, value = param.partition("=")
+        key = key.replace("_", "-")
         if not equals or ":" in param:
             raise UsageError(f"--param {param}: must be KEY=VALUE, one at a time")
-        if key.replace("_", "-") == "aq-mode" and value == "0":
+        if key in OWN_OPTIONS:
+            raise UsageError(f"--param {param}: {OWN_OPTIONS[key]}")
+        if key == "aq-mode" and value == "0":
             raise UsageError(f"--param {param}: a map works through adaptive quantisation; leave it on, aq-mode=1")
     try:
         av.codec.Codec(coding.library, "w")
@@ -92,7 +139,24 @@ def check_coding(coding: Coding) -> None:
         raise UsageError(f"{lacking}; the one of `pip install av` has it") from None
 
 
-def encoder_options(coding: Coding, picture: Picture) -> dict[str, str]:
+def _check_rate(coding: Coding) -> None:
+    if coding.two_pass and not coding.bitrate:
+        raise UsageError("--two-pass needs --bitrate: a constant quality needs only one pass")
+    if coding.bufsize and not coding.maxrate:
+        raise UsageError("--bufsize needs --maxrate: without a highest rate there is no buffer to keep to")
+    if coding.maxrate and coding.bitrate and coding.maxrate < coding.bitrate:
+        raise UsageError(f"--maxrate {coding.maxrate} is below --bitrate {coding.bitrate}; it must be as much at least")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One of two passes: 1 or 2, and the file of statistics that the first one writes, and others beside it."""
+
+    number: int
+    statistics: Path
+
+
+def encoder_options(coding: Coding, picture: Picture, of: Pass | None = None) -> dict[str, str]:
     """FFmpeg's options for the encoder. They switch on adaptive quantisation, which the fastest presets leave off, and captions."""
     params = {"aq-mode": "1" if coding.codec == "x264" else "2"}
     display, light = HDR[coding.codec]
@@ -101,14 +165,30 @@ def encoder_options(coding: Coding, picture: Picture) -> dict[str, str]:
         params["log-level"] = "error"  # it writes to standard error directly
         if coding.threads:
             params["pools"] = str(coding.threads)
+    options = {"preset": coding.preset, "a53cc": "1"}
+    if of and coding.codec == "x265":
+        params |= {"pass": str(of.number), "stats": _quoted(str(of.statistics.absolute()))}
+    elif of:  # its number is one of the context's flags: only so is the first pass a fast one
+        options["passlogfile"] = str(of.statistics.absolute())
+        if of.number == 2:
+            params["ratetol"] = "0.1"  # by default clips of a few hundred frames end up to 3 % from the rate
     params.update({key.replace("_", "-"): value for key, _, value in (p.partition("=") for p in coding.params)})
-    rate = {} if coding.bitrate else {"crf": f"{CRF[coding.codec] if coding.crf is None else coding.crf:g}"}
-    joined = ":".join(f"{key}={value}" for key, value in params.items())
-    return {"preset": coding.preset, f"{coding.codec}-params": joined, "a53cc": "1", **rate}
+    if not coding.bitrate:
+        options["crf"] = f"{CRF[coding.codec] if coding.crf is None else coding.crf:g}"
+    if coding.maxrate:
+        options |= {"maxrate": f"{coding.maxrate}k", "bufsize": f"{coding.bufsize or coding.maxrate}k"}
+    options |= {name: value for name, value in (("tune", coding.tune), ("profile", coding.profile)) if value}
+    return options | {f"{coding.codec}-params": ":".join(f"{key}={value}" for key, value in params.items())}
 
 
-def configure(context: Any, picture: Picture, coding: Coding) -> None:
-    """Sets up an encoder's context that is not yet open."""
+def _quoted(text: str) -> str:
+    """A value of one of FFmpeg's lists of options, where a colon ends it."""
+    escaped = text.replace("'", r"'\''")
+    return f"'{escaped}'"
+
+
+def configure(context: Any, picture: Picture, coding: Coding, of: Pass | None = None) -> None:
+    """Sets up an encoder's context that is not yet open; of: which of two passes it is for."""
     context.width, context.height, context.pix_fmt = picture.width, picture.height, picture.format
     context.time_base, context.framerate = picture.time_base, picture.rate
     if picture.aspect:
@@ -119,7 +199,18 @@ def configure(context: Any, picture: Picture, coding: Coding) -> None:
         context.bit_rate = coding.bitrate * 1000
     if coding.threads:
         context.thread_count = coding.threads
-    context.options = encoder_options(coding, picture)
+    if of and coding.codec == "x264":
+        context.flags |= (Flags.pass1 if of.number == 1 else Flags.pass2).value
+    context.options = encoder_options(coding, picture, of)
+
+
+def new_context(picture: Picture, coding: Coding, of: Pass | None = None) -> Any:
+    """An encoder without a file, open. What it keeps of a first pass is complete once nothing refers to it any more."""
+    context = av.codec.Codec(coding.library, "w").create("video")
+    configure(context, picture, coding, of)
+    with refusals(coding, picture):
+        context.open()
+    return context
 
 
 class RegionMarker:
@@ -162,22 +253,31 @@ class RegionMarker:
 
 
 def encode_frames(
-    frames: Iterable[av.VideoFrame], offsets: Iterable[np.ndarray | None], picture: Picture, coding: Coding, block: int = 16
+    frames: Sequence[av.VideoFrame], offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int = 16
 ) -> list[av.Packet]:  # fmt: skip
-    """The packets of frames (with their time stamps) encoded with the offsets of each; no file is involved."""
-    context = av.codec.Codec(coding.library, "w").create("video")
-    configure(context, picture, coding)
+    """The packets of frames (with their time stamps) encoded with the offsets of each, in two passes where `coding` says so."""
+    if not coding.two_pass:
+        return _encode_once(frames, offsets, picture, coding, block)
+    with tempfile.TemporaryDirectory() as folder:
+        _encode_once(frames, offsets, picture, coding, block, Pass(1, Path(folder, "statistics")))
+        return _encode_once(frames, offsets, picture, coding, block, Pass(2, Path(folder, "statistics")))
+
+
+def _encode_once(
+    frames: Sequence[av.VideoFrame], offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int,
+    of: Pass | None = None,
+) -> list[av.Packet]:  # fmt: skip
+    context = new_context(picture, coding, of)
     marker, packets = RegionMarker(picture, block), []
-    with refusals(coding):
-        context.open()
-        for frame, of_frame in zip(frames, offsets, strict=False):
+    with refusals(coding, picture):
+        for frame, of_frame in zip(frames, offsets, strict=True):
             packets += context.encode(marker.mark(frame, of_frame))
         return packets + context.encode(None)
 
 
 def check_map_counts(picture: Picture, coding: Coding) -> None:
     """Encodes two frames of noise with a map and without; raises UsageError where both give the same bytes."""
-    small = replace(picture, width=128, height=128)
+    small, coding = replace(picture, width=128, height=128), replace(coding, two_pass=False)
     noise = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
 
     def frames() -> Iterator[av.VideoFrame]:
@@ -188,7 +288,7 @@ def check_map_counts(picture: Picture, coding: Coding) -> None:
 
     left = np.full((8, 8), 6, np.int32)
     left[:, :4] = -6
-    streams = [[bytes(p) for p in encode_frames(frames(), [offsets] * 2, small, coding)] for offsets in (None, left)]
+    streams = [[bytes(p) for p in encode_frames(list(frames()), [offsets] * 2, small, coding)] for offsets in (None, left)]
     if streams[0] == streams[1]:
         given = f"preset {coding.preset}, {', '.join(coding.params) or 'no --param'}"
         needs = "its adaptive quantisation must be on: no fixed QP, no lossless, aq-mode above 0"
@@ -196,18 +296,21 @@ def check_map_counts(picture: Picture, coding: Coding) -> None:
 
 
 @contextlib.contextmanager
-def refusals(coding: Coding) -> Iterator[None]:
+def refusals(coding: Coding, picture: Picture) -> Iterator[None]:
     """Turns an encoder's complaints about its options into UsageError; FFmpeg's wrappers only log them."""
-    before = av.logging.get_level()
+    before, repeats = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)
+    av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as log:
             yield
     except av.FFmpegError as error:
         reason = log[-1][2].strip() if log else error.strerror
-        raise UsageError(f"{coding.library} does not start: {reason}") from None
+        pictures = f"; its pictures are {picture.format}, {picture.width}x{picture.height}"
+        raise UsageError(f"{coding.library} does not start: {reason.rstrip('.')}{pictures}") from None
     finally:
         av.logging.set_level(before)
+        av.logging.set_skip_repeated(repeats)
     for _, _, line in log:
-        if any(w in line.lower() for w in ("error parsing option", "unknown option", "invalid value", "bad value")):
-            raise UsageError(f"{coding.library} does not take --param: {line.strip()}")
+        if UNHEEDED.search(line.strip()):
+            raise UsageError(f"{coding.library} does not take these options: {line.strip()}")
