@@ -202,7 +202,7 @@ def plan_offsets(excerpt: Excerpt, maps: Stream | Maps | None, shaping: Shaping)
 
 def measure_point(excerpt: Excerpt, offsets: list[np.ndarray | None], coding: Coding, block: int) -> dict[str, float]:
     """Encodes and decodes the excerpt; returns crf, kbps and the qualities in dB."""
-    packets = encode_frames(excerpt.frames(), offsets, excerpt.picture, coding, block)
+    packets = encode_frames(excerpt.frames, offsets, excerpt.picture, coding, block)
     decoder = av.codec.Codec(DECODERS[coding.codec], "r").create("video")
     plain, weighted = [], []
     decoded = (frame for packet in [*packets, None] for frame in decoder.decode(packet))

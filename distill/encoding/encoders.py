@@ -10,7 +10,7 @@ import contextlib
 import re
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -252,25 +252,27 @@ class RegionMarker:
         return graph
 
 
+Frames = Callable[[], Iterable[av.VideoFrame]]  # called for each pass: the frames, with their time stamps
+
+
 def encode_frames(
-    frames: Sequence[av.VideoFrame], offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int = 16
+    frames: Frames, offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int = 16
 ) -> list[av.Packet]:  # fmt: skip
-    """The packets of frames (with their time stamps) encoded with the offsets of each, in two passes where `coding` says so."""
+    """The packets of frames encoded with the offsets of each, in two passes where `coding` says so."""
     if not coding.two_pass:
         return _encode_once(frames, offsets, picture, coding, block)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="distill-passes-") as folder:
         _encode_once(frames, offsets, picture, coding, block, Pass(1, Path(folder, "statistics")))
         return _encode_once(frames, offsets, picture, coding, block, Pass(2, Path(folder, "statistics")))
 
 
 def _encode_once(
-    frames: Sequence[av.VideoFrame], offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int,
-    of: Pass | None = None,
+    frames: Frames, offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int, of: Pass | None = None
 ) -> list[av.Packet]:  # fmt: skip
     context = new_context(picture, coding, of)
     marker, packets = RegionMarker(picture, block), []
     with refusals(coding, picture):
-        for frame, of_frame in zip(frames, offsets, strict=True):
+        for frame, of_frame in zip(frames(), offsets, strict=True):
             packets += context.encode(marker.mark(frame, of_frame))
         return packets + context.encode(None)
 
@@ -288,7 +290,7 @@ def check_map_counts(picture: Picture, coding: Coding) -> None:
 
     left = np.full((8, 8), 6, np.int32)
     left[:, :4] = -6
-    streams = [[bytes(p) for p in encode_frames(list(frames()), [offsets] * 2, small, coding)] for offsets in (None, left)]
+    streams = [[bytes(p) for p in encode_frames(frames, [offsets] * 2, small, coding)] for offsets in (None, left)]
     if streams[0] == streams[1]:
         given = f"preset {coding.preset}, {', '.join(coding.params) or 'no --param'}"
         needs = "its adaptive quantisation must be on: no fixed QP, no lossless, aq-mode above 0"
@@ -305,9 +307,9 @@ def refusals(coding: Coding, picture: Picture) -> Iterator[None]:
         with av.logging.Capture() as log:
             yield
     except av.FFmpegError as error:
-        reason = log[-1][2].strip() if log else error.strerror
+        reason = (log[-1][2] if log else error.strerror or "").strip().rstrip(".")
         pictures = f"; its pictures are {picture.format}, {picture.width}x{picture.height}"
-        raise UsageError(f"{coding.library} does not start: {reason.rstrip('.')}{pictures}") from None
+        raise UsageError(f"{coding.library} does not start: {reason}{pictures}") from None
     finally:
         av.logging.set_level(before)
         av.logging.set_skip_repeated(repeats)

@@ -43,7 +43,7 @@ def test_two_passes_meet_the_rate_with_a_map(frames, codec, tmp_path, monkeypatc
     Path(tmp_path / "it's a: folder").mkdir()
     coding = Coding(codec, bitrate=300, preset="veryfast", threads=1, two_pass=True)
     check_map_counts(PICTURE, coding)
-    plain, mapped = (encode_frames(frames, [offsets] * len(frames), PICTURE, coding) for offsets in (None, MAP))
+    plain, mapped = (encode_frames(lambda: frames, [offsets] * len(frames), PICTURE, coding) for offsets in (None, MAP))
     assert kbps(mapped, frames) == pytest.approx(300, rel=0.1) and [bytes(p) for p in plain] != [bytes(p) for p in mapped]
     assert list(tmp_path.glob("*/*")) == []
 
@@ -52,13 +52,13 @@ def test_two_passes_meet_the_rate_with_a_map(frames, codec, tmp_path, monkeypatc
 def test_a_decoders_buffer_never_runs_empty(frames, codec):
     def lowest(coding):
         fill = low = size = 1000 * (coding.bufsize or coding.maxrate)
-        for packet in encode_frames(frames, [MAP] * len(frames), PICTURE, coding):
+        for packet in encode_frames(lambda: frames, [MAP] * len(frames), PICTURE, coding):
             fill -= 8 * packet.size
             low, fill = min(low, fill), min(size, fill + 1000 * coding.maxrate / 25)
         return low / size
 
     free = Coding(codec, crf=20, preset="veryfast", threads=1)
-    assert kbps(encode_frames(frames, [MAP] * len(frames), PICTURE, free), frames) > 350
+    assert kbps(encode_frames(lambda: frames, [MAP] * len(frames), PICTURE, free), frames) > 350
     for kept in (
         Coding(codec, crf=20, maxrate=250, preset="veryfast", threads=1),
         Coding(codec, bitrate=150, maxrate=250, bufsize=200, threads=1),
@@ -98,14 +98,14 @@ def test_what_the_pictures_do_not_fit_is_named(coding, format_, message):
 
     big = replace(PICTURE, width=640, height=480, format=format_)
     with pytest.raises(UsageError, match=message):
-        encode_frames([], [], big, coding)
+        encode_frames(list, [], big, coding)
 
 
 @pytest.mark.parametrize(
     ("coding", "profile"), [(Coding(tune="film,fastdecode", profile="main"), "Main"), (Coding("x265", tune="grain"), "Main")]
 )
 def test_tunes_and_profiles_are_used(frames, coding, profile):
-    packets = encode_frames(frames[:2], [MAP] * 2, PICTURE, coding)
+    packets = encode_frames(lambda: frames[:2], [MAP] * 2, PICTURE, coding)
     decoder = av.codec.Codec({"x264": "h264", "x265": "hevc"}[coding.codec], "r").create("video")
     assert [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
     assert decoder.profile == profile
