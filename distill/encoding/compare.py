@@ -25,10 +25,11 @@ import av
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from distill.encoding.encoders import Coding, check_coding, check_map_counts, encode_frames
+from distill.encoding.encoders import Coding, check_coding
 from distill.encoding.excerpts import Excerpt, Reader, Source, Span, check_proxy, with_proxy_weights
 from distill.encoding.planner import Maps, Planner, centre_map, open_maps
 from distill.encoding.qp_offsets import Shaping
+from distill.encoding.regions import check_map_counts, encode_frames
 from distill.evaluation.statistics import mean_and_interval
 from distill.export.streaming import Stream
 from distill.run.errors import Interrupted, UsageError

@@ -1,33 +1,22 @@
-"""x264 and x265 through FFmpeg: their configuration, QP offsets as regions of a frame, and a check that a map takes effect.
-
-FFmpeg's encoders take regions of interest as side data of a frame, and only its `addroi` filter sets them. So each frame goes
-through a small filter graph; frames with the same offsets share one. The encoders apply regions inside their adaptive quantisation
-and ignore them silently where it is off. So `check_map_counts` first encodes two frames of noise with a map and without:
-where both give the same bytes, the map would be ignored, and nothing is encoded.
-"""
+"""x264 and x265 through FFmpeg: how they are configured, and how their complaints are reported."""
 
 import contextlib
 import re
-import tempfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import av.logging
-import numpy as np
 from av.codec.context import Flags
 
-from distill.encoding.roi_files import addroi
 from distill.run.errors import UsageError
 
 CODECS = {"x264": "libx264", "x265": "libx265"}
 CRF = {"x264": 23.0, "x265": 28.0}  # the encoders' own defaults
 HDR = {"x264": ("mastering-display", "cll"), "x265": ("master-display", "max-cll")}
-GRAPHS = 32  # filter graphs in the cache
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 TUNES = {
     "x264": ("film", "animation", "grain", "stillimage", "psnr", "ssim", "fastdecode", "zerolatency"),
@@ -211,90 +200,6 @@ def new_context(picture: Picture, coding: Coding, of: Pass | None = None) -> Any
     with refusals(coding, picture):
         context.open()
     return context
-
-
-class RegionMarker:
-    """Attaches QP offsets to frames, cropped to the picture's size; offsets are int `[rows, columns]` in QP, or None."""
-
-    def __init__(self, picture: Picture, block: int) -> None:
-        self.picture, self.block = picture, block
-        self._graphs: OrderedDict[bytes, Any] = OrderedDict()
-
-    def mark(self, frame: av.VideoFrame, offsets: np.ndarray | None) -> av.VideoFrame:
-        """The frame with its regions; its type is left to the encoder."""
-        pts, time_base = frame.pts, frame.time_base
-        if frame.format.name != self.picture.format:
-            frame = frame.reformat(format=self.picture.format)
-        if offsets is not None or (frame.height, frame.width) != self.picture.size:
-            key = b"" if offsets is None else offsets.tobytes()
-            graph = self._graphs.pop(key, None) or self._build(frame, offsets)
-            self._graphs[key] = graph
-            if len(self._graphs) > GRAPHS:
-                self._graphs.popitem(last=False)
-            graph.push(frame)
-            frame = graph.pull()
-        frame.pts, frame.time_base = pts, time_base
-        frame.pict_type = 0  # otherwise the encoder keeps the source's
-        return frame
-
-    def _build(self, frame: av.VideoFrame, offsets: np.ndarray | None) -> Any:
-        picture, graph = self.picture, av.filter.Graph()
-        # Regions do not depend on time: any time base will do, and `mark` restores the time stamps.
-        nodes = [graph.add(
-            "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name, time_base="1/1000",
-            pixel_aspect="1/1", colorspace=str(int(frame.colorspace)), range=str(int(frame.color_range)),
-        )]  # fmt: skip
-        if (frame.height, frame.width) != picture.size:
-            nodes.append(graph.add("crop", f"{picture.width}:{picture.height}:0:0:exact=1"))
-        regions = [] if offsets is None else addroi(offsets, self.block, picture.size, picture.bits)
-        nodes += [graph.add("addroi", arguments) for arguments in regions]
-        graph.link_nodes(*nodes, graph.add("buffersink")).configure()
-        return graph
-
-
-Frames = Callable[[], Iterable[av.VideoFrame]]  # called for each pass: the frames, with their time stamps
-
-
-def encode_frames(
-    frames: Frames, offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int = 16
-) -> list[av.Packet]:  # fmt: skip
-    """The packets of frames encoded with the offsets of each, in two passes where `coding` says so."""
-    if not coding.two_pass:
-        return _encode_once(frames, offsets, picture, coding, block)
-    with tempfile.TemporaryDirectory(prefix="distill-passes-") as folder:
-        _encode_once(frames, offsets, picture, coding, block, Pass(1, Path(folder, "statistics")))
-        return _encode_once(frames, offsets, picture, coding, block, Pass(2, Path(folder, "statistics")))
-
-
-def _encode_once(
-    frames: Frames, offsets: Sequence[np.ndarray | None], picture: Picture, coding: Coding, block: int, of: Pass | None = None
-) -> list[av.Packet]:  # fmt: skip
-    context = new_context(picture, coding, of)
-    marker, packets = RegionMarker(picture, block), []
-    with refusals(coding, picture):
-        for frame, of_frame in zip(frames(), offsets, strict=True):
-            packets += context.encode(marker.mark(frame, of_frame))
-        return packets + context.encode(None)
-
-
-def check_map_counts(picture: Picture, coding: Coding) -> None:
-    """Encodes two frames of noise with a map and without; raises UsageError where both give the same bytes."""
-    small, coding = replace(picture, width=128, height=128), replace(coding, two_pass=False)
-    noise = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
-
-    def frames() -> Iterator[av.VideoFrame]:
-        for index, pixels in enumerate(noise):
-            frame = av.VideoFrame.from_ndarray(pixels).reformat(format=picture.format)
-            frame.pts, frame.time_base = round(index / picture.rate / picture.time_base), picture.time_base
-            yield frame
-
-    left = np.full((8, 8), 6, np.int32)
-    left[:, :4] = -6
-    streams = [[bytes(p) for p in encode_frames(frames, [offsets] * 2, small, coding)] for offsets in (None, left)]
-    if streams[0] == streams[1]:
-        given = f"preset {coding.preset}, {', '.join(coding.params) or 'no --param'}"
-        needs = "its adaptive quantisation must be on: no fixed QP, no lossless, aq-mode above 0"
-        raise UsageError(f"{coding.library} ignores the map with these options; {needs} (given: {given})")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ Offsets are int `[rows, columns]` as `distill.encoding.qp_offsets` gives them: Q
 
 import shlex
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,33 +49,31 @@ def svt_event(frame: int, offsets: np.ndarray) -> bytes:
     return (" ".join(map(str, [frame, *qindex.ravel().tolist()])) + "\n").encode()
 
 
-def rectangles(offsets: np.ndarray, block: int, size: tuple[int, int]) -> list[tuple[int, int, int, int, int]]:
-    """The offsets as few rectangles (x, y, width, height in pixels, offset); the first that covers a pixel counts.
+def rectangles(offsets: np.ndarray, block: int, size: tuple[int, int]) -> np.ndarray:
+    """The offsets as few rectangles int `[rectangles, 5]` (x, y, width, height in pixels, offset); the first on a pixel counts.
 
     The most common offset is the last rectangle, which covers the whole frame and is left out where that offset is zero.
     size: height and width of the frame in pixels.
     """
+    height, width = size
+    columns = offsets.shape[1]
     values, counts = np.unique(offsets, return_counts=True)
     common = int(values[counts.argmax()])
-    height, width = size
-    done: list[tuple[int, int, int, int, int]] = []
-    growing: dict[tuple[int, int, int], int] = {}  # runs of the previous row (start, end, offset), and their first row
-    for row in range(offsets.shape[0] + 1):
-        runs = _runs(offsets[row], common) if row < offsets.shape[0] else []
-        for run in [r for r in growing if r not in runs]:
-            (start, end, value), top = run, growing.pop(run)
-            x, y = start * block, top * block
-            done.append((x, y, min(end * block, width) - x, min(row * block, height) - y, value))
-        for run in runs:
-            growing.setdefault(run, row)
-    return [*done, (0, 0, width, height, common)] if common else done
-
-
-def _runs(row: np.ndarray, common: int) -> list[tuple[int, int, int]]:
-    """Start, end and value of the runs of equal offsets in a row, without the most common offset."""
-    edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
-    runs = [(start, end, int(row[start])) for start, end in pairwise(edges)]
-    return [run for run in runs if run[2] != common]
+    starts = np.ones(offsets.shape, bool)
+    starts[:, 1:] = np.diff(offsets) != 0
+    first = np.flatnonzero(starts)  # the first block of every run of equal offsets in a row, and the end of the run
+    end = np.append(first[1:], offsets.size)
+    # Runs as columns [start, end, offset, row], sorted so that equal ones of consecutive rows are neighbours: one rectangle.
+    runs = np.stack([first % columns, (end - 1) % columns + 1, offsets.ravel()[first], first // columns])
+    runs = runs[:, runs[2] != common]
+    runs = runs[:, np.lexsort(runs[::-1])]
+    top = np.ones(runs.shape[1], bool)
+    top[1:] = (np.diff(runs) != [[0], [0], [0], [1]]).any(0)
+    left, right, value, upper = runs[:, top]
+    lower = runs[3, np.roll(top, -1)] + 1
+    x, y = left * block, upper * block
+    found = np.stack([x, y, np.minimum(right * block, width) - x, np.minimum(lower * block, height) - y, value], 1)
+    return np.vstack([found, [0, 0, width, height, common]]) if common else found
 
 
 def addroi(offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8) -> list[str]:
@@ -85,7 +82,7 @@ def addroi(offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8
     bits: bits per sample. The filter takes shares of the encoder's QP range, which is 51, plus 6 for every bit above 8.
     """
     scale = 51 + 6 * (bits - 8)
-    return [f"{x}:{y}:{width}:{height}:{value / scale:.6f}" for x, y, width, height, value in rectangles(offsets, block, size)]
+    return [f"{x}:{y}:{width}:{height}:{value}/{scale}" for x, y, width, height, value in rectangles(offsets, block, size)]
 
 
 def addroi_command(source: Path, offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8) -> bytes:

@@ -8,7 +8,8 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from distill.encoding.encoders import Coding, Picture, check_coding, check_map_counts, encode_frames  # noqa: E402
+from distill.encoding.encoders import Coding, Picture, check_coding  # noqa: E402
+from distill.encoding.regions import check_map_counts, encode_frames  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
 
 PICTURE = Picture(96, 64, "yuv420p", Fraction(1, 25), Fraction(25))

@@ -461,7 +461,7 @@ def test_roi_files_are_written_with_or_without_a_video(clip, tmp_path, recorder)
     # 160x96 in 3x2 blocks of 64, a quarter of the second one salient: -5, 2.5, 5 in steps of 3 QP, and 4 of qindex for each
     assert (tmp_path / "map.txt").read_text() == "0 -24 12 24 -24 12 24\n"
     run(clip, None, left, recorder, roi=(tmp_path / "cmd.sh", "addroi"))
-    assert "-vf addroi=80:0:80:96:0.117647,addroi=0:0:160:96:-0.117647 -c:v libx264" in (tmp_path / "cmd.sh").read_text()
+    assert "-vf addroi=80:0:80:96:6/51,addroi=0:0:160:96:-6/51 -c:v libx264" in (tmp_path / "cmd.sh").read_text()
 
 
 @pytest.mark.parametrize(
