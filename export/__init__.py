@@ -3,15 +3,16 @@
     student       both graphs of a student, verified: image mode and step mode; parity with PyTorch
     graph         the student's operations as ONNX nodes; `resolution`, the way into and out of its working resolution; `writer`,
                   nodes through onnxscript
-    luma, quantize    variants of an image or step file: luma input at one size, int8
+    variants      planes in, one frame size, block map out: `core` takes the student out of an image or step file for them
+    luma, quantize    more variants of such a file: luma input at one size, int8
     verification  the one check of every file: the gate with a contract, loading included, size, comparison
-    runner        frames through a file, the state carried; `streaming`, at a video's own frame rate, with cuts
+    runner        frames through a file, the state carried; `planes`, decoded planes; `streaming`, at a video's own frame rate, with cuts
     cost          multiply-adds and parameters of a graph
 
 `release_model()` is the path of the trained student that ships with this package.
 
 Nothing here writes a file under its final name: callers do. Only `student` and `graph` need torch; the runner needs
-onnxruntime alone.
+onnxruntime alone, `planes` onnx too.
 """
 
 from distill.export.verification import ExportRefused

@@ -35,6 +35,21 @@ def largest_gap(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> flo
     return max(float(np.nan_to_num(np.abs(a - b).max(), nan=np.inf)) for a, b in zip(ours, theirs, strict=True))
 
 
+def open_session(model: str | Path | bytes, name: str, threads: int) -> ort.InferenceSession:
+    """A session on the CPU for the model, which messages call `name`. Raises ValueError where it does not load."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # It warns of the optional input, and raises its errors beside printing them with raw names.
+    options.log_severity_level = 4
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        if isinstance(source, str) and any("\ud800" <= c <= "\udfff" for c in source):
+            source = Path(source).read_bytes()  # onnxruntime takes only names in UTF-8
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ValueError(f"{name} does not load in onnxruntime: {str(error).splitlines()[0]}") from None
+
+
 class Predictor:
     """A saliency student in onnxruntime on the CPU, with the state of one stream in `state`; None before the first frame.
 
@@ -43,19 +58,8 @@ class Predictor:
     """
 
     def __init__(self, model: str | Path | bytes, threads: int = 1) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = (
-            4  # it warns of the optional input, and raises its errors beside printing them with raw names
-        )
         name = "the model" if isinstance(model, bytes) else str(model)
-        try:
-            source = model if isinstance(model, bytes) else str(model)
-            if isinstance(source, str) and any("\ud800" <= c <= "\udfff" for c in source):
-                source = Path(source).read_bytes()  # onnxruntime takes only names in UTF-8
-            self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ValueError(f"{name} does not load in onnxruntime: {str(error).splitlines()[0]}") from None
+        self.session = open_session(model, name, threads)
         inputs = [i.name for i in self.session.get_inputs()]
         outputs = [o.name for o in self.session.get_outputs()]
         if inputs[:1] != ["input"] or outputs[:1] != ["saliency_map"]:

@@ -5,16 +5,19 @@
         saliency = stream.map(frame, seconds)     # float32 [H,W] in [0, 1]
     stream.reset()                                # before another video
 
+The frames of a `PlanePredictor` are Planes.
+
 A step file's time constants hold at the frame rate in its metadata. Of a faster video it therefore sees only the frames
 closest to its own rate, and each map is repeated until the next one. Of a slower video it sees every frame, and its state
 decays more slowly than it should (`slowdown` says by how much). An image file sees every frame.
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from distill.export.runner import Predictor
+from distill.export.planes import Planes
 
 ROWS, COLUMNS = 18, 32  # of the thumbnail that cuts are detected on
 CHANGE = 18.0  # grey levels of 255
@@ -30,7 +33,8 @@ class Shot:
 
 
 def detect_cut(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]:
-    """Whether a uint8 RGB frame `[H,W,3]` opens a new shot; and the shot with this frame, to pass in with the next.
+    """Whether a uint8 RGB frame `[H,W,3]`, or grey levels `[H,W]`, opens a new shot; and the shot with this frame, to pass in with
+    the next.
 
     A cut is a mean change of grey level, on a thumbnail of 18x32, that is large (18 of 255) and three times what is typical of
     the shot. A dissolve is not one: it changes little from frame to frame, and the state adapts.
@@ -38,7 +42,7 @@ def detect_cut(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]
     height, width = frame.shape[:2]
     rows, columns = min(ROWS, height), min(COLUMNS, width)  # a cell has at least one pixel
     cells = frame[: height // rows * rows, : width // columns * columns]
-    thumbnail = cells.reshape(rows, height // rows, columns, -1, 3).mean((1, 3, 4), dtype=np.float32)
+    thumbnail = cells.reshape(rows, height // rows, columns, width // columns, -1).mean((1, 3, 4), dtype=np.float32)
     if shot is None:
         return False, Shot(thumbnail, 0.0)
     change = float(np.abs(thumbnail - shot.thumbnail).mean())
@@ -47,10 +51,22 @@ def detect_cut(frame: np.ndarray, shot: Shot | None = None) -> tuple[bool, Shot]
     return False, Shot(thumbnail, 0.8 * shot.typical + 0.2 * change)
 
 
+class FramePredictor(Protocol):
+    """What a stream needs of a `Predictor` or a `PlanePredictor`."""
+
+    name: str
+    stateful: bool
+    metadata: dict[str, str]
+
+    def reset(self) -> None: ...
+
+    def predict(self, frame: Any, /) -> np.ndarray: ...
+
+
 class Stream:
     """A predictor over one video. find_cuts: whether a cut resets it; `cuts` counts them."""
 
-    def __init__(self, predictor: Predictor, find_cuts: bool = True) -> None:
+    def __init__(self, predictor: FramePredictor, find_cuts: bool = True) -> None:
         self.predictor, self.find_cuts = predictor, find_cuts
         rate = predictor.metadata.get("frame_rate") if predictor.stateful else None
         self.period = 1 / float(rate) if rate else 0.0  # seconds between frames that the model sees
@@ -63,6 +79,7 @@ class Stream:
         self._shot: Shot | None = None
         self._due = self._last = -np.inf
         self._map: np.ndarray | None = None
+        self._size: tuple[int, ...] = ()  # of the frame that the map is of
 
     def slowdown(self, fps: float) -> float:
         """How many times more slowly than intended the state decays in a video of this rate; 1 where the rate is high enough."""
@@ -75,23 +92,23 @@ class Stream:
         rates = f"{name} has {fps:.4g} frames per second, the model's state is for {1 / self.period:.4g}"
         return f"{rates}: it will remember {slower:.2g}x as long"
 
-    def map(self, frame: np.ndarray, seconds: float) -> np.ndarray:
-        """The saliency map for the next frame, uint8 RGB `[H,W,3]` at its time stamp -> float32 `[H,W]` in [0, 1]. A time
-        stamp before the last one resets. Raises ValueError where the model does not take a frame of this size, and where its map
-        is not finite."""
+    def map(self, frame: np.ndarray | Planes, seconds: float) -> np.ndarray:
+        """The saliency map for the next frame, uint8 RGB `[H,W,3]` or Planes at its time stamp -> float32 `[H,W]` in [0, 1], or the
+        predictor's block map. A time stamp before the last one resets. Raises ValueError where the model does not take a frame of
+        this size, and where its map is not finite."""
         cut = False
         if self.find_cuts:
-            cut, self._shot = detect_cut(frame, self._shot)
+            cut, self._shot = detect_cut(frame.grey() if isinstance(frame, Planes) else frame, self._shot)
             self.cuts += cut
         if cut or seconds < self._last:
             self.predictor.reset()
             self._map = None
         gap, self._last = seconds - self._last, seconds
-        first = self._map is None or self._map.shape != frame.shape[:2]
+        first = self._map is None or self._size != frame.shape[:2]
         if first or seconds + min(gap, self.period) / 2 >= self._due:  # the next frame would not be closer
             late = seconds + self.period / 2  # a rate close to the model's must not fall behind further and further
             self._due = seconds + self.period if first else max(self._due + self.period, late)
-            self._map = self.predictor.predict(frame)
+            self._map, self._size = self.predictor.predict(frame), frame.shape[:2]
             if not np.isfinite(self._map.min() + self._map.max()):
                 raise ValueError(f"{self.predictor.name} gives NaN or infinity at {seconds:g} s; it cannot be used")
         assert self._map is not None

@@ -20,10 +20,14 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from distill.corpora.readers.frames import Frame, codec_name
+from distill.export.planes import Planes
+from distill.export.variants import Colour
 from distill.run.errors import UsageError
 
 NO_TIMES = av.format.Flags.no_timestamps.value
 RECKONED = av.format.Flags.ts_discont.value  # of MPEG streams FFmpeg gives the length that it finds, and from any start
+FORMATS_420 = ("yuv420p", "yuvj420p", "nv12", "yuv420p10le")
+MATRICES_OF = {1: "bt709", 7: "bt709", 9: "bt2020", 10: "bt2020"}  # by ITU-T H.273; 7, SMPTE 240M, is close to BT.709
 UNIT = Fraction(1, 60000)  # seconds, of the times in files that are written; MPEG-4 has at most 16 bits for it
 
 
@@ -104,6 +108,30 @@ def orientation(frame: Any) -> Orientation:
     if b and c and not (a or d):
         return Orientation(True, b < 0, c < 0)
     return Orientation()
+
+
+def planes_of(frame: Any) -> Planes | None:
+    """The planes of a decoded frame, as it is stored, without a copy: they live as long as the frame. None for a pixel format other
+    than 4:2:0 of 8 or 10 bits. A matrix that is not stated is BT.601, as it is for FFmpeg's scaler."""
+    if frame.format.name not in FORMATS_420:
+        return None
+    kind, full = (np.uint16, False) if frame.format.name == "yuv420p10le" else (np.uint8, frame.format.name == "yuvj420p")
+    colour = Colour(
+        MATRICES_OF.get(int(frame.colorspace), "bt601"), "full" if full or int(frame.color_range) == 2 else "limited",
+        10 if kind == np.uint16 else 8,
+    )  # fmt: skip
+    size = np.dtype(kind).itemsize
+
+    def view(plane: Any, shape: tuple[int, ...]) -> np.ndarray:
+        strides = (plane.line_size, size) if len(shape) == 2 else (plane.line_size, 2 * size, size)
+        return np.ndarray(shape, kind, plane, strides=strides)
+
+    half = (-(-frame.height // 2), -(-frame.width // 2))
+    luma = view(frame.planes[0], (frame.height, frame.width))
+    if frame.format.name == "nv12":
+        pairs = view(frame.planes[1], (*half, 2))
+        return Planes(luma, pairs[..., 0], pairs[..., 1], colour)
+    return Planes(luma, view(frame.planes[1], half), view(frame.planes[2], half), colour)
 
 
 class Video:

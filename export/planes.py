@@ -1,0 +1,103 @@
+"""A student over the planes of decoded frames, the state carried; no RGB frame is made. Needs onnx and onnxruntime.
+
+    stream = Stream(PlanePredictor("student_step.onnx"))
+    for planes, seconds in frames:                 # Planes, its time stamp
+        blocks = stream.map(planes, seconds)       # float32 [ceil(H/16),ceil(W/16)] in [0, 1]
+
+The graph for the planes is made in memory from an image or step file, for the size and the colour of the first frame, and
+again where these change.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from distill.export.runner import open_session
+from distill.export.variants import BLACK, WHITE, Colour, yuv420_graph
+
+SAMPLES = (144, 256)  # rows and columns of luma, about, that cuts are looked for in
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A decoded 4:2:0 frame: `y` `[H,W]`, `u` and `v` `[ceil(H/2),ceil(W/2)]`, uint8, or uint16 where `colour` has more bits. Views
+    with strides will do."""
+
+    y: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    colour: Colour
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the frame."""
+        return self.y.shape[0], self.y.shape[1]
+
+    def turned(self, turn: Callable[[np.ndarray], np.ndarray]) -> "Planes":
+        """The frame with `turn`, a quarter turn or mirror, applied to every plane."""
+        return replace(self, y=turn(self.y), u=turn(self.u), v=turn(self.v))
+
+    def grey(self) -> np.ndarray:
+        """Grey levels of 255, float32 `[h,w]`: every few samples of luma, enough of them to find cuts."""
+        rows, columns = (max(1, side // most) for side, most in zip(self.shape, SAMPLES, strict=True))
+        return grey_levels(self.y[::rows, ::columns].astype(np.float32), self.colour)
+
+
+def grey_levels(luma: np.ndarray, colour: Colour) -> np.ndarray:
+    """Luma in the units of the samples, float32, as grey levels of 255."""
+    luma = (
+        luma * np.float32(255 / (2**colour.depth - 1)) if colour.range == "full" else luma / np.float32(2 ** (colour.depth - 8))
+    )
+    return luma if colour.range == "full" else (luma - BLACK) * np.float32(255 / (WHITE - BLACK))
+
+
+class PlanePredictor:
+    """A student on planes in onnxruntime on the CPU, with the state of one stream in `state`; None before the first frame.
+
+    model: path of an image or step file, or its bytes. output: `block-map`, the means of 16x16 px of the map, or `map`. threads:
+    intra-op threads, 0 for onnxruntime's default. Raises ValueError where it is not a file of this exporter.
+    """
+
+    def __init__(self, model: str | Path | bytes, output: str = "block-map", threads: int = 1) -> None:
+        self.name = "the model" if isinstance(model, bytes) else str(model)
+        self.output, self.threads = output, threads
+        try:
+            self._model = onnx.load_from_string(model if isinstance(model, bytes) else Path(model).read_bytes())
+            yuv420_graph(self._model, Colour())
+        except Exception as error:  # protobuf's errors share no base class with ExportRefused
+            raise ValueError(f"{self.name}: {str(error).splitlines()[0]}") from None
+        self.stateful = any(value.name == "state_out" for value in self._model.graph.output)
+        self.metadata = {prop.key: prop.value for prop in self._model.metadata_props}
+        self.state: np.ndarray | None = None
+        self.luma: np.ndarray | None = None
+        """The last frame's luma, pooled: grey levels of 255, float32 `[h,w]` of at most twice the working resolution's double."""
+        self._session: ort.InferenceSession | None = None
+        self._of: tuple[tuple[int, int], Colour] | None = None  # the size and the colour that the session takes
+
+    def reset(self) -> None:
+        """Drops the state: the next frame is treated as the first of a video."""
+        self.state = None
+
+    def predict(self, planes: Planes) -> np.ndarray:
+        """The map of the next frame, float32 in [0, 1]: `[ceil(H/16),ceil(W/16)]`, or `[H,W]` for the output `map`."""
+        if self._session is None or self._of != (planes.shape, planes.colour):
+            integer = planes.colour.depth == 8
+            graph = yuv420_graph(self._model, planes.colour, self.output, planes.shape, integer=integer, luma=True)
+            self._session = open_session(graph.SerializeToString(), self.name, self.threads)
+            self._of = planes.shape, planes.colour
+        feed = {name: np.ascontiguousarray(getattr(planes, name))[None, None] for name in ("y", "u", "v")}
+        if self.state is not None:
+            feed["state_in"] = self.state
+        try:
+            saliency, *states, luma = self._session.run(None, feed)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            height, width = planes.shape
+            raise ValueError(f"{self.name} does not run at {width}x{height}: {str(error).splitlines()[0]}") from None
+        self.luma = grey_levels(luma[0, 0], planes.colour)
+        if states:
+            self.state = states[0]
+        return saliency[0, 0]

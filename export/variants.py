@@ -1,0 +1,332 @@
+"""Variants of an image or step file: other inputs, one frame size, a block map; plain protobuf, needs onnx alone.
+
+    planes = yuv420_graph(onnx.load("student_step.onnx"), Colour("bt709"))             # y, u, v of any size -> saliency_map
+    blocks = variant_graph(step, Variant("nv12", (1080, 1920), "block-map", Colour())) # y, uv of one size -> block_map
+
+    rgb      `input` f32 `[1,3,H,W]`, ImageNet-normalised, as in the source file
+    yuv420   `y` `[1,1,H,W]`, `u` and `v` `[1,1,ceil(H/2),ceil(W/2)]`: the planes of a decoder, uint8, or uint16 for more bits
+    nv12     `y`, and `uv` `[1,ceil(H/2),ceil(W/2),2]`
+    luma     `input` f32 `[1,1,H,W]`: a limited-range Y plane over 255, for consumers that have nothing else
+
+Pooling, scaling and the colour matrix are linear, so planes are pooled and scaled as they are, and become RGB at the working
+resolution: chroma at its own size, by half of luma's kernel. RGB is clipped to [0, 1] there, where a consumer of RGB frames
+clips every pixel; that is the only difference, but for the rounding of RGB to integers. A file of one size has no `If` and no
+arithmetic on shapes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from distill.export.core import Core, Nodes, Size, core_of
+from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD
+from distill.export.verification import ExportRefused
+
+INPUTS = ("rgb", "yuv420", "nv12", "luma")
+OUTPUTS = ("map", "block-map")
+MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+"""K_R and K_B of ITU-R BT.601-7, BT.709-6 and BT.2020-2 (non-constant luminance)."""
+RANGES = ("limited", "full")
+DEPTHS = (8, 10)
+BLOCK = 16  # px a side of a block of the block map
+BLACK, WHITE = 16, 235  # luma of limited range, of 255
+GROUP = 128  # most samples of a row that one product pools; measured from 64 to 1920, this is the fastest
+
+
+@dataclass(frozen=True)
+class Colour:
+    """How the planes of a video stand for RGB."""
+
+    matrix: str = "bt709"
+    range: str = "limited"
+    depth: int = 8
+    """Bits a sample, in the low bits of a uint16 where they are more than 8."""
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.matrix, MATRICES), (self.range, RANGES), (self.depth, DEPTHS)):
+            if value not in known:
+                raise ValueError(f"colour {value} is unknown; there are {', '.join(map(str, known))}")
+
+    def to_rgb(self) -> tuple[np.ndarray, np.ndarray]:
+        """float64 `[3,3]` and `[3]`: RGB in [0, 1] is the product with the samples (Y, U, V), plus the second."""
+        kr, kb = MATRICES[self.matrix]
+        kg, most = 1 - kr - kb, 2**self.depth - 1
+        of_signal = np.array([
+            [1, 0, 2 * (1 - kr)], [1, -2 * kb * (1 - kb) / kg, -2 * kr * (1 - kr) / kg], [1, 2 * (1 - kb), 0],
+        ])  # fmt: skip
+        step = 2 ** (self.depth - 8)
+        black, spans = (16 * step, (219 * step, 224 * step)) if self.range == "limited" else (0, (most, most))
+        gain = of_signal / [spans[0], spans[1], spans[1]]
+        return gain, -gain @ [black, 128 * step, 128 * step]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a variant takes and gives."""
+
+    input: str = "yuv420"
+    size: Size | None = None
+    """Height and width; None for any."""
+    output: str = "map"
+    colour: Colour = field(default_factory=Colour)
+    """Of planes; of no effect on rgb and luma."""
+
+    @property
+    def of_planes(self) -> bool:
+        """Whether it takes the planes of a decoder."""
+        return self.input in ("yuv420", "nv12")
+
+
+def yuv420_graph(
+    model: onnx.ModelProto, colour: Colour, output: str = "map", size: Size | None = None, *, integer: bool = False,
+    luma: bool = False,
+) -> onnx.ModelProto:  # fmt: skip
+    """The graph for decoded planes: `y`, `u`, `v` and perhaps `state_in` -> `saliency_map` or `block_map`, and `state_out`.
+
+    model: an image or step file. output: `map` or `block-map`. size: height and width; None for any. integer: pool in a form
+    that ONNX Runtime's CPU computes in integers (of one size, 8 bits); other runtimes may not take it. luma: also give `luma`
+    f32 `[1,1,h,w]`, last: the pooled luma, in the units of the samples. Raises ExportRefused for another model.
+    """
+    return variant_graph(model, Variant("yuv420", size, output, colour), integer=integer, luma=luma)
+
+
+def variant_graph(
+    model: onnx.ModelProto, variant: Variant, *, integer: bool = False, luma: bool = False
+) -> onnx.ModelProto:  # fmt: skip
+    """The variant of an image or step file; `integer` and `luma` as for `yuv420_graph`. Raises ExportRefused where there is
+    no such variant."""
+    if variant.size is None and not variant.of_planes:
+        raise ExportRefused(f"a file with {variant.input} input has one frame size")
+    core = core_of(model)
+    nodes = Nodes()
+    pooled = _planes(nodes, core, variant, integer) if variant.of_planes else _floats(nodes, core, variant)
+    _to_frame(nodes, core, variant, pooled)
+    nodes.extend(core)
+    nodes.scope = "exit"
+    outputs = [_leave_by_blocks(nodes, core, variant) if variant.output == "block-map" else _leave(nodes, core, variant)]
+    made = nodes.model(core, list(_inputs(variant)), outputs, f"saliency_student_{variant.input}")
+    if luma:
+        bounds = [("luma_start", 0), ("luma_stop", 1), ("luma_axis", 1)]
+        made.graph.node.append(helper.make_node("Slice", [pooled, *(name for name, _ in bounds)], ["luma"], "/exit/luma"))
+        made.graph.initializer.extend(numpy_helper.from_array(np.array([n], np.int64), name) for name, n in bounds)
+        made.graph.output.append(helper.make_tensor_value_info("luma", TensorProto.FLOAT, [1, 1, "luma_height", "luma_width"]))
+    return made
+
+
+def _inputs(variant: Variant) -> Iterator[onnx.ValueInfoProto]:
+    size: Sequence[int | str] = variant.size or ("height", "width")
+    if not variant.of_planes:
+        yield helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 1 if variant.input == "luma" else 3, *size])
+        return
+    kind = TensorProto.UINT8 if variant.colour.depth == 8 else TensorProto.UINT16
+    half: Sequence[int | str] = half_size(variant.size) if variant.size else ("chroma_height", "chroma_width")
+    chroma = {"uv": [1, *half, 2]} if variant.input == "nv12" else {"u": [1, 1, *half], "v": [1, 1, *half]}
+    for name, dims in {"y": [1, 1, *size], **chroma}.items():
+        yield helper.make_tensor_value_info(name, kind, dims)
+
+
+def half_size(size: Size) -> Size:
+    """Height and width of the chroma planes of a frame of `size`."""
+    return -(-size[0] // 2), -(-size[1] // 2)
+
+
+def first_kernel(core: Core, size: Size) -> int:
+    """The entry's first pooling for a frame of `size`: the largest kernel that leaves twice the working resolution; 1 for none."""
+    fits = min(side // (2 * working) for side, working in zip(size, core.working_size, strict=True))
+    return max((k for k in core.kernels if k <= fits), default=1)
+
+
+def _floats(nodes: Nodes, core: Core, variant: Variant) -> str:
+    """The frame, pooled: f32 `[1,3,h,w]`; of luma, grey `[1,1,h,w]`."""
+    assert variant.size
+    value, kernel = "input", first_kernel(core, variant.size)
+    if variant.input == "luma":
+        gain = nodes.constant(np.array([255 / (WHITE - BLACK)], np.float32), "luma_gain")
+        bias = nodes.constant(np.array([-BLACK / (WHITE - BLACK)], np.float32), "luma_bias")
+        unlimited = nodes.node("Add", [nodes.node("Mul", [value, gain], "stretched"), bias], "unlimited")
+        value = nodes.node("Clip", [unlimited, *_black_white(nodes)], "grey")
+    return _pool(nodes, value, kernel, "pooled") if kernel > 1 else value
+
+
+def _planes(nodes: Nodes, core: Core, variant: Variant, integer: bool) -> str:
+    """Y, U and V, pooled to one size: f32 `[1,3,h,w]`, in the units of the samples."""
+    if variant.input == "nv12":
+        nodes.node("Transpose", ["uv"], "chroma", perm=[0, 3, 1, 2])
+    else:
+        nodes.node("Concat", ["u", "v"], "chroma", axis=1)
+    if size := variant.size:
+        kernel, half = first_kernel(core, size), half_size(size)
+        if kernel == 1:
+            luma = nodes.node("Cast", ["y"], "y_float", to=TensorProto.FLOAT)
+            chroma = _twice(nodes, nodes.node("Cast", ["chroma"], "chroma_float", to=TensorProto.FLOAT))
+        else:
+            luma = _pool_samples(nodes, "y", (1, *size), kernel, integer)
+            chroma = _pool_samples(nodes, "chroma", (2, *half), kernel // 2, integer)
+        here = (2 * half[0], 2 * half[1]) if kernel == 1 else (half[0] // (kernel // 2), half[1] // (kernel // 2))
+        cropped = _crop(nodes, chroma, here, (size[0] // kernel, size[1] // kernel), "chroma_cropped")
+        return nodes.node("Concat", [luma, cropped], "pooled", axis=1)
+    shape = nodes.node("Shape", ["y"], "y_shape")
+    frame_size = nodes.node("Slice", [shape, *_range(nodes, 2, 4)], "frame_size")
+    twice = nodes.constant([2 * side for side in core.working_size], "twice_size")
+    fits = nodes.node("ReduceMin", [nodes.node("Div", [frame_size, twice], "ratio")], "fits", keepdims=1)
+    return _choose(nodes, core.kernels, fits, "pooled")
+
+
+def _choose(nodes: Nodes, kernels: Sequence[int], fits: str, name: str) -> str:
+    """The planes pooled by the largest kernel that `fits` allows; nested `If`, since comparisons are not on the allowlist."""
+    if not kernels:
+        return _pool_any(nodes, 1, name)
+    k, smaller = kernels[0], kernels[1:]
+    quotient = nodes.node("Div", [fits, nodes.constant([k], f"k{k}")], f"fits{k}")
+    at_least_one = nodes.node("Cast", [quotient], f"is{k}", to=TensorProto.BOOL)
+    then, otherwise = (Nodes(nodes.scope, constants=nodes.constants) for _ in range(2))
+    branches = {
+        "then_branch": then.branch(f"pool{k}", _pool_any(then, k, f"by{k}")),
+        "else_branch": otherwise.branch(f"below{k}", _choose(otherwise, smaller, fits, f"less{k}")),
+    }
+    return nodes.node("If", [at_least_one], name, **branches)
+
+
+def _pool_any(nodes: Nodes, kernel: int, name: str) -> str:
+    """The planes of any size, pooled by `kernel`: f32 `[1,3,h,w]`."""
+    luma = nodes.node("Cast", ["y"], f"y_float{kernel}", to=TensorProto.FLOAT)
+    chroma = nodes.node("Cast", ["chroma"], f"chroma_float{kernel}", to=TensorProto.FLOAT)
+    luma = _pool(nodes, luma, kernel, f"y_by{kernel}") if kernel > 1 else luma
+    if kernel > 2:
+        chroma = _pool(nodes, chroma, kernel // 2, f"chroma_by{kernel // 2}")
+    elif kernel == 1:
+        chroma = _twice(nodes, chroma)
+    shape = nodes.node("Shape", [luma], f"shape_by{kernel}")
+    size = nodes.node("Slice", [shape, *_range(nodes, 2, 4)], f"size_by{kernel}")
+    bounds = [nodes.constant([0, 0], "corner"), size, nodes.constant([2, 3], "rows_columns")]
+    cropped = nodes.node("Slice", [chroma, *bounds], f"chroma_cropped{kernel}")
+    return nodes.node("Concat", [luma, cropped], name, axis=1)
+
+
+def _pool(nodes: Nodes, value: str, kernel: int, name: str) -> str:
+    """The mean of every square of `kernel` x `kernel`. By 4 it takes two steps, since ONNX Runtime's pooling is vectorised up to a
+    horizontal stride of 2; by 8 the value between them would be larger than a cache."""
+    if kernel == 4:
+        return nodes.pool(nodes.pool(value, [4, 2], f"{name}_pairs"), [1, 2], name)
+    return nodes.pool(value, [kernel, kernel], name)
+
+
+def _pool_samples(nodes: Nodes, value: str, shape: tuple[int, int, int], kernel: int, integer: bool) -> str:
+    """The mean of every square of integer samples `[1,C,H,W]`, f32 `[1,C,h,w]`: first along the rows, by a product with a
+    matrix of zeros and ones, for which no float plane need be written; then along the columns."""
+    channels, height, width = shape
+    kept = width // kernel * kernel
+    group = max((n for n in range(kernel, GROUP + 1, kernel) if kept % n == 0), default=kernel)
+    if kernel == 1 or group < 16:
+        floats = nodes.node("Cast", [value], f"{value}_float", to=TensorProto.FLOAT)
+        return _pool(nodes, floats, kernel, f"{value}_pooled") if kernel > 1 else floats
+    value = _crop(nodes, value, (height, width), (height, kept), f"{value}_cropped")
+    rows = nodes.node("Reshape", [value, nodes.constant([-1, group], f"{value}_groups")], f"{value}_rows")
+    ones = np.kron(np.eye(group // kernel), np.ones((kernel, 1)))
+    if integer:
+        floats = nodes.node("DequantizeLinear", [rows, *_scale(nodes, 1, np.uint8)], f"{value}_float")
+        name = nodes.constant(ones.astype(np.int8), f"{value}_ones")
+        matrix = nodes.node("DequantizeLinear", [name, *_scale(nodes, kernel, np.int8)], f"{value}_means")
+    else:
+        floats = nodes.node("Cast", [rows], f"{value}_float", to=TensorProto.FLOAT)
+        matrix = nodes.constant((ones / kernel).astype(np.float32), f"{value}_means")
+    means = nodes.node("MatMul", [floats, matrix], f"{value}_pairs")
+    shaped = nodes.node(
+        "Reshape", [means, nodes.constant([1, channels, height, kept // kernel], f"{value}_shape")], f"{value}_narrow"
+    )
+    return nodes.pool(shaped, [kernel, 1], f"{value}_pooled")
+
+
+def _scale(nodes: Nodes, divisor: int, kind: type) -> list[str]:
+    """The scale and the zero of integers that stand for themselves over `divisor`."""
+    name = f"{np.dtype(kind).name}_{divisor}"
+    return [
+        nodes.constant(np.array(1 / divisor, np.float32), f"scale_{name}"),
+        nodes.constant(np.array(0, kind), f"zero_{name}"),
+    ]
+
+
+def _twice(nodes: Nodes, chroma: str) -> str:
+    scales = nodes.constant(np.array([1, 1, 2, 2], np.float32), "twice_scales")
+    how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    return nodes.node("Resize", [chroma, "", scales], "chroma_twice", **how)
+
+
+def _crop(nodes: Nodes, value: str, here: Size, size: Size, name: str) -> str:
+    """The upper left `size` of a value whose height and width are `here`."""
+    if here == size:
+        return value
+    corner, stop = nodes.constant([0, 0], "corner"), nodes.constant(list(size), f"{name}_size")
+    return nodes.node("Slice", [value, corner, stop, nodes.constant([2, 3], "rows_columns")], name)
+
+
+def _range(nodes: Nodes, start: int, stop: int) -> list[str]:
+    return [nodes.constant([start], f"from{start}"), nodes.constant([stop], f"to{stop}")]
+
+
+def _black_white(nodes: Nodes) -> list[str]:
+    return [nodes.constant(np.array(n, np.float32), name) for n, name in ((0, "black"), (1, "white"))]
+
+
+def _to_frame(nodes: Nodes, core: Core, variant: Variant, pooled: str) -> None:
+    """From the pooled frame to `core.frame`: scaled to the working resolution, made RGB, ImageNet-normalised."""
+    channels = 1 if variant.input == "luma" else 3
+    shape = nodes.constant([1, channels, *(2 * side for side in core.working_size)], "twice_shape")
+    name = core.frame if variant.input == "rgb" else "small_frame"
+    small = nodes.pool(nodes.resize(pooled, shape, "twice"), [2, 2], name)
+    if variant.input == "rgb":
+        return
+    if variant.of_planes:
+        gain, bias = variant.colour.to_rgb()
+        weights = nodes.constant(gain.astype(np.float32)[:, :, None, None], "colour_matrix")
+        rgb = nodes.node("Conv", [small, weights, nodes.constant(bias.astype(np.float32), "colour_bias")], "unlimited")
+        small = nodes.node("Clip", [rgb, *_black_white(nodes)], "rgb")
+    gains = nodes.constant((1 / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_gain")
+    biases = nodes.constant((-IMAGENET_MEAN / IMAGENET_STD).reshape(1, 3, 1, 1), "imagenet_bias")
+    nodes.node("Add", [nodes.node("Mul", [small, gains], "scaled"), biases], core.frame)
+
+
+def _leave(nodes: Nodes, core: Core, variant: Variant) -> onnx.ValueInfoProto:
+    """The map at the frame's size."""
+    if variant.size:
+        shape = nodes.constant([1, 1, *variant.size], "map_shape")
+    else:
+        shape = nodes.node("Concat", [nodes.constant([1, 1], "one_one"), "frame_size"], "map_shape", axis=0)
+    nodes.resize(core.small, shape, "saliency_map")
+    return helper.make_tensor_value_info("saliency_map", TensorProto.FLOAT, [1, 1, *(variant.size or ("height", "width"))])
+
+
+def _leave_by_blocks(nodes: Nodes, core: Core, variant: Variant) -> onnx.ValueInfoProto:
+    """The means of 16x16 px of the map at the frame's size, without that map: scaling and means are linear along each axis."""
+    if variant.size:
+        down, across = (_block_means(n, side) for n, side in zip(core.small_size, variant.size, strict=True))
+        rows = nodes.node("MatMul", [core.small, nodes.constant(np.ascontiguousarray(across.T), "across")], "block_columns")
+        nodes.node("MatMul", [nodes.constant(down, "down"), rows], "block_map")
+        size: Sequence[int | str] = (len(down), len(across))
+    else:
+        height = nodes.node("Slice", ["frame_size", *_range(nodes, 0, 1)], "frame_height")
+        width = nodes.node("Slice", ["frame_size", *_range(nodes, 1, 2)], "frame_width")
+        ones = nodes.constant([1, 1], "one_one")
+        small_width = nodes.constant([core.small_size[1]], "small_width")
+        tall = nodes.resize(core.small, nodes.node("Concat", [ones, height, small_width], "tall_shape", axis=0), "tall")
+        rows = nodes.node("AveragePool", [tall], "block_rows", kernel_shape=[BLOCK, 1], strides=[BLOCK, 1], ceil_mode=1)
+        shape = nodes.node("Shape", [rows], "block_rows_shape")
+        so_far = nodes.node("Slice", [shape, *_range(nodes, 0, 3)], "block_rows_size")
+        wide = nodes.resize(rows, nodes.node("Concat", [so_far, width], "wide_shape", axis=0), "wide")
+        nodes.node("AveragePool", [wide], "block_map", kernel_shape=[1, BLOCK], strides=[1, BLOCK], ceil_mode=1)
+        size = ("rows", "columns")
+    return helper.make_tensor_value_info("block_map", TensorProto.FLOAT, [1, 1, *size])
+
+
+def _block_means(length: int, side: int) -> np.ndarray:
+    """f32 `[ceil(side/16), length]`: its product with `length` samples is the means of 16 px of these, scaled linearly to `side`."""
+    centre = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
+    lower = np.floor(centre).astype(int)
+    scaling = np.zeros((side, length))
+    np.add.at(scaling, (np.arange(side), lower), 1 - (centre - lower))
+    np.add.at(scaling, (np.arange(side), np.minimum(lower + 1, length - 1)), centre - lower)
+    means = np.array([scaling[start : start + BLOCK].mean(0) for start in range(0, side, BLOCK)])
+    return means.astype(np.float32)

@@ -1,0 +1,132 @@
+"""Variants of a student: planes in, one size, block maps; the maps of the source file, and of the PyTorch twin."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from distill.export import ExportRefused
+from distill.export.graph import image_graph, step_graph
+from distill.export.runner import Predictor, open_session
+from distill.export.variants import BLOCK, MATRICES, Colour, Variant, half_size, variant_graph, yuv420_graph
+from distill.opallowlist import check
+from distill.students.planes import frame_of_planes
+from distill.students.tiny_unet import resize_linear
+from tests.helpers import lively
+
+FPS = 25.0
+# The working size is 32x64: none of the entry's kernels, each of them, and sizes that nothing divides.
+SIZES = [(16, 16), (17, 33), (97, 131), (130, 259), (261, 531), (529, 1031)]
+
+
+@pytest.fixture(scope="module")
+def step():
+    return step_graph(lively(), FPS, {"license": "x", "frame_rate": "25"})
+
+
+def planes(height, width, depth=8, count=3):
+    """Random planes of consecutive frames: y `[1,1,H,W]`, u and v `[1,1,h,w]`."""
+    rng = np.random.default_rng(0)
+    half = half_size((height, width))
+    kind = np.uint8 if depth == 8 else np.uint16
+    return [
+        {
+            name: rng.integers(0, 2**depth, (1, 1, *size)).astype(kind)
+            for name, size in (("y", (height, width)), ("u", half), ("v", half))
+        }
+        for _ in range(count)
+    ]
+
+
+def streamed(model, frames):
+    """The first output for every frame, with the state fed back."""
+    session, feed, maps = open_session(model.SerializeToString(), "a variant", 1), {}, []
+    for frame in frames:
+        saliency, *states = session.run(None, {**frame, **feed})
+        feed = {"state_in": states[0]} if states else {}
+        maps.append(saliency)
+    return maps
+
+
+@torch.no_grad()
+def twin_maps(frames, colour):
+    student, maps = lively(), []
+    state, decay = student.zero_state(), student.decay(torch.tensor([1 / FPS]))
+    kr, kb = MATRICES[colour.matrix]
+    for frame in frames:
+        y, u, v = (torch.from_numpy(frame[name].astype(np.float32)) for name in "yuv")
+        size = student.config.height, student.config.width
+        small = frame_of_planes(y, torch.cat([u, v], 1), *size, kr, kb, colour.range == "limited", colour.depth)
+        logits, state = student.step(small, state, decay)
+        maps.append(resize_linear(torch.sigmoid(logits), *y.shape[-2:]).numpy())
+    return maps
+
+
+def gap(ours, theirs):
+    return max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
+
+
+def block_means(saliency):
+    rows, columns = (np.arange(0, side, BLOCK) for side in saliency.shape[2:])
+    sums = np.add.reduceat(np.add.reduceat(saliency.astype(float), rows, 2), columns, 3)
+    areas = (np.diff(ends, append=side) for ends, side in zip((rows, columns), saliency.shape[2:], strict=True))
+    return sums / np.outer(*areas)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_form_of_a_plane_file_is_the_pytorch_twin_over_a_sequence(step, size):
+    frames, colour = planes(*size), Colour("bt709")
+    expected = twin_maps(frames, colour)
+    pairs = [{"y": f["y"], "uv": np.stack([f["u"][0], f["v"][0]], -1)} for f in frames]
+    for fixed in (None, size):
+        assert gap(streamed(variant_graph(step, Variant("yuv420", fixed, "map", colour)), frames), expected) <= 1e-5
+        assert gap(streamed(variant_graph(step, Variant("nv12", fixed, "map", colour)), pairs), expected) <= 1e-5
+        blocks = streamed(variant_graph(step, Variant("yuv420", fixed, "block-map", colour)), frames)
+        assert gap(blocks, list(map(block_means, expected))) <= 1e-5
+    fast = streamed(yuv420_graph(step, colour, "map", size, integer=True), frames)
+    assert gap(fast, expected) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "colour",
+    [Colour("bt601"), Colour("bt709", "full"), Colour("bt2020", "limited", 10), Colour("bt2020", "full", 10)],
+    ids=lambda c: f"{c.matrix}-{c.range}-{c.depth}",
+)
+def test_matrix_range_and_depth(step, colour):
+    frames = planes(130, 259, colour.depth)
+    assert gap(streamed(yuv420_graph(step, colour, size=(130, 259)), frames), twin_maps(frames, colour)) <= 1e-5
+
+
+def test_colours_that_everybody_knows():
+    gain, bias = Colour("bt709").to_rgb()
+    for sample, rgb in (((16, 128, 128), (0, 0, 0)), ((235, 128, 128), (1, 1, 1)), ((63, 102, 240), (1, 0, 0))):
+        assert gain @ sample + bias == pytest.approx(rgb, abs=0.01)  # red: (63, 102, 240), rounded to integers
+    with pytest.raises(ValueError, match=r"bt470 is unknown; there are bt601, bt709, bt2020"):
+        Colour("bt470")
+
+
+def test_a_file_of_one_size_is_static_and_an_rgb_file_of_one_size_is_the_source(step):
+    for kind in ("rgb", "yuv420"):
+        for output in ("map", "block-map"):
+            model = variant_graph(step, Variant(kind, (97, 131), output))
+            onnx.checker.check_model(model, full_check=True)
+            assert not {"If", "Shape", "Div"} & {n.op_type for n in model.graph.node if n.name.startswith(("/entry", "/exit"))}
+            assert check(model).ok and {p.key for p in model.metadata_props} == {"license", "frame_rate"}
+    frames = [{"input": np.random.default_rng(n).standard_normal((1, 3, 529, 1031), np.float32)} for n in range(3)]
+    source = Predictor(step.SerializeToString())
+    expected = [source.run(frame["input"]) for frame in frames]
+    assert gap(streamed(variant_graph(step, Variant("rgb", (529, 1031))), frames), expected) <= 1e-6
+
+
+def test_an_image_file_has_plane_files_without_state():
+    model = yuv420_graph(image_graph(lively(), {}), Colour())
+    assert [o.name for o in model.graph.output] == ["saliency_map"] and [i.name for i in model.graph.input] == ["y", "u", "v"]
+    assert len(streamed(model, planes(97, 131))) == 3
+
+
+def test_other_models_are_refused(step, golden):
+    for model in (onnx.load(golden / "scanner" / "ok_qdq.onnx"), yuv420_graph(step, Colour())):
+        with pytest.raises(ExportRefused, match="not an image or step file of this exporter"):
+            yuv420_graph(model, Colour())
+    with pytest.raises(ExportRefused, match="one frame size"):
+        variant_graph(step, Variant("rgb"))
