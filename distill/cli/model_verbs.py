@@ -1,5 +1,7 @@
-"""Verbs about ONNX students: predict, bench, and the variants int8 and luma."""
+"""Verbs about ONNX students: predict, demo, bench, and the variants int8 and luma."""
 
+import sys
+import webbrowser
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +14,12 @@ from distill.cli.options import SHIPPED, LayoutOption, ModelOption, Output, Root
 from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table, print_text, shipped
 from distill.cli.which_run import corpus_recipe
 from distill.opallowlist.foreign import printable
+from distill.run.errors import Interrupted
 from distill.run.progress import Narrator
 
 SIZES = ["640x360", "1920x1080"]
 PREDICT_OUT = "overlay video (.mp4, .avi), maps (.npy), or a folder of 8-bit PNGs; default VIDEO_saliency.mp4 in this folder"
+RUNTIME = "unpacked npm package onnxruntime-web; default node_modules/onnxruntime-web in this folder"
 LUMA_OUT = "folder to write to; default the model's, or this folder for the student that ships"
 BENCH_HEADS = ("median\nms", "p90\nms", "times\nfaster", "peak\nMiB", "of\nbase", "GMAC", "param-\neters", "of\nceiling")
 
@@ -36,6 +40,43 @@ def predict(
     narrator = interruptible(output.quiet)
     written = write_predictions(video, model or shipped(narrator), out or Path(f"{video.stem}_saliency.mp4"), threads, narrator)
     print_files([written], output.as_json)
+
+
+def demo(
+    *,
+    model: ModelOption = None,
+    port: Annotated[int, Option(help="port on 127.0.0.1; 0 is any free one", min=0, max=65535)] = 8765,
+    open_browser: Annotated[bool, Option("--open/--no-open", help="open the page in the browser")] = False,
+    save: Annotated[Path | None, Option(metavar="DIR", help="write the page there, as files for any web server, and end")] = None,
+    runtime: Annotated[Path | None, Option(metavar="DIR", help=RUNTIME)] = None,
+    output: Output,
+) -> None:  # fmt: skip
+    """A page on this machine that runs a student in the browser: over a video file, the camera or a sample clip.
+
+    It needs ONNX Runtime for the web: [bold]npm install onnxruntime-web[/bold] in this folder. No picture leaves the page.
+    """
+    from distill.tools.demo import page_files, page_server, save_page
+
+    narrator = Narrator(output.quiet)
+    files = page_files(model or shipped(narrator), runtime)
+    if save:
+        print_files(save_page(files, save), output.as_json)
+        narrator.say(f"any web server serves it: python3 -m http.server -d {save}; opened as a file it does not run")
+        return
+    with page_server(files, port) as server:
+        url = f"http://localhost:{server.server_port}/"
+        if output.as_json:
+            print_json({"schema": 1, "url": url})
+        else:
+            print_text(url)
+        sys.stdout.flush()  # now, not when the server ends
+        narrator.say("Ctrl-C ends it")
+        if open_browser:
+            webbrowser.open(url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            raise Interrupted("the page is no longer served") from None
 
 
 def bench(

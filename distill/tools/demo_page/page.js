@@ -1,0 +1,270 @@
+// What is seen: where frames come from, playback, drawing. The numbers are in student.js.
+
+import { Stream, loadModel, qpOffsets } from "./student.js";
+
+const WIDTH = 640; // px of the frame that the model sees at most, as in `distill encode`
+const FAINT = 0.2; // maps are scaled to their maximum, but at least to this, as in `distill predict`
+const LIMIT = 12; // QP
+const INFERNO = [[0, 0, 4], [33, 12, 74], [87, 16, 110], [138, 34, 106], [188, 55, 84], [228, 90, 49], [249, 142, 9], [249, 203, 53], [252, 255, 164]];
+const MORE = [249, 142, 9], LESS = [76, 155, 245]; // bits: negative offsets, positive offsets
+const KEYS = { " ": "play", ".": "step", r: "reset", 1: "heat", 2: "offsets", 3: "video" };
+
+const at = (id) => document.getElementById(id);
+const video = at("video"), settings = at("settings").elements;
+const work = document.createElement("canvas"), reader = work.getContext("2d", { willReadFrequently: true });
+const signed = (value, digits = 0) => (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
+const sides = ["carried", "alone"];
+
+let facts, stream;
+let release = () => {}; // lets go of the source: its file, or the camera
+let name = ""; // of the source
+let busy = null; // the frame in work
+let recent = []; // of the last frames: {ms, whole, at, presented}; `presented` counts all that the player has shown
+let known = {}; // offsets of the last frame, by side; each holds the next one's
+
+/** The last frame and its maps: {rgba, width, height, size, seconds, carried, alone, cut, ms}. */
+export let shown = null;
+
+function say(text, alert = false) {
+  at("status").textContent = text;
+  at("status").className = alert ? "alert" : "";
+}
+
+// Sources
+
+/** Plays what `attach` gives to the video; `button` is marked. */
+async function open(button, source, attach) {
+  name = source;
+  video.pause();
+  release();
+  video.removeAttribute("src");
+  video.srcObject = null;
+  await forget();
+  [stream.cuts, recent, known, shown] = [0, [], {}, null];
+  for (const other of document.querySelectorAll(".bar [aria-pressed]")) other.setAttribute("aria-pressed", other === button);
+  at("file").parentElement.classList.toggle("on", button === at("file"));
+  say(`${name}: opening…`);
+  try {
+    release = await attach();
+  } catch (error) {
+    say(error.name === "NotAllowedError" ? "The camera is blocked; allow it for this page, and press Camera again." : `${name}: ${error.message}`, true);
+    return;
+  }
+  const live = Boolean(video.srcObject);
+  for (const id of ["play", "reset"]) at(id).disabled = false;
+  for (const id of ["step", "seek"]) at(id).disabled = live;
+  at("time").hidden = live;
+  if (live || button === at("file") || !matchMedia("(prefers-reduced-motion: reduce)").matches) await video.play().catch(() => {});
+}
+
+/** Drops the state, when the frame in work is done. */
+async function forget() {
+  await busy?.catch(() => {});
+  stream.reset();
+}
+
+const fromBlob = (blob) => async () => {
+  const url = URL.createObjectURL(blob);
+  video.src = url;
+  return () => URL.revokeObjectURL(url);
+};
+const openFile = (file) => open(at("file"), file.name, fromBlob(file));
+// As a blob, so that the player can seek whatever the server.
+const openSample = () => open(at("sample"), "Sample clip", async () => fromBlob(await (await fetch("sample.webm")).blob())());
+const openCamera = () => open(at("camera"), "Camera", async () => {
+  if (!navigator.mediaDevices) throw new Error("a browser gives it only to pages on https or localhost");
+  let media;
+  try {
+    media = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: WIDTH } } });
+  } catch (error) {
+    throw error.name === "NotFoundError" ? new Error("there is none on this device") : error;
+  }
+  video.srcObject = media;
+  return () => media.getTracks().forEach((track) => track.stop());
+});
+
+video.addEventListener("error", () => {
+  if (video.getAttribute("src")) say("This browser cannot decode that file. As WebM it can: ffmpeg -i FILE -c:v libvpx-vp9 clip.webm", true);
+});
+video.addEventListener("loadedmetadata", () => {
+  if (!video.videoWidth) say("That file has no pictures that this browser can decode.", true);
+  else if (video.srcObject) say("");
+  else say(`${name}: ${video.videoWidth} × ${video.videoHeight}, ${video.duration.toFixed(1)} s`);
+  at("seek").max = Number.isFinite(video.duration) ? video.duration : 1;
+});
+for (const event of ["play", "pause"]) video.addEventListener(event, () => (at("play").textContent = video.paused ? "Play" : "Pause"));
+
+// Frames
+
+const next = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(onFrame) : requestAnimationFrame(() => onFrame()));
+
+async function onFrame(_now, about) {
+  if (video.readyState >= 2 && video.videoWidth) {
+    busy = process(about?.mediaTime ?? video.currentTime, about?.presentedFrames);
+    await busy.catch((error) => {
+      video.pause();
+      say(`The model does not run on this frame: ${error.message}`, true);
+    });
+  }
+  next();
+}
+
+async function process(seconds, presented) {
+  const start = performance.now(), size = { width: video.videoWidth, height: video.videoHeight };
+  const scale = Math.min(1, WIDTH / size.width);
+  const [height, width] = facts.size ?? [size.height, size.width].map((side) => Math.max(16, 8 * Math.round((side * scale) / 8)));
+  if (work.width !== width || work.height !== height) [work.width, work.height, known] = [width, height, {}];
+  reader.imageSmoothingQuality = "high";
+  reader.drawImage(video, 0, 0, width, height);
+  const rgba = reader.getImageData(0, 0, width, height).data;
+  const maps = await stream.map(rgba, width, height, seconds);
+  shown = { rgba, width, height, size, seconds, ...maps };
+  draw();
+  const end = performance.now();
+  recent = [...recent.slice(-29), { ms: maps.ms, whole: end - start, at: end, presented }];
+  report();
+}
+
+// Drawing
+
+function draw() {
+  if (!shown) return;
+  for (const side of facts.state ? sides : sides.slice(0, 1)) {
+    const canvas = at(side), pen = canvas.getContext("2d"), { width, height } = shown;
+    if (canvas.width !== 2 * width || canvas.height !== 2 * height) [canvas.width, canvas.height] = [2 * width, 2 * height];
+    const offsets = qpOffsets(shown[side], shown, shown.size, { block: +settings.block.value, strength: +settings.strength.value }, known[side]);
+    known[side] = offsets.offsets;
+    reader.putImageData(picture(shown, shown[side], settings.view.value), 0, 0);
+    pen.drawImage(work, 0, 0, canvas.width, canvas.height);
+    if (settings.view.value === "offsets") drawOffsets(canvas, pen, offsets);
+    const { lowest, highest } = offsets.offsets.reduce((ends, v) => ({ lowest: Math.min(ends.lowest, v), highest: Math.max(ends.highest, v) }), { lowest: 0, highest: 0 });
+    at(`${side}-offsets`).textContent = `QP ${signed(lowest)} to ${signed(highest)}, mean ${signed(offsets.mean, 1)}`;
+  }
+}
+
+/** The frame as it is, or darkened with the map over it as `distill predict` draws it. */
+function picture({ rgba, width, height }, map, view) {
+  const image = new ImageData(new Uint8ClampedArray(rgba), width, height), out = image.data;
+  if (view === "video") return image;
+  const peak = Math.max(FAINT, map.reduce((a, b) => Math.max(a, b), 0)), heat = view === "heat" ? 0.75 : 0;
+  for (let i = 0, j = 0; i < map.length; i++, j += 4) {
+    const grey = 0.45 * (0.299 * out[j] + 0.587 * out[j + 1] + 0.114 * out[j + 2]);
+    const s = map[i] / peak, place = 8 * s, stop = Math.min(7, Math.floor(place)), part = place - stop;
+    for (let c = 0; c < 3; c++) {
+      const base = 0.35 * out[j + c] + grey, low = INFERNO[stop][c];
+      out[j + c] = base + heat * s * (low + part * (INFERNO[stop + 1][c] - low) - base);
+    }
+  }
+  return image;
+}
+
+function drawOffsets(canvas, pen, { rows, columns, offsets }) {
+  const side = (+settings.block.value * canvas.width) / shown.size.width, tall = (+settings.block.value * canvas.height) / shown.size.height;
+  const seen = (side * canvas.clientWidth) / canvas.width; // px on the screen
+  pen.font = `600 ${0.36 * side}px system-ui, sans-serif`;
+  [pen.textAlign, pen.textBaseline, pen.lineWidth] = ["center", "middle", canvas.width / Math.max(1, canvas.clientWidth)];
+  for (let r = 0; r < rows; r++) {
+    for (let c = 0; c < columns; c++) {
+      const value = offsets[r * columns + c], [x, y] = [c * side, r * tall];
+      pen.fillStyle = `rgb(${value < 0 ? MORE : LESS} / ${Math.min(0.85, (1.2 * Math.abs(value)) / LIMIT)})`;
+      pen.fillRect(x, y, side, tall);
+      if (seen >= 9) {
+        pen.strokeStyle = "rgb(255 255 255 / 0.1)";
+        pen.strokeRect(x, y, side, tall);
+      }
+      if (seen >= 22 && value) {
+        pen.fillStyle = "white";
+        pen.fillText(signed(value), x + side / 2, y + tall / 2);
+      }
+    }
+  }
+}
+
+const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
+const milliseconds = (value) => `${value.toFixed(value < 20 ? 1 : 0)} <small>ms</small>`;
+
+function report() {
+  const { carried, alone, cut, seconds } = shown, times = recent.map((r) => r.ms).filter((ms) => ms !== null);
+  at("model-ms").innerHTML = milliseconds(median(times));
+  at("frame-ms").innerHTML = milliseconds(median(recent.map((r) => r.whole)));
+  const span = recent.at(-1).at - recent[0].at;
+  const perSecond = (frames) => ((1000 * frames) / span).toFixed(1);
+  if (span > 0) at("rate").innerHTML = `${perSecond(recent.length - 1)} <small>of ${perSecond(recent.at(-1).presented - recent[0].presented)}</small>`;
+  at("effect").textContent = (carried.reduce((sum, v, i) => sum + Math.abs(v - alone[i]), 0) / carried.length).toFixed(3);
+  at("cuts").textContent = stream.cuts;
+  if (!at("seek").disabled && document.activeElement !== at("seek")) at("seek").value = seconds;
+  at("time").textContent = `${seconds.toFixed(1)} s`;
+  if (cut) {
+    at("cut").hidden = false;
+    setTimeout(() => (at("cut").hidden = true), 900);
+  }
+}
+
+// Controls
+
+at("sample").onclick = openSample;
+at("camera").onclick = openCamera;
+at("file").onchange = () => at("file").files[0] && openFile(at("file").files[0]);
+at("play").onclick = () => (video.paused ? video.play().catch(() => {}) : video.pause());
+at("step").onclick = () => {
+  video.pause();
+  video.currentTime += stream.period || 1 / 30;
+};
+at("seek").oninput = async () => {
+  video.currentTime = +at("seek").value;
+  await forget();
+};
+at("reset").onclick = async () => {
+  await forget();
+  if (video.paused && shown) await process(shown.seconds);
+};
+at("settings").oninput = ({ target }) => {
+  if (target.name !== "view") known = {};
+  settings.strength.nextElementSibling.textContent = (+settings.strength.value).toFixed(2).replace(/0$/, "");
+  legend();
+  draw();
+};
+
+function legend() {
+  const view = settings.view.value, [low, high] = at("legend").querySelectorAll("span");
+  at("legend").className = view;
+  [low.textContent, high.textContent] = view === "heat" ? ["no", "most salient"] : [`−${LIMIT} more bits`, `+${LIMIT} fewer`];
+}
+
+addEventListener("keydown", (event) => {
+  const id = KEYS[event.key];
+  if (!id || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button, input, label")) return;
+  event.preventDefault();
+  const radio = document.querySelector(`[name="view"][value="${id}"]`);
+  (radio ?? at(id)).click();
+});
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("drop");
+});
+addEventListener("dragleave", (event) => event.relatedTarget ?? document.body.classList.remove("drop"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("drop");
+  const [file] = event.dataTransfer.files;
+  if (file && stream) openFile(file);
+});
+
+async function begin() {
+  say("Loading the model…");
+  facts = await (await fetch("student.json")).json();
+  if (typeof WebAssembly !== "object") throw new Error("this browser has no WebAssembly");
+  const ort = await import("./runtime.js");
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+  const model = await (await fetch("student.onnx")).arrayBuffer();
+  stream = new Stream(await loadModel(ort, new Uint8Array(model), facts.state), facts);
+  at("model").textContent = `${(model.byteLength / 1e6).toFixed(1)} MB`;
+  const threads = ort.env.wasm.numThreads;
+  at("facts").textContent = `${facts.name}, ${facts.license}; ONNX Runtime ${ort.env.versions.common} on ${threads} thread${threads > 1 ? "s" : ""}. The sample clip is procedural, licensed as this page.`;
+  at("without").hidden = !facts.state;
+  legend();
+  next();
+  await openSample();
+}
+
+begin().catch((error) => say(`The model does not start: ${error.message}. The browser must know WebAssembly with SIMD.`, true));
