@@ -34,7 +34,9 @@ class Page:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of one command; what happens meanwhile is recorded."""
         self.number += 1
-        message = {"id": self.number, "method": method, "params": parameters} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": self.number, "method": method, "params": parameters} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self.to, data) :]
@@ -65,7 +67,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of an asynchronous function's body, as JSON."""
-        result = self.call("Runtime.evaluate", expression=f"(async () => {{ {script} }})()", awaitPromise=True, returnByValue=True)
+        result = self.call(
+            "Runtime.evaluate", expression=f"(async () => {{ {script} }})()", awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 

@@ -46,7 +46,7 @@ def demo(
     *,
     model: ModelOption = None,
     port: Annotated[int, Option(help="port on 127.0.0.1; 0 is any free one", min=0, max=65535)] = 8765,
-    open_browser: Annotated[bool, Option("--open/--no-open", help="open the page in the browser")] = False,
+    open_browser: Annotated[bool, Option("--open", help="open the page in the browser, too")] = False,
     save: Annotated[Path | None, Option(metavar="DIR", help="write the page there, as files for any web server, and end")] = None,
     runtime: Annotated[Path | None, Option(metavar="DIR", help=RUNTIME)] = None,
     output: Output,

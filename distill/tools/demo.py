@@ -34,7 +34,7 @@ TYPES = {
     ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
     ".json": "application/json", ".wasm": "application/wasm", ".webm": "video/webm", ".onnx": "application/octet-stream",
 }  # fmt: skip
-HOSTS = re.compile(r"(localhost|127\.0\.0\.1)(:\d+)?")
+HOSTS = re.compile(r"(localhost|127\.0\.0\.1)(:\d+)?", re.IGNORECASE)
 
 Files = Mapping[str, bytes]
 

@@ -5,6 +5,7 @@ import { Stream, loadModel, qpOffsets } from "./student.js";
 const WIDTH = 640; // px of the frame that the model sees at most, as in `distill encode`
 const FAINT = 0.2; // maps are scaled to their maximum, but at least to this, as in `distill predict`
 const LIMIT = 12; // QP
+const SAME = 0.05; // s: a frame this little before the last one is that one, whose time a paused player does not tell exactly
 const INFERNO = [[0, 0, 4], [33, 12, 74], [87, 16, 110], [138, 34, 106], [188, 55, 84], [228, 90, 49], [249, 142, 9], [249, 203, 53], [252, 255, 164]];
 const MORE = [249, 142, 9], LESS = [76, 155, 245]; // bits: negative offsets, positive offsets
 const KEYS = { " ": "play", ".": "step", r: "reset", 1: "heat", 2: "offsets", 3: "video" };
@@ -18,7 +19,7 @@ const sides = ["carried", "alone"];
 let facts, stream;
 let release = () => {}; // lets go of the source: its file, or the camera
 let name = ""; // of the source
-let busy = null; // the frame in work
+let busy = Promise.resolve(); // the frame in work
 let recent = []; // of the last frames: {ms, whole, at, presented}; `presented` counts all that the player has shown
 let known = {}; // offsets of the last frame, by side; each holds the next one's
 
@@ -59,7 +60,7 @@ async function open(button, source, attach) {
 
 /** Drops the state, when the frame in work is done. */
 async function forget() {
-  await busy?.catch(() => {});
+  await busy;
   stream.reset();
 }
 
@@ -84,7 +85,7 @@ const openCamera = () => open(at("camera"), "Camera", async () => {
 });
 
 video.addEventListener("error", () => {
-  if (video.getAttribute("src")) say("This browser cannot decode that file. As WebM it can: ffmpeg -i FILE -c:v libvpx-vp9 clip.webm", true);
+  if (video.getAttribute("src")) say(`This browser cannot decode ${name}. As WebM it can: ffmpeg -i ${name} -c:v libvpx-vp9 clip.webm`, true);
 });
 video.addEventListener("loadedmetadata", () => {
   if (!video.videoWidth) say("That file has no pictures that this browser can decode.", true);
@@ -92,24 +93,38 @@ video.addEventListener("loadedmetadata", () => {
   else say(`${name}: ${video.videoWidth} × ${video.videoHeight}, ${video.duration.toFixed(1)} s`);
   at("seek").max = Number.isFinite(video.duration) ? video.duration : 1;
 });
-for (const event of ["play", "pause"]) video.addEventListener(event, () => (at("play").textContent = video.paused ? "Play" : "Pause"));
+for (const event of ["play", "pause"]) {
+  video.addEventListener(event, () => {
+    at("play").textContent = video.paused ? "Play" : "Pause";
+    at("rate").textContent = "–";
+    recent = [];
+  });
+}
 
 // Frames
 
 const next = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(onFrame) : requestAnimationFrame(() => onFrame()));
 
 async function onFrame(_now, about) {
-  if (video.readyState >= 2 && video.videoWidth) {
-    busy = process(about?.mediaTime ?? video.currentTime, about?.presentedFrames);
-    await busy.catch((error) => {
-      video.pause();
-      say(`The model does not run on this frame: ${error.message}`, true);
-    });
-  }
+  if (!video.paused) await take(about?.mediaTime ?? video.currentTime, about?.presentedFrames);
   next();
 }
 
+// A paused player tells of new frames in this way only, in some browsers.
+for (const event of ["loadeddata", "seeked"]) video.addEventListener(event, () => video.paused && take(video.currentTime));
+
+/** Works on the frame that the player shows, after the one in work. */
+function take(seconds, presented) {
+  busy = busy.then(() => process(seconds, presented)).catch((error) => {
+    video.pause();
+    say(`The model does not run on this frame: ${error.message}`, true);
+  });
+  return busy;
+}
+
 async function process(seconds, presented) {
+  if (video.readyState < 2 || !video.videoWidth) return;
+  if (seconds < shown?.seconds && shown.seconds - seconds < SAME) seconds = shown.seconds;
   const start = performance.now(), size = { width: video.videoWidth, height: video.videoHeight };
   const scale = Math.min(1, WIDTH / size.width);
   const [height, width] = facts.size ?? [size.height, size.width].map((side) => Math.max(16, 8 * Math.round((side * scale) / 8)));
@@ -187,9 +202,10 @@ function report() {
   const { carried, alone, cut, seconds } = shown, times = recent.map((r) => r.ms).filter((ms) => ms !== null);
   at("model-ms").innerHTML = milliseconds(median(times));
   at("frame-ms").innerHTML = milliseconds(median(recent.map((r) => r.whole)));
-  const span = recent.at(-1).at - recent[0].at;
-  const perSecond = (frames) => ((1000 * frames) / span).toFixed(1);
-  if (span > 0) at("rate").innerHTML = `${perSecond(recent.length - 1)} <small>of ${perSecond(recent.at(-1).presented - recent[0].presented)}</small>`;
+  const [oldest, newest] = [recent[0], recent.at(-1)], perSecond = (frames) => ((1000 * frames) / (newest.at - oldest.at)).toFixed(1);
+  if (newest.presented > oldest.presented) {
+    at("rate").innerHTML = `${perSecond(recent.length - 1)} <small>of ${perSecond(newest.presented - oldest.presented)}</small>`;
+  }
   at("effect").textContent = (carried.reduce((sum, v, i) => sum + Math.abs(v - alone[i]), 0) / carried.length).toFixed(3);
   at("cuts").textContent = stream.cuts;
   if (!at("seek").disabled && document.activeElement !== at("seek")) at("seek").value = seconds;
@@ -216,7 +232,7 @@ at("seek").oninput = async () => {
 };
 at("reset").onclick = async () => {
   await forget();
-  if (video.paused && shown) await process(shown.seconds);
+  if (video.paused && shown) await take(shown.seconds);
 };
 at("settings").oninput = ({ target }) => {
   if (target.name !== "view") known = {};
