@@ -95,7 +95,7 @@ def catalogue(
         print_json({"schema": 1, "teachers": [asdict(entry) | {"published": states[entry]} for entry in chosen]})
     elif name is None:
         print_rows([row(entry) for entry in chosen], "teachers")
-        print_text("`distill teachers NAME` shows one in full; those without a licence need --accept-licence NAME")
+        print_text("one in full: distill teachers NAME", "those without a licence need --accept-licence NAME")
     else:
         for entry in chosen:
             print_facts(details(entry) | {file.name: fetched.described(entry.name, file) for file in entry.published})

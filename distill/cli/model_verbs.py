@@ -125,7 +125,7 @@ def print_bench(rows: list[Any]) -> None:
         share = "-" if row.ceiling_fraction is None else f"{row.ceiling_fraction:.0%}"
         weights = "-" if row.parameters is None else f"{row.parameters / 1e3:,.0f} K"
         table.add_row(printable(row.model.removesuffix(".onnx")), *measured, gmac, weights, share)
-    print_table(table, 100)
+    print_table(table)
 
 
 def quantize(

@@ -5,23 +5,29 @@ not think of it: no text becomes markup or terminal control.
 """
 
 import json
+import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from distill.opallowlist.foreign import json_text, printable, printable_lines
+from distill.opallowlist.foreign import json_text, printable
 from distill.run import parallel
 from distill.run.progress import Narrator
 from distill.students.release import NAME, release_model
 
-PIPED_WIDTH = 160  # columns of a table that is not printed on a terminal
+PIPED_WIDTH = 120  # characters of a line that is not printed on a terminal, unless COLUMNS says another number
+LONG_TEXT = 600  # characters of a value that a table shows
+GAP = 2  # spaces between the columns of a table, as distill.evaluation.tables counts them
+WORD_WIDTH = 36  # characters of a word that a table never breaks; longer ones are paths
 
 objects_printed = 0
 """JSON objects that this process has printed: a verb prints one, its result or its error."""
@@ -54,6 +60,12 @@ def print_text(*lines: Any) -> None:
     """One line for each value."""
     for line in lines:
         print(printable(str(line)))
+
+
+def print_prose(*paragraphs: str) -> None:
+    """Sentences, wrapped between words."""
+    for text in paragraphs:
+        print_text(*textwrap.wrap(printable(text), width(), break_long_words=False, break_on_hyphens=False))
 
 
 def print_json(value: Any) -> None:
@@ -90,24 +102,52 @@ def _as_text(value: Any) -> str:
             return ", ".join(map(_as_text, value))
         case dict():
             return ", ".join(f"{name}: {_as_text(v)}" for name, v in value.items())
-    return str(value)
+    text = re.sub(rf"\S{{{WORD_WIDTH},}}", lambda word: word[0].replace(",", ", "), str(value))  # so that lists of ids wrap
+    return text if len(text) <= LONG_TEXT else f"{text[:LONG_TEXT].rpartition(' ')[0]} ... (--json has it all)"
+
+
+def width() -> int:
+    """The characters of a line: the terminal's, or what COLUMNS says, or PIPED_WIDTH."""
+    return Console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+
+
+def new_table(**options: Any) -> Table:
+    """A table without lines between its columns, so that 80 characters hold many."""
+    return Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), collapse_padding=True, **options)
 
 
 def print_rows(rows: list[dict[str, str]], title: str = "") -> None:
-    """Rows with the same keys, as a table; columns of numbers are right-aligned. No head where no column has a name."""
+    """Rows with the same keys, as a table; columns of numbers are right-aligned. No head where no column has a name.
+
+    Cells wrap between words, and no word is broken. Columns before the last that do not fit are left out and named.
+    """
     heads = any(name.strip() for row in rows[:1] for name in row)
-    table = Table(title=printable(title) or None, title_justify="left", title_style="", show_header=heads)
-    for i, name in enumerate(rows[0] if rows else []):
-        number = i > 0 and all(re.sub("[.,-]", "", str(row[name])).isdigit() for row in rows)
-        table.add_column(printable(name), justify="right" if number else "left", overflow="fold", no_wrap=number)
+    rows = [{printable(name): printable(str(value)) for name, value in row.items()} for row in rows]
+    least = {name: max(map(_longest_word, (name, *(row[name] for row in rows)))) for name in (rows[0] if rows else {})}
+    names, left_out = list(least), list[str]()
+    while len(names) > 2 and sum(least[name] + GAP for name in names) - GAP > width():
+        left_out.insert(0, names.pop(-2))
+    table = new_table(title=printable(title) or None, title_justify="left", title_style="", show_header=heads)
+    for i, name in enumerate(names):
+        number = i > 0 and all(re.sub("[.,-]", "", row[name] or "0").isdigit() or row[name] == "-" for row in rows)
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number, min_width=least[name])
     for row in rows:
-        table.add_row(*(printable(str(value)) for value in row.values()))
-    print_table(table, PIPED_WIDTH)
+        table.add_row(*(row[name] for name in names))
+    print_table(table)
+    if left_out:
+        print_text(f"no room for {', '.join(left_out)}: use a wider terminal or --json")
 
 
-def print_table(table: Table, piped_width: int) -> None:
-    """As wide as the terminal; `piped_width` columns where there is none."""
-    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else piped_width).print(table)
+def _longest_word(text: str) -> int:
+    return max((min(len(word), WORD_WIDTH) for word in text.split()), default=0)
+
+
+def print_table(table: Table) -> None:
+    """As wide as `width` allows; without the spaces at the ends of its lines."""
+    console = Console(highlight=False, markup=False, emoji=False, width=width())
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
@@ -126,17 +166,17 @@ def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
 
 
 def print_cells(heading: str, head: str, cells: list[Any]) -> None:
-    """A table that fits the terminal, with columns left out and named where it is narrow; piped, it is complete."""
+    """A table that fits the line; columns that do not are left out and named."""
     from distill.evaluation import tables
 
     cells = [(printable(name), {printable(column): cell for column, cell in row.items()}) for name, row in cells]
-    rows, left_out = tables.fit_to_width(printable(head), cells, Console().width if sys.stdout.isatty() else None)
-    table = Table()
+    rows, left_out = tables.fit_to_width(printable(head), cells, width())
+    table = new_table()
     for i, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    print(printable_lines(heading))
-    print_table(table, tables.table_width(rows))
+    print_prose(*heading.split("\n"))
+    print_table(table)
     if left_out:
-        print_text(f"no room for {', '.join(left_out)}: use a wider terminal, a pipe or --json")
+        print_text(f"no room for {', '.join(left_out)}: use a wider terminal, --csv or --json")

@@ -9,8 +9,18 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from distill.cli import ending
 from distill.cli.options import SHIPPED, CorpusOption, JsonOption, Output, RecipeArgument, RunOptions
-from distill.cli.output import interruptible, print_files, print_json, print_rows, print_scores, shipped
+from distill.cli.output import (
+    interruptible,
+    print_files,
+    print_json,
+    print_prose,
+    print_rows,
+    print_scores,
+    print_text,
+    shipped,
+)
 from distill.cli.which_run import choose_run, corpus_recipe
 from distill.labels.members import fetched_files
 from distill.opallowlist.foreign import toml_text
@@ -101,7 +111,9 @@ def _run_until(
 
 def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:
     metrics = read_json(directory / "metrics.json") if stage in ("eval", "report") else None
-    files = [str(p) for name in ("export/*", "metrics.json", "report.html") for p in sorted(directory.path.glob(name))]
+    files = [p for name in ("export/*", "metrics.json", "report.html") for p in sorted(directory.path.glob(name))]
+    if stage in ("teach", "label", "train"):
+        files = [directory / name for name in directory.manifest["stages"][stage]["outputs"] if not name.endswith(".npy")]
     results = {}
     if metrics and metrics["predictors"]:
         from distill.evaluation.statistics import by_corpus
@@ -110,15 +122,21 @@ def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, 
         results = by_corpus(metrics)
         if table:
             write_csv(table, results, per_clip)
+    elif table:
+        raise UsageError(f"--csv {table}: no held-out clip has fixations, so there are no scores to write")
     if as_json:
         seconds = {name: s["seconds"] for name, s in directory.manifest["stages"].items()}
-        scores = metrics["predictors"] if metrics else None
-        facts = {"run": str(directory.path), "stage": stage, "seconds": seconds, "scores": scores, "files": files}
-        print_json({"schema": 1, **facts})
-        return
-    for name, result in results.items():
-        print_scores(name, result, per_clip)
-    print_files(files or [directory.path])
+        facts = {"run": str(directory.path), "stage": stage, "seconds": seconds, "scores": metrics and metrics["predictors"]}
+        verdict = ending.verdict(directory, metrics) if stage == "report" and metrics else {}
+        print_json({"schema": 1, **facts, **verdict, "files": [str(file) for file in files]})
+    elif stage == "report" and metrics:
+        said, next_steps = ending.lines(directory, metrics)
+        print_prose(*said)
+        print_text(*next_steps)
+    else:
+        for name, result in results.items():
+            print_scores(name, result, per_clip)
+        print_files(files or [directory.path])
 
 
 def evaluate(

@@ -83,6 +83,7 @@ def clip_cells(result: Mapping[str, Any]) -> Cells:
     return rows
 
 
+GAP = 2  # spaces between the columns of a table
 NAME_WIDTH = 24  # characters at which the column of names may fold in a narrow terminal
 
 
@@ -110,9 +111,9 @@ def _two_lines(value: str, interval: str) -> str:
 
 
 def table_width(rows: Sequence[Mapping[str, str]], name_width: int = 1000) -> int:
-    """The width in characters of a table of these rows, with its column lines, if names fold at `name_width`."""
+    """The width in characters of a table of these rows, with the space between columns, if names fold at `name_width`."""
     widths = [max(len(line) for row in rows for line in (key, *row[key].split("\n"))) for key in rows[0]]
-    return 1 + sum(3 + w for w in (min(widths[0], name_width), *widths[1:]))
+    return sum(GAP + w for w in (min(widths[0], name_width), *widths[1:])) - GAP
 
 
 COLUMNS = ("corpus", "protocol", "clip", "frames", "predictor", "minus", "metric", "value", "low", "high")

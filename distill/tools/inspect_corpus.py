@@ -88,7 +88,7 @@ def table_rows(facts: dict[str, Any]) -> list[dict[str, str]]:
     for name in dict.fromkeys(clip["set"] for clip in clips if clip["static"]):
         images = [clip for clip in clips if clip["static"] and clip["set"] == name]
         rows.append(_row(f"{name}, {len(images)} images", images))
-    empty = {"frames": "-", "size": "-", "fps": "-", "fixations/frame": "-", "observers": "-", "side": ""}
+    empty = {"frames": "-", "size": "-", "fps": "-", "fixations per frame": "-", "observers": "-", "side": ""}
     rows += [{"clip": name, **empty, "remarks": f"BROKEN: {problem}"} for name, problem in facts["broken"].items()]
     hidden = "" if any(row["side"] for row in rows) else "side"
     return [{head: cell for head, cell in row.items() if head != hidden} for row in rows]
@@ -108,7 +108,7 @@ def _row(name: str, clips: Sequence[dict[str, Any]]) -> dict[str, str]:
         "clip": name, "frames": f"{sum(clip['frames'] for clip in clips):,}",
         "size": sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes",
         "fps": "still" if clips[0]["static"] else f"{clips[0]['fps']:.5g}{' (varies)' if clips[0]['fps_varies'] else ''}",
-        "fixations/frame": f"{np.mean(per_frame):.1f}" if per_frame else "-",
+        "fixations per frame": f"{np.mean(per_frame):.1f}" if per_frame else "-",
         "observers": "-".join(map(str, dict.fromkeys((observers[0], observers[-1])))) if observers else "-",
         "side": clips[0]["side"], "remarks": "; ".join(remarks),
     }  # fmt: skip

@@ -152,7 +152,7 @@ def test_a_traceback_is_literal_too(monkeypatch, capsys, tmp_path):
     def fail(*_):
         raise UsageError(f"no {EVIL}")
 
-    monkeypatch.setattr("distill.cli.run_verbs.load_recipe", fail)
+    monkeypatch.setattr("distill.cli.which_run.load_recipe", fail)
     monkeypatch.chdir(tmp_path)
     assert run_command(["--debug", "run"]) == 2
     err = capsys.readouterr().err

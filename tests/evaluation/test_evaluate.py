@@ -423,8 +423,7 @@ def test_the_command_line_scores_models_on_several_corpora(models, tiny_root, im
         "i3",
     ):
         assert wanted in out, wanted  # fmt: skip
-    row = next(line for line in out.splitlines() if "tiny_step.onnx" in line and "[" in line)
-    assert row.count("[") >= 9  # piped, a table is as wide as it needs to be
+    assert max(map(len, out.splitlines())) <= 100 and "±" in out
     text = (tmp_path / "o.csv").read_text(encoding="utf-8")
     assert text.startswith("corpus,protocol,clip,") and f"dhf1k:{tiny_root.name},clip-mean,dhf1k.003" in text
     answer = json.loads(distill(*arguments, "--json", "--quiet", "--protocol", "aim2024").stdout)

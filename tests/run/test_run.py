@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,13 @@ def finished(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "one"
     result = distill("run", "--out", path, *SETS)
     assert result.returncode == 0, result.stderr
-    assert str(path / "report.html") in result.stdout and "centred Gaussian" in result.stdout
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 9 and max(map(len, lines[:-2])) <= 100, result.stdout
+    assert "centred Gaussian" in lines[0] and "gate passed; parity with PyTorch" in result.stdout
+    assert re.search(r"on one thread: [\d.]+ at 640x360, [\d.]+ at 1920x1080", " ".join(lines)), result.stdout
+    assert lines[-2] == f"open {path}/report.html" and lines[-1].startswith("next: distill predict ")
+    predicted = invoke(*shlex.split(lines[-1])[2:], cwd=path.parent)  # as printed
+    assert predicted.returncode == 0 and predicted.stdout.endswith("_saliency.mp4\n"), predicted.stderr
     return path
 
 
