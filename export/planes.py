@@ -37,6 +37,12 @@ class Planes:
         """Height and width of the frame."""
         return self.y.shape[0], self.y.shape[1]
 
+    def cropped(self, size: tuple[int, int]) -> "Planes":
+        """The frame's first rows and columns; size: their number."""
+        height, width = size
+        half = slice(-(-height // 2)), slice(-(-width // 2))
+        return replace(self, y=self.y[:height, :width], u=self.u[half], v=self.v[half])
+
     def turned(self, turn: Callable[[np.ndarray], np.ndarray]) -> "Planes":
         """The frame with `turn`, a quarter turn or mirror, applied to every plane."""
         return replace(self, y=turn(self.y), u=turn(self.u), v=turn(self.v))

@@ -39,7 +39,7 @@ def encode(
     extras.require("encode")  # before the imports, which need it
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
-    from distill.encoding.planner import open_maps
+    from distill.encoding.maps import open_maps
 
     coding, shaping = _settings(encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []))
     roi = check_outputs(source, target, model, map_, roi_out, format_)

@@ -27,7 +27,8 @@ from scipy.interpolate import PchipInterpolator
 
 from distill.encoding.encoders import Coding, check_coding
 from distill.encoding.excerpts import Excerpt, Reader, Source, Span, check_proxy, with_proxy_weights
-from distill.encoding.planner import Maps, Planner, centre_map, open_maps
+from distill.encoding.maps import Maps, centre_map, open_maps
+from distill.encoding.planner import Planner
 from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import check_map_counts, encode_frames
 from distill.evaluation.statistics import mean_and_interval

@@ -13,7 +13,8 @@ from distill.corpora.readers.pyav import open_container, video_stream
 from distill.encoding import source as videos
 from distill.encoding.container import EncodedFile
 from distill.encoding.encoders import Coding, check_coding
-from distill.encoding.planner import Maps, Planner
+from distill.encoding.maps import Maps
+from distill.encoding.planner import Planner
 from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import RegionMarker, check_map_counts
 from distill.encoding.roi_files import FORMATS, RoiFile, addroi_command

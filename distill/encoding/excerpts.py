@@ -23,7 +23,7 @@ from distill.corpora import Clip, density_map, fixation_map, open_corpus, recogn
 from distill.corpora.readers.stamps import position
 from distill.corpora.video import probe, read_frames
 from distill.encoding.encoders import Picture
-from distill.encoding.planner import MODEL_WIDTH, saliency_of
+from distill.encoding.maps import MODEL_WIDTH, map_of
 from distill.export.streaming import Stream
 from distill.recipe import keys
 from distill.run.errors import UsageError
@@ -187,7 +187,7 @@ def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str, folder: Path
     def maps() -> Iterator[tuple[int, np.ndarray]]:
         for index, frame in enumerate(excerpt.frames()):
             try:
-                yield index, saliency_of(frame, excerpt.picture.size, stream.map, float(frame.time or 0))[0]
+                yield index, map_of(frame, excerpt.picture.size, stream, float(frame.time or 0)).values
             except ValueError as error:
                 raise UsageError(str(error)) from None
 

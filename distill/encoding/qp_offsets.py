@@ -5,7 +5,8 @@
         offsets = qp_offsets(saliency, Shaping(), (1080, 1920), offsets)   # int32 [68,120]
 
 The grid is the encoder's: blocks at the right and bottom edges may extend beyond the frame, and only their part inside counts.
-A map may have any size: it covers the frame, and a block takes the mean of the part of the map that covers it.
+A map may have any size: it covers the frame, and a block takes the mean of the part of the map that covers it. Or it is a
+block map, whose cells are blocks of the frame.
 Pure functions, on arrays alone; the only state between frames is the previous frame's offsets.
 """
 
@@ -40,14 +41,20 @@ def areas(size: tuple[int, int], block: int) -> np.ndarray:
     return np.outer(*sides).astype(float)
 
 
-def block_means(saliency: np.ndarray, block: int, size: tuple[int, int] | None = None) -> np.ndarray:
+def block_means(
+    saliency: np.ndarray, block: int, size: tuple[int, int] | None = None, cell: int | None = None
+) -> np.ndarray:  # fmt: skip
     """Block means, float64 `[rows, columns]`, of a map `[h,w]` that covers a frame of `size`.
 
     size: height and width of the frame, by default the map's. Pixels of the map that a block covers in part count in part.
-    Raises ValueError for an invalid map, see `check_map`.
+    cell: side in pixels of what a value of the map is for, cut by the frame's right and bottom edge; by default the values divide
+    the frame evenly. Raises ValueError for an invalid map, see `check_map`, and where the cells do not cover the frame.
     """
     check_map(saliency)
-    return _means(saliency, block, size or (saliency.shape[0], saliency.shape[1]))
+    frame = size or (saliency.shape[0], saliency.shape[1])
+    if cell and saliency.shape != grid(frame, cell):
+        raise ValueError(f"the map has {saliency.shape} cells, the frame {grid(frame, cell)}")
+    return saliency.astype(float) if cell == block else _means(saliency, block, frame, cell)
 
 
 def check_map(saliency: np.ndarray) -> None:
@@ -58,21 +65,21 @@ def check_map(saliency: np.ndarray) -> None:
         raise ValueError(f"a saliency map must lie in [0, 1]; got {saliency.min():g} to {saliency.max():g}")
 
 
-def _means(picture: np.ndarray, block: int, size: tuple[int, int]) -> np.ndarray:
+def _means(picture: np.ndarray, block: int, size: tuple[int, int], cell: int | None = None) -> np.ndarray:
     height, width = size
-    rows = _shares(picture.shape[0], height, block) @ picture
-    return (_shares(picture.shape[1], width, block) @ rows.T).T
+    rows = _shares(picture.shape[0], height, block, cell) @ picture
+    return (_shares(picture.shape[1], width, block, cell) @ rows.T).T
 
 
 @lru_cache(maxsize=32)
-def _shares(cells: int, length: int, block: int) -> csr_array:
+def _shares(cells: int, length: int, block: int, cell: int | None = None) -> csr_array:
     """Weights `[blocks, cells]` of the map's cells along one side, `length` pixels long, in each block's mean; rows sum to 1.
 
     Sparse, because a dense product goes through BLAS, whose threads cost 100 times as much where other work runs beside them.
     """
     starts = np.arange(0, length, block)[:, None]
     ends = np.minimum(starts + block, length)
-    edges = np.arange(cells + 1) * (length / cells)
+    edges = np.minimum(np.arange(cells + 1) * (cell or length / cells), length)
     return csr_array(np.maximum(0, np.minimum(ends, edges[1:]) - np.maximum(starts, edges[:-1])) / (ends - starts))
 
 
@@ -167,19 +174,20 @@ MAPPINGS = {
 
 def qp_offsets(
     saliency: np.ndarray, shaping: Shaping, size: tuple[int, int] | None = None,
-    previous: np.ndarray | None = None, bits: np.ndarray | None = None,
+    previous: np.ndarray | None = None, bits: np.ndarray | None = None, cell: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """QP offsets int32 `[rows, columns]` of a saliency map `[h,w]`; see `Shaping`.
 
     size: height and width of the frame in pixels; by default the map's.
     previous: the offsets of the previous frame, for `hold`.
     bits: for `neutral="bits"`, the bits of each block in any unit, see `block_bits`; by default its area.
+    cell: of a block map, see `block_means`.
 
     Raises ValueError for a map outside [0, 1], and for a `previous` or `bits` with another number of blocks.
     """
     block, step = shaping.block, shaping.step
     frame = size or (saliency.shape[0], saliency.shape[1])
-    means, centred = block_means(saliency, block, size), _centred_means(frame, block)
+    means, centred = block_means(saliency, block, size, cell), _centred_means(frame, block)
     target = (_log_target if shaping.scale == "log" else _linear_target)(means, centred, areas(frame, block), shaping)
     if shaping.neutral != "off":
         weights = areas(frame, block) if bits is None or shaping.neutral == "mean" else bits

@@ -22,7 +22,7 @@ from distill.encoding.excerpts import (
     unique_names,
     with_proxy_weights,
 )  # fmt: skip
-from distill.encoding.planner import open_maps
+from distill.encoding.maps import open_maps
 from distill.encoding.qp_offsets import Shaping
 from distill.evaluation import tables
 from distill.export.graph import image_graph, step_graph

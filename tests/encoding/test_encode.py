@@ -14,7 +14,8 @@ from distill.encoding import encoders  # noqa: E402
 from distill.encoding import source as sources  # noqa: E402
 from distill.encoding.encode import check_outputs, encode  # noqa: E402
 from distill.encoding.encoders import Coding  # noqa: E402
-from distill.encoding.planner import centre_map, make_shaping, open_maps  # noqa: E402
+from distill.encoding.maps import centre_map, open_maps  # noqa: E402
+from distill.encoding.planner import make_shaping  # noqa: E402
 from distill.encoding.qp_offsets import MAPPINGS  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
@@ -150,7 +151,6 @@ def test_quality_follows_a_target_that_changes_sides(clip, tmp_path, recorder, c
 
 def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, recorder):
     from distill.export.graph import step_graph
-    from distill.export.runner import Predictor
 
     clip = tmp_path / "in.mkv"
     first, second = list(pictures(4)), list(pictures(4, W, H))
@@ -162,7 +162,7 @@ def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, recorder):
         out.mux(video.encode(None))
     (tmp_path / "step.onnx").write_bytes(step_graph(lively(), 25.0, {"frame_rate": "25"}).SerializeToString())
     maps = open_maps(tmp_path / "step.onnx", None)
-    assert isinstance(maps, Stream) and isinstance(maps.predictor, Predictor)
+    assert isinstance(maps, Stream)
     facts = run(clip, tmp_path / "out.mp4", maps, recorder, shaping=replace(LINEAR, strength=12))
     assert facts["cuts"] == 1 and facts["frames"] == 8 and facts["offsets"]["lowest"] < facts["offsets"]["highest"]
     assert any("it will remember 2.5x as long" in line for line in recorder.messages)

@@ -75,6 +75,16 @@ def test_a_map_of_another_size_covers_the_frame(saliency, block, height, width):
     assert float(saliency.min()) - 1e-9 <= means.min() and means.max() <= float(saliency.max()) + 1e-9
 
 
+@pytest.mark.parametrize("block", [16, 32, 64])
+@pytest.mark.parametrize("size", [(1080, 1920), (97, 161), (16, 40)])
+def test_a_block_map_gives_what_the_whole_map_gives(block, size):
+    saliency = np.random.default_rng(1).random(size)
+    blocks = block_means(saliency, 16)
+    assert np.allclose(block_means(blocks, block, size, cell=16), block_means(saliency, block), atol=1e-12)
+    with pytest.raises(ValueError, match=r"the map has .* cells"):
+        block_means(blocks[:, :-1], block, size, cell=16)
+
+
 def test_a_map_of_half_the_size_is_the_map_with_every_pixel_doubled():
     small = np.random.default_rng(0).random((30, 41), np.float32)
     doubled = small.repeat(2, 0).repeat(2, 1)
