@@ -45,6 +45,9 @@ class Core:
 class Nodes:
     """A graph under construction: nodes in order, and the constants that they read."""
 
+    static: bool = False
+    """Of a file of one size, for runtimes that want nothing else: the state is a required input, and nothing is broadcast that
+    OpenCV cannot."""
     scope: str = "entry"
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -82,16 +85,18 @@ class Nodes:
             if reached & set(node.output) and core.frame not in node.output:
                 kept.append(node)
                 reached |= {name for name in node.input if name != core.frame}
-        self.nodes += reversed(kept)
+        self.nodes += _expanded(kept[::-1], core.source, self.constants) if self.static else kept[::-1]
 
     def model(
         self, core: Core, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], name: str
     ) -> onnx.ModelProto:
-        """The finished model, with the source's metadata; the state is its last input and output."""
+        """The finished model, with the source's metadata; the state is its last input and output. Where the model is static, nothing
+        backs `state_in`, which OpenCV, OpenVINO and TensorRT take for a constant otherwise."""
         states: list[list[onnx.ValueInfoProto]] = [[], []]
         if core.state is not None:
             states = [[core.state], [value for value in core.source.graph.output if value.name == "state_out"]]
         read = {name for node in self.nodes for name in node.input}
+        read -= {"state_in"} if self.static else set()
         theirs = [tensor for tensor in core.source.graph.initializer if tensor.name in read]
         graph = helper.make_graph(
             self.nodes, name, [*inputs, *states[0]], [*outputs, *states[1]], [*self.constants.values(), *theirs]
@@ -100,6 +105,26 @@ class Nodes:
         model.producer_name = core.source.producer_name
         model.metadata_props.extend(core.source.metadata_props)
         return model
+
+
+def _expanded(
+    nodes: list[onnx.NodeProto], source: onnx.ModelProto, constants: dict[str, onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    """The nodes, where a sum of different shapes has its smaller operand expanded: OpenCV 5 takes a sum after a convolution for a
+    residual, and refuses it if the shapes differ ("add Expand")."""
+    inferred = onnx.shape_inference.infer_shapes(source)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.graph.value_info}
+    result = []
+    for node in nodes:
+        first, second = ([*node.input] + [""] * 2)[:2]
+        if node.op_type == "Add" and first in shapes and second in shapes and shapes[first] != shapes[second]:
+            small, large = sorted((first, second), key=lambda name: int(np.prod(shapes[name])))
+            shape = numpy_helper.from_array(np.array(shapes[large], np.int64), f"{small}.shape")
+            constants[shape.name] = shape
+            result.append(helper.make_node("Expand", [small, shape.name], [f"{small}.expanded"], f"{node.name}/expand"))
+            node = helper.make_node("Add", [f"{small}.expanded", large], list(node.output), node.name)
+        result.append(node)
+    return result
 
 
 def core_of(model: onnx.ModelProto) -> Core:

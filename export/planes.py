@@ -77,6 +77,7 @@ class PlanePredictor:
         except Exception as error:  # protobuf's errors share no base class with ExportRefused
             raise ValueError(f"{self.name}: {str(error).splitlines()[0]}") from None
         self.stateful = any(value.name == "state_out" for value in self._model.graph.output)
+        self._zeros = [onnx.numpy_helper.to_array(t) for t in self._model.graph.initializer if t.name == "state_in"]
         self.metadata = {prop.key: prop.value for prop in self._model.metadata_props}
         self.state: np.ndarray | None = None
         self.luma: np.ndarray | None = None
@@ -95,9 +96,11 @@ class PlanePredictor:
             graph = yuv420_graph(self._model, planes.colour, self.output, planes.shape, integer=integer, luma=True)
             self._session = open_session(graph.SerializeToString(), self.name, self.threads)
             self._of = planes.shape, planes.colour
-        feed = {name: np.ascontiguousarray(getattr(planes, name))[None, None] for name in ("y", "u", "v")}
-        if self.state is not None:
-            feed["state_in"] = self.state
+        feed: dict[str, np.ndarray] = {
+            name: np.ascontiguousarray(getattr(planes, name))[None, None] for name in ("y", "u", "v")
+        }
+        for zero in self._zeros:
+            feed["state_in"] = zero if self.state is None else self.state
         try:
             saliency, *states, luma = self._session.run(None, feed)
         except Exception as error:  # onnxruntime's exceptions share no base class

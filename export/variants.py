@@ -101,7 +101,7 @@ def variant_graph(
     if variant.size is None and not variant.of_planes:
         raise ExportRefused(f"a file with {variant.input} input has one frame size")
     core = core_of(model)
-    nodes = Nodes()
+    nodes = Nodes(static=variant.size is not None)
     pooled = _planes(nodes, core, variant, integer) if variant.of_planes else _floats(nodes, core, variant)
     _to_frame(nodes, core, variant, pooled)
     nodes.extend(core)
@@ -148,57 +148,65 @@ def _floats(nodes: Nodes, core: Core, variant: Variant) -> str:
         bias = nodes.constant(np.array([-BLACK / (WHITE - BLACK)], np.float32), "luma_bias")
         unlimited = nodes.node("Add", [nodes.node("Mul", [value, gain], "stretched"), bias], "unlimited")
         value = nodes.node("Clip", [unlimited, *_black_white(nodes)], "grey")
-    return _pool(nodes, value, kernel, "pooled") if kernel > 1 else value
+    return _pool(nodes, value, kernel, "pooled")
 
 
 def _planes(nodes: Nodes, core: Core, variant: Variant, integer: bool) -> str:
     """Y, U and V, pooled to one size: f32 `[1,3,h,w]`, in the units of the samples."""
+    size = variant.size
+    integer = integer and size is not None and first_kernel(core, size) > 1 and variant.colour.depth == 8
+    names = ("y", "uv") if variant.input == "nv12" else ("y", "u", "v")
+    # Integers are made floats before all else: TensorRT takes uint8 for the input of a Cast alone.
+    casts = [name if integer else _to_float(nodes, name) for name in names]
     if variant.input == "nv12":
-        nodes.node("Transpose", ["uv"], "chroma", perm=[0, 3, 1, 2])
+        chroma = nodes.node("Transpose", casts[1:], "chroma", perm=[0, 3, 1, 2])
     else:
-        nodes.node("Concat", ["u", "v"], "chroma", axis=1)
-    if size := variant.size:
-        kernel, half = first_kernel(core, size), half_size(size)
-        if kernel == 1:
-            luma = nodes.node("Cast", ["y"], "y_float", to=TensorProto.FLOAT)
-            chroma = _twice(nodes, nodes.node("Cast", ["chroma"], "chroma_float", to=TensorProto.FLOAT))
-        else:
-            luma = _pool_samples(nodes, "y", (1, *size), kernel, integer)
-            chroma = _pool_samples(nodes, "chroma", (2, *half), kernel // 2, integer)
-        here = (2 * half[0], 2 * half[1]) if kernel == 1 else (half[0] // (kernel // 2), half[1] // (kernel // 2))
-        cropped = _crop(nodes, chroma, here, (size[0] // kernel, size[1] // kernel), "chroma_cropped")
-        return nodes.node("Concat", [luma, cropped], "pooled", axis=1)
+        chroma = nodes.node("Concat", casts[1:], "chroma", axis=1)
+    if size:
+        return _pool_fixed(nodes, casts[0], chroma, size, first_kernel(core, size), integer)
     shape = nodes.node("Shape", ["y"], "y_shape")
     frame_size = nodes.node("Slice", [shape, *_range(nodes, 2, 4)], "frame_size")
     twice = nodes.constant([2 * side for side in core.working_size], "twice_size")
     fits = nodes.node("ReduceMin", [nodes.node("Div", [frame_size, twice], "ratio")], "fits", keepdims=1)
-    return _choose(nodes, core.kernels, fits, "pooled")
+    return _choose(nodes, casts[0], core.kernels, fits, "pooled")
 
 
-def _choose(nodes: Nodes, kernels: Sequence[int], fits: str, name: str) -> str:
+def _to_float(nodes: Nodes, value: str) -> str:
+    return nodes.node("Cast", [value], f"{value}_float", to=TensorProto.FLOAT)
+
+
+def _pool_fixed(nodes: Nodes, luma: str, chroma: str, size: Size, kernel: int, integer: bool) -> str:
+    """The planes of one size, pooled by `kernel`: f32 `[1,3,h,w]`."""
+    half = half_size(size)
+    if kernel == 1:
+        chroma, here = _twice(nodes, chroma), (2 * half[0], 2 * half[1])
+    else:
+        luma = _pool_samples(nodes, luma, (1, *size), kernel, integer)
+        chroma = _pool_samples(nodes, chroma, (2, *half), kernel // 2, integer)
+        here = (half[0] // (kernel // 2), half[1] // (kernel // 2))
+    cropped = _crop(nodes, chroma, here, (size[0] // kernel, size[1] // kernel), "chroma_cropped")
+    return nodes.node("Concat", [luma, cropped], "pooled", axis=1)
+
+
+def _choose(nodes: Nodes, luma: str, kernels: Sequence[int], fits: str, name: str) -> str:
     """The planes pooled by the largest kernel that `fits` allows; nested `If`, since comparisons are not on the allowlist."""
     if not kernels:
-        return _pool_any(nodes, 1, name)
+        return _pool_any(nodes, luma, 1, name)
     k, smaller = kernels[0], kernels[1:]
     quotient = nodes.node("Div", [fits, nodes.constant([k], f"k{k}")], f"fits{k}")
     at_least_one = nodes.node("Cast", [quotient], f"is{k}", to=TensorProto.BOOL)
-    then, otherwise = (Nodes(nodes.scope, constants=nodes.constants) for _ in range(2))
+    then, otherwise = (Nodes(scope=nodes.scope, constants=nodes.constants) for _ in range(2))
     branches = {
-        "then_branch": then.branch(f"pool{k}", _pool_any(then, k, f"by{k}")),
-        "else_branch": otherwise.branch(f"below{k}", _choose(otherwise, smaller, fits, f"less{k}")),
+        "then_branch": then.branch(f"pool{k}", _pool_any(then, luma, k, f"by{k}")),
+        "else_branch": otherwise.branch(f"below{k}", _choose(otherwise, luma, smaller, fits, f"less{k}")),
     }
     return nodes.node("If", [at_least_one], name, **branches)
 
 
-def _pool_any(nodes: Nodes, kernel: int, name: str) -> str:
+def _pool_any(nodes: Nodes, luma: str, kernel: int, name: str) -> str:
     """The planes of any size, pooled by `kernel`: f32 `[1,3,h,w]`."""
-    luma = nodes.node("Cast", ["y"], f"y_float{kernel}", to=TensorProto.FLOAT)
-    chroma = nodes.node("Cast", ["chroma"], f"chroma_float{kernel}", to=TensorProto.FLOAT)
-    luma = _pool(nodes, luma, kernel, f"y_by{kernel}") if kernel > 1 else luma
-    if kernel > 2:
-        chroma = _pool(nodes, chroma, kernel // 2, f"chroma_by{kernel // 2}")
-    elif kernel == 1:
-        chroma = _twice(nodes, chroma)
+    luma = _pool(nodes, luma, kernel, f"y_by{kernel}")
+    chroma = _pool(nodes, "chroma", kernel // 2, f"chroma_by{kernel // 2}") if kernel > 1 else _twice(nodes, "chroma")
     shape = nodes.node("Shape", [luma], f"shape_by{kernel}")
     size = nodes.node("Slice", [shape, *_range(nodes, 2, 4)], f"size_by{kernel}")
     bounds = [nodes.constant([0, 0], "corner"), size, nodes.constant([2, 3], "rows_columns")]
@@ -211,33 +219,29 @@ def _pool(nodes: Nodes, value: str, kernel: int, name: str) -> str:
     horizontal stride of 2; by 8 the value between them would be larger than a cache."""
     if kernel == 4:
         return nodes.pool(nodes.pool(value, [4, 2], f"{name}_pairs"), [1, 2], name)
-    return nodes.pool(value, [kernel, kernel], name)
+    return nodes.pool(value, [kernel, kernel], name) if kernel > 1 else value
 
 
 def _pool_samples(nodes: Nodes, value: str, shape: tuple[int, int, int], kernel: int, integer: bool) -> str:
-    """The mean of every square of integer samples `[1,C,H,W]`, f32 `[1,C,h,w]`: first along the rows, by a product with a
-    matrix of zeros and ones, for which no float plane need be written; then along the columns."""
+    """The mean of every square of samples `[1,C,H,W]`, f32 `[1,C,h,w]`: first along the rows, by a product with a matrix of zeros
+    and ones, which ONNX Runtime computes from integers as they are; then along the columns."""
     channels, height, width = shape
     kept = width // kernel * kernel
     group = max((n for n in range(kernel, GROUP + 1, kernel) if kept % n == 0), default=kernel)
     if kernel == 1 or group < 16:
-        floats = nodes.node("Cast", [value], f"{value}_float", to=TensorProto.FLOAT)
-        return _pool(nodes, floats, kernel, f"{value}_pooled") if kernel > 1 else floats
+        return _pool(nodes, _to_float(nodes, value) if integer else value, kernel, f"{value}_pooled")
     value = _crop(nodes, value, (height, width), (height, kept), f"{value}_cropped")
     rows = nodes.node("Reshape", [value, nodes.constant([-1, group], f"{value}_groups")], f"{value}_rows")
     ones = np.kron(np.eye(group // kernel), np.ones((kernel, 1)))
     if integer:
-        floats = nodes.node("DequantizeLinear", [rows, *_scale(nodes, 1, np.uint8)], f"{value}_float")
+        rows = nodes.node("DequantizeLinear", [rows, *_scale(nodes, 1, np.uint8)], f"{value}_float")
         name = nodes.constant(ones.astype(np.int8), f"{value}_ones")
         matrix = nodes.node("DequantizeLinear", [name, *_scale(nodes, kernel, np.int8)], f"{value}_means")
     else:
-        floats = nodes.node("Cast", [rows], f"{value}_float", to=TensorProto.FLOAT)
         matrix = nodes.constant((ones / kernel).astype(np.float32), f"{value}_means")
-    means = nodes.node("MatMul", [floats, matrix], f"{value}_pairs")
-    shaped = nodes.node(
-        "Reshape", [means, nodes.constant([1, channels, height, kept // kernel], f"{value}_shape")], f"{value}_narrow"
-    )
-    return nodes.pool(shaped, [kernel, 1], f"{value}_pooled")
+    means = nodes.node("MatMul", [rows, matrix], f"{value}_along_rows")
+    narrow = nodes.constant([1, channels, height, kept // kernel], f"{value}_shape")
+    return nodes.pool(nodes.node("Reshape", [means, narrow], f"{value}_narrow"), [kernel, 1], f"{value}_pooled")
 
 
 def _scale(nodes: Nodes, divisor: int, kind: type) -> list[str]:
@@ -303,8 +307,11 @@ def _leave_by_blocks(nodes: Nodes, core: Core, variant: Variant) -> onnx.ValueIn
     """The means of 16x16 px of the map at the frame's size, without that map: scaling and means are linear along each axis."""
     if variant.size:
         down, across = (_block_means(n, side) for n, side in zip(core.small_size, variant.size, strict=True))
-        rows = nodes.node("MatMul", [core.small, nodes.constant(np.ascontiguousarray(across.T), "across")], "block_columns")
-        nodes.node("MatMul", [nodes.constant(down, "down"), rows], "block_map")
+        # Both products have their constant on the right, as CoreML wants it.
+        columns = nodes.node("MatMul", [core.small, nodes.constant(np.ascontiguousarray(across.T), "across")], "block_columns")
+        turned = nodes.node("Transpose", [columns], "block_columns_turned", perm=[0, 1, 3, 2])
+        blocks = nodes.node("MatMul", [turned, nodes.constant(np.ascontiguousarray(down.T), "down")], "block_map_turned")
+        nodes.node("Transpose", [blocks], "block_map", perm=[0, 1, 3, 2])
         size: Sequence[int | str] = (len(down), len(across))
     else:
         height = nodes.node("Slice", ["frame_size", *_range(nodes, 0, 1)], "frame_height")

@@ -40,10 +40,12 @@ def planes(height, width, depth=8, count=3):
 
 def streamed(model, frames):
     """The first output for every frame, with the state fed back."""
-    session, feed, maps = open_session(model.SerializeToString(), "a variant", 1), {}, []
+    session, maps = open_session(model.SerializeToString(), "a variant", 1), []
+    shapes = [i.shape for i in session.get_inputs() if i.name == "state_in"]
+    feed = {"state_in": np.zeros(shapes[0], np.float32)} if shapes else {}
     for frame in frames:
         saliency, *states = session.run(None, {**frame, **feed})
-        feed = {"state_in": states[0]} if states else {}
+        feed = {"state_in": states[0]} if states else feed
         maps.append(saliency)
     return maps
 
