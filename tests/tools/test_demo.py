@@ -286,6 +286,15 @@ def test_the_page_decodes_and_prepares_frames_as_predict_does(page):
     assert np.abs(np.reshape(maps[0], (360, 640)) - expected).mean() < 0.004
 
 
+PIXELS = """
+const { shown } = await import("/page.js"), canvas = document.querySelector("#carried");
+const pen = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+pen.drawImage(canvas, 0, 0);
+const peak = shown.carried.indexOf(shown.carried.reduce((a, b) => Math.max(a, b))), [x, y] = [peak % shown.width, Math.floor(peak / shown.width)];
+return [[2 * x, 2 * y], [20, canvas.height / 2 + 20]].map(([x, y]) => [...pen.getImageData(x, y, 1, 1).data.slice(0, 3)]);
+"""
+
+
 @needs_browser
 def test_the_controls_work_by_keyboard(page):
     page.run("const v = document.querySelector('#video'); v.pause(); document.activeElement.blur()")
@@ -297,12 +306,17 @@ def test_the_controls_work_by_keyboard(page):
     before = page.run("return document.querySelector('#video').currentTime")
     page.press(".")
     page.wait(f"document.querySelector('#video').currentTime != {before}")
+    colours = {}
     for key, view in (("2", "offsets"), ("3", "video"), ("1", "heat")):
         page.press(key)
         assert page.run("return document.querySelector('[name=view]:checked').value") == view
         assert page.run("return document.querySelector('#legend').className") == view
+        colours[view] = page.run(PIXELS)
+    (red, _, blue), (red_far, _, blue_far) = colours["offsets"]
+    assert red > 1.5 * blue and blue_far > 1.2 * red_far  # orange where people look, blue at the border
+    assert len({str(pair) for pair in colours.values()}) == 3
     page.press("r")
-    page.wait("document.querySelector('#effect').textContent == '0.000'")
+    page.wait("document.querySelector('#effect').textContent == '0.000 mean change'")
     unnamed = """return [...document.querySelectorAll('button, input, canvas')].filter((e) =>
         !(e.ariaLabel || e.textContent.trim() || e.closest('label')?.textContent.trim())).map((e) => e.outerHTML)"""
     assert page.run(unnamed) == []

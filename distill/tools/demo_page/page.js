@@ -7,13 +7,20 @@ const FAINT = 0.2; // maps are scaled to their maximum, but at least to this, as
 const LIMIT = 12; // QP
 const SAME = 0.05; // s: a frame this little before the last one is that one, whose time a paused player does not tell exactly
 const INFERNO = [[0, 0, 4], [33, 12, 74], [87, 16, 110], [138, 34, 106], [188, 55, 84], [228, 90, 49], [249, 142, 9], [249, 203, 53], [252, 255, 164]];
-const MORE = [249, 142, 9], LESS = [76, 155, 245]; // bits: negative offsets, positive offsets
+const HEAT = Float32Array.from({ length: 768 }, (_, i) => { // 256 colours, between those
+  const place = Math.floor(i / 3) / 32, stop = Math.floor(place), [low, high] = [INFERNO[stop][i % 3], INFERNO[Math.min(8, stop + 1)][i % 3]];
+  return low + (place - stop) * (high - low);
+});
+const MORE = "249 142 9", LESS = "76 155 245"; // bits: negative offsets, positive offsets
 const KEYS = { " ": "play", ".": "step", r: "reset", 1: "heat", 2: "offsets", 3: "video" };
 
 const at = (id) => document.getElementById(id);
 const video = at("video"), settings = at("settings").elements;
 const work = document.createElement("canvas"), reader = work.getContext("2d", { willReadFrequently: true });
-const signed = (value, digits = 0) => (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
+const signed = (value, digits = 0) => {
+  const text = Math.abs(value).toFixed(digits);
+  return (Number(text) === 0 ? "" : value < 0 ? "−" : "+") + text;
+};
 const sides = ["carried", "alone"];
 
 let facts, stream;
@@ -42,6 +49,7 @@ async function open(button, source, attach) {
   video.srcObject = null;
   await forget();
   [stream.cuts, recent, known, shown] = [0, [], {}, null];
+  video.playbackRate = 1;
   for (const other of document.querySelectorAll(".bar [aria-pressed]")) other.setAttribute("aria-pressed", other === button);
   at("file").parentElement.classList.toggle("on", button === at("file"));
   say(`${name}: opening…`);
@@ -85,7 +93,7 @@ const openCamera = () => open(at("camera"), "Camera", async () => {
 });
 
 video.addEventListener("error", () => {
-  if (video.getAttribute("src")) say(`This browser cannot decode ${name}. As WebM it can: ffmpeg -i ${name} -c:v libvpx-vp9 clip.webm`, true);
+  if (video.getAttribute("src")) say(`This browser cannot decode ${name}. As WebM it can: ffmpeg -i FILE -c:v libvpx-vp9 clip.webm`, true);
 });
 video.addEventListener("loadedmetadata", () => {
   if (!video.videoWidth) say("That file has no pictures that this browser can decode.", true);
@@ -135,7 +143,9 @@ async function process(seconds, presented) {
   const maps = await stream.map(rgba, width, height, seconds);
   shown = { rgba, width, height, size, seconds, ...maps };
   draw();
-  const end = performance.now();
+  const missed = presented - recent.at(-1)?.presented > 1, end = performance.now();
+  // Played more slowly where the model cannot keep up: a state that misses frames is late.
+  if (presented && !video.srcObject) video.playbackRate = Math.max(0.1, Math.min(1, video.playbackRate * (missed ? 0.85 : 1.01)));
   recent = [...recent.slice(-29), { ms: maps.ms, whole: end - start, at: end, presented }];
   report();
 }
@@ -157,18 +167,17 @@ function draw() {
   }
 }
 
-/** The frame as it is, or darkened with the map over it as `distill predict` draws it. */
+/** The frame: as it is, darkened with the map over it as `distill predict` draws it, or grey, below the offsets. */
 function picture({ rgba, width, height }, map, view) {
   const image = new ImageData(new Uint8ClampedArray(rgba), width, height), out = image.data;
   if (view === "video") return image;
-  const peak = Math.max(FAINT, map.reduce((a, b) => Math.max(a, b), 0)), heat = view === "heat" ? 0.75 : 0;
+  const tint = view === "heat" ? 0.35 : 0, strength = view === "heat" ? 0.75 : 0;
+  let peak = FAINT;
+  for (const value of map) if (value > peak) peak = value;
   for (let i = 0, j = 0; i < map.length; i++, j += 4) {
-    const grey = 0.45 * (0.299 * out[j] + 0.587 * out[j + 1] + 0.114 * out[j + 2]);
-    const s = map[i] / peak, place = 8 * s, stop = Math.min(7, Math.floor(place)), part = place - stop;
-    for (let c = 0; c < 3; c++) {
-      const base = 0.35 * out[j + c] + grey, low = INFERNO[stop][c];
-      out[j + c] = base + heat * s * (low + part * (INFERNO[stop + 1][c] - low) - base);
-    }
+    const grey = (0.8 - tint) * (0.299 * out[j] + 0.587 * out[j + 1] + 0.114 * out[j + 2]);
+    const s = map[i] / peak, part = strength * s, colour = 3 * Math.floor(255 * s);
+    for (let c = 0; c < 3; c++) out[j + c] = (1 - part) * (tint * out[j + c] + grey) + part * HEAT[colour + c];
   }
   return image;
 }
@@ -204,9 +213,11 @@ function report() {
   at("frame-ms").innerHTML = milliseconds(median(recent.map((r) => r.whole)));
   const [oldest, newest] = [recent[0], recent.at(-1)], perSecond = (frames) => ((1000 * frames) / (newest.at - oldest.at)).toFixed(1);
   if (newest.presented > oldest.presented) {
-    at("rate").innerHTML = `${perSecond(recent.length - 1)} <small>of ${perSecond(newest.presented - oldest.presented)}</small>`;
+    const slow = video.playbackRate < 0.995 ? `at ${video.playbackRate.toFixed(2)} × speed` : `of ${perSecond(newest.presented - oldest.presented)}`;
+    at("rate").innerHTML = `${perSecond(recent.length - 1)} <small>${slow}</small>`;
   }
-  at("effect").textContent = (carried.reduce((sum, v, i) => sum + Math.abs(v - alone[i]), 0) / carried.length).toFixed(3);
+  const effect = carried.reduce((sum, value, i) => sum + Math.abs(value - alone[i]), 0) / carried.length;
+  at("effect").innerHTML = `${effect.toFixed(3)} <small>mean change</small>`;
   at("cuts").textContent = stream.cuts;
   if (!at("seek").disabled && document.activeElement !== at("seek")) at("seek").value = seconds;
   at("time").textContent = `${seconds.toFixed(1)} s`;
@@ -220,6 +231,7 @@ function report() {
 
 at("sample").onclick = openSample;
 at("camera").onclick = openCamera;
+at("file").onclick = () => (at("file").value = ""); // so that the same file can be chosen again
 at("file").onchange = () => at("file").files[0] && openFile(at("file").files[0]);
 at("play").onclick = () => (video.paused ? video.play().catch(() => {}) : video.pause());
 at("step").onclick = () => {
@@ -244,9 +256,10 @@ at("settings").oninput = ({ target }) => {
 function legend() {
   const view = settings.view.value, [low, high] = at("legend").querySelectorAll("span");
   at("legend").className = view;
-  [low.textContent, high.textContent] = view === "heat" ? ["no", "most salient"] : [`−${LIMIT} more bits`, `+${LIMIT} fewer`];
+  [low.textContent, high.textContent] = view === "heat" ? ["least", "most salient"] : [`−${LIMIT} more bits`, `+${LIMIT} fewer`];
 }
 
+addEventListener("resize", draw);
 addEventListener("keydown", (event) => {
   const id = KEYS[event.key];
   if (!id || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button, input, label")) return;

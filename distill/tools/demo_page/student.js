@@ -136,7 +136,9 @@ export function qpOffsets(saliency, map, size, { block = 16, strength = 1.5, pri
   let low = Math.min(...target), high = Math.max(...target);
   for (let i = 0; i < 40; i++) {
     const shift = (low + high) / 2;
-    if (mean(target.map((value) => clip(value - shift))) > 0) low = shift;
+    let sum = 0;
+    for (let k = 0; k < target.length; k++) sum += area[k] * clip(target[k] - shift);
+    if (sum > 0) low = shift;
     else high = shift;
   }
   const offsets = target.map((value, k) => {
