@@ -290,7 +290,8 @@ PIXELS = """
 const { shown } = await import("/page.js"), canvas = document.querySelector("#carried");
 const pen = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
 pen.drawImage(canvas, 0, 0);
-const peak = shown.carried.indexOf(shown.carried.reduce((a, b) => Math.max(a, b))), [x, y] = [peak % shown.width, Math.floor(peak / shown.width)];
+const peak = shown.carried.indexOf(shown.carried.reduce((a, b) => Math.max(a, b)));
+const [x, y] = [peak % shown.width, Math.floor(peak / shown.width)];
 return [[2 * x, 2 * y], [20, canvas.height / 2 + 20]].map(([x, y]) => [...pen.getImageData(x, y, 1, 1).data.slice(0, 3)]);
 """
 
