@@ -12,19 +12,28 @@ from distill.run import extras
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import check_distinct
 
+OUTPUT = ".mp4, .mkv, ...; - for standard output; optional with --roi-out"
+BUFSIZE = "kbit of a decoder's buffer that --maxrate fills; default: those of one second"
+CONTAINER = "mkv, mp4, mov, ts, ...; default: by the suffix, and mkv for - and pipes"
 START = "where in each clip they begin; in the first second gaze sits in the middle, whatever is shown"
 
 
 def encode(
     *,
-    source: Annotated[Path, Argument(metavar="INPUT", help="a video file")],
-    target: Annotated[Path | None, Argument(metavar="OUTPUT", help=".mp4, .mkv, ...; optional with --roi-out")] = None,
+    source: Annotated[Path, Argument(metavar="INPUT", help="a video file; - for standard input")],
+    target: Annotated[Path | None, Argument(metavar="OUTPUT", help=OUTPUT)] = None,
     model: ModelOption = None,
     map_: Annotated[str | None, Option("--map", help="instead of a model: centre (a centred Gaussian), none")] = None,
     crf: Annotated[float | None, Option(help="constant quality; default 23 (x264), 28 (x265)")] = None,
     bitrate: Annotated[int | None, Option(help="kbit/s, instead of --crf", min=1)] = None,
+    two_pass: Annotated[bool, Option("--two-pass", help="meet --bitrate by a first pass that measures")] = False,
+    maxrate: Annotated[int | None, Option(help="kbit/s that the stream never needs more of", min=1)] = None,
+    bufsize: Annotated[int | None, Option(help=BUFSIZE, min=1)] = None,
+    tune: Annotated[str, Option(help="the encoder's tuning: film, grain, zerolatency, ...")] = "",
+    profile: Annotated[str, Option(help="profile of the stream: high, main10, ...")] = "",
     params: Annotated[list[str] | None, Option("--param", metavar="KEY=VALUE", help="encoder option; repeatable")] = None,
     encoder: EncoderOptions,
+    container: Annotated[str | None, Option(help=CONTAINER)] = None,
     cuts: Annotated[bool, Option("--cuts/--no-cuts", help="scene cuts reset the model's state")] = True,
     roi_out: Annotated[Path | None, Option(metavar="FILE", help="write the offsets for another encoder")] = None,
     format_: Annotated[str | None, Option("--format", help="of --roi-out: kvazaar (text, or *.bin), svt-av1, addroi")] = None,
@@ -40,24 +49,35 @@ def encode(
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
     from distill.encoding.maps import open_maps
+    from distill.run.pipes import ReaderGone, is_stream
 
-    coding, shaping = _settings(encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []))
-    roi = check_outputs(source, target, model, map_, roi_out, format_)
+    coding, shaping = _settings(
+        encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []), two_pass=two_pass, maxrate=maxrate,
+        bufsize=bufsize, tune=tune, profile=profile,
+    )  # fmt: skip
+    roi = check_outputs(source, target, model, map_, roi_out, format_, container)
+    piped = target is not None and is_stream(target)
+    if piped and output.as_json:
+        raise UsageError(f"--json would mix with the video on {target}; name a file as OUTPUT, or leave --json out")
     narrator = interruptible(output.quiet)
     if model is None and map_ is None:
         model = shipped(narrator)
     maps = open_maps(model, map_, cuts, threads or 1)
-    facts = encode_video(source, target, maps, coding, shaping, narrator, roi, video_only)
+    try:
+        facts = encode_video(source, target, maps, coding, shaping, narrator, roi, video_only, container)
+    except ReaderGone as gone:
+        narrator.say(f"{gone}; the rest is not encoded")
+        return
     if output.as_json:
         print_json({"schema": 1, **facts})
         return
+    show = narrator.say if piped else print_text  # beside a video nothing else goes to standard output
     if target:
-        print_text(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
+        show(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
     if offsets := facts["offsets"]:
-        print_text(
-            "QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(**offsets)
-        )
-    print_files(facts["files"])
+        show("QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(**offsets))
+    for path in facts["files"]:
+        show(path)
 
 
 def bd(

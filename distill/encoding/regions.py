@@ -11,10 +11,8 @@ encoded.
 """
 
 import ctypes
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import av
@@ -23,6 +21,7 @@ import numpy as np
 from distill.encoding.encoders import Coding, Pass, Picture, new_context, refusals
 from distill.encoding.roi_files import rectangles
 from distill.run.errors import UsageError
+from distill.run.files import temporary_folder
 
 CHAIN = 64  # filters in the longest chain
 REGION = 7 * 4  # bytes of FFmpeg's AVRegionOfInterest
@@ -103,9 +102,9 @@ def encode_frames(
     """The packets of frames encoded with the offsets of each, in two passes where `coding` says so."""
     if not coding.two_pass:
         return _encode_once(frames, offsets, picture, coding, block)
-    with tempfile.TemporaryDirectory(prefix="distill-passes-") as folder:
-        _encode_once(frames, offsets, picture, coding, block, Pass(1, Path(folder, "statistics")))
-        return _encode_once(frames, offsets, picture, coding, block, Pass(2, Path(folder, "statistics")))
+    with temporary_folder() as folder:
+        _encode_once(frames, offsets, picture, coding, block, Pass(1, folder / "statistics"))
+        return _encode_once(frames, offsets, picture, coding, block, Pass(2, folder / "statistics"))
 
 
 def _encode_once(

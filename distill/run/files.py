@@ -13,6 +13,8 @@ import mmap
 import os
 import platform
 import re
+import shutil
+import tempfile
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -61,6 +63,19 @@ def atomic(path: Path) -> Iterator[Path]:
     """`atomic_together` for one file."""
     with atomic_together(path) as [temporary]:
         yield temporary
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's folder for them (TMPDIR), for the length of the block. Those of killed processes are removed."""
+    if os.name == "posix":  # elsewhere signal 0 ends a process
+        for left in Path(tempfile.gettempdir()).glob(f"distill-*-{MACHINE}-*"):
+            process = left.name.split("-")[1]
+            if process.isdecimal() and not _is_alive(int(process)):
+                shutil.rmtree(left, ignore_errors=True)
+    prefix = f"distill-{os.getpid()}-{MACHINE}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def is_temporary(name: str) -> bool:

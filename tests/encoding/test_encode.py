@@ -1,3 +1,4 @@
+import os
 import struct
 from dataclasses import replace
 from fractions import Fraction
@@ -10,7 +11,7 @@ import pytest
 av = pytest.importorskip("av")
 
 from distill.encoding import container as containers  # noqa: E402
-from distill.encoding import encoders  # noqa: E402
+from distill.encoding import encoders, regions  # noqa: E402
 from distill.encoding import source as sources  # noqa: E402
 from distill.encoding.encode import check_outputs, encode  # noqa: E402
 from distill.encoding.encoders import Coding  # noqa: E402
@@ -19,6 +20,7 @@ from distill.encoding.planner import make_shaping  # noqa: E402
 from distill.encoding.qp_offsets import MAPPINGS  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
+from distill.run.files import MACHINE  # noqa: E402
 from tests.helpers import lively  # noqa: E402
 
 H, W = 96, 160
@@ -601,3 +603,30 @@ def test_the_verb_writes_a_video_and_reports_facts(clip, tmp_path):
     assert "12 frames" in CliRunner().invoke(app, common).stdout
     refused = CliRunner().invoke(app, [*common, "--param", "aq-mode=0"])
     assert isinstance(refused.exception, UsageError) and "leave it on" in str(refused.exception)
+
+
+@pytest.mark.parametrize("codec", ["x264", "x265"])
+def test_two_passes_use_the_same_offsets_and_leave_nothing(clip, tmp_path, recorder, monkeypatch, codec):
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    seen = []
+
+    def changing(frame, seconds):
+        seen.append(seconds)
+        return np.full(frame.shape[:2], (len(seen) % 5) / 5) * left(frame, seconds)
+
+    marked = []
+    mark = regions.RegionMarker.mark
+    monkeypatch.setattr(
+        regions.RegionMarker, "mark", lambda self, frame, offsets: marked.append(offsets) or mark(self, frame, offsets)
+    )
+    coding = Coding(codec, bitrate=400, preset="veryfast", two_pass=True)
+    facts = run(clip, tmp_path / "out.mkv", changing, recorder, coding)
+    assert len(seen) == facts["frames"] == 12 and len(luma(tmp_path / "out.mkv")[0]) == 12
+    first, second = marked[-24:-12], marked[-12:]
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)) and facts["offsets"]["changes"] > 3
+    assert list((tmp_path / "t").iterdir()) == []
+    alive, dead = (tmp_path / "t" / f"distill-{pid}-{MACHINE}-x" for pid in (os.getpid(), 2**22 + 1))
+    alive.mkdir(), (dead / "in").mkdir(parents=True)
+    run(clip, tmp_path / "out.mkv", None, recorder, coding)
+    assert list((tmp_path / "t").iterdir()) == [alive]  # what a killed process left is removed

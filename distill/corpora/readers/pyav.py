@@ -32,8 +32,10 @@ UNIT = Fraction(1, 60000)  # seconds, of the times in files that are written; MP
 
 
 @contextlib.contextmanager
-def open_container(path: Path) -> Iterator[Any]:
-    """The container of a video file. Raises UsageError for a missing, damaged or unreadable file, inside the block too."""
+def open_container(path: Path, threads: int = 0) -> Iterator[Any]:
+    """The container of a video file. threads: of the video's decoder, 0 for FFmpeg's default.
+
+    Raises UsageError for a missing, damaged or unreadable file, inside the block too."""
     if not path.is_file():
         raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
     try:
@@ -45,7 +47,7 @@ def open_container(path: Path) -> Iterator[Any]:
             if video.codec_context is None:
                 codec = f"its codec is {codec_name(path)}, which the FFmpeg in PyAV does not decode"
                 raise UsageError(f"{path}: {codec}; convert it where that is possible: ffmpeg -i IN -c:v libx264 OUT.mp4")
-            video.thread_type = "AUTO"
+            video.thread_type, video.codec_context.thread_count = "AUTO", threads
             yield container
     except Exception as error:  # not FFmpegError: at the end of the process its name is gone before a reader is closed
         if not isinstance(error, av.FFmpegError):
