@@ -9,6 +9,7 @@ lines of JSON with one key each. `by` names a program before it gets the model, 
 import contextlib
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,10 @@ Say = Callable[[str, str], None]
 
 FRAME_SIZES = ((64, 96), (45, 71))
 """Height and width of the frames that a model of any size is run on; the second is one that nothing divides."""
+FIXED = ("saliency-luma", "saliency-fixed", "saliency-yuv420")
+"""Contracts of models that may have one frame size."""
+_KINDS = {"tensor(uint8)": ("uint8", 255), "tensor(uint16)": ("uint16", 1023)}
+"""The type and the highest value of planes, by ONNX Runtime's name of the type."""
 _TOLERANCE = 1e-4  # a map is in 0 to 1, rounding apart
 
 
@@ -63,30 +68,37 @@ def examine(data: bytes, contract: str | None, say: Say, *, runtime: bool = True
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     if contract is None:
         return
-    height, width = session.get_inputs()[0].shape[2:]
-    if contract == "saliency-luma":
-        _run(session, (height, width), contract)
+    size = session.get_inputs()[0].shape[2:]
+    if all(isinstance(side, int) for side in size) and contract in FIXED:
+        _run(session, size)
         return
-    _run(session, FRAME_SIZES[0], contract)
+    _run(session, FRAME_SIZES[0])
     try:
-        _run(session, FRAME_SIZES[1], contract)
+        _run(session, FRAME_SIZES[1])
     except Exception as error:
         usual, odd = ("x".join(map(str, size)) for size in FRAME_SIZES)
         say("warning", f"runs on frames of {usual}, but not of {odd}: {error}")
 
 
-def _run(session: Any, size: tuple[int, int], contract: str) -> None:
-    """One frame, for a step model two, the second with the state of the first. Raises ValueError for an unusable map."""
+def _run(session: Any, size: tuple[int, int]) -> None:
+    """One frame, for a model with state two, the second with the state of the first. Raises ValueError for an unusable map."""
     import numpy
 
-    shape = (1, 1 if contract == "saliency-luma" else 3, *size)
-    frame = numpy.linspace(0, 1, shape[1] * size[0] * size[1], dtype=numpy.float32).reshape(shape)
-    feed = {"input": frame}
-    for _ in range(2 if contract == "saliency-step" else 1):
+    feed, first = {}, session.get_outputs()[0].name
+    for given in session.get_inputs():
+        if given.name == "state_in":
+            feed[given.name] = numpy.zeros([side if isinstance(side, int) else 1 for side in given.shape], numpy.float32)
+        else:
+            half = [-(-side // 2) for side in size]
+            shape = {"u": (1, 1, *half), "v": (1, 1, *half), "uv": (1, *half, 2)}.get(given.name, (1, given.shape[1], *size))
+            kind, most = _KINDS.get(given.type, ("float32", 1))
+            feed[given.name] = numpy.linspace(0, most, math.prod(shape)).astype(kind).reshape(shape)
+    expected = [1, 1, *(-(-side // 16) for side in size)] if first == "block_map" else [1, 1, *size]
+    for _ in range(2 if len(session.get_outputs()) > 1 else 1):
         saliency_map, *states = session.run(None, feed)
-        frame_of = f"on a frame of {size[0]}x{size[1]} saliency_map"
-        if saliency_map.shape != (1, 1, *size):
-            raise ValueError(f"{frame_of} has the shape {list(saliency_map.shape)}; the contract has {[1, 1, *size]}")
+        frame_of = f"on a frame of {size[0]}x{size[1]} {first}"
+        if list(saliency_map.shape) != expected:
+            raise ValueError(f"{frame_of} has the shape {list(saliency_map.shape)}; the contract has {expected}")
         low, high = float(saliency_map.min()), float(saliency_map.max())  # not a number if any element is
         if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
             raise ValueError(f"{frame_of} has values from {low:g} to {high:g}; the contract has 0 to 1")

@@ -5,36 +5,37 @@
   output is `state_out`.
 - `saliency-luma`: one input `input` float32 [1, 1, H, W], one output `saliency_map` of the same shape, H and W fixed: for
   consumers with luma frames of one size.
-- `saliency`: one of the three; step if the graph names `state_in` or `state_out`, luma if `input` has one channel.
+- `saliency-yuv420`, `saliency-fixed`: see `variants`.
+- `saliency`: one of these; yuv420 if an input is called `y`, step if the graph names `state_in` or `state_out`, luma if `input` has
+  one channel; never fixed, which most consumers do not accept.
 
-Except for luma, H and W are dynamic. The batch is 1, because a state belongs to one stream. h and w may be fixed (a fixed
-working resolution) or dynamic. No other tensor may share the state's symbolic dimension names: ONNX Runtime's memory planner
-assumes that equal names mean equal sizes, and fails when the state grows. Inside, no Unsqueeze makes a tensor of rank 5: a
-time axis would mean a model of clips, and consumers feed frames. (Reshape may, as for a pixel shuffle.)
+Except for luma and those of `variants`, H and W are dynamic. The batch is 1, because a state belongs to one stream. h and w may
+be fixed (a fixed working resolution) or dynamic. No other tensor may share the state's symbolic dimension names: ONNX Runtime's
+memory planner assumes that equal names mean equal sizes, and fails when the state grows. Inside, no Unsqueeze makes a tensor of
+rank 5: a time axis would mean a model of clips, and consumers feed frames. (Reshape may, as for a pixel shuffle.)
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from distill.opallowlist.reading import messages
 from distill.opallowlist.report import Violation, short
+from distill.opallowlist.rules.interface import FIRST_OPTIONAL_IR, check_state, dims_of, float_dims, listed, misshapen, wrong
+from distill.opallowlist.rules.variants import VARIANTS, check_variant
 
-CONTRACTS = ("saliency-image", "saliency-step", "saliency-luma", "saliency")
-
-_FLOAT = 1  # TensorProto.DataType
-_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
-_FIRST_OPTIONAL_IR = 4  # below it every initializer must also be an input, and none can be overridden
+CONTRACTS = ("saliency-image", "saliency-step", "saliency-luma", *VARIANTS, "saliency")
 
 
 def resolve(contract: str, model: messages.Model) -> str:
-    """`contract` itself, or which of its three forms `saliency` means for this model."""
+    """`contract` itself, or which of its forms `saliency` means for this model."""
     if contract != "saliency":
         return contract
     graph = model.graph or messages.Graph()
     names = {value.name for value in (*graph.input, *graph.output)}
+    if any(value.name == "y" for value in graph.input):
+        return "saliency-yuv420"
     if names & {"state_in", "state_out"}:
         return "saliency-step"
-    shapes = [_dims(value) or () for value in graph.input if value.name == "input"]
+    shapes = [dims_of(value) or () for value in graph.input if value.name == "input"]
     luma = any(len(dims) == 4 and dims[1].value == 1 for dims in shapes)
     return "saliency-luma" if luma else "saliency-image"
 
@@ -44,6 +45,10 @@ def check_contract(model: messages.Model, contract: str) -> Iterator[Violation]:
     graph = model.graph
     if graph is None:
         return
+    if contract in VARIANTS:
+        yield from check_variant(model, graph, contract)
+        yield from _check_rank(graph)
+        return
     step = contract == "saliency-step"
     yield from _check_names(model, graph, step)
     inputs, outputs = (("input", "state_in"), ("saliency_map", "state_out")) if step else (("input",), ("saliency_map",))
@@ -51,7 +56,7 @@ def check_contract(model: messages.Model, contract: str) -> Iterator[Violation]:
     values |= {value.name: value for value in graph.output if value.name in outputs}
     shapes: dict[str, Sequence[messages.Dim]] = {}
     for value in values.values():
-        dims = _float_dims(value)
+        dims = float_dims(value)
         if isinstance(dims, Violation):
             yield dims
         else:
@@ -61,7 +66,7 @@ def check_contract(model: messages.Model, contract: str) -> Iterator[Violation]:
     else:
         yield from _check_image(shapes)
     if "state_in" in shapes:
-        yield from _check_state(graph, shapes)
+        yield from check_state(graph, shapes)
     yield from _check_rank(graph)
 
 
@@ -73,26 +78,26 @@ def _check_names(model: messages.Model, graph: messages.Graph, step: bool) -> It
     outputs = [value.name for value in graph.output]
     if required != ["input"]:
         hint = "back it with a zero initializer named 'state_in'" if "state_in" in required else "rename or fold inputs"
-        message = f"required inputs are {_listed(required)}; the contract has 'input' alone"
-        yield _wrong("contract-inputs", message, hint)
+        message = f"required inputs are {listed(required)}; the contract has 'input' alone"
+        yield wrong("contract-inputs", message, hint)
     if step and "state_in" not in required:
-        if model.ir_version < _FIRST_OPTIONAL_IR:
-            message = f"IR version {model.ir_version} has no optional inputs; 'state_in' needs {_FIRST_OPTIONAL_IR} or more"
-            yield _wrong("contract-state", message, "save with model.ir_version = 8")
+        if model.ir_version < FIRST_OPTIONAL_IR:
+            message = f"IR version {model.ir_version} has no optional inputs; 'state_in' needs {FIRST_OPTIONAL_IR} or more"
+            yield wrong("contract-state", message, "save with model.ir_version = 8")
         elif optional != ["state_in"]:
-            message = f"optional inputs are {_listed(optional)}; the contract has 'state_in' alone"
+            message = f"optional inputs are {listed(optional)}; the contract has 'state_in' alone"
             hint = "list state_in in graph.input and give it an initializer of that name"
-            yield _wrong("contract-state", message, hint)
-    elif not step and optional and model.ir_version >= _FIRST_OPTIONAL_IR:
-        message = f"optional inputs {_listed(optional)}; an image model has only the input 'input'"
+            yield wrong("contract-state", message, hint)
+    elif not step and optional and model.ir_version >= FIRST_OPTIONAL_IR:
+        message = f"optional inputs {listed(optional)}; an image model has only the input 'input'"
         hint = "take initializers out of graph.input, so that they are constants"
         if "state_in" in optional:
             hint = "this is a step file: check it with --contract saliency-step"
-        yield _wrong("contract-inputs", message, hint)
+        yield wrong("contract-inputs", message, hint)
     expected = ["saliency_map", "state_out"] if step else ["saliency_map"]
     if outputs != expected:
-        message = f"outputs are {_listed(outputs)}; the contract has {_listed(expected)}, in this order"
-        yield _wrong("contract-outputs", message, "rename or reorder them; consumers read the first as the map")
+        message = f"outputs are {listed(outputs)}; the contract has {listed(expected)}, in this order"
+        yield wrong("contract-outputs", message, "rename or reorder them; consumers read the first as the map")
 
 
 def _check_image(shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Violation]:
@@ -102,13 +107,13 @@ def _check_image(shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Viola
         dims = shapes[name]
         batch, channel, height, width = dims
         if batch.value != 1 or channel.value != channels:
-            yield _misshapen(name, dims, f"the contract has [1,{channels},H,W]", "export with batch 1")
+            yield misshapen(name, dims, f"the contract has [1,{channels},H,W]", "export with batch 1")
         if height.value is not None or width.value is not None:
             hint = "mark both as dynamic axes; consumers feed any frame size"
-            yield _misshapen(name, dims, "height and width must be dynamic", hint)
+            yield misshapen(name, dims, "height and width must be dynamic", hint)
         elif height.param and height.param == width.param:
             what = "height and width share a name, which says that frames are square"
-            yield _misshapen(name, dims, what, "give each its own name")
+            yield misshapen(name, dims, what, "give each its own name")
 
 
 def _check_luma(shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Violation]:
@@ -117,112 +122,14 @@ def _check_luma(shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Violat
     for name, dims in shapes.items():
         batch, channel, height, width = dims
         if batch.value != 1 or channel.value != 1:
-            yield _misshapen(name, dims, "the contract has [1,1,H,W]", "export with batch 1, for luma")
+            yield misshapen(name, dims, "the contract has [1,1,H,W]", "export with batch 1, for luma")
         if any(dim.value is None or dim.value < 1 for dim in (height, width)):
             hint = "export for the one frame size; the consumer knows no other"
-            yield _misshapen(name, dims, "height and width must be fixed", hint)
+            yield misshapen(name, dims, "height and width must be fixed", hint)
         else:
             sizes.add((height.value, width.value))
     if len(sizes) > 1:
-        yield _wrong("contract-shape", "'input' and 'saliency_map' differ in size", "give a value for every pixel")
-
-
-def _check_state(graph: messages.Graph, shapes: Mapping[str, Sequence[messages.Dim]]) -> Iterator[Violation]:
-    for name in ("state_in", "state_out"):
-        dims = shapes.get(name)
-        if dims is None:
-            continue
-        if dims[0].value != 1 or not dims[1].value or dims[1].value < 1:
-            yield _misshapen(name, dims, "the contract has [1,C,h,w] with C fixed", "fix batch and channels of the state")
-        if any(dim.value is not None and dim.value < 1 for dim in dims[2:]):
-            yield _misshapen(name, dims, "a fixed axis is at least 1", "leave a dynamic axis unset or name it")
-    given, made = shapes["state_in"], shapes.get("state_out")
-    yield from _check_default(graph, given)
-    if made is not None and any(a.value is not None and a.value != b.value for a, b in zip(given, made, strict=True)):
-        message = f"'state_out' {_shown(made)} cannot be fed back into 'state_in' {_shown(given)}"
-        yield _wrong("contract-state", message, "declare axes of state_in dynamic unless state_out has the same size")
-    yield from _check_own_names(graph)
-
-
-def _check_default(graph: messages.Graph, dims: Sequence[messages.Dim]) -> Iterator[Violation]:
-    tensors = [tensor for tensor in graph.initializer if tensor.name == "state_in"]
-    sparse = any(s.values is not None and s.values.name == "state_in" for s in graph.sparse_initializer)
-    if len(tensors) != 1 or sparse:
-        if tensors or sparse:  # _check_names reports it if there is none
-            message = "'state_in' is backed by a sparse or a second initializer"
-            yield _wrong("contract-state", message, "back it with one dense tensor of zeros")
-        return
-    tensor = tensors[0]
-    fits = len(tensor.dims) == len(dims) and all(
-        size == dim.value if dim.value is not None else size >= 1 for size, dim in zip(tensor.dims, dims, strict=True)
-    )
-    if tensor.data_type != _FLOAT or not fits:
-        has = f"{_TYPES.get(tensor.data_type, 'another type')} {list(tensor.dims[:8])}"
-        message = f"the initializer of 'state_in' is {has}, the input is float32 {_shown(dims)}"
-        hint = "make it float32 zeros of the declared shape, 1 where an axis is dynamic"
-        yield _wrong("contract-state", message, hint)
-    elif not _all_zero(tensor):
-        message = "the initializer of 'state_in' is not all zero"
-        yield _wrong("contract-state", message, "start from zeros; zero state means no history")
-
-
-def _all_zero(tensor: messages.Tensor) -> bool:
-    """Whether the float32 tensor has as many elements as its dims say, all of them +0.0."""
-    data = tensor.raw_data if tensor.float_data is None else tensor.float_data
-    if data is None or (tensor.raw_data is not None and tensor.float_data is not None):
-        return False
-    return len(data) == 4 * math.prod(tensor.dims) and not bytes(data).strip(b"\0")
-
-
-def _check_own_names(graph: messages.Graph) -> Iterator[Violation]:
-    """The state's symbolic dimension names must occur only once in the main graph's declarations."""
-    places: dict[str, list[tuple[str, int]]] = {}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for axis, dim in enumerate(_dims(value) or ()):
-            if dim.param:
-                places.setdefault(dim.param, []).append((value.name, axis))
-    for name, where in places.items():
-        if len(where) > 1 and any(value in ("state_in", "state_out") for value, _ in where):
-            shown = ", ".join(f"{short(value)}[{axis}]" for value, axis in where[:4])
-            message = f"dimension name '{short(name)}' occurs at {shown}{', ...' if len(where) > 4 else ''}"
-            hint = "name the state's axes apart or leave them unset; clear value_info"
-            yield _wrong("contract-dim-names", message, hint)
-
-
-def _float_dims(value: messages.Value) -> Sequence[messages.Dim] | Violation:
-    """The four axes of a float32 tensor, or the violation if it is something else."""
-    tensor = value.type.tensor if value.type is not None else None
-    elem_type = tensor.elem_type if tensor is not None else 0
-    if tensor is None or elem_type != _FLOAT:
-        kind = "no tensor" if tensor is None else _TYPES.get(elem_type, f"element type {elem_type}")
-        return _wrong("contract-type", f"'{value.name}' is {kind}; the contract has float32", "cast inside the graph")
-    dims = _dims(value)
-    if dims is None or len(dims) != 4:
-        rank = "no declared shape" if dims is None else f"rank {len(dims)}"
-        return _wrong("contract-type", f"'{value.name}' has {rank}; the contract has rank 4", "declare [1,C,H,W]")
-    return dims
-
-
-def _dims(value: messages.Value) -> Sequence[messages.Dim] | None:
-    tensor = value.type.tensor if value.type is not None else None
-    return tensor.shape.dim if tensor is not None and tensor.shape is not None else None
-
-
-def _misshapen(name: str, dims: Sequence[messages.Dim], what: str, remedy: str) -> Violation:
-    return _wrong("contract-shape", f"'{name}' is {_shown(dims)}; {what}", remedy)
-
-
-def _wrong(rule: str, message: str, remedy: str) -> Violation:
-    return Violation(rule, message, "main", remedy=remedy)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join([f"'{short(name)}'" for name in names[:6]] + ["..."] * (len(names) > 6)) or "none"
-
-
-def _shown(dims: Sequence[messages.Dim]) -> str:
-    axes = ("?" if d.value is None and not d.param else short(d.param or str(d.value)) for d in dims)
-    return f"[{','.join(axes)}]"
+        yield wrong("contract-shape", "'input' and 'saliency_map' differ in size", "give a value for every pixel")
 
 
 # Operators whose output has the first input's rank, whatever the attributes.
@@ -253,7 +160,7 @@ def _check_rank(graph: messages.Graph) -> Iterator[Violation]:
 
     for tensor in graph.initializer:
         store(tensor.name, tensor)
-    ranks |= {value.name: len(dims) for value in graph.input if (dims := _dims(value)) is not None}
+    ranks |= {value.name: len(dims) for value in graph.input if (dims := dims_of(value)) is not None}
     for index, node in enumerate(graph.node):
         constant = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
         if not node.output:
