@@ -3,9 +3,10 @@
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -33,6 +34,9 @@ from distill.run.files import read_json
 from distill.run.progress import Narrator
 from distill.students.release import release_model
 
+if TYPE_CHECKING:
+    from distill.run.estimate import Estimate
+
 EVALUATED = f"a run, a recipe, or ONNX students; {SHIPPED}, where --root names a corpus"
 BASELINES = "eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"
 
@@ -56,10 +60,37 @@ def run(
     from distill.run import plan
 
     rows = plan.dry_run(chosen.path, chosen.recipe, options.force)
+    cost = _estimate(chosen.recipe, rows)
     if output.as_json:
-        print_json({"schema": 1, "run": str(chosen.path), "plan": rows})
-    else:
-        print_rows(rows, f"plan for {chosen.path}")
+        print_json({"schema": 1, "run": str(chosen.path), "plan": rows, "estimate": cost and asdict(cost)})
+        return
+    from distill.run.estimate import summary, told
+
+    table = []
+    for row in rows:
+        expected = cost.seconds.get(row["stage"]) if cost and row["state"] != "done" else None
+        time = told(row["seconds"]) if row["state"] == "done" else f"~{told(expected)}" if expected else ""
+        what = "; ".join(filter(None, (row["about"], row["detail"])))
+        table.append({"stage": row["stage"], "state": row["state"], "time": time, "what": what})
+    print_rows(table, f"plan for {chosen.path}")
+    if cost:
+        print_prose(*summary(cost, _to_do(rows), chosen.path))
+
+
+def _to_do(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["stage"] for row in rows if row["state"] != "done"]
+
+
+def _estimate(recipe: Recipe, rows: list[dict[str, Any]]) -> "Estimate | None":
+    """The cost of the stages that are to do; None where they take no time, or the corpus cannot be probed: its stage says why."""
+    from distill.run import estimate
+
+    if not {"corpus", "frames", "teach", "label", "train"} & {*_to_do(rows)}:
+        return None
+    with suppress(UsageError):
+        found = estimate.survey(recipe)
+        return estimate.estimate(recipe, found, estimate.probe(recipe, found))
+    return None
 
 
 def stage_verb(stage: str, about: str) -> Callable[..., None]:
@@ -98,6 +129,8 @@ def _run_until(
                 narrator.say(
                     "run: manifest.json was lost or damaged: all stages are done again, from the files that stand there"
                 )
+            if verb == "run" and not narrator.quiet:
+                _say_plan(directory, narrator)
             for file in fetched_files(resolved.teacher):
                 narrator.say(f"teacher: {file}, fetched, SHA-256 checked")
             engine.carry_out(directory, resolved, narrator, stage)
@@ -107,6 +140,16 @@ def _run_until(
         launcher = ["torchrun", "--nproc-per-node", str(parallel.local_world()), "-m"] if parallel.world() > 1 else []
         command = shlex.join([*launcher, "distill", *(a for a in sys.argv[1:] if a != "--force")])
         raise Interrupted(f"{str(error) or 'at once'}; saved; continue with: {command}") from error
+
+
+def _say_plan(directory: RunDir, narrator: Narrator) -> None:
+    """What the run will take; nothing where little is left to do."""
+    from distill.run import estimate, plan
+
+    rows = plan.rows(directory.path, directory.recipe, directory.manifest)
+    if cost := _estimate(directory.recipe, rows):
+        for line in estimate.summary(cost, _to_do(rows), directory.path):
+            narrator.say(f"plan: {line}")
 
 
 def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:

@@ -170,6 +170,14 @@ def read_header(path: Path) -> tuple[int, int, int]:
     return stated if stated[0] > 0 else probe(path)[:3]
 
 
+def stated_rate(path: Path) -> float:
+    """Frames per second as the file states them, which may be anything; 0 where it states none."""
+    video = _open(path)
+    next(iter(video.frames()), None)  # which opens it
+    rate = video.rate
+    return rate if stamps.plausible(rate) else 0.0
+
+
 def keeps_times(path: Path) -> bool:
     """Whether a video that is written to this path can have frames at any time; else it has one rate."""
     return path.suffix.lower() == ".mp4" and has_pyav()

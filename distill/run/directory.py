@@ -97,7 +97,8 @@ def _recipe_in(manifest: Mapping[str, Any], path: Path) -> Recipe:
     except UsageError as error:
         if kept:
             return kept
-        raise UsageError(f"{error}; restore it, or start over in another directory: {another}") from None
+        where = "" if str(file) in str(error) else f"{file}: "
+        raise UsageError(f"{where}{error}; restore it, or start over in another directory: {another}") from None
     if kept and (changed := differences(kept, written)) and not _is_fresh(manifest):
         raise UsageError(
             f"{file} is not as the run wrote it ({_few(changed)}); remove it, and it is written again; or move it elsewhere and run it "

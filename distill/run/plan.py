@@ -6,8 +6,10 @@ fingerprint is skipped. `stages` implements the stages, `engine` runs them; this
 and usage errors are quick, and decodes no frame.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from distill.corpora import CORPORA, attribution, find, parts_of, sources
 from distill.corpora.synthetic import check_root
@@ -66,19 +68,25 @@ def _shipped_texts(recipe: Recipe) -> list[str]:
     return [text.hex() for text in texts]
 
 
-def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, str]]:
-    """The plan of a run, one row per stage. Raises UsageError where it could not start: missing input, another run in `path`."""
+def dry_run(path: Path, recipe: Recipe, force: bool = False) -> list[dict[str, Any]]:
+    """The plan of a run, one row per stage: `stage`, `state`, `about`, `detail`, and `seconds` where it is done. Raises UsageError where
+    it could not start: missing input, another run in `path`."""
     check_ready(recipe)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; name a directory")
-    manifest = read_manifest(path, recipe, force) if path.is_dir() else None
-    details, keys, rows = _details(recipe), stage_keys(recipe), []
+    return rows(path, recipe, read_manifest(path, recipe, force) if path.is_dir() else None)
+
+
+def rows(path: Path, recipe: Recipe, manifest: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """`dry_run` without its checks, for a run with this manifest."""
+    details, keys, found = _details(recipe), stage_keys(recipe), list[dict[str, Any]]()
     done = manifest is not None
     for stage in STAGES:
         done = done and manifest is not None and is_done(path, manifest, stage.name, keys[stage.name])
         row = {"stage": stage.name, "state": "done" if done else "to do", "about": stage.about}
-        rows.append(row | {"detail": details.get(stage.name, "")})
-    return rows
+        seconds = manifest["stages"][stage.name]["seconds"] if manifest and done else None
+        found.append(row | {"detail": details.get(stage.name, ""), "seconds": seconds})
+    return found
 
 
 def _details(recipe: Recipe) -> dict[str, str]:

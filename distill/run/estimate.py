@@ -1,0 +1,260 @@
+"""How long the stages of a run will take and how much disk they need, from a short probe of this machine and of the corpus.
+
+    survey     headers of a few clips                      -> frames of the corpus
+    probe      a few frames decoded, one training step     -> seconds for a frame
+    estimate   both                                        -> seconds and bytes for each stage
+
+Everything here is rough: within a factor of two where nothing else runs. A frame's place on disk is exact.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.corpora import Clip, find, parts_of
+from distill.corpora.readers import images
+from distill.corpora.video import read_frames, read_header, stated_rate
+from distill.labels import members
+from distill.labels.catalogue import Entry
+from distill.recipe.keys import Recipe
+from distill.run import device
+from distill.run.errors import UsageError
+from distill.run.parallel import usable_cores
+from distill.students.tiny_unet import TinyUNet
+from distill.training.frames import to_twice
+
+SAMPLED_CLIPS = 12  # whose headers are read; all others are taken to be as long as these
+DECODED_CLIPS, DECODED_FRAMES = 3, 24
+PROBE_FRAMES = 16  # of the training step
+SCORING_SECONDS = 0.2  # for a scored frame of 640x360 and all predictors, on one core
+LABEL_CELLS = {"unisal": 56 * 96, "tased": 56 * 96, "salfom": 56 * 56, "maps": 90 * 160, "onnx": 90 * 160}
+"""Values of a label by teacher: of 16:9 video, and the most that is kept of maps."""
+RELATIVE_SPEED = {"visage tiny": 0.25, "unisal": 0.5}
+"""Multiply-adds per second of a teacher, as a share of the student's in training; measured on two cores. Of larger ones about 1."""
+H100_FRAMES = {"unisal": 2820.0, "visage L": 452.0, "visage 1B": 200.0, "visage 6B": 64.3}
+"""Frames per second that one H100 labels; docs/measurements.md."""
+H100_STEP = 0.0345, 0.00086
+"""Seconds for a training step there, and for each of its frames; fitted to the same page."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How much there is: videos and stills together."""
+
+    frames: int
+    cached: int  # frames at the training rate
+    annotated: float  # share of the clips
+    pixels: float  # of a frame, mean
+    sample: tuple[Path, ...]  # some videos
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for a frame on this machine, and multiply-adds per second in training (billions)."""
+
+    decode: float
+    cache: float
+    train: float
+    gmac: float
+    on: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and bytes by stage; a stage that is not there takes seconds. `unknown`: stages whose time is not known."""
+
+    frames: int
+    seconds: dict[str, float]
+    disk: dict[str, int]
+    unknown: tuple[str, ...]
+    on: str
+    gpu: dict[str, float]  # seconds on one H100, for the stages that were measured there; empty on a GPU
+
+
+def survey(recipe: Recipe) -> Survey:
+    """Counts the frames of a recipe's corpus, from headers. Raises UsageError where `find` does, or no sampled clip opens."""
+    options, rate = recipe.synthetic, recipe.train.sample_fps
+    if recipe.corpus.name == "synthetic":
+        total = options.clips * options.frames
+        cached = options.clips * len(range(0, options.frames, max(1, round(options.fps / rate))))
+        return Survey(total, cached, 1.0, options.height * options.width, ())
+    found = [clip for _, clip in find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus).values()]
+    clips = [clip for clip in found if not (clip.side == "test" and recipe.corpus.split == "official")]
+    stills, films = [c for c in clips if c.static], [c for c in clips if not c.static]
+    facts = [fact for clip in _spread(films, SAMPLED_CLIPS) if (fact := _facts(clip, rate))]
+    if films and not facts:
+        raise UsageError("no video of the corpus opens")
+    frames, cached, pixels = (sum(column) / len(facts) for column in zip(*facts, strict=True)) if facts else (0, 0, 640 * 360)
+    annotated = sum(bool(clip.fixations) and Path(clip.fixations).exists() for clip in clips) / len(clips)
+    sample = tuple(Path(c.video) for c in _spread([c for c in films if Path(c.video).is_file()], DECODED_CLIPS))
+    return Survey(round(frames * len(films)) + len(stills), round(cached * len(films)) + len(stills), annotated, pixels, sample)
+
+
+def _spread(items: Sequence[Clip], limit: int) -> list[Clip]:
+    return [items[i * len(items) // limit] for i in range(limit)] if len(items) > limit else list(items)
+
+
+def _facts(clip: Clip, sample_fps: float) -> tuple[int, int, int] | None:
+    """Frames, cached frames and pixels of a frame, as the header says; None where it does not open."""
+    path, fps = Path(clip.video), clip.fps
+    try:
+        if clip.shots:
+            frames, (height, width) = round(2 * fps), images.size_of(path)
+        elif path.is_dir():
+            names = images.listing(path)
+            frames, (height, width) = len(names), images.size_of(path / names[0])
+        else:
+            frames, height, width = read_header(path)
+            fps = stated_rate(path) or fps
+    except (UsageError, OSError, IndexError, ValueError):
+        return None
+    return frames, -(-frames // max(1, round(fps / sample_fps))), height * width
+
+
+def probe(recipe: Recipe, found: Survey) -> Speed:
+    """Decodes a few frames and takes a training step of the student, in about a second."""
+    chosen, reason = device.choose(recipe.run.device)
+    threads = device.set_threads(recipe.run.threads)
+    height, width = recipe.student.height, recipe.student.width
+    decoded, seconds, converting = 0, 0.0, 0.0
+    frame = np.zeros((360, 640, 3), np.uint8)
+    for path in found.sample:
+        started = time.perf_counter()
+        shown = list(islice(read_frames(path), DECODED_FRAMES))
+        decoded, frame = decoded + len(shown), shown[-1]
+        seconds += time.perf_counter() - started
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    for _ in range(3):
+        to_twice(frame, recipe.student)
+    converting = (time.perf_counter() - started) / 3
+    torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[]):
+        student = TinyUNet(recipe.student).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batch = torch.rand(PROBE_FRAMES, 3, height, width, device=chosen)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            _logits(student, batch[:1])
+        train = min([_timed_step(student, batch) for _ in range(3)][1:]) / PROBE_FRAMES
+    gmac = 3 * counter.get_total_flops() / 2e9 / train  # the way back costs twice the way forward
+    return Speed(seconds / decoded if decoded else 0.001, converting, train, gmac, f"{reason}, {threads} threads")
+
+
+def _logits(student: TinyUNet, batch: torch.Tensor) -> torch.Tensor:
+    deep, at_8, at_4 = student.encoder(batch)
+    return student.decode(student.bottleneck(deep), at_8, at_4)
+
+
+def _timed_step(student: TinyUNet, batch: torch.Tensor) -> float:
+    started = time.perf_counter()
+    _logits(student, batch).square().mean().backward()
+    if batch.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def estimate(recipe: Recipe, found: Survey, speed: Speed) -> Estimate:
+    """The time and the disk space of the stages that matter."""
+    train, student, team = recipe.train, recipe.student, members.members(recipe.teacher)
+    frame_steps = round(train.frames_first * train.steps)
+    drawn = frame_steps * train.frames, (train.steps - frame_steps) * train.batch * train.window
+    held_out = recipe.corpus.val * found.frames
+    cores = min(usable_cores(), 16)
+    seconds = {
+        "corpus": found.frames * speed.decode / 2,
+        "frames": (found.frames * speed.decode + found.cached * speed.cache) / cores,
+        "train": sum(drawn) * speed.train,
+        "eval": held_out / recipe.eval.stride * SCORING_SECONDS / cores * found.pixels / (640 * 360) + held_out * speed.decode,
+    }
+    work = sum(map(_work, (m.entry for m in team))) * (2 if recipe.teacher.flip else 1)
+    decoding = found.frames * speed.decode / recipe.label.workers
+    seconds["label"] = max(decoding, found.frames * work / speed.gmac) if recipe.teacher.name != "maps" else 0.0
+    unknown = tuple(
+        stage for stage, any_ in (("teach", recipe.teach.finetune), ("label", "onnx" in recipe.teacher.name)) if any_
+    )
+    if not recipe.teach.finetune and any(members.trained_here(recipe, m) for m in team):
+        entry = next(m.entry for m in team if members.trained_here(recipe, m))
+        windows = recipe.teacher.steps * recipe.teacher.batch
+        seconds["teach"] = 3 * windows * (entry.window or 1) * _work(entry) / speed.gmac
+    cells = max(_cells(recipe, m) for m in team)
+    frame_bytes = 12 * student.height * student.width + round(2 * student.height * student.width * found.annotated)
+    gpu: dict[str, float] = {}
+    if speed.on.startswith("cpu"):
+        rates = [H100_FRAMES.get(m.entry.title) for m in team]
+        if all(rates):
+            gpu["label"] = sum(found.frames / rate for rate in rates if rate)
+        gpu["train"] = train.steps * H100_STEP[0] + sum(drawn) * H100_STEP[1]
+    return Estimate(
+        found.frames,
+        {stage: value for stage, value in seconds.items() if stage not in unknown},
+        {"frames": found.cached * frame_bytes, "labels": 2 * cells * found.frames},
+        unknown,
+        speed.on,
+        gpu,
+    )
+
+
+def _work(entry: Entry) -> float:
+    """Billions of multiply-adds of the student's kind that take as long as a labelled frame."""
+    return (entry.gmac or 0.0) / RELATIVE_SPEED.get(entry.title, 1.0)
+
+
+def _cells(recipe: Recipe, member: members.Member) -> int:
+    tiny = member.entry.title == "visage tiny"
+    return LABEL_CELLS.get(member.name) or (48 * 48 if tiny else recipe.teach.out_px**2)
+
+
+def free_bytes(path: Path) -> int:
+    """The space that is free where `path` is or will be."""
+    path = path.absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
+def told(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for size, unit, limit in ((1, "s", 100), (60, "min", 100), (3600, "h", 48)):
+        if seconds < size * limit:
+            return f"{_short(seconds / size)} {unit}"
+    return f"{_short(seconds / 86400)} days"
+
+
+def told_bytes(count: float) -> str:
+    """`190 MB`, `28 GB`."""
+    return f"{_short(count / 1e9)} GB" if count >= 1e9 else f"{_short(count / 1e6)} MB"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0") if value >= 1 else "1" if value > 0 else "0"
+
+
+def summary(cost: Estimate, to_do: Iterable[str], path: Path) -> list[str]:
+    """What is still to do, in a few sentences."""
+    stages = [stage for stage in to_do if stage in cost.seconds and cost.seconds[stage] >= 1]
+    total = sum(cost.seconds[stage] for stage in stages)
+    each = ", ".join(f"{stage} {told(cost.seconds[stage])}" for stage in stages)
+    disk = {name: size for name, size in cost.disk.items() if name.removesuffix("s") in {s.removesuffix("s") for s in to_do}}
+    free, needed = free_bytes(path), sum(disk.values())
+    lines = (
+        [f"about {told(total)} on {cost.on}: {each}" + "".join(f"; {stage} not estimated" for stage in cost.unknown)]
+        if each
+        else []
+    )
+    if needed:
+        kinds = ", ".join(f"{name} {told_bytes(size)}" for name, size in disk.items())
+        lines.append(f"disk: about {told_bytes(needed)} ({kinds}); {told_bytes(free)} free")
+    if needed > free:
+        lines.append("disk: NOT ENOUGH; free some, name another --out, or lower train.sample_fps")
+    gpu = [
+        f"{stage} {told(cost.gpu[stage])}"
+        for stage in stages
+        if stage in cost.gpu and cost.seconds[stage] > 2 * cost.gpu[stage]
+    ]
+    if gpu and total > 600:
+        lines.append(f"on one H100 instead, as measured: {', '.join(gpu)}")
+    return lines
