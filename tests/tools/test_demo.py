@@ -11,6 +11,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import onnx
@@ -336,20 +337,54 @@ def test_the_page_fits_a_phone_and_follows_the_colours(page):
     assert paper == {"light": "rgb(251, 250, 248)", "dark": "rgb(18, 17, 22)"}
 
 
+def webm(path, size, rate, frames):
+    """A VP8 clip of grey frames of changing brightness."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libvpx", rate=rate)
+        stream.height, stream.width = size
+        for t in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 100 + 2 * t, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+STATUS = "document.querySelector('#status').textContent"
+
+
 @needs_browser
-def test_a_file_the_camera_and_what_cannot_be_played(page, tmp_path):
+def test_files_that_play_and_files_that_do_not(page, tmp_path):
     (tmp_path / "notes.mp4").write_text("no video")
-    page.choose("#file", tmp_path / "notes.mp4")
-    page.wait("document.querySelector('#status.alert')?.textContent.startsWith('This browser cannot decode notes.mp4')")
-    shades = (np.full((48, 80, 3), 10 * t, np.uint8) for t in range(20))
-    write_video(tmp_path / "clip.avi", 25.0, (48, 80), shades)
-    page.choose("#file", tmp_path / "clip.avi")
-    page.wait("document.querySelector('#status.alert')?.textContent.startsWith('This browser cannot decode clip.avi')")
-    (tmp_path / "mine.webm").write_bytes(SAMPLE.read_bytes())
-    page.choose("#file", tmp_path / "mine.webm")
-    page.wait("document.querySelector('#status').textContent == 'mine.webm: 640 × 360, 6.0 s'")
+    write_video(tmp_path / "clip.avi", 25.0, (48, 80), (np.full((48, 80, 3), 10 * t, np.uint8) for t in range(20)))
+    for name in ("notes.mp4", "clip.avi"):
+        page.choose("#file", tmp_path / name)
+        page.wait(f"{STATUS}.startsWith('This browser cannot decode {name}. As WebM it can')")
+        assert page.run("return document.querySelector('#status').className") == "alert"
+    # Faster than the model's rate, so that some frames keep the maps of the one before; an upright picture, a size not of 8.
+    page.choose("#file", webm(tmp_path / "fast.webm", (202, 110), 60, 40))
+    page.wait(f"{STATUS} == 'fast.webm: 110 × 202, 0.7 s' && (await import('/page.js')).shown?.width == 112")
+    for _ in range(6):
+        page.click("#play")
+        page.run("await new Promise((done) => setTimeout(done, 100))")
+    shown = page.run("const { shown } = await import('/page.js'); return [shown.width, shown.height, shown.size]")
+    assert shown == [112, 200, {"width": 110, "height": 202}]
+    assert page.text("#status").startswith("fast.webm") and page.text("#model-ms").endswith("ms")
+    page.run("""
+        const file = new File([await (await fetch("sample.webm")).blob()], "dropped.webm"), dataTransfer = new DataTransfer();
+        dataTransfer.items.add(file);
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+    """)
+    page.wait(f"{STATUS} == 'dropped.webm: 640 × 360, 6.0 s'")
+
+
+@needs_browser
+def test_the_camera_and_a_change_of_mind(page):
     page.click("#camera")
-    page.wait("document.querySelector('#camera').ariaPressed == 'true' && (await import('/page.js')).shown?.size.width")
+    page.wait(f"{STATUS}.startsWith('Camera: 640') && (await import('/page.js')).shown")
     assert page.run("return document.querySelector('#seek').disabled && !document.querySelector('#play').disabled")
     page.click("#sample")
-    page.wait("document.querySelector('#status').textContent.startsWith('Sample clip: 640')")
+    page.click("#camera")
+    page.click("#sample")  # before the camera has answered
+    page.wait(f"{STATUS}.startsWith('Sample clip: 640') && (await import('/page.js')).shown")
+    assert page.run("return document.querySelector('#video').srcObject") is None
+    assert page.run("return document.querySelector('#sample').ariaPressed") == "true"

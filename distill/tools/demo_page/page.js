@@ -25,7 +25,7 @@ const sides = ["carried", "alone"];
 
 let facts, stream;
 let release = () => {}; // lets go of the source: its file, or the camera
-let name = ""; // of the source
+let opened = 0, name = ""; // how many sources were opened; the name of this one
 let busy = Promise.resolve(); // the frame in work
 let recent = []; // of the last frames: {ms, whole, at, presented}; `presented` counts all that the player has shown
 let known = {}; // offsets of the last frame, by side; each holds the next one's
@@ -40,30 +40,37 @@ function say(text, alert = false) {
 
 // Sources
 
-/** Plays what `attach` gives to the video; `button` is marked. */
-async function open(button, source, attach) {
+/** Plays what `find` gives, {src or srcObject, release}; `button` is marked. */
+async function open(button, source, find) {
+  const turn = ++opened;
   name = source;
   video.pause();
   release();
+  release = () => {};
   video.removeAttribute("src");
   video.srcObject = null;
-  await forget();
-  [stream.cuts, recent, known, shown] = [0, [], {}, null];
-  video.playbackRate = 1;
   for (const other of document.querySelectorAll(".bar [aria-pressed]")) other.setAttribute("aria-pressed", other === button);
   at("file").parentElement.classList.toggle("on", button === at("file"));
   say(`${name}: opening…`);
+  let found;
   try {
-    release = await attach();
+    found = await find();
   } catch (error) {
-    say(error.name === "NotAllowedError" ? "The camera is blocked; allow it for this page, and press Camera again." : `${name}: ${error.message}`, true);
+    const reason = error.name === "NotAllowedError" ? "it is blocked; allow it for this page, and press Camera again" : error.message;
+    if (turn === opened) say(`${name}: ${reason}`, true);
     return;
   }
-  const live = Boolean(video.srcObject);
+  await forget();
+  if (turn !== opened) return found.release(); // another source was chosen meanwhile
+  release = found.release;
+  [stream.cuts, recent, known, shown] = [0, [], {}, null];
+  video[found.src ? "src" : "srcObject"] = found.src ?? found.srcObject;
+  video.playbackRate = 1;
+  const live = Boolean(found.srcObject);
   for (const id of ["play", "reset"]) at(id).disabled = false;
   for (const id of ["step", "seek"]) at(id).disabled = live;
   at("time").hidden = live;
-  if (live || button === at("file") || !matchMedia("(prefers-reduced-motion: reduce)").matches) await video.play().catch(() => {});
+  if (button !== at("sample") || !matchMedia("(prefers-reduced-motion: reduce)").matches) await video.play().catch(() => {});
 }
 
 /** Drops the state, when the frame in work is done. */
@@ -72,34 +79,31 @@ async function forget() {
   stream.reset();
 }
 
-const fromBlob = (blob) => async () => {
-  const url = URL.createObjectURL(blob);
-  video.src = url;
-  return () => URL.revokeObjectURL(url);
-};
-const openFile = (file) => open(at("file"), file.name, fromBlob(file));
-// As a blob, so that the player can seek whatever the server.
-const openSample = () => open(at("sample"), "Sample clip", async () => fromBlob(await (await fetch("sample.webm")).blob())());
-const openCamera = () => open(at("camera"), "Camera", async () => {
+function fromBlob(blob) {
+  const src = URL.createObjectURL(blob);
+  return { src, release: () => URL.revokeObjectURL(src) };
+}
+
+async function fromCamera() {
   if (!navigator.mediaDevices) throw new Error("a browser gives it only to pages on https or localhost");
-  let media;
-  try {
-    media = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: WIDTH } } });
-  } catch (error) {
+  const srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: WIDTH } } }).catch((error) => {
     throw error.name === "NotFoundError" ? new Error("there is none on this device") : error;
-  }
-  video.srcObject = media;
-  return () => media.getTracks().forEach((track) => track.stop());
-});
+  });
+  return { srcObject, release: () => srcObject.getTracks().forEach((track) => track.stop()) };
+}
+
+const openFile = (file) => open(at("file"), file.name, async () => fromBlob(file));
+const openCamera = () => open(at("camera"), "Camera", fromCamera);
+// As a blob, so that the player can seek whatever the server.
+const openSample = () => open(at("sample"), "Sample clip", async () => fromBlob(await (await fetch("sample.webm")).blob()));
 
 video.addEventListener("error", () => {
   if (video.getAttribute("src")) say(`This browser cannot decode ${name}. As WebM it can: ffmpeg -i FILE -c:v libvpx-vp9 clip.webm`, true);
 });
 video.addEventListener("loadedmetadata", () => {
   if (!video.videoWidth) say("That file has no pictures that this browser can decode.", true);
-  else if (video.srcObject) say("");
-  else say(`${name}: ${video.videoWidth} × ${video.videoHeight}, ${video.duration.toFixed(1)} s`);
-  at("seek").max = Number.isFinite(video.duration) ? video.duration : 1;
+  else say(`${name}: ${video.videoWidth} × ${video.videoHeight}${Number.isFinite(video.duration) ? `, ${video.duration.toFixed(1)} s` : ""}`);
+  if (Number.isFinite(video.duration)) at("seek").max = video.duration;
 });
 for (const event of ["play", "pause"]) {
   video.addEventListener(event, () => {
@@ -145,7 +149,7 @@ async function process(seconds, presented) {
   draw();
   const missed = presented - recent.at(-1)?.presented > 1, end = performance.now();
   // Played more slowly where the model cannot keep up: a state that misses frames is late.
-  if (presented && !video.srcObject) video.playbackRate = Math.max(0.1, Math.min(1, video.playbackRate * (missed ? 0.85 : 1.01)));
+  if (presented && !video.srcObject) video.playbackRate = Math.max(0.1, Math.min(1, video.playbackRate * (missed ? 0.85 : 1.02)));
   recent = [...recent.slice(-29), { ms: maps.ms, whole: end - start, at: end, presented }];
   report();
 }
@@ -209,7 +213,7 @@ const milliseconds = (value) => `${value.toFixed(value < 20 ? 1 : 0)} <small>ms<
 
 function report() {
   const { carried, alone, cut, seconds } = shown, times = recent.map((r) => r.ms).filter((ms) => ms !== null);
-  at("model-ms").innerHTML = milliseconds(median(times));
+  if (times.length) at("model-ms").innerHTML = milliseconds(median(times));
   at("frame-ms").innerHTML = milliseconds(median(recent.map((r) => r.whole)));
   const [oldest, newest] = [recent[0], recent.at(-1)], perSecond = (frames) => ((1000 * frames) / (newest.at - oldest.at)).toFixed(1);
   if (newest.presented > oldest.presented) {
@@ -262,7 +266,7 @@ function legend() {
 addEventListener("resize", draw);
 addEventListener("keydown", (event) => {
   const id = KEYS[event.key];
-  if (!id || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button, input, label")) return;
+  if (!id || event.ctrlKey || event.metaKey || event.altKey || (id === "play" && event.target.closest("button, input"))) return;
   event.preventDefault();
   const radio = document.querySelector(`[name="view"][value="${id}"]`);
   (radio ?? at(id)).click();
@@ -296,4 +300,4 @@ async function begin() {
   await openSample();
 }
 
-begin().catch((error) => say(`The model does not start: ${error.message}. The browser must know WebAssembly with SIMD.`, true));
+begin().catch((error) => say(`The model does not start: ${error.message}. It needs WebAssembly with SIMD.`, true));
