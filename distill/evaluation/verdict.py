@@ -20,7 +20,10 @@ MAPS = {"centred Gaussian": "the centred Gaussian", "mean training map": "the me
 """The references that do not depend on the frame, as a sentence calls them."""
 IMAGE_FILE = "its own image file"
 
-OUTCOMES = {"better": "beats", "worse": "is worse than", "unclear": "is not clearly better or worse than"}
+OUTCOMES = {
+    "better": "beats", "worse": "is worse than", "unclear": "is not clearly better or worse than",
+    "unknown": "cannot be compared on one clip with",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ def comparisons(result: Mapping[str, Any]) -> list[Comparison]:
 
 
 def _outcome(interval: Sequence[float] | None) -> str:
-    low, high = interval or (0.0, 0.0)
+    if not interval:
+        return "unknown"
+    low, high = interval
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
@@ -59,13 +64,18 @@ def headline(compared: Sequence[Comparison]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def difference(comparison: Comparison) -> str:
-    """`NSS +0.812 [+0.621, +1.013], CC +0.211 [+0.150, +0.270]`."""
+def differences(comparison: Comparison) -> list[str]:
+    """`["NSS +0.812 [+0.621, +1.013]", "CC +0.211 [+0.150, +0.270]"]`."""
     shown = []
     for metric, of in comparison.by_metric.items():
         interval = tables.format_interval(of["interval"], metric, sign=True)
         shown.append(f"{LABELS[metric]} {tables.format_value(of['mean'], metric, sign=True)} {interval}".rstrip())
-    return ", ".join(shown)
+    return shown
+
+
+def difference(comparison: Comparison) -> str:
+    """`NSS +0.812 [+0.621, +1.013], CC +0.211 [+0.150, +0.270]`."""
+    return ", ".join(differences(comparison))
 
 
 def _listed(names: Sequence[str]) -> str:

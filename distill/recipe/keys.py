@@ -256,7 +256,7 @@ class Eval:
 class Report:
     """The report's pictures."""
 
-    clips: int = key(3, "validation clips shown", low=0, high=50)
+    clips: int = key(3, "validation clips shown, from the best to the worst", low=0, high=50)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,25 @@
-"""The report of a run: one HTML file with scores, curves and maps, which needs no other file.
+"""The report of a run: one HTML file with the verdict, scores, curves and maps, which needs no other file.
 
-This module collects the content, `drawings` draws figures, `templates/report.html.j2` is the layout.
+This module collects the content; `drawings` makes pictures, `charts` curves, `words` explains; `templates/report.html.j2` is the
+layout.
 """
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from distill.corpora import Clip, Corpus, density_map, fixation_map
-from distill.evaluation import statistics, tables
+from distill.corpora.clips import counted
+from distill.evaluation import statistics, tables, verdict
 from distill.evaluation.metrics import HIGHER_IS_BETTER
 from distill.evaluation.predictors import load_predictor
 from distill.export.runner import Predictor
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
-from distill.reporting import drawings
+from distill.reporting import charts, drawings, words
 from distill.reporting.drawings import data_uri, overlay, peak_normalised
 from distill.reporting.provenance import Provenance
 from distill.reporting.rendering import render
@@ -26,10 +28,10 @@ from distill.run.files import read_json, write_bytes
 from distill.run.progress import Narrator
 
 FRAMES_SHOWN = 5  # of each clip
-NAMES = {"step": "student, step file", "image": "student, image file"}
+LOOP_FPS, LOOP_SECONDS = 6, 5
 
-# A picture in a row of a clip's sheet: its data URI, and a note below it.
-Picture = tuple[str, str]
+# A picture in a row of a clip's sheet: its data URI, what it shows, and a note below it.
+Picture = tuple[str, str, str]
 
 
 def write(
@@ -41,76 +43,184 @@ def write(
     metrics = read_json(run / "metrics.json")
     parity = read_json(run / "export" / f"{origin.name}.parity.json")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    shown = [clip for clip in corpus.select(corpus.val) if clip.id in metrics["clips"]][: recipe.report.clips]
+    chosen = choose_clips(metrics["clips"], recipe.report.clips)
     step, image = (load_predictor(run / "export" / f"{origin.name}{suffix}.onnx") for suffix in ("_step", ""))
+    shown = corpus.select(chosen)
     tracked = narrator.track(shown, "report", len(shown))
-    clips = [_clip(clip, metrics["clips"][clip.id], labels, step, image) for clip in tracked]
+    pages = [
+        {"rank": chosen[clip.id], **_clip(clip, f"clip-{n}", metrics["clips"][clip.id], labels, step, image)}
+        for n, clip in enumerate(tracked)
+    ]
+    videos = [clip for clip in shown if not clip.static]
+    middle = videos[len(videos) // 2] if videos else None
+    loop = {"rank": chosen[middle.id], **_loop(middle, labels, step)} if middle else None
     page = render(
-        "report.html", origin=origin, steps=recipe.train.steps, caveats=metrics["caveats"], parts=score_parts(metrics),
-        curves=drawings.training_curves(log), clips=clips, clip_scores=tables.clip_cells(metrics) if metrics["predictors"] else [],
-        checks=_checks(origin, parity, taken, run), recipe=shlex.quote(str(run.path / "recipe.toml")), seed=recipe.run.seed,
-        manifest=run.manifest,
+        "report.html", origin=origin, steps=recipe.train.steps, caveats=metrics["caveats"], summary=summary(metrics, taken),
+        badges=badges(origin, metrics, parity), parts=score_parts(metrics), curves=charts.training_curves(log), clips=pages,
+        loop_clip=loop, clip_scores=tables.clip_cells(metrics) if metrics["predictors"] else [], words=words,
+        checks=_checks(origin, parity, taken, run), recipe=shlex.quote(str(run.path / "recipe.toml")),
+        seed=recipe.run.seed, manifest=run.manifest,
     )  # fmt: skip
     write_bytes(run / "report.html", page.encode())
 
 
+def choose_clips(clips: Mapping[str, Any], count: int) -> dict[str, str]:
+    """The clips to show, `count` at most, and the rank of each: from the student's best to its worst by NSS, evenly between; a
+    single one is the median. Where no clip was scored, the first ones."""
+    order = best_first(clips)
+    if not order:
+        return dict.fromkeys(list(clips)[:count], "")
+    last = len(order) - 1
+    places = np.linspace(0, last, count) if count > 1 else [last / 2] * count
+    ranks = [f"number {place} of {len(order)}" for place in range(1, len(order) + 1)]
+    ranks[0], ranks[last] = ("the best", "the worst") if last else ("", "")
+    return {order[round(place)]: ranks[round(place)] for place in places}
+
+
+def best_first(clips: Mapping[str, Any]) -> list[str]:
+    """The scored clips by the NSS of the step file."""
+    scored = [i for i, clip in clips.items() if clip["frames_scored"]]
+    return sorted(scored, key=lambda i: -clips[i]["scores"]["step"]["nss"])
+
+
+def summary(metrics: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict, the figures that matter most, and the student's best and worst clips."""
+    compared, predictors, figures = verdict.comparisons(metrics), metrics["predictors"], []
+    for metric in ("nss", "cc") if predictors else ():
+        if metric in (own := predictors["step"]):
+            interval = tables.format_interval(metrics["intervals"]["step"].get(metric), metric)
+            others = [
+                (name, predictors[name][metric])
+                for name in ("teacher", "centred Gaussian")
+                if metric in predictors.get(name, {})
+            ]
+            figures.append((metric, tables.format_value(own[metric], metric), interval, others))
+    order = best_first(metrics["clips"])
+    ends = {"best": order[0], "worst": order[-1]} if len(order) > 1 else {}
+    return {
+        "headline": verdict.headline(compared),
+        "comparisons": [(c.against, c.outcome, verdict.differences(c)) for c in compared],
+        "figures": figures,
+        "ends": [(what, i, metrics["clips"][i]["scores"]["step"]["nss"]) for what, i in ends.items()],
+        "times": taken,
+    }
+
+
+def badges(origin: Provenance, metrics: Mapping[str, Any], parity: Mapping[str, Any]) -> list[tuple[bool, str, str]]:
+    """What a reader must know at once: whether it is good, the word that explains it, and the text. Files that did not pass the
+    gate and parity are not written."""
+    gap = max(parity["image_max_abs"], parity["step_max_abs"])
+    found = [(True, "gate", "gate passed"), (True, "parity", f"parity {gap:.1e}, limit {parity['tolerance']:.0e}")]
+    if metrics["predictors"]:
+        scored = counted(sum(c["frames_scored"] > 0 for c in metrics["clips"].values()), "clip")
+        found.append((origin.held_out, "held out", f"scored on {scored}, {'held out' if origin.held_out else 'not held out'}"))
+    else:
+        found.append((False, "held out", "not scored"))
+    return found
+
+
 def score_parts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The scores of every corpus, with the drawing of the difference that the recurrent state makes; none if nothing was
-    scored."""
+    """The scores of every corpus, with charts of the difference that the recurrent state makes; none if nothing was scored."""
     parts = []
-    for title, result in statistics.by_corpus(metrics).items() if metrics["predictors"] else ():
+    for n, (title, result) in enumerate(statistics.by_corpus(metrics).items() if metrics["predictors"] else ()):
         table = tables.score_table(result)
-        heads = zip(table["columns"], ("↑" if HIGHER_IS_BETTER[m] else "↓" for m in table["metrics"]), strict=True)
-        rows = [(NAMES.get(name, name), cells) for name, cells in table["rows"]]
+        arrows = ("↑" if HIGHER_IS_BETTER[m] else "↓" for m in table["metrics"])
+        heads = list(zip(table["metrics"], arrows, strict=True))
         gains = statistics.gains_of_state(result)
-        drawing = drawings.differences(gains) if gains else None
+        drawn = charts.differences(gains, f"gain-{n}") if gains else []
         remarks = statistics.remarks(result)
         parts.append(
-            {"title": title, "result": result, "remarks": remarks, "heads": list(heads), "rows": rows, "drawing": drawing}
+            {"title": title, "result": result, "remarks": remarks, "heads": heads, "rows": table["rows"], "charts": drawn}
         )
     return parts
 
 
-def _clip(clip: Clip, result: Mapping[str, Any], labels: LabelStore, step: Predictor, image: Predictor) -> dict[str, Any]:
+def _clip(
+    clip: Clip, ids: str, result: Mapping[str, Any], labels: LabelStore, step: Predictor, image: Predictor
+) -> dict[str, Any]:
     """A clip's frames and maps at a few times, and its NSS over time."""
-    shown = np.unique(np.linspace(clip.frames * 0.08, clip.frames - 1, FRAMES_SHOWN).astype(int))
-    logits = labels.read(clip.id, clip.frames)[shown].astype(np.float32)
-    teacher = dict(zip(shown.tolist(), 1 / (1 + np.exp(-logits)), strict=True))
+    shown = np.unique(np.linspace(clip.frames * 0.08, clip.frames - 1, FRAMES_SHOWN).astype(int)).tolist()
+    teacher = _teacher_maps(clip, labels, shown)
     rows: dict[str, list[Picture]] = {}
     step.reset()
     for index, frame in enumerate(clip.read()):
         from_step = step.predict(frame)  # every frame, for its state
         if index in teacher:
-            for name, picture in _pictures(clip, index, frame, teacher[index], from_step, image.predict(frame)).items():
-                rows.setdefault(name, []).append(picture)
+            when = "" if clip.static else f" at {clip.time_of(index):.1f} s"
+            for name, (picture, what, note) in _pictures(
+                clip, index, frame, teacher[index], from_step, image.predict(frame)
+            ).items():
+                rows.setdefault(name, []).append((data_uri(picture), f"{what}{when}, clip {clip.id}", note))
     page: dict[str, Any] = {"id": clip.id, "seconds": [f"{clip.time_of(index):.1f} s" for index in shown], "rows": rows}
-    page |= {"scored": bool(result["frames_scored"]), "over_time": None}
-    if page["scored"] and not clip.static:
-        seconds = np.array([clip.time_of(index) for index in result["frames"]])
-        page["over_time"] = drawings.nss_over_time(seconds, result["nss_over_time"])
-        page["gain"] = result["scores"]["step"]["nss"] - result["scores"]["image"]["nss"]
+    page |= {"ids": ids, "static": clip.static, "nss": None, "chart": None, "gain": None}
+    if result["frames_scored"]:
+        page["nss"] = result["scores"]["step"]["nss"]
+        if not clip.static:
+            seconds = np.array([clip.time_of(index) for index in result["frames"]])
+            page["chart"] = charts.nss_over_time(seconds, result["nss_over_time"], ids)
+            page["gain"] = page["nss"] - result["scores"]["image"]["nss"]
     return page
+
+
+def _teacher_maps(clip: Clip, labels: LabelStore, indices: Sequence[int]) -> dict[int, np.ndarray]:
+    """The teacher's maps of these frames, `[h,w]` in [0, 1], by index."""
+    logits = labels.read(clip.id, clip.frames)[np.array(indices)].astype(np.float32)
+    return dict(zip(indices, 1 / (1 + np.exp(-logits)), strict=True))
 
 
 def _pictures(
     clip: Clip, index: int, frame: np.ndarray, teacher: np.ndarray, step: np.ndarray, image: np.ndarray
-) -> dict[str, Picture]:
-    """One frame, and the maps of it: the observers', the teacher's, the student's."""
-
-    def heat(saliency: np.ndarray) -> str:
-        return data_uri(overlay(frame, peak_normalised(saliency)))
-
-    fixations, gaze = fixation_map(clip, index), frame
-    if fixations is not None and fixations.any():
-        gaze = drawings.with_fixations(frame, density_map(clip, index, fixations), fixations)
-    return {
-        "frame": (data_uri(frame), ""),
-        "fixations": (data_uri(gaze), ""),
-        "teacher": (heat(teacher), ""),
-        "student, step": (heat(step), f"peak {step.max():.2f}"),
-        "student, image": (heat(image), f"peak {image.max():.2f}"),
-        "step minus image": (data_uri(drawings.difference_map(step - image)), ""),
+) -> dict[str, tuple[np.ndarray, str, str]]:
+    """One frame, and the maps of it, the observers', the teacher's, the student's: the picture, what it shows, a note."""
+    files = {
+        "student, step": (_heat(frame, step), "map of the student's step file", f"peak {step.max():.2f}"),
+        "student, image": (_heat(frame, image), "map of the student's image file", f"peak {image.max():.2f}"),
+        "step minus image": (
+            drawings.difference_map(frame, step - image),
+            "map of the step file minus that of the image file",
+            "",
+        ),
     }
+    if clip.static:  # both files give the same map
+        files = {"student": files["student, image"]}
+    return {
+        "frame": (frame, "frame", ""),
+        "observers": (_gaze(clip, index, frame), "the observers' fixations", ""),
+        "teacher": (_heat(frame, teacher), "the teacher's map", ""),
+        **files,
+    }
+
+
+def _heat(frame: np.ndarray, saliency: np.ndarray) -> np.ndarray:
+    return overlay(frame, peak_normalised(saliency))
+
+
+def _gaze(clip: Clip, index: int, frame: np.ndarray) -> np.ndarray:
+    """The observers' density map with their fixations; the bare frame where there are none."""
+    fixations = fixation_map(clip, index)
+    if fixations is None or not fixations.any():
+        return frame
+    return drawings.with_fixations(frame, density_map(clip, index, fixations), fixations)
+
+
+def _loop(clip: Clip, labels: LabelStore, step: Predictor) -> dict[str, Any]:
+    """The first LOOP_SECONDS of a clip: frame, observers, teacher and student side by side, moving and standing still."""
+    times = np.array([clip.time_of(index) for index in range(clip.frames)])
+    ticks = np.arange(0, min(LOOP_SECONDS, clip.seconds), 1 / LOOP_FPS)
+    shown = np.unique(np.searchsorted(times, ticks + 1e-6, "right") - 1).tolist()
+    teacher, panels = _teacher_maps(clip, labels, shown), []
+    step.reset()
+    for index, frame in enumerate(clip.read()):
+        saliency = step.predict(frame)
+        if index in teacher:
+            pictures = {"frame": frame, "observers": _gaze(clip, index, frame)}
+            pictures |= {"teacher": _heat(frame, teacher[index]), "student": _heat(frame, saliency)}
+            panels.append(drawings.four_panels(pictures))
+        if index == shown[-1]:
+            break
+    moving, still = drawings.looping_clip(panels, LOOP_FPS)
+    height, width = panels[0].shape[:2]
+    return {"clip": clip.id, "moving": moving, "still": still, "width": width, "height": height}
 
 
 def _checks(origin: Provenance, parity: Mapping[str, Any], taken: Mapping[str, Any], run: RunDir) -> dict[str, str]:
