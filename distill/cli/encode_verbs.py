@@ -1,5 +1,6 @@
 """Verbs that encode video with a saliency map: `encode` writes one file, `bd` measures what a map gains."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,9 @@ OUTPUT = ".mp4, .mkv, ...; - for standard output; optional with --roi-out"
 BUFSIZE = "kbit of a decoder's buffer that --maxrate fills; default: those of one second"
 CONTAINER = "mkv, mp4, mov, ts, ...; default: by the suffix, and mkv for - and pipes"
 START = "where in each clip they begin; in the first second gaze sits in the middle, whatever is shown"
+CONTROL = "crf; 2pass; vbv (one pass, a decoder that holds one second): BD-rate is of the rates that come out"
+MEASURES = "psnr, ssim, xpsnr, vmaf (and VMAF-NEG); default: all that are there; psnr is always taken"
+OBSERVERS = "half of the observers as one more map, where they are known: all weights are then those of the other half"
 
 
 def encode(
@@ -92,9 +96,18 @@ def bd(
     clips: Annotated[str | None, Option(metavar="ID,ID", help="clips of the corpus; default: all with gaze")] = None,
     frames: Annotated[str, Option(metavar="N|all", help="frames of each clip")] = "100",
     start: Annotated[str, Option(metavar="SECONDS|middle", help=START)] = "1",
-    crfs: Annotated[str, Option("--crf", metavar="N,N", help="the rates; two or more")] = "22,27,32,37",
+    control: Annotated[str, Option("--rate-control", help=CONTROL)] = "crf",
+    crfs: Annotated[str, Option("--crf", metavar="N,N", help="the rates of crf; two or more")] = "22,27,32,37",
+    bitrates: Annotated[str | None, Option("--bitrate", metavar="N,N", help="those of 2pass and vbv, in kbit/s")] = None,
+    measures: Annotated[str | None, Option(metavar="NAME,NAME", help=MEASURES)] = None,
+    strengths: Annotated[
+        str | None, Option(metavar="N,N", help="several, to see what each map gains and costs by strength")
+    ] = None,
+    observers: Annotated[bool, Option("--observers", help=OBSERVERS)] = False,
     encoder: EncoderOptions,
-    out: Annotated[Path | None, Option("--out", "-o", metavar="PNG", help="draw the curves")] = None,
+    out: Annotated[
+        Path | None, Option("--out", "-o", metavar="PNG", help="draw the curves; of several strengths, the gain")
+    ] = None,
     table: Annotated[Path | None, Option("--csv", metavar="FILE", help="write all values, one per line")] = None,
     jobs: Annotated[int, Option("--jobs", "-j", help="clips at the same time, each with one encoder thread", min=1)] = 1,
     threads: Annotated[int, Option(help="threads of the encoder; 0: its default", min=0)] = 0,
@@ -102,21 +115,22 @@ def bd(
 ) -> None:
     """BD-rate of saliency-guided encoding: each model's map, and a centred Gaussian, against no map.
 
-    Quality is PSNR, over all pixels equally and weighted by where people look.
+    Quality is PSNR, over all pixels equally and weighted by where people look; and SSIM, XPSNR and VMAF of the whole frame.
+    With --csv or --out, the same command continues after an interrupt.
 
     [bold]distill bd --corpus dhf1k --root DHF1K --clips 601,602 -o curves.png[/bold] compares the student that ships.
     """
     extras.require("encode")
-    from distill.encoding import bd_tables
-    from distill.encoding.compare import Work, compare
-    from distill.encoding.excerpts import find_sources, read_span, unique_names
+    from distill.encoding.bd import tables
+    from distill.encoding.bd.compare import Work, compare, make_codings
+    from distill.encoding.bd.excerpts import find_sources, read_span, unique_names
+    from distill.encoding.bd.measures import choose_measures
 
-    coding, shaping = _settings(encoder, threads=threads or (1 if jobs > 1 else 0))
+    coding, shapings = _sweep(encoder, strengths, threads=threads or (1 if jobs > 1 else 0))
     span = read_span(frames, start)
-    try:
-        rates = [float(text) for text in crfs.split(",")]
-    except ValueError:
-        raise UsageError(f"--crf {crfs}: must be numbers, as in 22,27,32,37") from None
+    if (control == "crf") == (bitrates is not None):
+        raise UsageError("--bitrate N,N belongs to --rate-control 2pass and vbv; crf takes --crf N,N")
+    codings = make_codings(coding, control, bitrates or crfs)
     for file in (out, table):  # encodes take long: fail first if the results cannot be written
         if file and (file.is_dir() or any(parent.is_file() for parent in file.absolute().parents)):
             raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
@@ -125,29 +139,51 @@ def bd(
     read = {"INPUT": inputs, "--model": models, "--judge": [proxy] if proxy else None}
     check_distinct({"--out": out, "--csv": table}, [(what, path) for what, paths in read.items() for path in paths or []])
     narrator = interruptible(output.quiet)
-    sources = find_sources(inputs or [], corpus, root, clips, span, narrator)
+    chosen = choose_measures(measures, narrator)
+    sources = find_sources(inputs or [], corpus, root, clips, span, narrator, observers)
     models = models or [shipped(narrator)]
-    result = compare(sources, span, Work(unique_names(models), coding, shaping, rates, proxy), narrator, jobs)
+    work = Work(unique_names(models), codings, shapings, chosen, proxy, observers)
+    kept = next((path.with_name(f"{path.name}.unfinished") for path in (table, out) if path), None)
+    result = compare(sources, span, work, narrator, jobs, kept)
     result["files"] = [str(path) for path in (out, table) if path]
     if out:
-        bd_tables.plot(result, out)
+        tables.plot(result, out)
     if table:
-        bd_tables.write_csv(result, table)
+        tables.write_csv(result, table)
     if output.as_json:
         print_json({"schema": 1, **result})
     else:
-        settings = (
-            f"{encoder.codec} {encoder.preset}, CRF {crfs}, mapping {encoder.mapping}, strength {shaping.strength:g}, {span}"
-        )
-        print_cells(f"{settings}, against no map", "clip, map", bd_tables.clip_cells(result))
+        rates = f"CRF {crfs}" if control == "crf" else f"{control} {bitrates} kbit/s"
+        strength = f", strength {shapings[0][1].strength:g}" if len(shapings) == 1 else ""
+        settings = f"{encoder.codec} {encoder.preset}, {rates}, mapping {encoder.mapping}{strength}, {span}"
+        print_cells(f"{settings}, against no map", "clip, map", tables.clip_cells(result))
         if (done := len(result["clips"])) > 1:
-            few = "; too narrow with so few clips" if done < bd_tables.FEW_CLIPS else ""
-            print_cells(f"mean over {done} clips, and 95 % intervals{few}", "map", bd_tables.mean_cells(result))
+            few = "; too narrow with so few clips" if done < tables.FEW_CLIPS else ""
+            print_cells(f"mean over {done} clips, and 95 % intervals{few}", "map", tables.mean_cells(result))
             if result["differences"]:
-                print_cells("how maps differ, on the same clips", "", bd_tables.difference_cells(result))
-        print_files([*bd_tables.legend(result), *result["files"]])
+                print_cells("how maps differ, on the same clips", "", tables.difference_cells(result))
+        print_files([*tables.legend(result), *result["files"]])
     if result["unfinished"]:
-        raise Interrupted(f"bd, after {len(result['clips'])} of {len(sources)} clips")
+        again = f"; the same command continues from {kept}" if kept else ""
+        raise Interrupted(f"bd, after {len(result['clips'])} of {len(sources)} clips{again}")
+
+
+def _sweep(options: EncoderOptions, strengths: str | None, **coding: Any) -> Any:
+    """How the encoder is run, and every mapping with every strength. Raises UsageError for values that it does not take."""
+    if strengths is not None and options.strength is not None:
+        raise UsageError("--strength and --strengths exclude each other; give one")
+    try:
+        values = [float(text) for text in strengths.split(",")] if strengths else [options.strength]
+    except ValueError:
+        raise UsageError(f"--strengths {strengths}: must be numbers, as in 0.5,1,1.5") from None
+    shapings = []
+    for mapping in options.mapping.split(","):
+        for strength in values:
+            made, shaping = _settings(replace(options, mapping=mapping, strength=strength), **coding)
+            shapings.append((mapping, shaping))
+    if len({str(pair) for pair in shapings}) < len(shapings):
+        raise UsageError(f"--mapping {options.mapping} --strengths {strengths}: one of them is there twice")
+    return made, shapings
 
 
 def _settings(options: EncoderOptions, **coding: Any) -> Any:

@@ -70,8 +70,9 @@ def test_the_command_line_surface_is_frozen():
             "--bufsize", "--tune", "--profile", "--container",
         ]),
         "bd": sorted([
-            "--model", "--corpus", "--root", "--clips", "--frames", "--start", "--jobs", "--codec", "--crf", "--preset",
-            "--mapping", "--strength", "--block", "--prior", "--neutral", "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
+            "--model", "--corpus", "--root", "--clips", "--frames", "--start", "--jobs", "--measures", "--observers", "--strengths",
+            "--rate-control", "--bitrate", "--codec", "--crf", "--preset", "--mapping", "--strength", "--block", "--prior", "--neutral",
+            "--judge", "--out", "--csv", "--threads", "--json", "--quiet",
         ]),
         "inspect": ["--corpus", "--json", "--out", "--quiet", "--show"], "doctor": ["--json"],
         "catalogue": ["--json"], "fetch": ["--json", "--quiet", "--url"],

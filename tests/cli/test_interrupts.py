@@ -53,7 +53,7 @@ except KeyboardInterrupt:
 
 def test_a_result_that_was_interrupted_is_one_object(tmp_path, monkeypatch):
     from distill.cli import output
-    from distill.encoding import compare
+    from distill.encoding.bd import compare
 
     def half(*_, **__):
         output.print_json({"clips": {}})
@@ -61,7 +61,7 @@ def test_a_result_that_was_interrupted_is_one_object(tmp_path, monkeypatch):
 
     (tmp_path / "v.mp4").write_bytes(b"")
     monkeypatch.setattr(compare, "compare", half)
-    monkeypatch.setattr("distill.encoding.excerpts.find_sources", lambda *_: ["v"])
+    monkeypatch.setattr("distill.encoding.bd.excerpts.find_sources", lambda *_: ["v"])
     result = invoke("bd", "v.mp4", "--json", cwd=tmp_path)
     assert result.returncode == 130 and json.loads(result.stdout) == {"clips": {}}
     assert result.stderr.splitlines()[-1] == "distill: interrupted: bd, after 1 of 2 clips"

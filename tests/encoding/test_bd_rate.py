@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("av")
 
-from distill.encoding.compare import bd_rate
+from distill.encoding.bd.summary import bd_rate
 
 CURVE = [(100.0, 30.0), (200.0, 33.0), (410.0, 35.5), (800.0, 37.0)]
 quick = settings(max_examples=50, deadline=None)

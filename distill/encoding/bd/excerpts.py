@@ -8,18 +8,19 @@ Pictures and weights are mapped files: a clip in full length may be larger than 
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import av
 import cv2
 import numpy as np
 import onnx
 
-from distill.corpora import Clip, density_map, fixation_map, open_corpus, recognise
+from distill.corpora import SIGMA, Clip, Points, blur, density_map, fixation_points, open_corpus, recognise
 from distill.corpora.readers.stamps import position
 from distill.corpora.video import probe, read_frames
 from distill.encoding.encoders import Picture
@@ -27,6 +28,7 @@ from distill.encoding.maps import MODEL_WIDTH, map_of
 from distill.export.streaming import Stream
 from distill.recipe import keys
 from distill.run.errors import UsageError
+from distill.run.files import fingerprint
 from distill.run.progress import Narrator
 
 
@@ -73,22 +75,31 @@ def read_span(frames: str, start: str) -> Span:
 class Excerpt:
     """Consecutive frames of a clip as an encoder gets them, and the weights of their pixels."""
 
+    PIXELS: ClassVar[str] = "pixels.yuv"  # the file of the frames in `folder`
+
+    folder: Path
     picture: Picture
     pixels: np.ndarray  # yuv420p: uint8 [T,H*3/2,W]
     weights: dict[int, np.ndarray]  # by frame, float32 [h,w] that covers it, not all zero; frames without weights are not there
     weights_by: str | None = None  # the key in results: gaze, or judge for proxy weights
     proxy: str | None = None  # name of the model that gives proxy weights
+    observed: dict[int, np.ndarray] = field(
+        default_factory=dict
+    )  # as `weights`: where observers looked that do not count in them
     start: float = 0.0  # when the first frame is shown in the clip, in seconds
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def frame(self, index: int) -> av.VideoFrame:
+        """A frame; the first one is at time 0."""
+        frame = av.VideoFrame.from_ndarray(self.pixels[index], format="yuv420p")
+        frame.pts, frame.time_base = index, self.picture.time_base
+        return frame
+
     def frames(self) -> Iterator[av.VideoFrame]:
-        """The frames, from time 0 on."""
-        for index, planes in enumerate(self.pixels):
-            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            frame.pts, frame.time_base = index, self.picture.time_base
-            yield frame
+        """All frames, each made where it is used."""
+        return map(self.frame, range(len(self)))
 
     def luma(self, index: int) -> np.ndarray:
         """The luma of a frame, uint8 `[H,W]`."""
@@ -103,8 +114,18 @@ class Excerpt:
 
 Reader = Callable[[Path], Excerpt]
 """Reads a clip; its files are in the folder, which must stay as long as the excerpt is used."""
-Source = tuple[str, Reader]
-"""The name of a clip, and its reader."""
+
+
+class Source(NamedTuple):
+    """A clip to be read."""
+
+    name: str
+    read: Reader
+    identity: str = ""  # changes with what is read
+
+
+Density = Callable[[int], np.ndarray | None]
+"""Where people look in a frame, float32 `[H,W]`, not normalised; None where that is not known."""
 
 
 def read_video(path: Path, span: Span, folder: Path) -> Excerpt:
@@ -112,36 +133,58 @@ def read_video(path: Path, span: Span, folder: Path) -> Excerpt:
     facts = probe(path)
     chosen = span.of(facts.frames, facts.fps, facts.times)
     frames = islice(read_frames(path, start=chosen.start), len(chosen))
-    return replace(make_excerpt(frames, facts.fps, lambda index: None, folder), start=facts.time_of(chosen.start))
+    return replace(make_excerpt(frames, facts.fps, folder), start=facts.time_of(chosen.start))
 
 
-def read_clip(clip: Clip, span: Span, folder: Path) -> Excerpt:
-    """The excerpt of a corpus's clip, with the density of its fixations. Frames without fixations have no weights."""
+def read_clip(clip: Clip, span: Span, halves: bool, folder: Path) -> Excerpt:
+    """The excerpt of a corpus's clip, with the density of its fixations. Frames without fixations have no weights.
+
+    halves: where observers are known, half of them give the weights, the others `observed`.
+    """
+    chosen = span.of(clip.frames, clip.fps, clip.times)
+
+    def points_in(index: int) -> Points | None:
+        points = fixation_points(clip, chosen[index])
+        return points if points is not None and len(points.rows) else None
 
     def density(index: int) -> np.ndarray | None:
-        fixations = fixation_map(clip, chosen[index])
-        return density_map(clip, chosen[index], fixations) if fixations is not None and fixations.any() else None
+        points = points_in(index)
+        return None if points is None else density_map(clip, chosen[index], points.as_map(clip))
 
-    chosen = span.of(clip.frames, clip.fps, clip.times)
+    def density_of_half(half: int, index: int) -> np.ndarray | None:
+        points = points_in(index)
+        if points is None or points.observers is None:
+            return None
+        # Every other observer by their numbers, which they keep through the clip.
+        mine = points.observers % 2 == half
+        return blur(Points(points.rows[mine], points.columns[mine]).as_map(clip), SIGMA * clip.width) if mine.any() else None
+
     frames = islice(clip.read(start=chosen.start), len(chosen))
-    return replace(make_excerpt(frames, clip.fps, density, folder), start=clip.time_of(chosen.start))
+    known = halves and any(p is not None and p.observers is not None for p in map(points_in, range(len(chosen))))
+    densities = [partial(density_of_half, half) for half in (0, 1)] if known else [density]
+    return replace(make_excerpt(frames, clip.fps, folder, *densities), start=clip.time_of(chosen.start))
 
 
 def make_excerpt(
-    frames: Iterable[np.ndarray], fps: float, density: Callable[[int], np.ndarray | None], folder: Path
+    frames: Iterable[np.ndarray], fps: float, folder: Path, density: Density = lambda index: None, observed: Density | None = None
 ) -> Excerpt:  # fmt: skip
     """The excerpt of frames uint8 RGB `[H,W,3]`, cropped to even sides.
 
-    density: where people look in the frame of this number, counted from the first of these, float32 `[H,W]`; None where that is
-    not known. folder: for the files of pictures and weights.
+    folder: for the files of pictures and weights. density: what the weights are made of, by frame, counted from the first of these;
+    observed: of observers that do not count in it.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    pixels = _mapped(folder / "pixels", map(_yuv420p, frames))
+    pixels = _mapped(folder / Excerpt.PIXELS, map(_yuv420p, frames))
     height, width = len(pixels[0]) * 2 // 3, pixels.shape[2]
+
+    def cropped(of: Density) -> Iterator[tuple[int, np.ndarray]]:
+        maps = ((index, of(index)) for index in range(len(pixels)))
+        return ((index, found[:height, :width]) for index, found in maps if found is not None)
+
+    weights = _map_weights(folder / "weights", cropped(density))
+    others = _map_weights(folder / "observed", cropped(observed)) if observed and weights else {}
     picture = Picture(width, height, "yuv420p", 1 / rate, rate)
-    known = ((index, density(index)) for index in range(len(pixels)))
-    weights = _map_weights(folder, ((index, of[:height, :width]) for index, of in known if of is not None))
-    return Excerpt(picture, pixels, weights, "gaze" if weights else None)
+    return Excerpt(folder, picture, pixels, weights, "gaze" if weights else None, observed=others)
 
 
 def _yuv420p(rgb: np.ndarray) -> np.ndarray:
@@ -150,7 +193,7 @@ def _yuv420p(rgb: np.ndarray) -> np.ndarray:
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width])).reformat(format="yuv420p").to_ndarray()
 
 
-def _map_weights(folder: Path, maps: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
+def _map_weights(path: Path, maps: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
     """Maps `[h,w]` by frame, those that are not all zero, in a file. Larger ones are reduced to what a model sees: density is
     smooth, and its sigma 2 % of the width."""
     indices = []
@@ -163,7 +206,7 @@ def _map_weights(folder: Path, maps: Iterable[tuple[int, np.ndarray]]) -> dict[i
                 size = round(weights.shape[1] * scale), max(1, round(weights.shape[0] * scale))
                 yield cv2.resize(weights.astype(np.float32), size, interpolation=cv2.INTER_AREA)
 
-    kept = _mapped(folder / "weights", reduced())
+    kept = _mapped(path, reduced())
     return dict(zip(indices, kept, strict=True))
 
 
@@ -177,21 +220,26 @@ def _mapped(path: Path, arrays: Iterable[np.ndarray]) -> np.ndarray:
     return np.memmap(path, last.dtype, "r", shape=(count, *last.shape)) if count else np.empty((0, 0))
 
 
-def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str, folder: Path) -> Excerpt:
-    """The excerpt with a model's maps as weights, where there is no gaze. Frames whose map is zero have no weights. folder: for
-    the file of the weights."""
+def with_proxy_weights(excerpt: Excerpt, stream: Stream, name: str) -> Excerpt:
+    """The excerpt with a model's maps as weights, where there is no gaze. Frames whose map is zero have no weights."""
     if excerpt.weights:
         return excerpt
     stream.reset()
 
     def maps() -> Iterator[tuple[int, np.ndarray]]:
+        height, width = excerpt.picture.size
         for index, frame in enumerate(excerpt.frames()):
             try:
-                yield index, map_of(frame, excerpt.picture.size, stream, float(frame.time or 0)).values
+                found = map_of(frame, excerpt.picture.size, stream, float(frame.time or 0))
             except ValueError as error:
                 raise UsageError(str(error)) from None
+            values, cell = found.values, found.cell
+            if cell:  # the last ones reach beyond the frame
+                size = values.shape[1] * cell, values.shape[0] * cell
+                values = cv2.resize(values, size, interpolation=cv2.INTER_LINEAR)[:height, :width]
+            yield index, values
 
-    weights = _map_weights(folder, maps())
+    weights = _map_weights(excerpt.folder / "weights", maps())
     return replace(excerpt, weights=weights, weights_by="judge", proxy=name) if weights else excerpt
 
 
@@ -223,10 +271,12 @@ def _tensor_digests(path: Path) -> dict[bytes, int]:
 
 
 def find_sources(
-    videos: Sequence[Path], corpus: str | None, root: Path | None, clips: str | None, span: Span, narrator: Narrator
-) -> list[Source]:
-    """Videos, and clips of a corpus (`clips`: ids, by default all with annotation), each with its reader. Only these are opened."""
-    found: list[Source] = [(name, partial(read_video, path, span)) for name, path in unique_names(videos).items()]
+    videos: Sequence[Path], corpus: str | None, root: Path | None, clips: str | None, span: Span, narrator: Narrator,
+    halves: bool = False,
+) -> list[Source]:  # fmt: skip
+    """Videos, and clips of a corpus (`clips`: ids, by default all with annotation), each with its reader; only these are opened.
+    halves: see `read_clip`."""
+    found = [Source(name, partial(read_video, path, span), _identity(path)) for name, path in unique_names(videos).items()]
     for path in videos:
         if not path.is_file():
             raise UsageError(f"{path}: no such video" + ("; it is a folder" if path.is_dir() else ""))
@@ -239,11 +289,17 @@ def find_sources(
         recipe = keys.Corpus(name=corpus, root=(str(root),))
         named = list(dict.fromkeys(clips.split(","))) if clips else []
         opened = open_corpus(corpus, [str(root)], narrator.track, recipe, named)
-        chosen = [clip for clip in opened.clips if not clip.static and (named or clip.annotated_frames)]
-        found += [(clip.id, partial(read_clip, clip, span)) for clip in chosen]
+        for clip in opened.clips:
+            if not clip.static and (named or clip.annotated_frames):
+                found.append(Source(clip.id, partial(read_clip, clip, span, halves), _identity(Path(clip.video), clip)))
     if not found:
         raise UsageError("which clips? name videos, or a --corpus with its --root")
     return found
+
+
+def _identity(video: Path, *more: Any) -> str:
+    stat = video.stat() if video.exists() else None
+    return fingerprint(str(video.absolute()), stat and [stat.st_size, stat.st_mtime_ns], list(map(str, more)))
 
 
 def unique_names(files: Sequence[Path]) -> dict[str, Path]:

@@ -1,0 +1,1 @@
+"""`distill bd`: what a map gains, as BD-rates of whole clips and of where people look."""
