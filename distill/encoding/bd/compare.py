@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
@@ -83,7 +84,7 @@ class Work:
         """Changes with everything that a clip's result depends on, besides the clip."""
         files = {name: sha256(path.read_bytes()).hexdigest() for name, path in self.models.items()}
         proxy = sha256(self.proxy.read_bytes()).hexdigest() if self.proxy else None
-        settings = [asdict(value) for value in (*self.codings, *(shaping for _, shaping in self.shapings))]
+        settings = [[asdict(coding) for coding in self.codings], [asdict(shaping) for _, shaping in self.shapings]]
         return fingerprint(files, settings, self.measures.names, proxy, self.observers)
 
 
@@ -101,14 +102,14 @@ def make_codings(coding: Coding, control: str, rates: str) -> list[Coding]:
         raise UsageError(f"{option} {rates}: give two or more different rates")
     if control not in CONTROLS:
         raise UsageError(f"--rate-control {control} is unknown; there are {', '.join(CONTROLS)}")
+    if control != "crf" and min(values) < 1:
+        raise UsageError(f"--bitrate {rates}: must be kbit/s, 1 or more")
     if control == "crf":
         codings = [replace(coding, crf=value) for value in values]
-    elif min(values) < 1:
-        raise UsageError(f"--bitrate {rates}: must be kbit/s, 1 or more")
+    elif control == "2pass":
+        codings = [replace(coding, bitrate=round(value), two_pass=True) for value in values]
     else:
-        kbps = map(round, values)
-        buffers = {"2pass": {"two_pass": True}, "vbv": {}}[control]
-        codings = [replace(coding, bitrate=rate, **(buffers or {"maxrate": rate, "bufsize": rate})) for rate in kbps]
+        codings = [replace(coding, bitrate=(rate := round(value)), maxrate=rate, bufsize=rate) for value in values]
     for of_point in codings:
         check_coding(of_point)
     return codings
@@ -264,15 +265,14 @@ def measure_clip(source: Source, work: Work, step: Step) -> dict[str, Any]:
 
 def _maps_of(excerpt: Excerpt, work: Work) -> dict[str, Stream | Maps | None]:
     """No map, and every map that there is of this clip."""
-    maps = {NO_MAP: None, CENTRE: centre_map, **{name: open_maps(path, None) for name, path in work.models.items()}}
+    maps: dict[str, Stream | Maps | None] = {NO_MAP: None, CENTRE: centre_map}
+    maps |= {name: open_maps(path, None) for name, path in work.models.items()}
     if work.observers and excerpt.observed:
-        frames = np.array(sorted(excerpt.observed))
+        frames = sorted(excerpt.observed)
 
         def observed(frame: np.ndarray, seconds: float) -> np.ndarray:
-            latest = (
-                np.searchsorted(frames, seconds * float(excerpt.picture.rate) + 0.5) - 1
-            )  # until somebody is seen to look again
-            found = excerpt.observed[int(frames[max(latest, 0)])]
+            latest = bisect(frames, seconds * float(excerpt.picture.rate) + 0.5) - 1  # holds until one of them looks again
+            found = excerpt.observed[frames[max(latest, 0)]]
             return np.minimum(found / found.max(), 1)
 
         maps[OBSERVERS] = observed
