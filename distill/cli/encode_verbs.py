@@ -16,6 +16,7 @@ from distill.run.files import check_distinct
 OUTPUT = ".mp4, .mkv, ...; - for standard output; optional with --roi-out"
 BUFSIZE = "kbit of a decoder's buffer that --maxrate fills; default: those of one second"
 CONTAINER = "mkv, mp4, mov, ts, ...; default: by the suffix, and mkv for - and pipes"
+GOP = "the --gop that kvazaar will run with, whose order its maps need: 0, 8 or 16, the default and kvazaar's own"
 START = "where in each clip they begin; in the first second gaze sits in the middle, whatever is shown"
 CONTROL = "crf; 2pass; vbv (one pass, a decoder that holds one second): BD-rate is of the rates that come out"
 MEASURES = "psnr, ssim, xpsnr, vmaf (and VMAF-NEG); default: all that are there; psnr is always taken"
@@ -40,7 +41,10 @@ def encode(
     container: Annotated[str | None, Option(help=CONTAINER)] = None,
     cuts: Annotated[bool, Option("--cuts/--no-cuts", help="scene cuts reset the model's state")] = True,
     roi_out: Annotated[Path | None, Option(metavar="FILE", help="write the offsets for another encoder")] = None,
-    format_: Annotated[str | None, Option("--format", help="of --roi-out: kvazaar (text, or *.bin), svt-av1, addroi")] = None,
+    format_: Annotated[
+        str | None, Option("--format", help="of --roi-out: kvazaar (text, or *.bin), svt-av1, addroi, int8")
+    ] = None,
+    gop: Annotated[int | None, Option(help=GOP)] = None,
     video_only: Annotated[bool, Option("--video-only", help="leave audio and subtitles out")] = False,
     threads: Annotated[int, Option(help="threads of model and encoder; 0: one, and the encoder's default", min=0)] = 0,
     output: Output,
@@ -59,7 +63,7 @@ def encode(
         encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []), two_pass=two_pass, maxrate=maxrate,
         bufsize=bufsize, tune=tune, profile=profile,
     )  # fmt: skip
-    roi = check_outputs(source, target, model, map_, roi_out, format_, container)
+    roi = check_outputs(source, target, model, map_, roi_out, format_, container, gop)
     piped = target is not None and is_stream(target)
     if piped and output.as_json:
         raise UsageError(f"--json would mix with the video on {target}; name a file as OUTPUT, or leave --json out")

@@ -21,21 +21,19 @@ from distill.encoding.passes import Plan, two_passes
 from distill.encoding.planner import Planner
 from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import RegionMarker, check_map_counts
-from distill.encoding.roi_files import FORMATS, RoiFile, addroi_command
+from distill.encoding.roi_files import FORMATS, GOPS, RoiFile, RoiOutput, addroi_command
 from distill.export.streaming import Stream
 from distill.run.errors import UsageError
 from distill.run.files import check_distinct, write_bytes
 from distill.run.pipes import as_file, is_stream
 from distill.run.progress import Narrator
 
-Roi = tuple[Path, str]  # a file for another encoder, and its format
-
 
 def check_outputs(
     source: Path, target: Path | None, model: Path | None, map_name: str | None, roi_file: Path | None, format_: str | None,
-    container: str | None = None,
-) -> Roi | None:  # fmt: skip
-    """The ROI file and its format, if requested. Raises UsageError for options that do not go together, and where an output is a
+    container: str | None = None, gop: int | None = None,
+) -> RoiOutput | None:  # fmt: skip
+    """The file for another encoder, if requested. Raises UsageError for options that do not go together, and where an output is a
     folder, another output, a file that is read, or of no known container."""
     if (roi_file is None) != (format_ is None):
         raise UsageError(f"--roi-out FILE and --format go together; formats: {', '.join(FORMATS)}")
@@ -43,6 +41,8 @@ def check_outputs(
         raise UsageError("name the file to write, or a --roi-out")
     if format_ not in (None, *FORMATS):
         raise UsageError(f"--format {format_} is unknown; there are {', '.join(FORMATS)}")
+    if gop is not None and (format_ != "kvazaar" or gop not in GOPS):
+        raise UsageError(f"--gop {gop}: goes with --format kvazaar, and is one of {', '.join(map(str, GOPS))}")
     if roi_file and map_name == "none":
         raise UsageError("--map none has no map to write with --roi-out")
     for path in (target, roi_file):
@@ -53,12 +53,14 @@ def check_outputs(
     check_distinct({"OUTPUT": replaced, "--roi-out": roi_file}, [("INPUT", read), ("--model", model)])
     if target:
         format_of(target, container)
-    return (roi_file, format_) if roi_file and format_ else None
+    if roi_file is None or format_ is None:
+        return None
+    return RoiOutput(roi_file, format_) if gop is None else RoiOutput(roi_file, format_, gop)
 
 
 def encode(
     source: Path, target: Path | None, maps: Stream | Maps | None, coding: Coding, shaping: Shaping, narrator: Narrator,
-    roi: Roi | None = None, video_only: bool = False, container: str | None = None,
+    roi: RoiOutput | None = None, video_only: bool = False, container: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Encodes a video with a map for every frame, writes the offsets for another encoder (`roi`), or both.
 
@@ -75,14 +77,14 @@ def encode(
         check_holds(target, container, coding)
     with as_file(source, narrator.stop) as file:
         facts, planner, picture = _encode_file(file, target, maps, coding, shaping, narrator, roi, video_only, container)
-    if roi and roi[1] == "addroi":
-        write_bytes(roi[0], addroi_command(source, planner.static(), shaping.block, picture.size, picture.bits))
+    if roi and roi.format == "addroi":
+        write_bytes(roi.path, addroi_command(source, planner.static(), shaping.block, picture.size, picture.bits))
     return facts
 
 
 def _encode_file(
     source: Path, target: Path | None, maps: Stream | Maps | None, coding: Coding, shaping: Shaping, narrator: Narrator,
-    roi: Roi | None, video_only: bool, holder: str | None,
+    roi: RoiOutput | None, video_only: bool, holder: str | None,
 ) -> tuple[dict[str, Any], Planner, Picture]:  # fmt: skip
     contents = videos.survey(source)
     first = videos.first_frame(source)
@@ -94,8 +96,8 @@ def _encode_file(
         if target and maps:
             check_map_counts(picture, coding)
         planner = Planner(picture, maps, shaping)
-        if roi and maps and roi[1] != "addroi":
-            planner.add_file(stack.enter_context(RoiFile(*roi)))
+        if roi and maps and roi.format != "addroi":
+            planner.add_file(stack.enter_context(RoiFile(roi, picture.size, shaping.block)))
         plan: Plan = planner.plan
         second, out = None, None
         if target and coding.two_pass:
@@ -120,7 +122,7 @@ def _encode_file(
             out.finish(frames)
     size = out.bytes if out else 0
     facts = {
-        "files": [str(path) for path in (target, roi[0] if roi else None) if path and not is_stream(path)],
+        "files": [str(path) for path in (target, roi.path if roi else None) if path and not is_stream(path)],
         "codec": coding.codec if target else None,
         "frames": planner.frames,
         "seconds": round(planner.seconds, 3),

@@ -11,8 +11,8 @@ import numpy as np
 
 from distill.encoding.encoders import Picture
 from distill.encoding.maps import FrameMap, Maps, luma_of, map_of
-from distill.encoding.qp_offsets import BLOCKS, MAPPINGS, NEUTRAL, STRONGEST, Shaping, areas, block_bits, qp_offsets, step_for
-from distill.encoding.roi_files import SVT_BLOCK, SVT_LEVELS, RoiFile
+from distill.encoding.qp_offsets import BLOCKS, MAPPINGS, NEUTRAL, STRONGEST, Shaping, areas, block_bits, qp_offsets
+from distill.encoding.roi_files import OWN_BLOCK, RoiFile
 from distill.export.streaming import Stream
 from distill.run.errors import UsageError
 
@@ -70,9 +70,7 @@ class Planner:
 
     def add_file(self, file: RoiFile) -> None:
         """Adds a file that also gets every frame's offsets, within the limits of the encoder that it is for."""
-        shaping = self.shaping
-        if file.format == "svt-av1":
-            shaping = replace(shaping, block=SVT_BLOCK, step=step_for(SVT_LEVELS, max(map(abs, shaping.reach))))
+        shaping = replace(self.shaping, block=OWN_BLOCK.get(file.format, self.shaping.block))
         self._file = file, OffsetTrack(shaping, self.picture.size)
 
     def plan(self, frame: av.VideoFrame) -> np.ndarray | None:

@@ -66,8 +66,8 @@ def test_the_command_line_surface_is_frozen():
         "luma": ["--json", "--out", "--quiet", "--size"],
         "encode": sorted([
             "--model", "--map", "--codec", "--crf", "--bitrate", "--preset", "--param", "--mapping", "--strength", "--block", "--prior",
-            "--neutral", "--cuts", "--roi-out", "--format", "--video-only", "--threads", "--json", "--quiet", "--two-pass", "--maxrate",
-            "--bufsize", "--tune", "--profile", "--container",
+            "--neutral", "--cuts", "--roi-out", "--format", "--gop", "--video-only", "--threads", "--json", "--quiet", "--two-pass",
+            "--maxrate", "--bufsize", "--tune", "--profile", "--container",
         ]),
         "bd": sorted([
             "--model", "--corpus", "--root", "--clips", "--frames", "--start", "--jobs", "--measures", "--observers", "--strengths",

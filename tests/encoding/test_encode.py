@@ -18,6 +18,7 @@ from distill.encoding.encoders import Coding  # noqa: E402
 from distill.encoding.maps import centre_map, open_maps  # noqa: E402
 from distill.encoding.planner import make_shaping  # noqa: E402
 from distill.encoding.qp_offsets import MAPPINGS  # noqa: E402
+from distill.encoding.roi_files import RoiOutput  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
 from distill.run.files import MACHINE  # noqa: E402
@@ -454,15 +455,17 @@ def test_unreadable_input_and_unwritable_output_are_one_line_errors(clip, tmp_pa
 
 
 def test_roi_files_are_written_with_or_without_a_video(clip, tmp_path, recorder):
-    facts = run(clip, None, left, recorder, roi=(tmp_path / "roi.txt", "kvazaar"))
-    row = " ".join(["-6"] * 5 + ["6"] * 5) + "\n"
-    assert (tmp_path / "roi.txt").read_text() == ("10 6\n" + row * 6) * 12
+    facts = run(clip, None, left, recorder, roi=RoiOutput(tmp_path / "roi.txt", "kvazaar"))
+    # 160x96 in 3x2 blocks of 64, a quarter of the second one salient
+    assert (tmp_path / "roi.txt").read_text() == "3 2\n-6 3 6\n-6 3 6\n" * 12
     assert facts["codec"] is None and facts["files"] == [str(tmp_path / "roi.txt")] and facts["bytes"] == 0
-    gentle = replace(STRONG, strength=5)
-    run(clip, tmp_path / "out.mkv", left, recorder, shaping=gentle, roi=(tmp_path / "map.txt", "svt-av1"))
-    # 160x96 in 3x2 blocks of 64, a quarter of the second one salient: -5, 2.5, 5 in steps of 3 QP, and 4 of qindex for each
-    assert (tmp_path / "map.txt").read_text() == "0 -24 12 24 -24 12 24\n"
-    run(clip, None, left, recorder, roi=(tmp_path / "cmd.sh", "addroi"))
+    gentle = replace(STRONG, strength=4)
+    run(clip, tmp_path / "out.mkv", left, recorder, shaping=gentle, roi=RoiOutput(tmp_path / "map.txt", "svt-av1"))
+    # -4, 2 and 4 QP, and 4 of qindex for each
+    assert (tmp_path / "map.txt").read_text() == "0 -16 8 16 -16 8 16\n"
+    run(clip, None, left, recorder, roi=RoiOutput(tmp_path / "cmd.sh", "addroi"))
+    run(clip, None, left, recorder, roi=RoiOutput(tmp_path / "maps.qp", "int8"))
+    assert (tmp_path / "maps.qp").read_bytes()[32:] == np.array([-6] * 5 + [6] * 5, np.int8).tobytes() * 6 * 12
     assert "-vf addroi=80:0:80:96:6/51,addroi=0:0:160:96:-6/51 -c:v libx264" in (tmp_path / "cmd.sh").read_text()
 
 
@@ -471,8 +474,10 @@ def test_roi_files_are_written_with_or_without_a_video(clip, tmp_path, recorder)
     [
         (("in", None, None, None, None, None), "name the file to write"),
         (("in", "x", None, None, "roi", None), "go together"),
-        (("in", "x", None, None, "roi", "x265"), "kvazaar, svt-av1, addroi"),
+        (("in", "x", None, None, "roi", "x265"), "kvazaar, svt-av1, addroi, int8"),
         (("in", "x", None, "none", "roi", "kvazaar"), "no map to write"),
+        (("in", None, None, None, "roi", "svt-av1", None, 8), "--gop 8: goes with --format kvazaar"),
+        (("in", None, None, None, "roi", "kvazaar", None, 12), "is one of 0, 8, 16"),
         (("in", "x.mp4", None, None, "./x.mp4", "kvazaar"), "--roi-out x.mp4 is the same file as OUTPUT x.mp4"),
         (("in", "in", None, None, None, None), "OUTPUT in is the same file as INPUT in"),
         (("in", "x", "model.onnx", None, "model.onnx", "kvazaar"), "is the same file as --model"),

@@ -6,8 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.encoding.roi_files import RoiFile, addroi, addroi_command, kvazaar_binary, kvazaar_text, rectangles, svt_event
+from distill.encoding.roi_files import (
+    RoiFile,
+    RoiOutput,
+    addroi,
+    addroi_command,
+    coding_order,
+    kvazaar_binary,
+    kvazaar_text,
+    rectangles,
+    svt_event,
+)
 
+SIZE = (24, 40)
 MAP = np.array([[2, 2, 2], [2, -6, -6]], np.int32)  # of 40x24 pixels in blocks of 16: partial at the right and at the bottom
 
 
@@ -15,7 +26,7 @@ def test_kvazaar_byte_for_byte(tmp_path):
     assert kvazaar_text(MAP) == b"3 2\n2 2 2\n2 -6 -6\n"
     assert kvazaar_binary(MAP) == struct.pack("<ii6b", 3, 2, 2, 2, 2, 2, -6, -6)
     for name, one in (("roi.txt", kvazaar_text), ("roi.bin", kvazaar_binary)):
-        with RoiFile(tmp_path / name, "kvazaar") as file:
+        with RoiFile(RoiOutput(tmp_path / name, "kvazaar", 0), SIZE, 16) as file:
             for offsets in (MAP, MAP, -MAP):  # every frame has its map, changed or not
                 file.add(offsets)
         assert (tmp_path / name).read_bytes() == one(MAP) * 2 + one(-MAP)
@@ -23,16 +34,48 @@ def test_kvazaar_byte_for_byte(tmp_path):
         kvazaar_binary(MAP * 40)
 
 
+@pytest.mark.parametrize(
+    ("gop", "frames", "expected"),
+    [
+        (16, 1, [0]),
+        (16, 22, [0, 16, 8, 4, 2, 1, 3, 6, 5, 7, 12, 10, 9, 11, 14, 13, 15, 20, 18, 17, 19, 21]),
+        (8, 13, [0, 8, 4, 2, 1, 3, 6, 5, 7, 12, 10, 9, 11]),
+        (8, 9, [0, 8, 4, 2, 1, 3, 6, 5, 7]),
+        (0, 3, [0, 1, 2]),
+    ],
+)
+def test_kvazaar_gets_its_maps_in_the_order_in_which_it_codes(tmp_path, gop, frames, expected):
+    with RoiFile(RoiOutput(tmp_path / "roi.bin", "kvazaar", gop), SIZE, 16) as file:
+        for frame in range(frames):
+            file.add(np.full((2, 3), frame))
+    assert (tmp_path / "roi.bin").read_bytes() == b"".join(kvazaar_binary(np.full((2, 3), n)) for n in expected)
+    assert sorted(coding_order(gop)) == list(range(1, max(gop, 1) + 1))
+
+
+def test_int8_reads_back(tmp_path):
+    with RoiFile(RoiOutput(tmp_path / "maps.qp", "int8"), SIZE, 16) as file:
+        for offsets in (MAP, MAP, -MAP):
+            file.add(offsets)
+    contents = (tmp_path / "maps.qp").read_bytes()
+    assert struct.unpack_from("<8s6I", contents) == (b"QPDELTA1", 16, 40, 24, 3, 2, 3)
+    assert np.array_equal(np.frombuffer(contents, np.int8, offset=32).reshape(3, 2, 3), [MAP, MAP, -MAP])
+
+
 def test_svt_av1_byte_for_byte(tmp_path):
     assert svt_event(0, MAP) == b"0 8 8 8 8 -24 -24\n"
     assert svt_event(7, MAP - 5) == b"7 0 0 0 0 -32 -32\n"  # not all below zero
     assert svt_event(1, MAP * 20) == b"1 160 160 160 160 -255 -255\n"
-    with RoiFile(tmp_path / "map.txt", "svt-av1") as file:
+    with RoiFile(RoiOutput(tmp_path / "map.txt", "svt-av1"), SIZE, 64) as file:
         for offsets in (MAP, MAP.copy(), -MAP, -MAP, MAP):
             file.add(offsets)
     assert (tmp_path / "map.txt").read_bytes() == svt_event(0, MAP) + svt_event(2, -MAP) + svt_event(4, MAP)
-    with pytest.raises(ValueError, match="at most 8 different"):
-        svt_event(0, np.arange(9).reshape(3, 3))
+
+
+def test_svt_av1_gets_eight_levels_of_the_range_in_use():
+    assert svt_event(0, np.arange(-3, 5)) == b"0 -12 -8 -4 0 4 8 12 16\n"  # as they are
+    levels = [int(word) for word in svt_event(0, np.arange(-8, 5)).split()[1:]]
+    assert len(set(levels)) == 8 and (levels[0], levels[-1]) == (-32, 16) and levels == sorted(levels)
+    assert np.abs(np.array(levels) - 4 * np.arange(-8, 5)).max() <= 48 / 7 / 2 + 0.5
 
 
 def test_addroi_byte_for_byte(tmp_path):
@@ -70,7 +113,7 @@ def test_rectangles_are_few():
 
 
 def test_an_unfinished_roi_file_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), RoiFile(tmp_path / "roi.txt", "kvazaar") as file:
+    with pytest.raises(RuntimeError), RoiFile(RoiOutput(tmp_path / "roi.txt", "kvazaar"), SIZE, 16) as file:
         file.add(MAP)
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
