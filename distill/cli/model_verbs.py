@@ -26,7 +26,7 @@ BENCH_HEADS = ("median\nms", "p90\nms", "times\nfaster", "peak\nMiB", "of\nbase"
 
 def predict(
     *,
-    video: Annotated[Path, Argument(metavar="VIDEO", help="a video file")],
+    video: Annotated[Path, Argument(metavar="VIDEO", help="a video file; - for standard input")],
     model: ModelOption = None,
     out: Annotated[Path | None, Option("--out", "-o", help=PREDICT_OUT)] = None,
     threads: Annotated[int, Option(help="CPU threads", min=1)] = 1, output: Output,
@@ -38,7 +38,8 @@ def predict(
     from distill.tools.predict import write_predictions
 
     narrator = interruptible(output.quiet)
-    written = write_predictions(video, model or shipped(narrator), out or Path(f"{video.stem}_saliency.mp4"), threads, narrator)
+    out = out or Path("saliency.mp4" if str(video) == "-" else f"{video.stem}_saliency.mp4")
+    written = write_predictions(video, model or shipped(narrator), out, threads, narrator)
     print_files([written], output.as_json)
 
 

@@ -178,8 +178,8 @@ def stated_rate(path: Path) -> float:
     return rate if stamps.plausible(rate) else 0.0
 
 
-def keeps_times(path: Path) -> bool:
-    """Whether a video that is written to this path can have frames at any time; else it has one rate."""
+def writes_h264(path: Path) -> bool:
+    """Whether a video that is written to this path is H.264, which browsers play, with frames at any times; else it has one rate."""
     return path.suffix.lower() == ".mp4" and has_pyav()
 
 
@@ -188,12 +188,13 @@ def write_video(
 ) -> None:  # fmt: skip
     """Writes uint8 RGB frames `[H,W,3]` of (height, width) `size` to a video file; its suffix chooses one of CODECS.
 
+    An .mp4 is H.264 where PyAV is installed, else MPEG-4 by OpenCV.
     times: of the frames, in seconds from the first, where they have no one rate. An .mp4 by PyAV has them as they are; other files
     have the one rate `fps`, and frames are repeated to keep the time.
     Raises UsageError if the file cannot be written, OSError if the disk is full.
     """
     with atomic(path) as temporary:
-        if len(times) and keeps_times(path):
+        if writes_h264(path):
             count = _reader().write(temporary, fps, size, frames, times)
         else:
             count = opencv.write(temporary, CODECS[path.suffix.lower()], fps, size, _steady(frames, fps, times))

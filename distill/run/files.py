@@ -66,6 +66,23 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; at the end of the block it takes its place. If the block raises, all stays as it was."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{MACHINE}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder in the system's folder for them (TMPDIR), for the length of the block. Those of killed processes are removed."""
     if os.name == "posix":  # elsewhere signal 0 ends a process
@@ -92,7 +109,7 @@ def _remove_leftovers(folder: Path) -> None:
         for path in folder.iterdir():
             match = TEMPORARY.fullmatch(path.name)
             if match and match[2] in (None, MACHINE) and not _is_alive(int(match[1])):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

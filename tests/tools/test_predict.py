@@ -1,10 +1,14 @@
 """`distill predict` on videos as they come: times, mirrors, names, codecs."""
 
 import os
+import shutil
 
+import cv2
+import numpy as np
+import onnx
 import pytest
 
-from distill.corpora.video import probe
+from distill.corpora.video import probe, read_frames, write_video
 from tests.corpora.test_video import VARIABLE, timed
 from tests.helpers import image_model, invoke
 
@@ -42,3 +46,60 @@ def test_a_codec_that_nothing_reads_is_named(tmp_path, model, monkeypatch):
     monkeypatch.setattr(video, "has_pyav", lambda: False)
     result = invoke("predict", path, "--model", model, "--out", tmp_path / "o.mp4")
     assert result.returncode == 2 and "OpenCV may lack its codec (xyz1), and PyAV reads more: pip install" in result.stderr
+
+
+def wide_model(path):
+    """A model whose map is the mean of the normalised channels: outside [0, 1]."""
+    model = onnx.load(image_model(path))
+    del model.graph.node[1]
+    model.graph.node[0].output[0] = "saliency_map"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("out", ["folder", "o.npy", "o.mp4"])
+def test_a_map_outside_its_range_is_refused_and_nothing_is_written(tmp_path, out):
+    timed(tmp_path / "v.mp4", VARIABLE[:3])
+    result = invoke("predict", tmp_path / "v.mp4", "--model", wide_model(tmp_path / "w.onnx"), "--out", tmp_path / out)
+    assert result.returncode == 2 and "v.mp4: frame 1: a saliency map must lie in [0, 1]; got " in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.mp4", "w.onnx"]
+
+
+def test_a_folder_of_maps_is_replaced_whole_or_not_at_all(tmp_path, model):
+    timed(tmp_path / "v.mp4", VARIABLE[:3])
+    folder = tmp_path / "maps"
+    for name in ("00001.png", "00004.png"):
+        folder.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / name), np.zeros((2, 2), np.uint8))
+    before = (folder / "00001.png").read_bytes()
+    damaged = shutil.copy(tmp_path / "v.mp4", tmp_path / "cut.mp4")
+    assert invoke("predict", damaged, "--model", wide_model(tmp_path / "w.onnx"), "--out", folder).returncode == 2
+    assert (folder / "00001.png").read_bytes() == before
+    assert invoke("predict", tmp_path / "v.mp4", "--model", model, "--out", folder).returncode == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["00001.png", "00002.png", "00003.png"]
+
+
+def test_an_overlay_is_h264_that_plays_while_it_loads(tmp_path):
+    av = pytest.importorskip("av")
+    picture = np.zeros((49, 81, 3), np.uint8)
+    picture[:, 40:] = 200, 40, 90
+    write_video(tmp_path / "o.mp4", 30000 / 1001, (49, 81), [picture] * 3)
+    data = (tmp_path / "o.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        video = container.streams.video[0]
+        assert (video.codec_context.name, video.pix_fmt, video.width, video.height) == ("h264", "yuv420p", 82, 50)
+        assert video.average_rate == 30000 / 1001 or abs(float(video.average_rate) - 30000 / 1001) < 1e-9
+    assert np.abs(next(read_frames(tmp_path / "o.mp4"))[:49, 60].astype(int) - picture[:, 60]).max() < 6
+
+
+def test_without_pyav_the_overlay_says_what_it_is(tmp_path, model, monkeypatch):
+    from distill.corpora import video
+
+    timed(tmp_path / "v.mp4", VARIABLE[:3])
+    monkeypatch.setattr(video, "has_pyav", lambda: False)
+    result = invoke("predict", tmp_path / "v.mp4", "--model", model, "--out", tmp_path / "o.mp4")
+    assert (
+        result.returncode == 0
+        and "o.mp4 is MPEG-4 part 2, which browsers do not play; with PyAV it is H.264: pip " in result.stderr
+    )
