@@ -18,7 +18,7 @@ from distill.encoding.container import EncodedFile, check_holds, format_of
 from distill.encoding.encoders import Coding, Picture, check_coding
 from distill.encoding.maps import Maps
 from distill.encoding.passes import Plan, two_passes
-from distill.encoding.planner import Planner
+from distill.encoding.planner import Planner, at_rate
 from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import RegionMarker, check_map_counts
 from distill.encoding.roi_files import FORMATS, GOPS, RoiFile, RoiOutput, addroi_command
@@ -95,7 +95,7 @@ def _encode_file(
             narrator.say(note)
         if target and maps:
             check_map_counts(picture, coding)
-        planner = Planner(picture, maps, shaping)
+        planner = Planner(picture, maps, at_rate(shaping, coding))
         if roi and maps and roi.format != "addroi":
             planner.add_file(stack.enter_context(RoiFile(roi, picture.size, shaping.block)))
         plan: Plan = planner.plan

@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
-from distill.encoding.encoders import Picture
+from distill.encoding.encoders import CRF, Coding, Picture
 from distill.encoding.maps import FrameMap, Maps, luma_of, map_of
 from distill.encoding.qp_offsets import BLOCKS, MAPPINGS, NEUTRAL, STRONGEST, Shaping, areas, block_bits, qp_offsets
 from distill.encoding.roi_files import OWN_BLOCK, RoiFile
@@ -32,6 +32,11 @@ def make_shaping(
     return replace(chosen, strength=strength, prior=prior, block=block, neutral=neutral)
 
 
+def at_rate(shaping: Shaping, coding: Coding) -> Shaping:
+    """The shaping for the CRF of an encode; with another rate control, for the encoder's default."""
+    return replace(shaping, crf=CRF[coding.codec] if coding.crf is None else coding.crf)
+
+
 @dataclass
 class OffsetTrack:
     """The offsets of consecutive frames, shaped in one way."""
@@ -45,7 +50,7 @@ class OffsetTrack:
     def step(self, of_frame: FrameMap, luma: np.ndarray, before: np.ndarray | None) -> np.ndarray:
         """The offsets of the next frame, from its map and the luma of it and of the frame before."""
         if self.shaping.neutral == "bits":
-            bits = block_bits(luma, before, self.shaping.block, self.size)
+            bits = block_bits(luma, before, self.shaping.block, self.size, self.shaping.crf)
             self.bits = bits if self.bits is None else (self.bits + bits) / 2
             self.all_bits = bits if self.all_bits is None else self.all_bits + bits
         self.offsets = qp_offsets(of_frame.values, self.shaping, self.size, self.offsets, self.bits, of_frame.cell)

@@ -24,8 +24,9 @@ LIMIT = 12  # QP; the downstream clips its maps there too
 NEUTRAL = ("bits", "mean", "off")
 STRONGEST = {"log": 3, "linear": LIMIT}  # the largest strength on each scale
 FAINT = 0.2  # the linear scale takes a map whose peak is lower than this as faint
-NOISE = 4  # residual in grey levels at which a pixel costs one bit
-HALVING = 6  # QP that roughly halve the rate: the quantiser's step size doubles every 6 QP in H.264 and HEVC
+# A block's bits, fitted to the sizes of 31 clips; see `block_bits`.
+NOISE = 0.27  # residual in grey levels at which a pixel costs one bit at CRF 23; it doubles every 6, as the step size does
+HALVING = 4.9  # QP that halve the bits of a block
 
 
 def grid(size: tuple[int, int], block: int) -> tuple[int, int]:
@@ -83,18 +84,22 @@ def _shares(cells: int, length: int, block: int, cell: int | None = None) -> csr
     return csr_array(np.maximum(0, np.minimum(ends, edges[1:]) - np.maximum(starts, edges[:-1])) / (ends - starts))
 
 
-def block_bits(luma: np.ndarray, before: np.ndarray | None, block: int, size: tuple[int, int]) -> np.ndarray:
+def block_bits(
+    luma: np.ndarray, before: np.ndarray | None, block: int, size: tuple[int, int], crf: float = 23
+) -> np.ndarray:  # fmt: skip
     """Estimated share of the frame's bits in each block, float64 `[rows, columns]`, summing to 1.
 
     luma: grey levels 0..255 `[h,w]` of a small picture that covers a frame of `size`. before: the previous frame's, if any.
     An encoder predicts a block from its neighbourhood or from the previous frame, whichever leaves the smaller residual. So the
-    residual r is taken as the smaller standard deviation, of the block or of its change, and a pixel costs log2(1 + r / 4).
+    residual r is taken as the smaller standard deviation, of the block or of its change, and a pixel costs log2(1 + (r / q)^2)
+    with q = 0.27 * 2^((crf - 23) / 6): the rate of a Gaussian source, and a quantiser that leaves less of it the coarser it is.
     """
     residual = _deviation(luma.astype(float), block, size)
     if before is not None:
         residual = np.minimum(residual, _deviation(luma.astype(float) - before, block, size))
+    quantiser = NOISE * 2 ** ((crf - 23) / 6)
     # The constant matters only where the whole frame is flat and still.
-    bits = (np.log2(1 + residual / NOISE) + 0.01) * areas(size, block)
+    bits = (np.log2(1 + (residual / quantiser) ** 2) + 1e-4) * areas(size, block)
     return bits / bits.sum()
 
 
@@ -128,6 +133,7 @@ class Shaping:
         area-weighted mean is zero. `bits`: until the estimated bits are unchanged, with each block's scaled by 2^(-offset / 6); a
         zero mean enlarges frames, since bits grow faster below zero than they shrink above, and people look where there is
         something to encode. `off`: no shift. Rounding leaves an error of at most half a step, plus `hold` steps.
+    crf: of the encoder, for `bits`: the coarser the quantiser, the more of all bits are in costly blocks.
     hold: an offset changes only where it is off by more than half a step and `hold` steps, so that it does not flicker.
     lowest, highest: the limits of the offsets. step: offsets are multiples of it, see `step_for`.
     """
@@ -138,6 +144,7 @@ class Shaping:
     floor: float = 0.1
     block: int = 16
     neutral: str = "bits"
+    crf: float = 23
     hold: float = 0.25
     lowest: int = -LIMIT
     highest: int = LIMIT
@@ -218,13 +225,17 @@ def _linear_target(means: np.ndarray, centred: np.ndarray, _area: np.ndarray, sh
 
 def _neutralised(target: np.ndarray, weights: np.ndarray, shaping: Shaping) -> np.ndarray:
     """All values shifted by one amount, then clipped, so that the frame's mean or its bits stay; see `qp_offsets`."""
+    limits, weights = (shaping.lowest, shaping.highest), weights / weights.sum()
     low, high = float(target.min()), float(target.max())
-    for _ in range(40):  # bisection: the saving decreases with the shift, and clipping rules out a closed form
+    rates, most, least = (np.exp2(np.asarray(offset) / -HALVING) for offset in (target, *limits))
+    for _ in range(16):  # bisection, to 0.001 QP: clipping rules out a closed form
         shift = (low + high) / 2
-        offsets = np.clip(target - shift, shaping.lowest, shaping.highest)
-        saving = offsets if shaping.neutral == "mean" else 1 - np.exp2(-offsets / HALVING)
-        low, high = (shift, high) if (saving * weights).sum() > 0 else (low, shift)
-    return np.clip(target - (low + high) / 2, shaping.lowest, shaping.highest)
+        if shaping.neutral == "mean":
+            saving = (np.clip(target - shift, *limits) * weights).sum()
+        else:
+            saving = 1 - (np.clip(rates * 2 ** (shift / HALVING), least, most) * weights).sum()
+        low, high = (shift, high) if saving > 0 else (low, shift)
+    return np.clip(target - (low + high) / 2, *limits)
 
 
 def step_for(levels: int, limit: int = LIMIT) -> int:

@@ -159,6 +159,14 @@ def test_bits_neutral_offsets_are_never_below_mean_neutral_ones(saliency, block,
     assert (bits >= mean).all()  # bits fall ever more slowly with the offset
 
 
+def test_the_coarser_the_quantiser_the_more_of_the_bits_are_in_costly_blocks():
+    rng = np.random.default_rng(0)
+    picture = rng.normal(100, 2, (64, 64))
+    picture[:, :32] += rng.normal(0, 20, (64, 32))
+    shares = [block_bits(picture, None, 16, picture.shape, crf)[:, :2].sum() for crf in (18, 28, 38)]
+    assert 0.5 < shares[0] < shares[1] < shares[2] < 1
+
+
 def test_a_small_target_keeps_its_distance_when_made_neutral():
     saliency = np.zeros((160, 160), np.float32)
     saliency[:16, :16] = 1
@@ -171,9 +179,9 @@ def test_a_small_target_keeps_its_distance_when_made_neutral():
 def test_half_a_frame_costs_more_bits_than_the_other_half_gives_back():
     saliency = np.zeros((64, 64), np.float32)
     saliency[:, :32] = 1
-    assert qp_offsets(saliency, 6, neutral="off")[0].tolist() == [-6, -6, 6, 6]  # 2 and 1/2 of the bits: 1.25 in all
+    assert qp_offsets(saliency, 6, neutral="off")[0].tolist() == [-6, -6, 6, 6]  # bits grow more than they shrink
     assert qp_offsets(saliency, 6, neutral="mean")[0].tolist() == [-6, -6, 6, 6]
-    assert qp_offsets(saliency, 6, neutral="bits")[0].tolist() == [-4, -4, 8, 8]  # 1.6 and 0.4
+    assert qp_offsets(saliency, 6, neutral="bits")[0].tolist() == [-4, -4, 8, 8]  # and here the growth is paid for
 
 
 @quick
