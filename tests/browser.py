@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -107,19 +108,15 @@ class Page:
 @contextlib.contextmanager
 def browsing(profile: Path) -> Iterator[Page]:
     """A tab in a browser of its own, whose profile is the folder `profile`."""
-    (theirs_in, to), (back, theirs_out) = os.pipe(), os.pipe()
-
-    def as_3_and_4() -> None:  # where Chromium expects the pipe
-        high = [os.dup(end) for end in (theirs_in, theirs_out)]
-        for descriptor, end in zip((3, 4), high, strict=True):
-            os.dup2(end, descriptor)
-
+    (commands, to), (back, answers) = os.pipe(), os.pipe()
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands, answers)]  # clear of 3 and 4, where Chromium expects them
+    run = f'exec "$0" "$@" 3<&{ends[0]} 4>&{ends[1]}'
     process = subprocess.Popen(
-        [str(CHROMIUM), *SWITCHES, f"--user-data-dir={profile}"], preexec_fn=as_3_and_4, close_fds=False,
+        ["sh", "-c", run, str(CHROMIUM), *SWITCHES, f"--user-data-dir={profile}"], pass_fds=ends,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    os.close(theirs_in)
-    os.close(theirs_out)
+    for end in (commands, answers, *ends):
+        os.close(end)
     page = Page(to, back)
     try:
         yield page

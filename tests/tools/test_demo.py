@@ -318,7 +318,7 @@ def test_the_controls_work_by_keyboard(page):
     assert red > 1.5 * blue and blue_far > 1.2 * red_far  # orange where people look, blue at the border
     assert len({str(pair) for pair in colours.values()}) == 3
     page.press("r")
-    page.wait("document.querySelector('#effect').textContent == '0.000 mean change'")
+    page.wait("document.querySelector('#effect').textContent == '0.000'")
     unnamed = """return [...document.querySelectorAll('button, input, canvas')].filter((e) =>
         !(e.ariaLabel || e.textContent.trim() || e.closest('label')?.textContent.trim())).map((e) => e.outerHTML)"""
     assert page.run(unnamed) == []
@@ -388,3 +388,15 @@ def test_the_camera_and_a_change_of_mind(page):
     page.wait(f"{STATUS}.startsWith('Sample clip: 640') && (await import('/page.js')).shown")
     assert page.run("return document.querySelector('#video').srcObject") is None
     assert page.run("return document.querySelector('#sample').ariaPressed") == "true"
+
+
+@needs_browser
+def test_a_browser_without_webassembly_says_so(page):
+    url = page.run("return location.href")
+    script = page.call("Page.addScriptToEvaluateOnNewDocument", source="delete globalThis.WebAssembly")["identifier"]
+    page.call("Page.navigate", url=url)
+    page.wait("document.querySelector('#status.alert')")
+    assert page.text("#status").startswith("The model does not start: this browser has no WebAssembly.")
+    page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+    page.call("Page.navigate", url=url)
+    page.wait("document.querySelector('#frame-ms')?.textContent.endsWith('ms')")

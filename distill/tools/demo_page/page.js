@@ -221,7 +221,7 @@ function report() {
     at("rate").innerHTML = `${perSecond(recent.length - 1)} <small>${slow}</small>`;
   }
   const effect = carried.reduce((sum, value, i) => sum + Math.abs(value - alone[i]), 0) / carried.length;
-  at("effect").innerHTML = `${effect.toFixed(3)} <small>mean change</small>`;
+  at("effect").textContent = effect.toFixed(3);
   at("cuts").textContent = stream.cuts;
   if (!at("seek").disabled && document.activeElement !== at("seek")) at("seek").value = seconds;
   at("time").textContent = `${seconds.toFixed(1)} s`;
@@ -294,7 +294,7 @@ async function begin() {
   at("model").textContent = `${(model.byteLength / 1e6).toFixed(1)} MB`;
   const threads = ort.env.wasm.numThreads;
   at("facts").textContent = `${facts.name}, ${facts.license}; ONNX Runtime ${ort.env.versions.common} on ${threads} thread${threads > 1 ? "s" : ""}. The sample clip is procedural, licensed as this page.`;
-  at("without").hidden = !facts.state;
+  document.body.classList.toggle("stateless", !facts.state);
   legend();
   next();
   await openSample();
