@@ -30,7 +30,7 @@ from distill.encoding.bd.measures import QUALITIES, Measures, measure
 from distill.encoding.bd.summary import CENTRE, NO_MAP, OBSERVERS, gains, summary
 from distill.encoding.encoders import Coding, check_coding
 from distill.encoding.maps import Maps, centre_map, open_maps
-from distill.encoding.planner import Planner
+from distill.encoding.planner import Planner, at_rate
 from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import check_map_counts, encode_frames
 from distill.export.streaming import Stream
@@ -250,10 +250,12 @@ def measure_clip(source: Source, work: Work, step: Step) -> dict[str, Any]:
         check_map_counts(excerpt.picture, work.codings[0])
         for name, of_map in _maps_of(excerpt, work).items():
             for index, (_, shaping) in enumerate(work.shapings if of_map else work.shapings[:1]):
-                title, offsets = work.title(name, index) if of_map else name, plan_offsets(excerpt, of_map, shaping)
+                title = work.title(name, index) if of_map else name
                 points[title] = []
-                for coding in work.codings:
-                    points[title].append(measure_point(excerpt, offsets, coding, shaping.block, work.measures))
+                rated = [at_rate(shaping, coding) if of_map else shaping for coding in work.codings]
+                plans = {at: plan_offsets(excerpt, of_map, at) for at in set(rated)}
+                for at, coding in zip(rated, work.codings, strict=True):
+                    points[title].append(measure_point(excerpt, plans[at], coding, shaping.block, work.measures))
                     step(f"{source.name}, {title}", 1)
         if work.observers and not excerpt.observed:
             step(f"{source.name}: observers are not known", len(work.shapings) * len(work.codings))
