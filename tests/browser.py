@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,20 +111,22 @@ def browsing(profile: Path) -> Iterator[Page]:
     """A tab in a browser of its own, whose profile is the folder `profile`."""
     (commands, to), (back, answers) = os.pipe(), os.pipe()
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands, answers)]  # clear of 3 and 4, where Chromium expects them
-    run = f'exec "$0" "$@" 3<&{ends[0]} 4>&{ends[1]}'
+    start = "import os, sys; a, b = map(int, sys.argv[1:3]); os.dup2(a, 3); os.dup2(b, 4); os.execv(sys.argv[3], sys.argv[3:])"
     process = subprocess.Popen(
-        ["sh", "-c", run, str(CHROMIUM), *SWITCHES, f"--user-data-dir={profile}"], pass_fds=ends,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", start, *map(str, ends), str(CHROMIUM), *SWITCHES, f"--user-data-dir={profile}"],
+        pass_fds=ends, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     for end in (commands, answers, *ends):
         os.close(end)
-    page = Page(to, back)
     try:
+        page = Page(to, back)
         yield page
-    finally:
         page.session = None
-        with contextlib.suppress(AssertionError, OSError):
-            page.call("Browser.close")
-        process.wait(30)
+        page.call("Browser.close")
+    finally:
         os.close(to)
         os.close(back)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends with its pipe
+            process.wait(10)
+        process.kill()
+        process.wait()
