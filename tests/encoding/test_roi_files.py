@@ -1,4 +1,7 @@
+import shutil
 import struct
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +62,18 @@ def test_int8_reads_back(tmp_path):
     contents = (tmp_path / "maps.qp").read_bytes()
     assert struct.unpack_from("<8s6I", contents) == (b"QPDELTA1", 16, 40, 24, 3, 2, 3)
     assert np.array_equal(np.frombuffer(contents, np.int8, offset=32).reshape(3, 2, 3), [MAP, MAP, -MAP])
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_int8_reads_back_by_the_c_program_of_the_docs(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    (tmp_path / "read.c").write_text(text.partition("```c\n")[2].partition("```")[0])
+    subprocess.run(["cc", "-Wall", "-Werror", "-o", tmp_path / "read", tmp_path / "read.c"], check=True)
+    with RoiFile(RoiOutput(tmp_path / "maps.qp", "int8"), SIZE, 16) as file:
+        for offsets in (MAP, -MAP):
+            file.add(offsets)
+    done = subprocess.run([tmp_path / "read", tmp_path / "maps.qp"], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 2\n1 -2\n"
 
 
 def test_svt_av1_byte_for_byte(tmp_path):
