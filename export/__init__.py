@@ -3,8 +3,8 @@
     student       both graphs of a student, verified: image mode and step mode; parity with PyTorch
     graph         the student's operations as ONNX nodes; `resolution`, the way into and out of its working resolution; `writer`,
                   nodes through onnxscript
-    variants      planes in, one frame size, block map out: `core` takes the student out of an image or step file for them
-    luma, quantize    more variants of such a file: luma input at one size, int8
+    variants      planes or luma in, one frame size, block map out: `core` takes the student out of an image or step file for them,
+                  `variant_parity` compares them with it; `quantize`, the same file in int8
     verification  the one check of every file: the gate with a contract, loading included, size, comparison
     runner        frames through a file, the state carried; `planes`, decoded planes; `streaming`, at a video's own frame rate, with cuts
     cost          multiply-adds and parameters of a graph

@@ -101,6 +101,8 @@ def variant_graph(
     if variant.size is None and not variant.of_planes:
         raise ExportRefused(f"a file with {variant.input} input has one frame size")
     core = core_of(model)
+    if variant.input == "luma" and core.state is not None:
+        raise ExportRefused("it is a step file, and consumers of luma files carry no state; make one from NAME.onnx")
     nodes = Nodes(static=variant.size is not None)
     pooled = _planes(nodes, core, variant, integer) if variant.of_planes else _floats(nodes, core, variant)
     _to_frame(nodes, core, variant, pooled)

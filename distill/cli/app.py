@@ -11,7 +11,7 @@ import typer
 from distill import __version__
 from distill.cli.encode_verbs import bd, encode
 from distill.cli.help_verbs import calibrate, catalogue, convert, doctor, fetch, inspect
-from distill.cli.model_verbs import bench, demo, luma, predict, quantize
+from distill.cli.model_verbs import bench, demo, luma, predict, quantize, variant
 from distill.cli.options import expand_groups
 from distill.cli.output import print_text
 from distill.cli.run_verbs import evaluate, init, run, stage_verb
@@ -84,7 +84,7 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": evaluate,
         "init": init,
     },
-    "Model": {verb.__name__: verb for verb in (predict, demo, bench, quantize, luma, encode, bd)},
+    "Model": {verb.__name__: verb for verb in (predict, demo, bench, quantize, variant, luma, encode, bd)},
     "Help": {verb.__name__: verb for verb in (inspect, doctor)},
 }
 for _panel, _verbs in VERBS.items():

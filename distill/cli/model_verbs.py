@@ -1,4 +1,4 @@
-"""Verbs about ONNX students: predict, demo, bench, and the variants int8 and luma."""
+"""Verbs about ONNX students: predict, demo, bench, quantize, and variants of their files."""
 
 import sys
 import webbrowser
@@ -20,7 +20,7 @@ from distill.run.progress import Narrator
 SIZES = ["640x360", "1920x1080"]
 PREDICT_OUT = "overlay video (.mp4, .avi), maps (.npy), or a folder of 8-bit PNGs; default VIDEO_saliency.mp4 in this folder"
 RUNTIME = "unpacked npm package onnxruntime-web; default node_modules/onnxruntime-web in this folder"
-LUMA_OUT = "folder to write to; default the model's, or this folder for the student that ships"
+VARIANT_OUT = "folder to write to; default the model's, or this folder for the student that ships"
 BENCH_HEADS = ("median\nms", "p90\nms", "times\nfaster", "peak\nMiB", "of\nbase", "GMAC", "param-\neters", "of\nceiling")
 
 
@@ -162,28 +162,57 @@ def quantize(
     print_files(result["files"])
 
 
+def variant(
+    *,
+    model: Annotated[Path | None, Argument(metavar="MODEL.onnx", help=f"step or image file of a run's export; {SHIPPED}")] = None,
+    takes: Annotated[str, Option("--input", help="yuv420 (planes y, u, v), nv12 (y, uv), rgb, luma (from an image file)")] = "yuv420",
+    size: Annotated[list[str] | None, Option(metavar="WxH", help="one frame size, fixed; repeatable; default any")] = None,
+    gives: Annotated[str, Option("--output", help="map, or block-map: means of 16x16 px, for encoders")] = "map",
+    matrix: Annotated[str, Option(help="of planes: bt601, bt709, bt2020")] = "bt709",
+    range_: Annotated[str, Option("--range", help="of planes: limited, full")] = "limited",
+    depth: Annotated[int, Option(help="bits of planes: 8 (uint8), 10 (uint16)")] = 8,
+    out: Annotated[Path | None, Option("--out", "-o", metavar="DIR", help=VARIANT_OUT)] = None,
+    output: Output,
+) -> None:  # fmt: skip
+    """A student for other inputs, one frame size or a block map; gated, and compared with the file that it is made from.
+
+    [bold]distill variant STUDENT_step.onnx[/bold] writes STUDENT_step_yuv420_bt709.onnx: a decoder's planes in, no RGB needed.
+    [bold]--input rgb --size 1920x1080[/bold]: a static graph, for OpenCV, TensorRT and other runtimes.
+    """
+    from distill.export.variants import Variant
+    from distill.tools.variants import parse_colour
+
+    asked = Variant(takes, None, gives, parse_colour(matrix, range_, depth))
+    _write_variants(model, asked, size or [], out, output)
+
+
 def luma(
     *,
     model: Annotated[Path | None, Argument(metavar="MODEL.onnx", help=f"image file of a run's export; {SHIPPED}")] = None,
     size: Annotated[list[str] | None, Option(metavar="WxH", help="the clip's size; repeatable: a file for each")] = None,
-    out: Annotated[Path | None, Option("--out", "-o", metavar="DIR", help=LUMA_OUT)] = None,
+    out: Annotated[Path | None, Option("--out", "-o", metavar="DIR", help=VARIANT_OUT)] = None,
     output: Output,
 ) -> None:  # fmt: skip
-    """A student for one frame size and luma only, for consumers that accept nothing else; gated, and compared with the image file.
+    """A student for one frame size and luma only, for consumers that accept nothing else: variant --input luma.
 
     [bold]distill luma STUDENT.onnx --size 1920x1080[/bold] writes STUDENT_luma_1920x1080.onnx, its sidecar and registry entry.
     """
-    from distill.tools.luma import write_luma
+    from distill.export.variants import Variant
+
+    _write_variants(model, Variant("luma"), size or [], out, output)
+
+
+def _write_variants(model: Path | None, asked: Any, sizes: list[str], out: Path | None, output: Output) -> None:
+    from distill.tools.variants import write_variants
 
     narrator = Narrator(output.quiet)
     if not model:
-        model, out = shipped(narrator, "image"), out or Path()
-    made = write_luma(model, size or [], out, narrator)
+        model, out = shipped(narrator, "image" if asked.input == "luma" else "step"), out or Path()
+    made = write_variants(model, asked, sizes, out, narrator)
     if output.as_json:
         print_json({"schema": 1, "made": made})
         return
     for entry in made:
-        print_text(
-            f"{entry['size']}: {entry['bytes']:,} bytes, {entry['parity']['max_abs']:.1e} from the image file's maps at most"
-        )
+        far = f"{entry['parity']['max_abs']:.1e} from the source file's maps at most"
+        print_text(f"{entry['size'] or 'any size'}: {entry['bytes']:,} bytes, {far}")
         print_files(entry["files"])

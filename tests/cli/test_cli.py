@@ -35,6 +35,7 @@ def test_help_has_examples_and_imports_no_torch():
         "doctor",
         "teachers",
         "quantize",
+        "variant",
         "luma",
         "encode",
         "bd",
@@ -63,6 +64,7 @@ def test_the_command_line_surface_is_frozen():
         "demo": ["--json", "--model", "--open", "--port", "--quiet", "--runtime", "--save"],
         "bench": ["--against", "--json", "--quiet", "--rounds", "--size", "--threads"],
         "quantize": ["--corpus", "--json", "--keep", "--out", "--quiet", "--root", "--size"],
+        "variant": ["--depth", "--input", "--json", "--matrix", "--out", "--output", "--quiet", "--range", "--size"],
         "luma": ["--json", "--out", "--quiet", "--size"],
         "encode": sorted([
             "--model", "--map", "--codec", "--crf", "--bitrate", "--preset", "--param", "--mapping", "--strength", "--block", "--prior",
@@ -115,6 +117,7 @@ def test_the_command_line_surface_is_frozen():
         (["bench", "none.onnx"], "no model at none.onnx"),
         (["luma", "none.onnx", "--size", "64x48"], "no model at none.onnx"),
         (["luma", "none.onnx"], "give it with --size"),
+        (["variant", "none.onnx"], "no model at none.onnx"),
         (["inspect", "empty"], "is not a run directory"),
     ],
 )

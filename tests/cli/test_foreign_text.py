@@ -71,6 +71,7 @@ COMMANDS = {
     "predict": ["predict", CLIP, "-m", MODEL],
     "bench": ["bench", MODEL, "--size", "32x32", "--rounds", "1"],
     "quantize": ["quantize", MODEL, "--root", EVIL, "--size", "64x32"],
+    "variant": ["variant", MODEL, "--size", "64x48"],
     "luma": ["luma", MODEL, "--size", "64x48"],
     "encode": ["encode", CLIP, f"{EVIL}.mp4", "-m", MODEL, "--roi-out", f"{EVIL}.sh", "--format", "addroi"],
     "bd": ["bd", CLIP, "-m", MODEL, "--frames", "4", "--crf", "22,40", "--preset", "ultrafast", "--csv", f"{EVIL}.bd.csv", "-o", "c.png"],

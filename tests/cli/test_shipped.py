@@ -21,7 +21,7 @@ def clip(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("verb", ["predict", "encode", "bd", "bench", "luma", "inspect"])
+@pytest.mark.parametrize("verb", ["predict", "encode", "bd", "bench", "variant", "luma", "inspect"])
 def test_the_help_says_which_student_runs_by_default(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     assert "default: the student that ships with this package" in invoke(verb, "--help").stdout

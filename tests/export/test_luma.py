@@ -10,12 +10,26 @@ from onnx import helper, numpy_helper
 
 from distill.export import ExportRefused
 from distill.export.graph import image_graph, step_graph
-from distill.export.luma import compare_luma, grey, luma_graph, verify_luma
 from distill.export.quantize import quantise
 from distill.export.runner import Predictor, normalise
 from distill.export.student import torch_maps
+from distill.export.variant_parity import compare_variant, grey, verify_variant
+from distill.export.variants import Variant, variant_graph
 from distill.opallowlist import check
 from tests.helpers import lively, moving_blobs
+
+
+def luma_graph(model, height, width):
+    return variant_graph(model, Variant("luma", (height, width)))
+
+
+def verify_luma(luma, image):
+    return verify_variant(luma, image, Variant("luma", size_of(luma)))
+
+
+def size_of(luma):
+    height, width = (dim.dim_value for dim in luma.graph.input[0].type.tensor_type.shape.dim[2:])
+    return height or 64, width
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +77,7 @@ def test_it_is_gated_static_and_keeps_the_contract(image):
     assert check(luma, contract="saliency-luma").ok and not check(luma, contract="saliency-image").ok
     assert luma.ir_version == 8 and [(o.domain, o.version) for o in luma.opset_import] == [("", 17)]
     assert {node.op_type for node in luma.graph.node} <= {
-        *(node.op_type for node in image.graph.node), "Mul", "Clip", "Identity", "AveragePool",
+        *(node.op_type for node in image.graph.node), "Mul", "Clip", "Identity", "AveragePool", "Expand",
     }  # fmt: skip
     assert not {"If", "Shape"} & {node.op_type for node in luma.graph.node}
     assert {p.key: p.value for p in luma.metadata_props} == {"license": "x"}
@@ -85,9 +99,13 @@ def test_an_int8_image_file_has_a_luma_file_too(image):
 
 
 def test_other_models_are_refused(image, golden):
-    for model in (step_graph(lively(), 25.0, {}), onnx.load(golden / "scanner" / "ok_qdq.onnx"), luma_graph(image, 32, 32)):
-        with pytest.raises(ExportRefused, match="not an image file of this exporter"):
+    for model in (onnx.load(golden / "scanner" / "ok_qdq.onnx"), luma_graph(image, 32, 32)):
+        with pytest.raises(ExportRefused, match="not an image or step file of this exporter"):
             luma_graph(model, 64, 64)
+    with pytest.raises(ExportRefused, match=r"step file, and consumers of luma files carry no state; make one from NAME.onnx"):
+        luma_graph(step_graph(lively(), 25.0, {}), 64, 64)
+    with pytest.raises(ExportRefused, match="one frame size"):
+        variant_graph(image, Variant("luma"))
 
 
 @pytest.mark.parametrize("what", ["weights", "operator", "shape", "bytes", "range"])
@@ -95,12 +113,12 @@ def test_wrong_graphs_are_refused(image, what, monkeypatch):
     luma, message = luma_graph(image, 64, 96), ""
     if what == "weights":
         luma = luma_graph(image_graph(lively(seed=1), {}), 64, 96)
-        message = "luma file against image file"
+        message = "its maps against the source file's"
     elif what == "range":  # full range in place of limited
-        for node in luma.graph.node:
-            if node.output[0] == "luma_gain":
-                node.attribute[0].f = 1.0
-        message = "luma file against image file"
+        for tensor in luma.graph.initializer:
+            if tensor.name == "luma_gain":
+                tensor.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "luma_gain"))
+        message = "its maps against the source file's"
     elif what == "operator":
         luma.graph.node[-1].output[0] = "unrounded"
         luma.graph.node.append(helper.make_node("Floor", ["unrounded"], ["saliency_map"]))
@@ -120,12 +138,13 @@ def test_nan_fails_parity(image):
     for tensor in luma.graph.initializer:
         if tensor.name == "imagenet_bias":
             tensor.CopyFrom(numpy_helper.from_array(np.full((1, 3, 1, 1), np.nan, np.float32), "imagenet_bias"))
-    assert not compare_luma(luma, image).max_abs <= 1
+    assert not compare_variant(luma, image, Variant("luma", (32, 32))).max_abs <= 1
 
 
 def test_running_and_editing_files_needs_no_torch_and_imports_onnxscript_late():
     modules = ", ".join(f"distill.{name}" for name in (
-        "export.luma", "export.quantize", "export.cost", "export.streaming", "export.verification", "tools.luma", "opallowlist",
+        "export.variants", "export.variant_parity", "export.planes", "export.quantize", "export.cost", "export.streaming",
+        "export.verification", "tools.variants", "opallowlist",
     ))  # fmt: skip
     code = f"import sys, {modules}; assert not {{'torch', 'onnxscript', 'onnx_ir'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

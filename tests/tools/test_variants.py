@@ -1,4 +1,4 @@
-"""`distill luma`: a separate package for one frame size."""
+"""`distill variant` and `distill luma`: a separate package for other inputs or one frame size."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,12 @@ import onnx
 import pytest
 
 from distill.export.graph import image_graph, step_graph
-from distill.export.luma import grey
 from distill.export.runner import Predictor
+from distill.export.variant_parity import grey
+from distill.export.variants import Colour, Variant
 from distill.opallowlist import check
 from distill.run.errors import GateFailed, UsageError
-from distill.tools.luma import write_luma
+from distill.tools.variants import write_variants
 from tests.downstream import c_opens, c_reads, session_of, validate
 from tests.helpers import distill, invoke, lively
 
@@ -22,6 +23,10 @@ SAID = {
     "metrics": '{"image": {"nss": 2}}',
     "metrics_protocol": "mit",
 }
+
+
+def write_luma(model, sizes, out, narrator):
+    return write_variants(model, Variant("luma"), sizes, out, narrator)
 
 
 @pytest.fixture
@@ -113,7 +118,7 @@ def test_wrong_models_are_one_line_errors_and_leave_nothing(model, tmp_path, nar
     odd.write_bytes(long.read_bytes())
     for path, message in (
         (tmp_path / "none.onnx", "no model at"),
-        (step, "not an image file of this exporter"),
+        (step, "is a step file"),
         (golden / "scanner" / "mal_text.onnx", "does not load"),
         (long, "shorter one"),
         (odd, "neither letters"),
@@ -134,7 +139,7 @@ def test_a_name_that_the_registry_does_not_take_is_mapped(model, tmp_path, narra
 
 def test_a_graph_refused_by_the_gate_leaves_no_file(model, tmp_path, narrator, monkeypatch):
     monkeypatch.setattr("distill.export.verification.MAX_BYTES", 10)
-    with pytest.raises(GateFailed, match=r"luma 64x64: .* more than the 10 of the contract; no file was written"):
+    with pytest.raises(GateFailed, match=r"student_luma_64x64: .* more than the 10 of the contract; no file was written"):
         write_luma(model, ["64x64"], tmp_path / "out", narrator)
     assert not (tmp_path / "out").exists()
 
@@ -143,9 +148,74 @@ def test_the_command_writes_and_reports(model, tmp_path):
     result = distill("luma", model, "--size", "96x64", "-o", tmp_path / "out", "--quiet")
     assert result.returncode == 0, result.stderr
     first, *files = result.stdout.splitlines()
-    assert first.startswith("96x64: ") and "from the image file's maps at most" in first
+    assert first.startswith("96x64: ") and "from the source file's maps at most" in first
     assert files[0] == str(tmp_path / "out" / "student_luma_96x64.onnx") and len(files) == 3
     answer = json.loads(distill("luma", model, "--size", "96x64", "--json", "--quiet").stdout)
     assert answer["made"][0]["parity"]["max_abs"] <= 1e-5
     refused = invoke("luma", model, "--size", "0x64", "--json")
     assert refused.returncode == json.loads(refused.stdout)["exit_code"] == 2
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+    path = tmp_path_factory.mktemp("step") / "student_step.onnx"
+    onnx.save(step_graph(lively(), 25.0, SAID), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("variant", "sizes", "name", "contract"),
+    [
+        (Variant("yuv420"), [], "student_step_yuv420_bt709", "saliency-yuv420"),
+        (Variant("yuv420", output="block-map"), ["131x97"], "student_step_yuv420_bt709_131x97_blocks", "saliency-yuv420"),
+        (Variant("nv12", colour=Colour("bt601", "full")), [], "student_step_nv12_bt601_full", "saliency-yuv420"),
+        (Variant("yuv420", colour=Colour("bt2020", "limited", 10)), [], "student_step_yuv420_bt2020_10bit", "saliency-yuv420"),
+        (Variant("rgb"), ["131x97"], "student_step_rgb_131x97", "saliency-fixed"),
+        (Variant("rgb", output="block-map"), ["131x97"], "student_step_rgb_131x97_blocks", "saliency-fixed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_variant_states_what_it_is(step, tmp_path, narrator, variant, sizes, name, contract):
+    [one] = write_variants(step, variant, sizes, tmp_path, narrator)
+    assert {Path(file).name for file in one["files"]} == {f"{name}{end}" for end in (".onnx", ".json", ".registry.json")}
+    path = tmp_path / f"{name}.onnx"
+    report = check(path, contract=contract, load=True)
+    assert report.ok and not report.warnings and one["parity"]["max_abs"] <= 1e-5 and one["size"] == (sizes or [None])[0]
+    model = onnx.load(path)
+    props = {p.key: p.value for p in model.metadata_props}
+    assert len(props[f"{variant.input}_source_sha256"]) == 64 and props["name"] == name and props["license"] == "MIT"
+    assert props[f"{variant.input}_size"] == (sizes or ["any"])[0]
+    assert (props["metrics"] == SAID["metrics"]) == (variant == Variant("rgb"))
+    [entry] = validate(tmp_path / f"{name}.registry.json").values()
+    sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+    assert entry["id"] == name and sidecar["input_name"] == model.graph.input[0].name
+    assert (
+        sidecar["output_name"]
+        == model.graph.output[0].name
+        == ("block_map" if variant.output == "block-map" else "saliency_map")
+    )
+    if variant.of_planes:
+        assert (props["matrix"], props["range"], int(props["depth"])) == tuple(sidecar["colour"].values())
+        assert variant.colour.range in props["input"] and ("uint16" in props["input"]) == (variant.colour.depth == 10)
+
+
+def test_what_does_not_exist_is_refused_before_anything_is_written(step, tmp_path):
+    for arguments, message in (
+        (["--input", "rgb24"], "--input rgb24 is unknown; there are rgb, yuv420, nv12, luma"),
+        (["--output", "blocks"], "--output blocks is unknown; there are map, block-map"),
+        (["--matrix", "bt470"], "--matrix bt470 is unknown; there are bt601, bt709, bt2020"),
+        (["--range", "tv"], "--range tv is unknown"),
+        (["--depth", "12"], "--depth 12 is unknown; there are 8, 10"),
+        (["--input", "rgb"], "a file with rgb input has one frame size; give it with --size"),
+        (["--input", "luma", "--size", "64x64"], "step file"),
+        (["--input", "luma", "--size", "64x64", "--output", "block-map"], "consumers of luma files take a whole map"),
+    ):
+        result = invoke("variant", step, *arguments, "-o", tmp_path / "out")
+        assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_for_variants(step, tmp_path):
+    result = invoke("variant", step, "--size", "96x64", "--output", "block-map", "-o", tmp_path, "--json", "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert Path(json.loads(result.stdout)["made"][0]["file"]).name == "student_step_yuv420_bt709_96x64_blocks.onnx"
