@@ -10,7 +10,6 @@ block map, whose cells are blocks of the frame.
 Pure functions, on arrays alone; the only state between frames is the previous frame's offsets.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -120,9 +119,9 @@ class Shaping:
         and g that of a centred Gaussian (`centred_gaussian`), both divided by their means over the frame, a block has the weight
         p = (1 - prior - floor) s + prior g + floor, of mean 1, and the offset -strength log2 p.
         A blank map leaves prior and floor alone, in proportion.
-        Why: sum(p D) at a given rate is least where every block's p D saves equally per bit; with the distortion D ~ 2^(QP / 3)
-        that asks for 3 QP per doubling of p. Half of it gains most of that, and costs the rest of the frame far less: where
-        people look is known with an error.
+        Why: a bit more saves distortion in proportion to the distortion D, so sum(p D) at a given rate is least where p D is the
+        same in all blocks; with D ~ 2^(QP / 3) that is 3 QP per doubling of p. Half of it gains most of that, and costs the rest
+        of the frame far less: where people look is known with an error.
         `linear` takes the map as a mask: the block means divided by their peak, or by 0.2 where that is lower, then mixed with
         the Gaussian (1 - prior : prior), give (1 - 2 s) strength.
     strength: `log`: QP per doubling of p, from 0 to 3. `linear`: the offset of a block with s = 0, up to 12 QP; with s = 1, minus that.
@@ -130,12 +129,12 @@ class Shaping:
     floor: share that all blocks have alike, above 0 for `log`; it bounds how much is taken from blocks that nobody looks at.
     block: side of a block in pixels.
     neutral: shift all offsets of the frame by one amount, so that the frame's size stays about the same. `mean`: until their
-        area-weighted mean is zero. `bits`: until the estimated bits are unchanged, with each block's scaled by 2^(-offset / 6); a
+        area-weighted mean is zero. `bits`: until the estimated bits are unchanged, with each block's scaled by 2^(-offset / 4.9); a
         zero mean enlarges frames, since bits grow faster below zero than they shrink above, and people look where there is
-        something to encode. `off`: no shift. Rounding leaves an error of at most half a step, plus `hold` steps.
+        something to encode. `off`: no shift. Rounding leaves an error of at most 0.5 + hold.
     crf: of the encoder, for `bits`: the coarser the quantiser, the more of all bits are in costly blocks.
-    hold: an offset changes only where it is off by more than half a step and `hold` steps, so that it does not flicker.
-    lowest, highest: the limits of the offsets. step: offsets are multiples of it, see `step_for`.
+    hold: an offset changes only where it is off by more than 0.5 + hold, so that it does not flicker.
+    lowest, highest: the limits of the offsets.
     """
 
     scale: str = "log"
@@ -148,7 +147,6 @@ class Shaping:
     hold: float = 0.25
     lowest: int = -LIMIT
     highest: int = LIMIT
-    step: int = 1
 
     def __post_init__(self) -> None:
         if self.scale not in STRONGEST:
@@ -160,16 +158,8 @@ class Shaping:
             raise ValueError(f"strength must be from 0 to {most} where the scale is {self.scale}; got {self.strength:g}")
         if not (self.prior >= 0 and self.floor >= 0 and self.prior + self.floor <= 1 and (self.floor > 0 or not log)):
             raise ValueError(f"must hold: prior >= 0, floor >= 0, prior + floor <= 1, for log floor > 0; got {self}")
-        if not (self.step >= 1 and self.hold >= 0 and self.block >= 1 and self.lowest <= 0 <= self.highest):
-            raise ValueError(f"must hold: step >= 1, hold >= 0, block >= 1, lowest <= 0 <= highest; got {self}")
-
-    @property
-    def reach(self) -> tuple[int, int]:
-        """The lowest and the highest offset that any frame can get."""
-        if self.scale == "log":
-            return self.lowest, self.highest
-        most = math.ceil(self.strength * (1 if self.neutral == "off" else 2))
-        return max(self.lowest, -most), min(self.highest, most)
+        if not (self.hold >= 0 and self.block >= 1 and self.lowest <= 0 <= self.highest):
+            raise ValueError(f"must hold: hold >= 0, block >= 1, lowest <= 0 <= highest; got {self}")
 
 
 MAPPINGS = {
@@ -192,7 +182,7 @@ def qp_offsets(
 
     Raises ValueError for a map outside [0, 1], and for a `previous` or `bits` with another number of blocks.
     """
-    block, step = shaping.block, shaping.step
+    block = shaping.block
     frame = size or (saliency.shape[0], saliency.shape[1])
     means, centred = block_means(saliency, block, size, cell), _centred_means(frame, block)
     target = (_log_target if shaping.scale == "log" else _linear_target)(means, centred, areas(frame, block), shaping)
@@ -201,13 +191,12 @@ def qp_offsets(
         if weights.shape != target.shape:
             raise ValueError(f"the bits are of {weights.shape} blocks, the map has {target.shape}")
         target = _neutralised(target, weights, shaping)
-    offsets = np.clip(np.round(target / step), -(-shaping.lowest // step), shaping.highest // step)
+    offsets = np.clip(np.round(target), shaping.lowest, shaping.highest)
     if previous is not None:
         if previous.shape != offsets.shape:
             raise ValueError(f"the previous frame had {previous.shape} blocks, this one has {offsets.shape}")
-        close = np.abs(target - previous) <= (0.5 + shaping.hold) * step
-        offsets = np.where(close, previous / step, offsets)
-    return (offsets * step).astype(np.int32)
+        offsets = np.where(np.abs(target - previous) <= 0.5 + shaping.hold, previous, offsets)
+    return offsets.astype(np.int32)
 
 
 def _log_target(means: np.ndarray, centred: np.ndarray, area: np.ndarray, shaping: Shaping) -> np.ndarray:
@@ -236,10 +225,3 @@ def _neutralised(target: np.ndarray, weights: np.ndarray, shaping: Shaping) -> n
             saving = 1 - (np.clip(rates * 2 ** (shift / HALVING), least, most) * weights).sum()
         low, high = (shift, high) if saving > 0 else (low, shift)
     return np.clip(target - (low + high) / 2, *limits)
-
-
-def step_for(levels: int, limit: int = LIMIT) -> int:
-    """The smallest step with which offsets from -limit to limit take at most `levels` different values; levels >= 3."""
-    if levels < 3:
-        raise ValueError(f"there must be at least 3 levels: less, none and more; got {levels}")
-    return limit // ((levels + 1) // 2) + 1

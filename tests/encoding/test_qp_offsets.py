@@ -7,18 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from distill.encoding import qp_offsets as tested
-from distill.encoding.qp_offsets import (
-    HALVING,
-    MAPPINGS,
-    NEUTRAL,
-    STRONGEST,
-    Shaping,
-    areas,
-    block_bits,
-    block_means,
-    grid,
-    step_for,
-)
+from distill.encoding.qp_offsets import HALVING, MAPPINGS, NEUTRAL, STRONGEST, Shaping, areas, block_bits, block_means, grid
 from distill.evaluation.centre import centred_gaussian
 
 
@@ -40,7 +29,7 @@ BLOCK = st.sampled_from([16, 32, 64])
 SHAPINGS = st.builds(  # every mapping, at any strength
     lambda shaping, strength, **more: replace(shaping, strength=strength * STRONGEST[shaping.scale], **more),
     st.sampled_from(list(MAPPINGS.values())), st.floats(0, 1),
-    block=BLOCK, step=st.integers(1, 4), neutral=st.sampled_from(NEUTRAL), prior=st.floats(0, 0.9),
+    block=BLOCK, neutral=st.sampled_from(NEUTRAL), prior=st.floats(0, 0.9),
 )  # fmt: skip
 quick = settings(max_examples=40, deadline=None)
 
@@ -97,10 +86,8 @@ def test_more_salient_is_never_a_higher_qp_and_nothing_is_beyond_the_limits(sali
     shaping = replace(shaping, prior=0)
     offsets = tested.qp_offsets(saliency, shaping)
     order = np.argsort(block_means(saliency, shaping.block).ravel())
-    assert (np.diff(offsets.ravel()[order]) <= 0).all() and (offsets % shaping.step == 0).all()
+    assert (np.diff(offsets.ravel()[order]) <= 0).all()
     assert shaping.lowest <= offsets.min() and offsets.max() <= shaping.highest
-    lowest, highest = shaping.reach
-    assert shaping.step > 1 or (lowest <= offsets.min() and offsets.max() <= highest)
 
 
 @quick
@@ -133,8 +120,6 @@ def test_the_strong_mapping_moves_more_and_takes_no_more_than_its_limit():
     saliency = centred_gaussian(480, 640) ** 4
     normal, strong = (tested.qp_offsets(saliency, MAPPINGS[name]) for name in ("log", "log-strong"))
     assert strong.min() < normal.min() and strong.max() == 4 and strong.min() >= -8
-    assert MAPPINGS["log-strong"].reach == (-8, 4) and MAPPINGS["log"].reach == (-12, 12)
-    assert MAPPINGS["linear"].reach == (-8, 8) and replace(MAPPINGS["linear"], neutral="off").reach == (-4, 4)
 
 
 def left_over(offsets, weights, neutral):
@@ -146,10 +131,10 @@ def left_over(offsets, weights, neutral):
 @quick
 @given(MAPS, SHAPINGS)
 def test_neutral_offsets_keep_what_they_are_to_keep(saliency, shaping):
-    if shaping.neutral == "off" or 12 % shaping.step or shaping.highest == 4:  # at its limit the strong one may not
+    if shaping.neutral == "off" or shaping.highest == 4:  # at its limit the strong one may not
         return
     offsets = tested.qp_offsets(saliency, shaping)
-    assert abs(left_over(offsets, areas(saliency.shape, shaping.block), shaping.neutral)) <= shaping.step / 2 + 1e-6
+    assert abs(left_over(offsets, areas(saliency.shape, shaping.block), shaping.neutral)) <= 0.5 + 1e-3
 
 
 @quick
@@ -252,21 +237,11 @@ def test_small_changes_of_the_map_change_no_offset(saliency, noise, seed):
 
 @quick
 @given(MAPS, st.floats(0, 12), st.floats(0, 1), st.integers(0, 100))
-def test_a_held_offset_is_never_wrong_by_more_than_half_a_step_and_hold(saliency, strength, hold, seed):
+def test_a_held_offset_is_never_wrong_by_more_than_a_half_and_hold(saliency, strength, hold, seed):
     rng = np.random.default_rng(seed)
     before = qp_offsets(rng.random(saliency.shape), strength)
     wanted = (1 - 2 * scaled(saliency)) * strength
     assert (np.abs(qp_offsets(saliency, strength, previous=before, hold=hold) - wanted) <= 0.5 + hold + 1e-9).all()
-
-
-@quick
-@given(MAPS, st.floats(0, 12), st.integers(3, 16), st.sampled_from(NEUTRAL))
-def test_a_step_limits_the_number_of_levels(saliency, strength, levels, neutral):
-    offsets = qp_offsets(saliency, strength, neutral=neutral, step=step_for(levels))
-    assert len(np.unique(offsets)) <= levels
-    assert 2 * (12 // step_for(levels)) + 1 <= levels
-    smaller = step_for(levels) - 1
-    assert smaller == 0 or 2 * (12 // smaller) + 1 > levels
 
 
 @pytest.mark.parametrize(
@@ -290,5 +265,3 @@ def test_a_step_limits_the_number_of_levels(saliency, strength, levels, neutral)
 def test_invalid_arguments_are_refused(saliency, changes, message):
     with pytest.raises(ValueError, match=message):
         qp_offsets(saliency, **{"strength": 4, **changes})
-    with pytest.raises(ValueError, match="at least 3"):
-        step_for(2)
