@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from torch import Tensor
 
@@ -92,6 +94,12 @@ class Lookup(Protocol):
     """Soft labels that were computed elsewhere, by clip."""
 
     name: str
+
+    def has(self, name: str, part: str = "") -> bool: ...
+
+    def places(self, name: str, part: str = "") -> list[Path]:
+        """Where the labels of a clip are looked for."""
+        ...
 
     def logits(self, name: str, frames: int, part: str = "") -> Tensor:
         """The logits of the clip that `part` of a corpus calls `name`, of `frames` frames, float32 `[T,h,w]`."""

@@ -1,6 +1,7 @@
 """Soft labels computed elsewhere. A folder holds, for a clip:
 
     CLIP.npz          maps uint8 [T,h,w] and peak float32 [T]: the saliency of frame t is maps[t] / 255 * peak[t], in [0, 1]
+                      CLIP is the clip's id, or FOLDER/STEM of its file, in the layouts with a gaze table
     CLIP/*.png        8-bit PNGs in the order of their numbers, with a peak of 1
     SET.npz           for still images: also names [N]; maps and peak have a row per image, clip SET/1001 that of 1001.jpg
 
@@ -62,9 +63,13 @@ class MapsTeacher:
 
     def has(self, name: str, part: str = "") -> bool:
         """Whether there are maps for a clip; they may still be damaged."""
+        found = any(path.exists() for path in self.places(name, part))
+        return found or self._image(self._folder(part), name) is not None
+
+    def places(self, name: str, part: str = "") -> list[Path]:
+        """Where the maps of a clip are looked for, beside the sets of images."""
         folder = self._folder(part)
-        paths = (folder / f"{name}.npz", folder / name, folder / f"{name}.png")
-        return any(path.exists() for path in paths) or self._image(folder, name) is not None
+        return [folder / f"{name}.npz", folder / name, folder / f"{name}.png"]
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, over the names and contents of all maps."""
@@ -77,7 +82,7 @@ class MapsTeacher:
 
     def _find(self, name: str, part: str) -> tuple[np.ndarray, np.ndarray, Path]:
         folder = self._folder(part)
-        npz, pngs, png = folder / f"{name}.npz", folder / name, folder / f"{name}.png"
+        npz, pngs, png = self.places(name, part)
         if npz.exists() and not _image_names(npz):
             return *_read_npz(npz), npz
         if (image := self._image(folder, name)) is not None:

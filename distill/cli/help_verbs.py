@@ -65,8 +65,10 @@ def inspect(
         print_facts(summary(facts))
         print_files(facts.get("files", []))
     if broken := facts["broken"]:
-        way_out = f"restore them, or leave them out: --set corpus.skip={','.join(broken)}"
-        raise GateFailed(f"{len(broken)} clips cannot be used; {way_out}")
+        from distill.corpora.clips import counted, skipping
+
+        way_out = f"restore them, or leave them out: {skipping(broken)}"
+        raise GateFailed(f"{counted(len(broken), 'clip')} cannot be used; {way_out}")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -149,6 +151,7 @@ def calibrate(
 
     Use the calibrated labels with [bold]--teacher maps --maps RUN/labels --set teacher.calibration=FILE[/bold]
     """
+    from distill.corpora.clips import counted
     from distill.evaluation.metrics import LABELS
     from distill.labels.calibrate import calibrate_run
 
@@ -159,7 +162,7 @@ def calibrate(
     scores = {"as they are": result.before, "calibrated": result.after}
     rows = [{"labels": name, **{LABELS[m]: f"{value:.3f}" for m, value in s.items()}} for name, s in scores.items()]
     measured = "each held out in turn" if result.held_out else "the same that the fit used"
-    print_rows(rows, f"{len(result.clips)} clips, {measured}")
+    print_rows(rows, f"{counted(len(result.clips), 'clip')}, {measured}")
     fitted, verdict = result.fitted, "" if result.helps else ": no gain, so the labels stay as they are"
     print_text(f"temperature {fitted.temperature:.3g}, bias {fitted.bias:.3g}, blur {fitted.blur:g}{verdict}")
     print_text(out)

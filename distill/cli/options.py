@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+FROM = "another run: its recipe where none is given, and its stages as far as they agree; with --out"
 SHIPPED = "default: the student that ships with this package"
 ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
 MAPPING = "from saliency to offsets: log (as a density), log-strong (gains more, costs the rest more), linear (as a mask)"
@@ -59,6 +60,7 @@ class RunOptions:
     out: Annotated[Path | None, Option("--out", "-o", help="run directory; default runs/CORPUS-TEACHER or runs/RECIPE")] = None
     sets: Annotated[list[str] | None, Option("--set", metavar="SECTION.KEY=VALUE", help="any recipe key; repeatable")] = None
     force: Annotated[bool, Option("--force", help="start over: replace the run in --out")] = False
+    source: Annotated[Path | None, Option("--from", metavar="RUN", help=FROM)] = None
 
 
 @dataclass(frozen=True)

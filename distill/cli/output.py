@@ -152,10 +152,11 @@ def print_table(table: Table) -> None:
 
 def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
     """Tables of one corpus: scores, differences and, with per_clip, every clip."""
+    from distill.corpora.clips import counted
     from distill.evaluation import statistics, tables
 
-    clips = "1 clip" if len(result["clips"]) == 1 else f"{len(result['clips'])} clips"
-    counts = "; ".join([f"{printable(name)}: {clips}, {result['frames_scored']:,} frames", *statistics.remarks(result)])
+    amount = f"{counted(len(result['clips']), 'clip')}, {counted(result['frames_scored'], 'frame')}"
+    counts = "; ".join([f"{name}: {amount}", *statistics.remarks(result)])
     protocol = f"{result['protocol']}: {result['about']}; 95 % intervals over clips"
     print_cells(f"{counts}\n{protocol}", "predictor", tables.score_cells(result))
     if result["differences"]:

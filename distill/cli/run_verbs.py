@@ -36,6 +36,7 @@ from distill.students.release import release_model
 
 if TYPE_CHECKING:
     from distill.run.estimate import Estimate
+    from distill.run.takeover import Source
 
 EVALUATED = f"a run, a recipe, or ONNX students; {SHIPPED}, where --root names a corpus"
 BASELINES = "eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"
@@ -60,6 +61,11 @@ def run(
     from distill.run import plan
 
     rows = plan.dry_run(chosen.path, chosen.recipe, options.force)
+    if options.source:
+        from distill.run import takeover
+
+        taken = takeover.stages_to_take(takeover.open_source(options.source, chosen.path), chosen.recipe)
+        rows = [row | {"state": "take over"} if row["stage"] in taken and row["state"] != "done" else row for row in rows]
     cost = _estimate(chosen.recipe, rows)
     if output.as_json:
         print_json({"schema": 1, "run": str(chosen.path), "plan": rows, "estimate": cost and asdict(cost)})
@@ -68,7 +74,7 @@ def run(
 
     table = []
     for row in rows:
-        expected = cost.seconds.get(row["stage"]) if cost and row["state"] != "done" else None
+        expected = cost.seconds.get(row["stage"]) if cost and row["state"] == "to do" else None
         time = told(row["seconds"]) if row["state"] == "done" else f"~{told(expected)}" if expected else ""
         what = "; ".join(filter(None, (row["about"], row["detail"])))
         table.append({"stage": row["stage"], "state": row["state"], "time": time, "what": what})
@@ -78,7 +84,7 @@ def run(
 
 
 def _to_do(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["stage"] for row in rows if row["state"] != "done"]
+    return [row["stage"] for row in rows if row["state"] == "to do"]
 
 
 def _estimate(recipe: Recipe, rows: list[dict[str, Any]]) -> "Estimate | None":
@@ -119,7 +125,9 @@ def _run_until(
     from distill.run.plan import check_ready
 
     check_ready(resolved)
-    from distill.run import engine  # after the check, because torch takes seconds to import
+    from distill.run import engine, takeover  # after the check, because torch takes seconds to import
+
+    source = takeover.open_source(options.source, path) if options.source else None
 
     narrator = interruptible(narrator.quiet)
     try:
@@ -130,10 +138,10 @@ def _run_until(
                     "run: manifest.json was lost or damaged: all stages are done again, from the files that stand there"
                 )
             if verb == "run" and not narrator.quiet:
-                _say_plan(directory, narrator)
+                _say_plan(directory, source, narrator)
             for file in fetched_files(resolved.teacher):
                 narrator.say(f"teacher: {file}, fetched, SHA-256 checked")
-            engine.carry_out(directory, resolved, narrator, stage)
+            engine.carry_out(directory, resolved, narrator, stage, source)
             if leads:
                 _print_result(directory, stage, output.as_json, per_clip, table)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -142,11 +150,12 @@ def _run_until(
         raise Interrupted(f"{str(error) or 'at once'}; saved; continue with: {command}") from error
 
 
-def _say_plan(directory: RunDir, narrator: Narrator) -> None:
+def _say_plan(directory: RunDir, source: "Source | None", narrator: Narrator) -> None:
     """What the run will take; nothing where little is left to do."""
-    from distill.run import estimate, plan
+    from distill.run import estimate, plan, takeover
 
-    rows = plan.rows(directory.path, directory.recipe, directory.manifest)
+    taken = takeover.stages_to_take(source, directory.recipe) if source else []
+    rows = [row for row in plan.rows(directory.path, directory.recipe, directory.manifest) if row["stage"] not in taken]
     if cost := _estimate(directory.recipe, rows):
         for line in estimate.summary(cost, _to_do(rows), directory.path):
             narrator.say(f"plan: {line}")
@@ -243,7 +252,7 @@ def _check_exist(models: list[Path]) -> None:
 def _refuse_options_of_runs(options: RunOptions, why: str) -> None:
     given = {
         "--teacher": options.teacher, "--maps": options.maps, "--accept-licence": options.accept, "--out": options.out,
-        "--force": options.force,
+        "--force": options.force, "--from": options.source,
     }  # fmt: skip
     if useless := next((option for option, value in given.items() if value), ""):
         raise UsageError(f"{useless} is {why}; leave it out")

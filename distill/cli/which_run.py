@@ -46,9 +46,13 @@ def choose_run(recipe: Path | None, corpus: str | None, options: RunOptions, nar
     own = out if recipe is None and out is not None and is_run(out) else None
     sets = options.sets or []
     names_corpus = any(text.partition("=")[0].strip() == "corpus.name" for text in sets)
-    if verb != "run" and not (recipe or own or corpus or options.root or names_corpus):
+    if options.source and out is None:
+        raise UsageError(f"--from {options.source} starts another run; give its directory with --out")
+    if verb != "run" and not (recipe or own or options.source or corpus or options.root or names_corpus):
         raise UsageError(f"{f'{out} holds no run; ' if out else ''}which run? {_how_to_name_one(verb)}")
     of_run = own or (recipe.parent if recipe is not None and recipe.name == "recipe.toml" and is_run(recipe.parent) else None)
+    if options.source and not (recipe or own):
+        of_run = options.source
     base = recipe_of(of_run) if of_run else load_recipe(recipe)
     if options.root and not corpus and not names_corpus and base.corpus.name == "synthetic":
         corpus = recognised(options.root, narrator)

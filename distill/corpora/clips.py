@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -132,6 +133,11 @@ class Corpus:
 
 def _clip(values: dict[str, Any]) -> Clip:
     return Clip(**{**values, "shots": tuple(values.get("shots", ())), "times": tuple(values.get("times", ()))})
+
+
+def skipping(ids: Iterable[str]) -> str:
+    """The option that leaves clips out of a run, as a shell takes it."""
+    return f"--set {shlex.quote('corpus.skip=' + ','.join(ids))}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.corpora.checking import EMPTY, MANY, ODD_MAPS, REBUILT, UNANNOTATED, UNUSABLE, WITHOUT_FRAME, check, license_of
-from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip, first_few
+from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip, first_few, skipping
 from distill.corpora.gaze import FULL, GREY, JPEG
 from distill.corpora.layouts import CORPORA
 from distill.corpora.video import REPAIRED, UNDECODED
@@ -145,7 +145,7 @@ def open_corpus(
     if problems:
         first, *others = problems
         more = f" ({len(others)} more clips have problems: {', '.join(others)})" if others else ""
-        raise UsageError(f"{problems[first]}; or leave it out: --set corpus.skip={','.join(problems)}{more}")
+        raise UsageError(f"{problems[first]}; or leave it out: {skipping(problems)}{more}")
     return corpus
 
 

@@ -101,6 +101,12 @@ class Calibrated:
     def logits(self, *args: Any) -> Tensor:
         return self.calibration.apply(self.teacher.logits(*args))
 
+    def has(self, *args: Any) -> bool:
+        return self.teacher.has(*args)
+
+    def places(self, *args: Any) -> list[Path]:
+        return self.teacher.places(*args)
+
     def fingerprint(self) -> str:
         """The teacher's own where the calibration changes nothing."""
         own = self.teacher.fingerprint()

@@ -104,12 +104,14 @@ def _insert(chunk: Prepared, whole: Any, first: int, frames: int, pin: bool) -> 
 
 
 def looked_up_in(teacher: Lookup) -> LabelsOf:
-    """Labels by a teacher that looks clips up by name."""
+    """Labels by a teacher that looks clips up: by their name in their part of the corpus, FOLDER/STEM, or their id there."""
 
     def labels(clips: Sequence[Clip]) -> Generator[Tensor, None, None]:
         for clip in clips:
             with usage_errors():
-                logits = teacher.logits(clip.name, clip.frames, clip.corpus)
+                names = (clip.name, clip.id.removeprefix(f"{clip.corpus}."))
+                name = next((name for name in names if teacher.has(name, clip.corpus)), names[-1])
+                logits = teacher.logits(name, clip.frames, clip.corpus)
             yield logits
 
     return labels

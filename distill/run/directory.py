@@ -82,6 +82,11 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
     return manifest
 
 
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """The manifest of the run in the directory `path`; None where it is lost or damaged, or there is no run."""
+    return _intact(path)
+
+
 def recipe_of(path: Path) -> Recipe:
     """The recipe of the run in the directory `path`. Raises UsageError where it is lost or damaged."""
     return _recipe_in(_intact(path) or {"rebuilt": True}, path)

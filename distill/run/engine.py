@@ -10,17 +10,20 @@ import time
 from itertools import takewhile
 
 from distill.recipe.keys import Recipe
+from distill.run import takeover
 from distill.run.directory import RunDir
 from distill.run.errors import Interrupted
 from distill.run.parallel import job
 from distill.run.plan import STAGES, inputs, stage_keys
 from distill.run.progress import Narrator
 from distill.run.stages import WORK, Context
+from distill.run.takeover import Source
 from distill.training import checkpoint
 
 
-def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "report") -> None:
-    """Brings the run up to date, up to and including the stage `until`. On other ranks than 0: their share of it.
+def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "report", source: Source | None = None) -> None:
+    """Brings the run up to date, up to and including the stage `until`. On other ranks than 0: their share of it. source: another run,
+    from which stages are taken over where they agree.
 
     Raises UsageError where the corpus or the weights have changed since the run read them, or another version was interrupted in
     a training that has to continue; Interrupted on Ctrl-C.
@@ -30,7 +33,7 @@ def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "rep
         with job() as ranks:
             if ranks.leads:
                 run.check_inputs(inputs(recipe), narrator)
-                _carry_out_stages(context, until)
+                _carry_out_stages(context, until, source)
             while not ranks.leads and (name := ranks.called(narrator.stop)):
                 WORK[name](context)
     except Interrupted:
@@ -38,7 +41,7 @@ def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "rep
             raise  # rank 0 reports it for the whole job
 
 
-def _carry_out_stages(context: Context, until: str) -> None:
+def _carry_out_stages(context: Context, until: str, source: Source | None) -> None:
     run, narrator, keys = context.run, context.narrator, stage_keys(context.recipe)
     wanted = STAGES[: 1 + [stage.name for stage in STAGES].index(until)]
     done = list(takewhile(lambda stage: run.is_done(stage.name, keys[stage.name]), wanted))
@@ -56,7 +59,19 @@ def _carry_out_stages(context: Context, until: str) -> None:
         if narrator.stop():
             raise Interrupted(f"before {stage.name}")
         started = time.perf_counter()
-        if stage.shared:
-            job().announce(stage.name)
-        outputs, facts = WORK[stage.name](context)
+        if source and _can_be_taken(context, source, stage.name):
+            outputs, facts = takeover.take(run, source, stage.name)
+        else:
+            if stage.shared:
+                job().announce(stage.name)
+            outputs, facts = WORK[stage.name](context)
         run.finish(stage.name, keys[stage.name], outputs, time.perf_counter() - started, facts, stage.rewrites)
+
+
+def _can_be_taken(context: Context, source: Source, stage: str) -> bool:
+    """Whether a stage is taken over from another run; says so, or why not."""
+    if stage not in takeover.TAKEN:
+        return False
+    why = takeover.obstacle(source, context.recipe, stage, context.run.manifest.get("inputs"))
+    context.narrator.say(f"{stage}: {f'not taken from {source.path}: {why}' if why else f'taken from {source.path}'}")
+    return not why

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpora import CORPORA, attribution, find, parts_of, sources
+from distill.corpora.clips import counted, skipping
 from distill.corpora.synthetic import check_root
 from distill.labels import licences, members
 from distill.recipe.files import did_you_mean
@@ -91,9 +92,9 @@ def rows(path: Path, recipe: Recipe, manifest: Mapping[str, Any] | None) -> list
 
 def _details(recipe: Recipe) -> dict[str, str]:
     """The choices of the recipe that the plan shows, by stage."""
-    clips = f"{recipe.synthetic.clips} clips of {recipe.synthetic.frames} frames"
+    clips = f"{counted(recipe.synthetic.clips, 'clip')} of {recipe.synthetic.frames} frames"
     if recipe.corpus.name != "synthetic":
-        clips = f"{len(find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus))} clips"
+        clips = counted(len(find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus)), "clip")
     train, student = recipe.train, recipe.student
     frames = round(train.frames_first * train.steps)
     return {
@@ -131,12 +132,13 @@ def check_ready(recipe: Recipe) -> None:
         from distill.labels.building import open_maps  # imports torch, which no other teacher needs here
 
         maps = open_maps(recipe)
-        without = [i for i, (part, entry) in clips.items() if not maps.has(entry.name or entry.id, part.name)]
-        if without:
+        found = (maps.has(entry.id, part.name) or maps.has(entry.name, part.name) for part, entry in clips.values())
+        if without := [i for i, has in zip(clips, found, strict=True) if not has]:
+            part, first = clips[without[0]]
+            looked = dict.fromkeys(str(path) for name in (first.id, first.name) for path in maps.places(name, part.name)[:2])
             raise UsageError(
-                f"teacher.maps {', '.join(map(str, members.map_folders(recipe.teacher)))} has nothing for clip {without[0]}"
-                f"{f' and {len(without) - 1} more' if without[1:] else ''}; add it, or leave it out: "
-                f"--set corpus.skip={','.join(without)}"
+                f"teacher.maps has nothing for clip {without[0]}{f' and {len(without) - 1} more' if without[1:] else ''}: there is no "
+                f"{' or '.join(looked)}; add it, or leave it out: {skipping(without)}"
             )
     if recipe.run.device not in ("auto", "cpu"):
         from distill.run import device  # imports torch, which no other check needs

@@ -62,8 +62,9 @@ def train(
     frame_steps, clip_steps = task.phase_steps
     rank, ranks = rank_and_world()
     stills = len(samples) - len(task.videos)
+    drawn_from = f"{counted(len(task.videos), 'video')}, {counted(stills, 'still image')}"
     context.narrator.say(
-        f"train: {parameter_count(task.student):,} parameters; {len(task.videos)} videos, {stills} still images; {frame_steps} steps "
+        f"train: {parameter_count(task.student):,} parameters; {drawn_from}; {frame_steps} steps "
         f"of {config.frames} frames, then {clip_steps} of {config.batch} x {config.window} frames of clips"
         + (f", in each of {ranks} processes" if ranks > 1 else "")
     )

@@ -56,7 +56,19 @@ def test_the_command_line_surface_is_frozen():
         name: sorted(o for p in verb.params for o in p.opts if o.startswith("--") and o != "--help")
         for name, verb in verbs.items()
     }
-    stage = ["--accept-licence", "--corpus", "--force", "--json", "--maps", "--out", "--quiet", "--root", "--set", "--teacher"]
+    stage = [
+        "--accept-licence",
+        "--corpus",
+        "--force",
+        "--from",
+        "--json",
+        "--maps",
+        "--out",
+        "--quiet",
+        "--root",
+        "--set",
+        "--teacher",
+    ]
     assert flags == {
         "run": sorted([*stage, "--dry-run"]), "stage": stage, "label": stage, "train": stage, "export": stage, "report": stage,
         "eval": sorted([*stage, "--baseline", "--csv", "--per-clip", "--protocol"]), "init": ["--json"],

@@ -179,6 +179,42 @@ def test_a_run_keeps_its_recipe_when_the_file_is_lost_or_cut_off(finished, tmp_p
     assert result.returncode == 2 and f"restore it, or start over in another directory: --out {run}-2" in result.stderr
 
 
+def test_a_run_takes_over_what_agrees_from_another_one(finished, tmp_path):
+    run = tmp_path / "run"
+    plan = json.loads(invoke("run", "--from", finished, "--out", run, "--set", "train.steps=13", "--dry-run", "--json").stdout)
+    assert [row["stage"] for row in plan["plan"] if row["state"] == "take over"] == ["frames", "teach", "label"]
+    for _ in range(2):  # killed before it noted what it took, and started again
+        result = invoke("label", "--from", finished, "--out", run, "--set", "train.steps=13")
+        assert result.returncode == 0, result.stderr
+        assert all(f"{stage}: taken from {finished}" in result.stderr for stage in ("frames", "teach", "label"))
+        assert f"corpus: not taken from {finished}: a synthetic corpus lies in its own run" in result.stderr
+        stages = json.loads((run / "manifest.json").read_text())["stages"]
+        assert stages["label"]["from"] == str(finished) and len(stages["frames"]["outputs"]) == 10
+        for name in ("labels/003.npy", "frames/003.frames.npy"):
+            assert (run / name).samefile(finished / name), name
+        assert not (run / "labels/store.json").samefile(finished / "labels/store.json")
+        (run / "manifest.json").write_text(json.dumps({"schema": 2, "created": "", "stages": {}}))
+    again = invoke("label", run)
+    assert again.returncode == 0 and "5 of 5 clips are in the store" in again.stderr
+    other = invoke(
+        "train", "--from", finished, "--out", tmp_path / "other", "--set", "label.overlap=0.5", "--set", "synthetic.seed=8"
+    )
+    assert f"frames: not taken from {finished}: synthetic.seed is 8 here and 7 there" in other.stderr, other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "none", "--out", "x"], "no recipe at"),
+        (["--from", "RUN"], "starts another run; give its directory with --out"),
+        (["--from", "RUN", "--out", "RUN"], "is the run itself"),
+    ],
+)
+def test_a_run_that_gives_nothing_is_refused(finished, tmp_path, arguments, message):
+    result = invoke("run", *(finished if a == "RUN" else a for a in arguments), cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
 def test_out_alone_takes_the_recipe_of_the_run_there(finished):
     for verb in ("run", "eval", "report"):
         again = invoke(verb, "-o", finished)
