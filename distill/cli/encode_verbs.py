@@ -19,6 +19,7 @@ CONTAINER = "mkv, mp4, mov, ts, ...; default: by the suffix, and mkv for - and p
 GOP = "the --gop that kvazaar will run with, whose order its maps need: 0, 8 or 16, the default and kvazaar's own"
 START = "where in each clip they begin; in the first second gaze sits in the middle, whatever is shown"
 CONTROL = "crf; 2pass; vbv (one pass, a decoder that holds one second): BD-rate is of the rates that come out"
+CRFS = "22,27,32,37"
 MEASURES = "psnr, ssim, xpsnr, vmaf (and VMAF-NEG); default: all that are there; psnr is always taken"
 OBSERVERS = "half of the observers as one more map, where they are known: all weights are then those of the other half"
 
@@ -101,7 +102,7 @@ def bd(
     frames: Annotated[str, Option(metavar="N|all", help="frames of each clip")] = "100",
     start: Annotated[str, Option(metavar="SECONDS|middle", help=START)] = "1",
     control: Annotated[str, Option("--rate-control", help=CONTROL)] = "crf",
-    crfs: Annotated[str, Option("--crf", metavar="N,N", help="the rates of crf; two or more")] = "22,27,32,37",
+    crfs: Annotated[str | None, Option("--crf", metavar="N,N", help=f"the rates of crf; default {CRFS}")] = None,
     bitrates: Annotated[str | None, Option("--bitrate", metavar="N,N", help="those of 2pass and vbv, in kbit/s")] = None,
     measures: Annotated[str | None, Option(metavar="NAME,NAME", help=MEASURES)] = None,
     strengths: Annotated[
@@ -132,9 +133,10 @@ def bd(
 
     coding, shapings = _sweep(encoder, strengths, threads=threads or (1 if jobs > 1 else 0))
     span = read_span(frames, start)
-    if (control == "crf") == (bitrates is not None):
-        raise UsageError("--bitrate N,N belongs to --rate-control 2pass and vbv; crf takes --crf N,N")
-    codings = make_codings(coding, control, bitrates or crfs)
+    if (bitrates if control == "crf" else crfs) or not (bitrates or control == "crf"):
+        raise UsageError("--rate-control crf takes --crf N,N, and 2pass and vbv take --bitrate N,N")
+    rates = bitrates or crfs or CRFS
+    codings = make_codings(coding, control, rates)
     for file in (out, table):  # encodes take long: fail first if the results cannot be written
         if file and (file.is_dir() or any(parent.is_file() for parent in file.absolute().parents)):
             raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
@@ -157,13 +159,18 @@ def bd(
     if output.as_json:
         print_json({"schema": 1, **result})
     else:
-        rates = f"CRF {crfs}" if control == "crf" else f"{control} {bitrates} kbit/s"
+        at = f"CRF {rates}" if control == "crf" else f"{control} {rates} kbit/s"
         strength = f", strength {shapings[0][1].strength:g}" if len(shapings) == 1 else ""
-        settings = f"{encoder.codec} {encoder.preset}, {rates}, mapping {encoder.mapping}{strength}, {span}"
-        print_cells(f"{settings}, against no map", "clip, map", tables.clip_cells(result))
-        if (done := len(result["clips"])) > 1:
+        settings = f"{encoder.codec} {encoder.preset}, {at}, mapping {encoder.mapping}{strength}, {span}"
+        done, heading = len(result["clips"]), f"{settings}, against no map"
+        if len(shapings) == 1 or done == 1:  # a sweep over many clips has hundreds of rows; they are in the CSV
+            print_cells(heading, "clip, map", tables.clip_cells(result))
+            heading = f"mean over {done} clips"
+        else:
+            heading += f"; mean over {done} clips"
+        if done > 1:
             few = "; too narrow with so few clips" if done < tables.FEW_CLIPS else ""
-            print_cells(f"mean over {done} clips, and 95 % intervals{few}", "map", tables.mean_cells(result))
+            print_cells(f"{heading}, and 95 % intervals{few}", "map", tables.mean_cells(result))
             if result["differences"]:
                 print_cells("how maps differ, on the same clips", "", tables.difference_cells(result))
         print_files([*tables.legend(result), *result["files"]])

@@ -289,6 +289,18 @@ def test_finished_clips_are_kept_for_the_next_time(tiny_root, tmp_path, monkeypa
     assert compare.compare(*arguments, Narrator(quiet=True), jobs, kept) == whole
 
 
+def test_options_of_bd_that_do_not_go_together_are_one_line_errors():
+    for arguments, message in (
+        (("--strength", "1", "--strengths", "1,2"), "exclude each other"), (("--strengths", "1,x"), "must be numbers"),
+        (("--strengths", "1,1"), "there twice"), (("--strengths", "9"), "must be from 0 to 3 with --mapping log"),
+        (("--rate-control", "2pass"), "take --bitrate N,N"), (("--bitrate", "300,600"), "crf takes --crf N,N"),
+        (("--rate-control", "vbv", "--bitrate", "300,600", "--crf", "20,30"), "take --bitrate N,N"),
+        (("--frames", "1"), "2 or more, or all"), (("--start", "end"), "or middle"),
+    ):  # fmt: skip
+        result = invoke("bd", "clip.mp4", *arguments)
+        assert result.returncode == 2 and message in result.stderr, arguments
+
+
 def test_unwritable_outputs_are_reported_before_encoding(tmp_path):
 
     (tmp_path / "file").write_text("")

@@ -123,11 +123,11 @@ def compare(
     span: what the readers of `sources` read. jobs: clips that are encoded at the same time, each in a process of its own.
     kept: a file for the results of clips that are done; those that are in it already are not encoded again, and it is removed when
     all are done.
-    Returns, ready for JSON: codec, preset, judge (the proxy's name), span, measures; maps: {title: {map, mapping, strength, and
-    all else of its `Shaping`}}, title being the map's name, with mapping and strength where there are several; clips: {name:
-    {frames, start, weights: {by, judge, frames}, points: {title: [{crf or bitrate, kbps, and qualities}]}, bd_rate: {title:
-    {quality}}, size: {title: change at equal CRF or bitrate in per cent}, left_out: {title: {quality: why there is no BD-rate}}}};
-    the results of `summary`; and unfinished, the names of clips not done because of an interrupt. Qualities: `measures.QUALITIES`.
+    Returns, ready for JSON: codec, preset, rate_control, judge (the proxy's name), span, measures; maps: {title: {map, mapping, and
+    the mapping's `Shaping`}}, title being the map's name, with mapping and strength where there are several; clips: {name: {frames,
+    start, weights: {by, judge, frames}, points: {title: [{crf or bitrate, kbps, and qualities}]}, bd_rate: {title: {quality}}, size:
+    {title: change at equal CRF or bitrate in per cent}, left_out: {title: {quality: why there is no BD-rate}}}}; the results of
+    `summary`; and unfinished, the names of clips not done because of an interrupt. Qualities: `measures.QUALITIES`.
 
     Raises UsageError for a model or an option that cannot be used, a proxy that is compared too, or rates that give no BD-rate for
     any clip; Interrupted where no clip is done.
@@ -161,8 +161,10 @@ def compare(
         for name in work.maps
     }
     first = work.codings[0]
+    control = "2pass" if first.two_pass else "vbv" if first.bitrate else "crf"
     return {
-        "codec": first.codec, "preset": first.preset, "judge": work.proxy.name if work.proxy else None, "span": str(span),
+        "codec": first.codec, "preset": first.preset, "rate_control": control,
+        "judge": work.proxy.name if work.proxy else None, "span": str(span),
         "measures": list(work.measures.names), "maps": maps, "clips": clips,
         **summary(clips, work.groups()),
         "unfinished": [source.name for source in sources if source.name not in clips],
@@ -214,6 +216,7 @@ def _in_processes(
 
 
 _stop: Event
+_busy = threading.Lock()
 
 
 def _start_worker(stop: Event) -> None:
@@ -225,11 +228,13 @@ def _start_worker(stop: Event) -> None:
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when its parent has ended, which may have been killed."""
+    """Ends this process after the encode that it is at, so that it leaves no files, when its parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    _stop.set()
+    with _busy:
+        os._exit(1)
 
 
 def _in_worker(source: Source, work: Work) -> tuple[str, dict[str, Any]]:
@@ -237,7 +242,8 @@ def _in_worker(source: Source, work: Work) -> tuple[str, dict[str, Any]]:
         if _stop.is_set():
             raise Interrupted(f"bd, at {note}")
 
-    return source.name, measure_clip(source, work, step)
+    with _busy:
+        return source.name, measure_clip(source, work, step)
 
 
 def measure_clip(source: Source, work: Work, step: Step) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from distill.corpora.clips import counted
 from distill.encoding.bd.measures import QUALITIES
 from distill.encoding.bd.summary import NO_MAP
 from distill.encoding.qp_offsets import MAPPINGS
@@ -127,16 +128,16 @@ def _draw_curves(result: dict[str, Any], figure: Any) -> None:
 
 def frontier(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """What each map and mapping gains and costs by its strength: {name: [{title, strength, cost, gain, usual}]}. cost: mean BD-rate
-    of PSNR; gain: that of PSNR weighted by gaze, or by a proxy where there is none; both in per cent. usual: whether the strength
-    is the mapping's own. Empty where no clip has weights."""
+    of PSNR; gain: that of PSNR weighted by gaze, or by a proxy where no clip has gaze; both in per cent, over the same clips. usual:
+    whether the strength is the mapping's own."""
+    by = "gaze" if any("gaze" in mean for mean in result["mean"].values()) else "judge"
     curves: dict[str, list[dict[str, Any]]] = {}
     for title, of_map in result["maps"].items():
-        mean = result["mean"].get(title, {})
-        by = "gaze" if "gaze" in mean else "judge"
-        if by in mean and "plain" in mean:
+        rates = [facts["bd_rate"].get(title, {}) for facts in result["clips"].values()]
+        if pairs := [(of_clip["plain"], of_clip[by]) for of_clip in rates if {"plain", by} <= of_clip.keys()]:
+            cost, gain = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
             usual = of_map["strength"] == MAPPINGS[of_map["mapping"]].strength
-            point = {"title": title, "strength": of_map["strength"], "usual": usual}
-            point |= {"cost": mean["plain"]["mean"], "gain": mean[by]["mean"]}
+            point = {"title": title, "strength": of_map["strength"], "cost": cost, "gain": gain, "usual": usual}
             curves.setdefault(f"{of_map['map']}, {of_map['mapping']}", []).append(point)
     return curves
 
@@ -154,7 +155,7 @@ def _draw_frontier(result: dict[str, Any], figure: Any) -> None:
             if point["usual"]:
                 axis.plot(point["cost"], point["gain"], "o", markersize=9, fillstyle="none", color=line.get_color())
     axis.set(
-        title=f"{len(result['clips'])} clips, by strength; the ring is the default", xlabel="whole-frame PSNR: BD-rate, %",
+        title=f"{counted(len(result['clips']), 'clip')}, by strength; the ring is the default", xlabel="whole-frame PSNR: BD-rate, %",
         ylabel="weighted PSNR: BD-rate, %",
     )  # fmt: skip
     axis.legend()
