@@ -22,7 +22,7 @@ IMAGE_FILE = "its own image file"
 
 OUTCOMES = {
     "better": "beats", "worse": "is worse than", "unclear": "is not clearly better or worse than",
-    "unknown": "cannot be compared on one clip with",
+    "unknown": "one clip alone cannot tell whether it beats",
 }  # fmt: skip
 
 

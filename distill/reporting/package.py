@@ -18,7 +18,7 @@ import onnx
 
 from distill import __version__
 from distill.corpora.attribution import COLUMNS, Attribution
-from distill.evaluation import statistics, tables
+from distill.evaluation import statistics, tables, verdict
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.opallowlist.foreign import csv_text
 from distill.reporting.notes import read_notes
@@ -94,9 +94,11 @@ def _model_card(
     evaluated."""
     files = {mode: {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for mode, path in models.items()}
     columns = tables.metrics_in(metrics) if metrics else []
+    compared = verdict.comparisons(metrics) if metrics else []
     return render(
         "model_card.md", origin=origin, **files, version=__version__, revision=revision, metrics=metrics,
         val_clips=first_names(origin.val_clips), lower_is_better=[LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]],
+        verdict=verdict.headline(compared) if compared else "",
         parts=[_part(name, part) for name, part in statistics.by_corpus(metrics).items()] if metrics else [], caveats=caveats,
         enough_clips=ENOUGH_CLIPS, parity=parity, max_abs=max(parity["image_max_abs"], parity["step_max_abs"]), notes=notes,
         credits=_credits(origin.attribution),

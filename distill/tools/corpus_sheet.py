@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from distill.corpora import Clip, Corpus, density_map, fixation_points
 from distill.corpora.clips import did_you_mean_clip
-from distill.opallowlist.foreign import figure_text
+from distill.reporting.lettering import fonts, lettered
 from distill.run.errors import UsageError
 from distill.run.files import write_bytes
 from distill.tools.inspect_corpus import clip_facts, evenly_spaced, image_set
@@ -59,7 +59,8 @@ def write_sheet(corpus: Corpus, name: str, out: Path) -> Path:
         )
         about += f" · {clip_facts(clip)['fixations_per_frame']:.1f} fixations per frame"
         about += f" · density {'from its maps' if clip.maps else 'from its fixations'}"
-    write_bytes(out, _sheet(panels, f"{corpus.title} · {name}", about))
+    with rc_context(fonts()):
+        write_bytes(out, _sheet(panels, f"{corpus.title} · {name}", about))
     return out
 
 
@@ -124,8 +125,8 @@ def _sheet(panels: Sequence[Panel], title: str, about: str) -> bytes:
     picture_height = cell * height / width * 0.97
     total = HEADER + -(-len(panels) // columns) * (picture_height + CAPTION) + 0.1
     figure = Figure(figsize=(INCHES, total), facecolor=BACKGROUND)
-    figure.text(0.015 / columns, 1 - 0.26 / total, figure_text(title), color=TEXT, fontsize=15, fontweight="bold", va="center")
-    figure.text(0.015 / columns, 1 - 0.54 / total, figure_text(about), color=MUTED, fontsize=10.5, va="center")
+    figure.text(0.015 / columns, 1 - 0.26 / total, lettered(title), color=TEXT, fontsize=15, fontweight="bold", va="center")
+    figure.text(0.015 / columns, 1 - 0.54 / total, lettered(about), color=MUTED, fontsize=10.5, va="center")
     for i, (picture, left, right) in enumerate(panels):
         row, column = divmod(i, columns)
         bottom = total - HEADER - (row + 1) * (picture_height + CAPTION)
@@ -134,7 +135,7 @@ def _sheet(panels: Sequence[Panel], title: str, about: str) -> bytes:
         size = (round(cell * DPI), round(cell * DPI * picture.shape[0] / picture.shape[1]))
         axes.imshow(_resize(picture, size), aspect="auto")
         axes.set_axis_off()
-        axes.set_title(figure_text(left), color=TEXT, fontsize=9.5, loc="left", pad=4)
+        axes.set_title(lettered(left), color=TEXT, fontsize=9.5, loc="left", pad=4)
         axes.set_title(right, color=MUTED, fontsize=9, loc="right", pad=4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor=BACKGROUND)

@@ -48,7 +48,10 @@ def test_one_clip_decides_nothing_and_still_images_have_no_gain_of_the_state():
     for of in differences_in(result).values():
         of["nss"]["interval"] = None
     assert {c.outcome for c in comparisons(result)} == {"unknown"}
-    assert headline(comparisons(result)) == "Cannot be compared on one clip with the centred Gaussian and its own image file."
+    assert (
+        headline(comparisons(result))
+        == "One clip alone cannot tell whether it beats the centred Gaussian and its own image file."
+    )
     assert difference(comparisons(result)[0]).startswith("NSS +1.000, CC")
     result["frames_scored"] = len(result["clips"])  # one frame each
     assert [c.against for c in comparisons(result)] == ["the centred Gaussian"]

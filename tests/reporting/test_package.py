@@ -342,6 +342,13 @@ def test_the_card_shows_intervals_and_the_gain_of_the_state(package):
     assert "\n\n- NSS of the step file minus image, on the same clips: +0.050 [+0.050, +0.050]\n" in metrics
 
 
+def test_the_card_has_the_verdict(package):
+    scores = {**made_up_scores(**{"step": 0.1, "image": 0.2, "centred Gaussian": 0.0}), "frames_without_fixations": 0}
+    metrics = section(card(package(scores)), "Metrics")
+    assert "`mini_step.onnx`: Beats the centred Gaussian; is worse than its own image file.\n" in metrics
+    assert "By its differences" not in card(package())  # nothing to compare with
+
+
 def test_the_cards_python_example_runs(package, monkeypatch):
     folder = package()
     monkeypatch.chdir(folder)

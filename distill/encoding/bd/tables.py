@@ -8,7 +8,8 @@ from distill.encoding.bd.measures import QUALITIES
 from distill.encoding.bd.summary import NO_MAP
 from distill.encoding.qp_offsets import MAPPINGS
 from distill.evaluation.tables import Cells
-from distill.opallowlist.foreign import csv_text, figure_text
+from distill.opallowlist.foreign import csv_text
+from distill.reporting.lettering import fonts, lettered
 from distill.run.files import atomic, write_bytes
 
 FEW_CLIPS = 8  # with fewer, bootstrap intervals are too narrow
@@ -101,7 +102,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     several = len(result["maps"]) > len({of_map["map"] for of_map in result["maps"].values()})
-    with rc_context(PLOT_STYLE), atomic(path) as temporary:
+    with rc_context(PLOT_STYLE | fonts()), atomic(path) as temporary:
         figure = Figure(layout="constrained")
         (_draw_frontier if several else _draw_curves)(result, figure)
         figure.savefig(temporary, format="png", dpi=110)
@@ -117,9 +118,9 @@ def _draw_curves(result: dict[str, Any], figure: Any) -> None:
         for below, quality in enumerate(found[index]):
             axis = figure.add_subplot(down, across, (index // across * rows + below) * across + index % across + 1)
             for title, points in facts["points"].items():
-                axis.plot([p["kbps"] for p in points], [p[quality] for p in points], label=figure_text(title))
+                axis.plot([p["kbps"] for p in points], [p[quality] for p in points], label=lettered(title))
             unit = "points" if quality == "vmaf" else "dB"
-            axis.set(xscale="log", title=f"{figure_text(name)}: {QUALITIES[quality].title}", xlabel="kbit/s", ylabel=unit)
+            axis.set(xscale="log", title=f"{lettered(name)}: {QUALITIES[quality].title}", xlabel="kbit/s", ylabel=unit)
             rates = [p["kbps"] for p in facts["points"][NO_MAP]]
             axis.set_xticks(rates, [f"{rate:.0f}" for rate in rates])
             axis.minorticks_off()
@@ -147,7 +148,7 @@ def _draw_frontier(result: dict[str, Any], figure: Any) -> None:
     figure.set_size_inches(6.4, 4.8)
     for name, points in frontier(result).items():
         costs, gains = [p["cost"] for p in points], [p["gain"] for p in points]
-        (line,) = axis.plot(costs, gains, label=figure_text(name))
+        (line,) = axis.plot(costs, gains, label=lettered(name))
         for point in points:
             axis.annotate(
                 f"{point['strength']:g}", (point["cost"], point["gain"]), (4, 4), textcoords="offset points", fontsize=7
