@@ -156,6 +156,8 @@ def bd(
         tables.plot(result, out)
     if table:
         tables.write_csv(result, table)
+    if kept and not result["unfinished"]:
+        kept.unlink(missing_ok=True)
     if output.as_json:
         print_json({"schema": 1, **result})
     else:

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -276,17 +275,34 @@ def test_without_observers_there_is_no_map_of_them(tiny_root):
 def test_finished_clips_are_kept_for_the_next_time(tiny_root, tmp_path, monkeypatch, jobs):
     kept = tmp_path / "bd.csv.unfinished"
     arguments = clips_of(open_corpus("dhf1k", [str(tiny_root)]), 2), Span(2), work_at(20, 32)
-    whole = compare.compare(*arguments, Narrator(quiet=True), 1, kept)
-    assert not kept.exists()
     asked = iter([False] * 4)
-    compare.compare(*arguments, Narrator(quiet=True, stop=lambda: next(asked, True)), 1, kept)
-    (name,) = json.loads(kept.read_text())
+    half = compare.compare(*arguments, Narrator(quiet=True, stop=lambda: next(asked, True)), 1, kept)
+    whole = compare.compare(*arguments, Narrator(quiet=True), jobs, kept)
+    assert len(half["clips"]) == 1 and len(whole["clips"]) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "measure_clip", lambda source, *_: whole["clips"][source.name] if source.name != name else 1 / 0)
-        assert compare.compare(*arguments, Narrator(quiet=True), 1, kept) == whole and not kept.exists()
-    facts = {"key": "of other settings", "facts": {}}
-    kept.write_text(json.dumps({name: facts}))
-    assert compare.compare(*arguments, Narrator(quiet=True), jobs, kept) == whole
+        patch.setattr(compare, "measure_clip", lambda *_: 1 / 0)
+        assert compare.compare(*arguments, Narrator(quiet=True), 1, kept) == whole
+        with pytest.raises(ZeroDivisionError):  # of other settings
+            compare.compare(*arguments[:2], work_at(20, 33), Narrator(quiet=True), 1, kept)
+
+
+def test_the_file_of_finished_clips_goes_when_the_results_are_written(tmp_path, tiny_root):
+    arguments = (
+        "--corpus",
+        "dhf1k",
+        "--root",
+        tiny_root,
+        "--clips",
+        "001",
+        "--frames",
+        "3",
+        "--crf",
+        "20,34",
+        "--measures",
+        "psnr",
+    )
+    result = invoke("bd", *arguments, "--preset", "ultrafast", "--csv", tmp_path / "bd.csv", "-q")
+    assert result.returncode == 0 and [path.name for path in tmp_path.iterdir()] == ["bd.csv"]
 
 
 def test_options_of_bd_that_do_not_go_together_are_one_line_errors():

@@ -35,7 +35,7 @@ from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import check_map_counts, encode_frames
 from distill.export.streaming import Stream
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import fingerprint, read_json, write_json
+from distill.run.files import fingerprint, value_in, write_json
 from distill.run.progress import Narrator
 
 DECODERS = {"x264": "h264", "x265": "hevc"}
@@ -121,8 +121,7 @@ def compare(
     """Encodes every clip with every map at every rate.
 
     span: what the readers of `sources` read. jobs: clips that are encoded at the same time, each in a process of its own.
-    kept: a file for the results of clips that are done; those that are in it already are not encoded again, and it is removed when
-    all are done.
+    kept: a file for the results of clips that are done; those that are in it already are not encoded again.
     Returns, ready for JSON: codec, preset, rate_control, judge (the proxy's name), span, measures; maps: {title: {map, mapping, and
     the mapping's `Shaping`}}, title being the map's name, with mapping and strength where there are several; clips: {name: {frames,
     start, weights: {by, judge, frames}, points: {title: [{crf or bitrate, kbps, and qualities}]}, bd_rate: {title: {quality}}, size:
@@ -152,8 +151,6 @@ def compare(
         if not done:
             raise
     clips = {source.name: done[source.name] for source in sources if source.name in done}
-    if kept and len(clips) == len(sources):
-        kept.unlink(missing_ok=True)
     _report_gaps(clips, span, work, narrator)
     maps = {
         work.title(name, index): {"map": name, "mapping": mapping, **asdict(shaping)}
@@ -173,8 +170,11 @@ def compare(
 
 def _load(kept: Path, keys: Mapping[str, str]) -> dict[str, Any]:
     """The results in the file that are of these clips and this work."""
-    found = read_json(kept) if kept.is_file() else {}
-    return {name: of["facts"] for name, of in found.items() if keys.get(name) == of["key"]}
+
+    def build(found: dict[str, Any]) -> dict[str, Any]:
+        return {name: of["facts"] for name, of in found.items() if keys.get(name) == of["key"]}
+
+    return value_in(kept, build) if kept.is_file() else {}
 
 
 def _one_by_one(

@@ -110,12 +110,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def _draw_curves(result: dict[str, Any], figure: Any) -> None:
     clips = result["clips"]
-    found = [[key for key in DRAWN if key in facts["points"][NO_MAP][0]] for facts in clips.values()]
-    across, rows = min(PLOT_COLUMNS, len(clips)), max(map(len, found))
+    drawn = [key for key in DRAWN if any(key in facts["points"][NO_MAP][0] for facts in clips.values())]
+    across, rows = min(PLOT_COLUMNS, len(clips)), len(drawn)
     down = -(-len(clips) // across) * rows
     figure.set_size_inches(max(3.2 * across + 0.4, 5), 2.8 * down + 0.6)
     for index, (name, facts) in enumerate(clips.items()):
-        for below, quality in enumerate(found[index]):
+        for below, quality in enumerate(drawn):
+            if quality not in facts["points"][NO_MAP][0]:
+                continue
             axis = figure.add_subplot(down, across, (index // across * rows + below) * across + index % across + 1)
             for title, points in facts["points"].items():
                 axis.plot([p["kbps"] for p in points], [p[quality] for p in points], label=lettered(title))
