@@ -1,1 +1,1 @@
-"""Tools for trained models, corpora and run directories: predict, bench, quantize, luma, inspect."""
+"""Tools for trained models, corpora and run directories: predict, demo, bench, quantize, luma, inspect."""

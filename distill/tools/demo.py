@@ -3,7 +3,7 @@
     index.html, page.css   what is seen
     page.js                sources, playback, drawing
     student.js             the numbers: `normalise`, `Stream` and QP offsets, as in `export` and `distill.encoding`
-    sample.webm            our own: a clip of `corpora.synthetic`, 640x360, licensed as this package
+    sample.webm            our own: clip 1 of `corpora.synthetic` with seed 31 and 144 frames of 640x360; licensed as this package
 
 The browser runs the model with ONNX Runtime for the web, 14 MB of the npm package onnxruntime-web, which this package does not hold.
 The page asks nothing of any other host: its content security policy forbids it.

@@ -9,6 +9,7 @@ import pytest
 from distill.corpora.video import write_video
 from distill.export import release_model
 from distill.run.extras import EXTRAS
+from distill.tools.demo import RUNTIME
 from tests.helpers import make_clip, moving_blobs
 
 RUN = """
@@ -36,6 +37,14 @@ def clip(tmp_path_factory):
 def test_predict_needs_only_its_extra(clip, tmp_path, out):
     result = without(EXTRAS["train"] + EXTRAS["encode"], "predict", clip, "--out", tmp_path / out)
     assert (result.returncode, result.stdout) == (0, f"{tmp_path / out}\n"), result.stderr
+
+
+def test_demo_needs_no_extra(tmp_path):
+    for name in RUNTIME.values():
+        (tmp_path / name).touch()
+    modules = EXTRAS["train"] + EXTRAS["encode"] + EXTRAS["predict"]
+    result = without(modules, "demo", "--runtime", tmp_path, "--save", tmp_path / "page")
+    assert result.returncode == 0 and (tmp_path / "page" / "index.html").is_file(), result.stderr
 
 
 def test_encode_needs_only_its_extra(clip, tmp_path):
