@@ -238,7 +238,9 @@ def _export(context: Context) -> Done:
     origin, network = context.provenance()
     clip = corpus[(corpus.val or corpus.train)[0]]
     real = [frame for frame, _ in zip(clip.read(), range(60), strict=False)]
-    say(f"export: writing, gating, and comparing with PyTorch on {len(real)} frames of clip {clip.id} and random ones")
+    say(
+        f"export: writing, gating, and comparing with PyTorch on {counted(len(real), 'frame')} of clip {clip.id} and random ones"
+    )
     verified = _verified("export", network, origin.fps, metadata(origin, None), real)
     write_together({run / "export" / name: content for name, content in verified.files(recipe.run.name).items()})
     parity = asdict(verified.parity)
