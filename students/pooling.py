@@ -13,6 +13,7 @@ These are the downstream's four aggregators (lusoris/vmaf, `vmaf-tune`), made ca
 sampled frames, here one map per frame from the frames so far. Numpy only.
 """
 
+import difflib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +42,13 @@ class Pooling:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown baseline '{self.kind}'; known: mean, ema=ALPHA, max, motion-weighted")
+            near = difflib.get_close_matches(self.kind, KINDS, n=1, cutoff=0.85)
+            hint = (
+                f"did you mean '{near[0].replace('ema', 'ema=ALPHA')}'?"
+                if near
+                else "known: mean, ema=ALPHA, max, motion-weighted"
+            )
+            raise ValueError(f"unknown baseline '{self.kind}'; {hint}")
         if not 0 < self.alpha <= 1:
             raise ValueError(f"the alpha of baseline ema must be above 0 and at most 1, got {self.alpha:g}")
 
@@ -77,8 +84,8 @@ def parse(text: str) -> Pooling:
     kind, equals, value = text.strip().partition("=")
     if not equals:
         return Pooling(kind)
-    if kind != "ema":
-        raise ValueError(f"baseline '{kind}' takes no number" if kind in KINDS else f"unknown baseline '{kind}'")
+    if kind != "ema" and kind in KINDS:
+        raise ValueError(f"baseline '{kind}' takes no number")
     try:
         alpha = float(value)
     except ValueError:

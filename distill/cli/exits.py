@@ -20,6 +20,7 @@ from distill.opallowlist import streams
 from distill.opallowlist.foreign import printable, printable_lines
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.extras import extra_of, how_to_install
+from distill.run.files import with_final_names
 
 # Typer does not export the base of its usage errors.
 _CLICK_EXCEPTION = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -61,7 +62,7 @@ def run_command(arguments: Sequence[str]) -> int:
         if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
             print(printable_lines("".join(traceback.format_exception(error))), file=sys.stderr)
         message, code = describe_error(error)
-        message = " ".join(message.split())
+        message = " ".join(with_final_names(message).split())
         if "--json" in arguments and output.objects_printed == printed:  # else the result states what it lacks
             output.print_json({"schema": 1, "error": message, "exit_code": code})
         if message:  # `distill` alone has printed the help

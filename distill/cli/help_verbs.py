@@ -48,12 +48,17 @@ def inspect(
             raise UsageError(f"--show draws a clip of a corpus, and {path} is not a corpus")
         facts = describe(path)
         print_facts(facts, str(path), output.as_json)
+        if damaged := facts.get("damaged"):
+            more = f", and {len(damaged) - 1} more" if damaged[1:] else ""
+            raise GateFailed(f"{path}: {damaged[0]}{more}; {facts['way out']}")
         if str(facts.get("gate", "")).startswith("refused"):
             raise GateFailed(f"{path} is refused by the gate")
         return
     from distill.tools.inspect_corpus import describe_corpus, summary, table_rows
 
-    surveyed, facts = describe_corpus(path, name, interruptible(output.quiet).track)
+    surveyed, facts = describe_corpus(path, name, interruptible(output.quiet).track, show or "")
+    if show and not surveyed.clips:
+        raise UsageError(f"--show: {next(iter(facts['broken'].values()))}")
     if show:
         from distill.tools.corpus_sheet import write_sheet
 

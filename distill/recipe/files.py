@@ -23,6 +23,9 @@ from distill.opallowlist.foreign import toml_text
 from distill.recipe.keys import SECTIONS, STUDENT_ABOUT, Recipe
 from distill.run.errors import UsageError
 
+MOST = 2**31 - 1
+"""The largest whole number of a key that states no other bound: what torch and numpy count with."""
+
 
 def load_recipe(start: Path | Recipe | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe from a TOML file (or another recipe, or the defaults) with `section.key=value` overrides on top.
@@ -163,6 +166,8 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
         for f in dataclasses.fields(section_type):
             value = values[name][f.name]
             low, high = f.metadata.get("low"), f.metadata.get("high")
+            if high is None and type(value) is int:
+                high = MOST
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{name}.{f.name} must be finite, got {value}")
             if low is not None and value < low:

@@ -34,7 +34,7 @@ class Run:
     """How the run is carried out."""
 
     name: str = key("student", "file name of the student: NAME.onnx, NAME_step.onnx; lower case letters, digits, - and _")  # fmt: skip
-    seed: int = key(0, "seed of all randomness except the synthetic corpus", low=0)
+    seed: int = key(0, "seed of all randomness except the synthetic corpus", low=0, high=2**63 - 1)
     device: str = key("auto", "auto, cpu, cuda or cuda:N", machine=True)
     threads: int = key(0, "CPU threads for torch; 0: all cores", low=0, machine=True)
 
@@ -76,7 +76,7 @@ class Synthetic:
     width: int = key(256, "pixels", low=32, high=4096)
     fps: float = key(24.0, "frames per second", low=1, high=240)
     observers: int = key(16, "simulated observers", low=1, high=200)
-    seed: int = key(7, "seed of the corpus; run.seed does not change the data", low=0)
+    seed: int = key(7, "seed of the corpus; run.seed does not change the data", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True)

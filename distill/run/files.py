@@ -95,6 +95,11 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def with_final_names(text: str) -> str:
+    """A message with the names that temporary files in it were to get."""
+    return re.sub(r"\.([^/\s]+?)\.\d+-[0-9a-f]{8}\.tmp", r"\1", text)
+
+
 def is_temporary(name: str) -> bool:
     """Whether `atomic` leaves files of this kind when its process is killed."""
     return bool(TEMPORARY.fullmatch(name))

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from distill.corpora import CORPORA, SIGMA, Clip, Corpus, blur, fixation_points
+from distill.corpora import CORPORA, SIGMA, Clip, Corpus, blur, find, fixation_points, parts_of
 from distill.corpora.checking import UNANNOTATED
-from distill.corpora.clips import counted
+from distill.corpora.clips import counted, did_you_mean_clip
 from distill.corpora.gaze import FRAME_READERS, clip_fixations, stored_density
 from distill.corpora.opening import Track, survey
+from distill.recipe.keys import Corpus as Options
+from distill.run.errors import UsageError
 
 T = TypeVar("T")
 SAMPLED_FRAMES = 32  # of a clip whose fixation maps are read
@@ -25,9 +27,10 @@ FIT_CLIPS, FIT_FRAMES = 12, 3  # clips, and frames of each, that sigma is fitted
 FIT_WIDTH = 640  # pixels; larger maps are scaled down
 
 
-def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[Corpus, dict[str, Any]]:
-    """The usable clips, and facts about all of them as plain values: what `distill inspect --json` prints."""
-    corpus, problems = survey(name, root, track=track, thorough=True)
+def describe_corpus(root: Path, name: str, track: Track | None = None, show: str = "") -> tuple[Corpus, dict[str, Any]]:
+    """The usable clips, and facts about all of them as plain values: what `distill inspect --json` prints. show: a clip, or a set of
+    images; then all others stay closed."""
+    corpus, problems = survey(name, root, track=track, thorough=True, only=_ids_of(show, root, name) if show else ())
     clips = corpus.clips
     with_maps = [clip for clip in clips if clip.maps]
     without = f"none: built from fixations, sigma {SIGMA:.2%} of the width"
@@ -47,6 +50,15 @@ def describe_corpus(root: Path, name: str, track: Track | None = None) -> tuple[
         "notes": list(corpus.notes),
         "per_clip": [clip_facts(clip) for clip in clips],
     }
+
+
+def _ids_of(show: str, root: Path, name: str) -> list[str]:
+    """The ids of the clip, or of the images in the set, with this name. Raises UsageError where there is none."""
+    found = {clip_id: clip for clip_id, (_, clip) in find(parts_of(name, root), Options()).items()}
+    sets = {image_set(clip) for clip in found.values()} - {""}
+    if show not in found and show not in sets:
+        raise UsageError(f"--show: there is no clip '{show}' in {root}{did_you_mean_clip(show, [*sets, *found])}")
+    return [show] if show in found else [clip_id for clip_id, clip in found.items() if image_set(clip) == show]
 
 
 def clip_facts(clip: Clip) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def _row(name: str, clips: Sequence[dict[str, Any]]) -> dict[str, str]:
     if 0 < len(annotated) < len(clips):
         remarks.append(f"{len(clips) - len(annotated)} without annotation")
     problems = sum((Counter(clip["troubles"]) for clip in clips), Counter[str]())
-    remarks += [f"{count:,} {kind}" for kind, count in problems.items() if kind != UNANNOTATED or annotated]
+    remarks += [f"{kind}: {count:,}" for kind, count in problems.items() if kind != UNANNOTATED or annotated]
     return {
         "clip": name, "frames": f"{sum(clip['frames'] for clip in clips):,}",
         "size": sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes",

@@ -1,6 +1,7 @@
 """Ctrl-C at any moment: exit code 130, at most one line, no traceback; and JSON stays one object."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -30,6 +31,19 @@ def test_ctrl_c_during_start_up_ends_quietly(tmp_path, start, arguments, after):
     _, err = process.communicate(timeout=120)
     assert "Traceback" not in err and "ignored" not in err and len(err.splitlines()) <= 2, err
     assert process.returncode in ({130, 0} if arguments == ["--help"] else {130, 2} if "none.onnx" in arguments else {130})
+
+
+@pytest.mark.parametrize("after", [0, 0.03, 0.1, 0.3])
+def test_ctrl_c_while_the_gate_is_imported_as_a_module_ends_quietly(tmp_path, after):
+    (tmp_path / "sitecustomize.py").write_text(MARK, encoding="utf-8")
+    command = [sys.executable, "-m", "distill.opallowlist", "check", "none.onnx"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.read(2) == "up"
+    time.sleep(0.1 + after)  # the rest of the interpreter's start, which runs none of our code
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err and process.returncode in (130, 2), err
 
 
 def test_ctrl_c_in_a_callback_that_cannot_raise_is_not_lost():

@@ -56,7 +56,7 @@ def test_videos_keep_their_names_and_two_with_one_number_are_refused(tmp_path):
     corpus = open_corpus("dhf1k", tmp_path)
     assert [(c.id, c.annotated_frames) for c in corpus.clips] == [("0007", 2), ("bees", 2)]
     writers.video(tmp_path / "video" / "7.avi", 2)
-    with pytest.raises(UsageError, match=r"0007\.avi and 7\.avi, which are one clip"):
+    with pytest.raises(UsageError, match=r"0007\.avi and 7\.avi, each pair one clip"):
         open_corpus("dhf1k", tmp_path)
 
 

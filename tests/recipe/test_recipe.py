@@ -155,3 +155,9 @@ def test_the_portable_recipe_is_the_same_from_every_folder_and_machine(tmp_path)
     assert to_toml(portable(load_recipe(tmp_path / "shipped.toml"))) == texts[0]
     assert to_toml(portable(load_recipe(tmp_path / "shipped.toml", ["train.steps=7"]))) != texts[0]
     assert 'weights = ["random"]' in to_toml(portable(load_recipe(None, ["teacher.weights=random"])))
+
+
+@pytest.mark.parametrize("key", ["train.steps", "synthetic.observers", "label.batch"])
+def test_whole_numbers_are_bounded(key):
+    with pytest.raises(UsageError, match=rf"{key} must be at most \d+, got 99999999999999999999"):
+        load_recipe(None, [f"{key}=99999999999999999999"])

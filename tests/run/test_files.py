@@ -165,3 +165,10 @@ def test_an_array_file_is_whole_or_damaged_and_never_an_error(tmp_path):
         assert isinstance(file.is_whole(4), bool)
     np.save(file.path, np.zeros((0, 3), np.int32))
     assert file.is_whole() and file.is_whole(0)
+
+
+def test_messages_name_the_file_and_not_its_temporary_stand_in(tmp_path):
+    with files.atomic(tmp_path / "a.b.npy") as temporary:
+        temporary.touch()
+        assert files.with_final_names(f"cannot write {temporary}: full") == f"cannot write {tmp_path / 'a.b.npy'}: full"
+    assert files.with_final_names("v1.tmp and .hidden stay") == "v1.tmp and .hidden stay"

@@ -432,6 +432,23 @@ def test_inspect_of_a_refused_model_fails(golden):
     assert result.returncode == 1 and "refused" in result.stdout
 
 
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/best.pt", "export/student.onnx", "frames/002.frames.npy", "labels/002.npy", "metrics.json"]
+)
+def test_inspect_names_the_damaged_files_of_a_run(finished, tmp_path, name, manifest):
+    shutil.copytree(finished, run := tmp_path / "a run")
+    if not manifest:
+        (run / "manifest.json").unlink()
+    assert invoke("inspect", run).returncode == 0
+    os.truncate(run / name, 100)
+    result = invoke("inspect", run, "--json")
+    assert result.returncode == 1 and json.loads(result.stdout)["damaged"] == [
+        f"{name} is changed" if manifest else f"{name} does not open"
+    ]
+    assert name in result.stderr and f"distill run '{run}'" in result.stderr
+
+
 def test_bench_and_inspect_read_the_files_of_a_run(finished):
     model = finished / "export" / "student.onnx"
     rows = json.loads(distill("bench", model, model, "--size", "64x48", "--rounds", "2", "--json").stdout)["results"]

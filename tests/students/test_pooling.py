@@ -90,6 +90,7 @@ def test_the_downstreams_alpha_is_the_default():
     [
         ("median", "unknown baseline 'median'; known: mean, ema=ALPHA, max, motion-weighted"),
         ("median=2", "unknown baseline 'median'"),
+        ("emaa=0.6", "unknown baseline 'emaa'; did you mean 'ema=ALPHA'"),
         ("mean=0.5", "baseline 'mean' takes no number"),
         ("ema=fast", "needs a number, as in ema=0.6, got 'fast'"),
         ("ema=0", "above 0 and at most 1, got 0"),

@@ -11,7 +11,7 @@ from distill.run.errors import UsageError
 from distill.tools.corpus_sheet import write_sheet
 from distill.tools.inspect_corpus import describe_corpus, fit_sigma, table_rows
 from tests.corpora import writers
-from tests.helpers import invoke
+from tests.helpers import invoke, make_clip
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_images_are_listed_by_set(tmp_path):
     rows = table_rows(facts)
     assert [row["clip"] for row in rows] == ["osie, 3 images", "street, 3 images"]
     assert (rows[0]["fixations per frame"], rows[0]["observers"]) == ("4.0", "2")
-    assert rows[0]["remarks"] == "1 points outside the frame"
+    assert rows[0]["remarks"] == "points outside the frame: 1"
 
 
 @pytest.mark.parametrize("sigma", [4.0, 12.74, 30.0])
@@ -133,3 +133,19 @@ def test_inspect_on_the_command_line(tmp_path):
     writers.video(tmp_path / "root" / "video" / "002.avi", 3, 30.0)
     result = invoke("inspect", tmp_path / "root", "--json", cwd=tmp_path)
     assert result.returncode == 1 and list(json.loads(result.stdout)["broken"]) == ["002"]
+
+
+def test_show_opens_that_clip_alone_and_one_clip_twice_is_named(tmp_path):
+    for name in ("001", "002"):
+        make_clip(tmp_path, name)
+    (tmp_path / "video" / "002.avi").write_bytes(b"damaged")
+    result = invoke("inspect", tmp_path, "--show", "001", "-o", tmp_path / "sheet.png", "--json")
+    assert result.returncode == 0, result.stderr
+    assert [clip["id"] for clip in json.loads(result.stdout)["per_clip"]] == ["001"] and (tmp_path / "sheet.png").stat().st_size
+    result = invoke("inspect", tmp_path, "--show", "002", "-o", tmp_path / "other.png")
+    assert result.returncode == 2 and "--show: " in result.stderr and "002.avi" in result.stderr
+    result = invoke("inspect", tmp_path, "--show", "003")
+    assert result.returncode == 2 and "there is no clip '003'" in result.stderr
+    (tmp_path / "video" / "002.mp4").write_bytes(b"")
+    result = invoke("inspect", tmp_path)
+    assert result.returncode == 2 and "holds 002.avi and 002.mp4, each pair one clip; keep one of each" in result.stderr

@@ -90,7 +90,7 @@ def detect_corpus(root: Path) -> str | None:
         return "gaze-table"
     if _holds(root, "videos"):
         return "videos"
-    return "gaze-table" if gaze_table.holds_tables(root) else None
+    return "gaze-table" if gaze_table.holds_tables(root) else "dhf1k" if dhf1k.is_meant(root) else None
 
 
 def _holds(root: Path, name: str) -> bool:

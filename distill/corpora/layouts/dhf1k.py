@@ -52,6 +52,11 @@ def find(root: Path, options: Options) -> list[Clip]:
     return [clips[name] for name in sorted(clips, key=images.numbered)]
 
 
+def is_meant(root: Path) -> bool:
+    """Whether a folder has videos in this layout, usable or not."""
+    return (root / "video").is_dir() and any(path.suffix.lower() in SUFFIXES for path in (root / "video").iterdir())
+
+
 def _official_side(number: int) -> str:
     return "train" if number <= LAST_TRAINING else "val" if number <= LAST_VALIDATION else "test"
 
@@ -70,9 +75,12 @@ def _videos(root: Path) -> dict[str, Path]:
     videos: dict[str, Path] = {}
     folder = root / "video"
     if folder.is_dir():
+        double = []
         for video in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
             if (other := videos.setdefault(_id(video.stem), video)) != video:
-                raise UsageError(f"{folder} holds {other.name} and {video.name}, which are one clip; keep one of them")
+                double.append(f"{other.name} and {video.name}")
+        if double:
+            raise UsageError(f"{folder} holds {', '.join(double)}, each pair one clip; keep one of each")
     for pattern in ("video/*", "frames/*", "annotation/*/images", "*/images"):
         for frames in sorted(root.glob(pattern)):
             name = frames.parent.name if frames.name == "images" else frames.name
