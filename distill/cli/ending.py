@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.corpora.clips import Corpus, counted
 from distill.run.directory import RunDir
 from distill.run.files import read_json, value_in
 
@@ -31,6 +30,8 @@ def verdict(run: RunDir, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def lines(run: RunDir, metrics: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The end of a run in about five lines: sentences, and what to do next, which can be copied to a shell as it is."""
+    from distill.corpora.clips import counted  # needs OpenCV
+
     found = verdict(run, metrics)
     parity, taken, scores = found["parity"], found["speed"], metrics["predictors"]
     worst = max(parity[key] for key in ("image_max_abs", "step_max_abs", "zero_state_max_abs"))
@@ -52,6 +53,8 @@ def _called(name: str) -> str:
 
 def _next(run: RunDir) -> str:
     """The student on a clip that it has not seen; where there is no video, all scores."""
+    from distill.corpora.clips import Corpus
+
     corpus = value_in(run / "corpus.json", Corpus.from_dict)
     model = run / "export" / f"{run.recipe.run.name}_step.onnx"
     videos = [Path(clip.video) for clip in corpus.select((*corpus.val, *corpus.train)) if not (clip.static or clip.shots)]
