@@ -1,5 +1,8 @@
 """Variants of a student: planes in, one size, block maps; the maps of the source file, and of the PyTorch twin."""
 
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +15,7 @@ from distill.export.variants import BLOCK, MATRICES, Colour, Variant, half_size,
 from distill.opallowlist import check
 from distill.students.planes import frame_of_planes
 from distill.students.tiny_unet import resize_linear
-from tests.helpers import lively
+from tests.helpers import SMALL, lively
 
 FPS = 25.0
 # The working size is 32x64: none of the entry's kernels, each of them, and sizes that nothing divides.
@@ -132,3 +135,25 @@ def test_other_models_are_refused(step, golden):
             yuv420_graph(model, Colour())
     with pytest.raises(ExportRefused, match="one frame size"):
         variant_graph(step, Variant("rgb"))
+
+
+@pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 computes these operators in another way")
+@pytest.mark.parametrize("kind", ["rgb", "yuv420", "nv12"])
+def test_opencv_streams_a_file_of_one_size(kind):
+    config = replace(SMALL, height=128, width=224)  # OpenCV 5.0.0 is wrong on the smaller student's maps of 1x2 px
+    step, size = step_graph(lively(config), FPS, {}), (261, 531)
+    frames = planes(*size)
+    if kind == "rgb":
+        frames = [{"input": np.random.default_rng(n).standard_normal((1, 3, *size), np.float32)} for n in range(3)]
+    elif kind == "nv12":
+        frames = [{"y": f["y"], "uv": np.stack([f["u"][0], f["v"][0]], -1)} for f in frames]
+    for output in ("map", "block-map"):
+        model = variant_graph(step, Variant(kind, size, output))
+        net = cv2.dnn.readNetFromONNX(np.frombuffer(model.SerializeToString(), np.uint8))
+        state, maps = np.zeros(config.state_shape, np.float32), []
+        for frame in frames:
+            for name, array in {**frame, "state_in": state}.items():
+                net.setInput(array, name)
+            saliency, state = (np.array(array) for array in net.forward([model.graph.output[0].name, "state_out"]))
+            maps.append(saliency)
+        assert gap(maps, streamed(model, frames)) <= 1e-5
