@@ -42,7 +42,7 @@ def test_vmaf_needs_an_ffmpeg_with_libvmaf(tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "find_ffmpeg", lambda: None)
     assert choose_measures(None, narrator).names == ("psnr", "ssim", "xpsnr") and "saliency-distill[quality]" in said[0]
     assert choose_measures("ssim", narrator) == Measures(("psnr", "ssim")) and len(said) == 1
-    for named, message in (("vmaf", r"libvmaf, and there is none: pip install"), ("psnr,psnr2", "psnr2 is unknown")):
+    for named, message in (("vmaf", r"there is no FFmpeg with libvmaf; pip install"), ("psnr,psnr2", "psnr2 is unknown")):
         with pytest.raises(UsageError, match=message):
             choose_measures(named, narrator)
     broken = tmp_path / "ffmpeg"

@@ -70,10 +70,10 @@ def choose_measures(text: str | None, narrator: Narrator) -> Measures:
         return Measures(names)
     ffmpeg = find_ffmpeg()
     if ffmpeg is None:
-        lacking = f"VMAF needs an FFmpeg with libvmaf, and there is none: {how_to_install('quality')}"
+        lacking = f"there is no FFmpeg with libvmaf; {how_to_install('quality')}"
         if text is not None:
-            raise UsageError(lacking)
-        narrator.say(f"without VMAF: {lacking}")
+            raise UsageError(f"--measures vmaf: {lacking}")
+        narrator.say(f"VMAF is left out: {lacking}")
         return Measures(tuple(name for name in names if name != "vmaf"))
     return Measures(names, ffmpeg)
 
