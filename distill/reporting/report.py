@@ -43,17 +43,17 @@ def write(
     metrics = read_json(run / "metrics.json")
     parity = read_json(run / "export" / f"{origin.name}.parity.json")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    chosen = choose_clips(metrics["clips"], recipe.report.clips)
+    ranks, count = ranked(metrics["clips"]), recipe.report.clips
     step, image = (load_predictor(run / "export" / f"{origin.name}{suffix}.onnx") for suffix in ("_step", ""))
-    shown = corpus.select(chosen)
+    shown = corpus.select(choose_clips(metrics["clips"], count))
     tracked = narrator.track(shown, "report", len(shown))
     pages = [
-        {"rank": chosen[clip.id], **_clip(clip, f"clip-{n}", metrics["clips"][clip.id], labels, step, image)}
+        {"rank": ranks.get(clip.id, ""), **_clip(clip, f"clip-{n}", metrics["clips"][clip.id], labels, step, image)}
         for n, clip in enumerate(tracked)
     ]
-    videos = [clip for clip in shown if not clip.static]
+    videos = [clip for clip in corpus.select(ranks) if not clip.static] if count else []
     middle = videos[len(videos) // 2] if videos else None
-    loop = {"rank": chosen[middle.id], **_loop(middle, labels, step)} if middle else None
+    loop = {"rank": ranks[middle.id], **_loop(middle, labels, step)} if middle else None
     page = render(
         "report.html", origin=origin, steps=recipe.train.steps, caveats=metrics["caveats"], summary=summary(metrics, taken),
         badges=badges(origin, metrics, parity), parts=score_parts(metrics), curves=charts.training_curves(log), clips=pages,
@@ -64,23 +64,25 @@ def write(
     write_bytes(run / "report.html", page.encode())
 
 
-def choose_clips(clips: Mapping[str, Any], count: int) -> dict[str, str]:
-    """The clips to show, `count` at most, and the rank of each: from the student's best to its worst by NSS, evenly between; a
-    single one is the median. Where no clip was scored, the first ones."""
-    order = best_first(clips)
+def ranked(clips: Mapping[str, Any]) -> dict[str, str]:
+    """The scored clips, from the student's best to its worst by NSS, and the rank of each in words; none of a single one."""
+    scored = [i for i, clip in clips.items() if clip["frames_scored"]]
+    order = sorted(scored, key=lambda i: -clips[i]["scores"]["step"]["nss"])
+    if len(order) < 2:
+        return dict.fromkeys(order, "")
+    between = [f"number {place} of {len(order)}" for place in range(2, len(order))]
+    return dict(zip(order, ["the best", *between, "the worst"], strict=True))
+
+
+def choose_clips(clips: Mapping[str, Any], count: int) -> list[str]:
+    """The clips to show, `count` at most: from the best to the worst, evenly between; a single one is the median. Where no clip
+    was scored, the first ones."""
+    order = list(ranked(clips))
     if not order:
-        return dict.fromkeys(list(clips)[:count], "")
+        return list(clips)[:count]
     last = len(order) - 1
     places = np.linspace(0, last, count) if count > 1 else [last / 2] * count
-    ranks = [f"number {place} of {len(order)}" for place in range(1, len(order) + 1)]
-    ranks[0], ranks[last] = ("the best", "the worst") if last else ("", "")
-    return {order[round(place)]: ranks[round(place)] for place in places}
-
-
-def best_first(clips: Mapping[str, Any]) -> list[str]:
-    """The scored clips by the NSS of the step file."""
-    scored = [i for i, clip in clips.items() if clip["frames_scored"]]
-    return sorted(scored, key=lambda i: -clips[i]["scores"]["step"]["nss"])
+    return [order[place] for place in dict.fromkeys(round(place) for place in places)]
 
 
 def summary(metrics: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def summary(metrics: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, A
                 if metric in predictors.get(name, {})
             ]
             figures.append((metric, tables.format_value(own[metric], metric), interval, others))
-    order = best_first(metrics["clips"])
+    order = list(ranked(metrics["clips"]))
     ends = {"best": order[0], "worst": order[-1]} if len(order) > 1 else {}
     return {
         "headline": verdict.headline(compared),

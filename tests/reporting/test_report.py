@@ -13,7 +13,7 @@ from PIL import Image
 from distill.evaluation import metrics, statistics, tables
 from distill.reporting import charts, drawings, words
 from distill.reporting.rendering import render
-from distill.reporting.report import badges, choose_clips, score_parts, summary
+from distill.reporting.report import badges, choose_clips, ranked, score_parts, summary
 from tests.helpers import ORIGIN, made_up_scores
 from tests.reporting.page import faults
 
@@ -102,11 +102,17 @@ def test_every_corpus_has_its_table_with_intervals_and_the_gain_of_the_state():
 
 def test_clips_are_shown_from_the_best_to_the_worst():
     clips = {f"c{n}": {"frames_scored": n, "scores": {"step": {"nss": n}}} for n in range(6)}  # c0 has no score
-    assert choose_clips(clips, 3) == {"c5": "the best", "c3": "number 3 of 5", "c1": "the worst"}
-    assert choose_clips(clips, 1) == {"c3": "number 3 of 5"}
-    assert list(choose_clips(clips, 50)) == ["c5", "c4", "c3", "c2", "c1"] and choose_clips(clips, 0) == {}
-    assert choose_clips({"c1": clips["c1"]}, 3) == {"c1": ""}
-    assert choose_clips({"c0": clips["c0"]}, 3) == {"c0": ""} and choose_clips({}, 3) == {}
+    assert choose_clips(clips, 3) == ["c5", "c3", "c1"] and choose_clips(clips, 1) == ["c3"]
+    assert choose_clips(clips, 50) == ["c5", "c4", "c3", "c2", "c1"] and choose_clips(clips, 0) == []
+    assert ranked(clips) == {
+        "c5": "the best",
+        "c4": "number 2 of 5",
+        "c3": "number 3 of 5",
+        "c2": "number 4 of 5",
+        "c1": "the worst",
+    }
+    assert ranked({"c1": clips["c1"]}) == {"c1": ""} and choose_clips({"c1": clips["c1"]}, 3) == ["c1"]
+    assert choose_clips({"c0": clips["c0"]}, 3) == ["c0"] and choose_clips({}, 3) == []
 
 
 def test_videos_and_still_images_have_their_pictures_and_the_colours_their_meaning():
@@ -149,7 +155,7 @@ def test_curves_take_the_colours_of_the_page_and_are_the_same_every_time():
         assert not re.search("#[0-9a-f]{6}", curve) and "var(--" in curve and "font-family" not in curve
     names = {colour for curve in curves for colour in re.findall(r"var\((--\w+)\)", curve)}
     text = page(NOTHING)
-    assert all(text.count(f"{name}: #") >= 2 for name in names)  # in light and in dark
+    assert all(text.count(f"{name}: #") == 2 for name in names)  # in light and in dark
 
 
 def test_the_heat_map_is_bright_where_the_map_is():
