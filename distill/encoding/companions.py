@@ -9,6 +9,7 @@ import errno
 import io
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import av
@@ -43,6 +44,7 @@ class Companion:
     def __init__(self, container: Any, copy: Any, name: str, convert: Convert | None = None) -> None:
         self.container, self.copy, self.name, self.convert = container, copy, name, convert
         self.unread = 0  # packets that do not decode
+        self._held: list[av.Packet] = []  # of video: the first ones, until a decoding time is known
         self._rising: Rising | None = None
 
     def write(self, packet: av.Packet) -> None:
@@ -52,12 +54,23 @@ class Companion:
         except av.FFmpegError:
             self.unread += 1
             return
-        self._mux(packets)
+        self._mux(self._with_times(packets) if self.copy.type == "video" else packets)
+
+    def _with_times(self, packets: list[av.Packet]) -> list[av.Packet]:
+        """The packets that can be written. FFmpeg does not know when the first ones of a video with B-frames are decoded: they come
+        before the first of which it does."""
+        self._held += packets
+        known = next((n for n, packet in enumerate(self._held) if packet.dts is not None), None)
+        if known is None:
+            return []
+        ready, self._held = self._held, []
+        for packet, after in reversed(list(pairwise(ready[: known + 1]))):
+            packet.dts = (after.dts or 0) - max(packet.duration or 0, 1)
+        return ready
 
     def finish(self) -> list[str]:
         """Writes what is left; returns what the user should know."""
-        if self.convert:
-            self._mux(self.convert(None))
+        self._mux(self.convert(None) if self.convert else self._held)
         notes = [f"{self.name}: {counted(self.unread, 'packet')} not decoded, and left out"] if self.unread else []
         if self._rising and self._rising.moved:
             late = f"{counted(self._rising.moved, 'packet')} not later than the one before"

@@ -70,7 +70,7 @@ def map_of(frame: av.VideoFrame, size: tuple[int, int], maps: Stream | Maps, sec
         result = FrameMap(turn.stored(maps.map(planes, seconds)), BLOCK if turn == Orientation() else None)
     else:
         height, width = _reduced(size, turn.swapped)
-        rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+        rgb = frame.reformat(width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()
         values = (maps.map if isinstance(maps, Stream) else maps)(np.ascontiguousarray(turn.upright(rgb)), seconds)
         result = FrameMap(turn.stored(values))
     check_map(result.values)
@@ -93,7 +93,7 @@ def _reduced(size: tuple[int, int], swapped: bool = False) -> tuple[int, int]:
 def _planes(frame: av.VideoFrame, size: tuple[int, int]) -> Planes:
     planes = planes_of(frame)
     if planes is None:  # 4:2:2, 4:4:4, 12 bits, RGB
-        frame = frame.reformat(format="yuv420p")
+        frame = frame.reformat(format="yuv420p", threads=1)
         planes = planes_of(frame)
         assert planes is not None
     return planes.cropped(size)

@@ -39,7 +39,7 @@ class RegionMarker:
         """The frame with its regions; its type is left to the encoder."""
         picture, pts, time_base = self.picture, frame.pts, frame.time_base
         if frame.format.name != picture.format:
-            frame = frame.reformat(format=picture.format)
+            frame = frame.reformat(format=picture.format, threads=1)
         if (frame.height, frame.width) != picture.size:
             self._crop = self._crop or _graph(frame, [("crop", f"{picture.width}:{picture.height}:0:0:exact=1")])
             frame = _passed(frame, self._crop)
@@ -79,6 +79,7 @@ def regions(offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 
 
 def _graph(frame: av.VideoFrame, filters: list[tuple[str, str]]) -> Any:
     graph = av.filter.Graph()
+    graph.threads = 1  # these filters have nothing to share out, and every graph would start its own
     # Regions do not depend on time: any time base will do, and `mark` restores the time stamps.
     source = graph.add(
         "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name, time_base="1/1000",

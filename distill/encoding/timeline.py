@@ -39,9 +39,10 @@ class Timeline:
         index, now = packet.stream.index, stamp * packet.time_base
         sparse = packet.stream.type not in ("video", "audio")
         latest, offset = self._state.get(self._video if sparse else index, (None, self._offsets[0]))
-        if latest is not None and not sparse:
+        reordered = packet.dts is None and packet.stream.type == "video"  # the first ones: that they are ahead means nothing
+        if latest is not None and not sparse and not reordered:
             offset = self._offset(now, latest, offset)
-        if not sparse:
+        if not sparse and not reordered:
             self._state[index] = now + offset, offset
             self._end = max(self._end, now + offset + ((packet.duration or 0) * packet.time_base or self._step))
         ticks = round(offset / packet.time_base)
