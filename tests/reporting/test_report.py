@@ -14,6 +14,7 @@ from distill.evaluation import metrics, statistics, tables
 from distill.reporting import charts, drawings, words
 from distill.reporting.rendering import render
 from distill.reporting.report import badges, choose_clips, ranked, score_parts, summary
+from tests.browser import CHROMIUM, browsing
 from tests.helpers import ORIGIN, made_up_scores
 from tests.reporting.page import faults
 
@@ -174,13 +175,89 @@ def test_a_difference_is_red_where_it_is_positive_and_blue_where_it_is_negative(
     assert (picture[:, 0] == drawings.RED).all() and (picture[:, -1] == drawings.BLUE).all()
 
 
-@pytest.mark.parametrize("size", [(90, 160), (160, 90)])
-def test_the_looping_clip_moves_and_stays_small(size):
+def test_the_looping_clip_moves_and_stays_small():
     rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 255, (*size, 3), np.uint8) for _ in range(12)]  # the worst case for a codec
+    noise = [rng.integers(0, 255, (160, 90, 3), np.uint8) for _ in range(12)]  # the worst case for a codec
     panels = [drawings.four_panels(dict.fromkeys("abc", frame) | {"d": frame}) for frame in noise]
     uris = drawings.looping_clip(panels, 6)
     moving, still = (Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in uris)
     assert moving.n_frames == 3 and moving.info["loop"] == 0 and getattr(still, "n_frames", 1) == 1
     assert moving.size == still.size == panels[0].shape[1::-1] and moving.size[0] * moving.size[1] < 4.1 * drawings.PANEL_PIXELS
     assert len(uris[0]) * 3 / 4 <= drawings.LOOP_BYTES
+
+
+CONTRAST = """
+const light = c => { c = c.slice(0, 3).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2] };
+const rgb = text => text.match(/[\\d.]+/g).map(Number);
+const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
+  if (c.length < 4 || c[3] > 0) return c } };
+const written = [...document.querySelectorAll("body *")].filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()));
+return Math.min(...written.map(e => { const style = getComputedStyle(e), background = behind(e);
+  const [a, b] = [light(rgb(e.closest("svg") ? style.fill : style.color)), light(background)].sort((x, y) => y - x);
+  return (a + 0.05) / (b + 0.05) }));
+"""
+"""The lowest contrast of any text with what is behind it, as WCAG 2 defines it."""
+SEEN = "return [...document.querySelectorAll('.loop img')].map(e => getComputedStyle(e).display)"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A report with every metric, many predictors and a video, as a file."""
+    names = [
+        "step",
+        "image",
+        *(f"image + {how}" for how in ("mean", "ema=0.6", "motion-weighted")),
+        "teacher",
+        "centred Gaussian",
+    ]
+    rng = np.random.default_rng(0)
+    clips = {
+        f"c{n}": {
+            "frames_scored": 5, "frames_without_fixations": 0,
+            "scores": {name: dict.fromkeys(metrics.LABELS, rng.uniform()) for name in names},
+        }
+        for n in range(9)
+    }  # fmt: skip
+    protocol = statistics.PROTOCOLS["clip-mean"]
+    about = {"protocol": protocol.name, "about": protocol.about, "frames_scored": 45, "frames_without_fixations": 0}
+    picture = drawings.data_uri(np.full((90, 160, 3), 90, np.uint8))
+    shown = sheet("c0") | {"rows": {"frame": [(picture, "a frame", "")] * 5}, "seconds": ["0.0 s"] * 5}
+    loop = {"clip": "c0", "rank": "", "moving": picture, "still": picture, "width": 300, "height": 169}
+    result = {**about, **statistics.summarise(clips, names, protocol), "clips": clips}
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    text = page(result, clips=[shown, sheet("c1", 1, static=True)], loop_clip=loop, caveats=["a caveat " * 20])
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+def test_the_report_in_a_browser(wide, tmp_path):
+    with browsing(tmp_path) as tab:
+        tab.call("Page.navigate", url=wide.as_uri())
+        tab.wait("document.readyState == 'complete' && document.querySelector('.words')")
+        for width in (390, 1100, 1280):
+            for scheme in ("light", "dark"):
+                tab.look(width, 900, scheme)
+                assert tab.run("return document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+                assert tab.run(CONTRAST) >= 4.5
+        assert tab.run("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"  # dark
+
+        tab.look(390, 900)
+        tab.run("document.querySelector('.scroll').scrollLeft = 200")  # the names of the rows stay
+        assert tab.run("return document.querySelector('tbody th').getBoundingClientRect().left") == 16
+        open_word = "document.querySelector(':popover-open')?.textContent ?? ''"
+        tab.run("[...document.querySelectorAll('.word')].find(e => e.textContent == 'bIoU').focus()")
+        tab.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13)
+        tab.wait(f"{open_word}.startsWith('bIoU: block IoU')")
+        tab.call("Input.dispatchKeyEvent", type="keyDown", key="Escape", code="Escape", windowsVirtualKeyCode=27)
+        tab.wait(f"{open_word} == ''")
+
+        assert tab.run(SEEN) == ["block", "none"]
+        tab.click(".loop input")
+        assert tab.run(SEEN) == ["none", "block"]
+        tab.click(".loop input")
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+        assert tab.run(SEEN) == ["none", "block"]
+        assert [address for address in tab.asked if not address.startswith("data:")] == [wide.as_uri()]
+        assert not tab.complaints
