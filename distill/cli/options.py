@@ -29,7 +29,8 @@ RecipeArgument = Annotated[Path | None, Argument(metavar="RECIPE.toml", help="re
 CorpusOption = Annotated[str | None, Option(help="corpus.name: dhf1k, gaze-table, ...; several: dhf1k:1,images:0.5")]
 LayoutOption = Annotated[str | None, Option("--corpus", help="name of the corpus, where its folders do not show it")]
 RootOption = Annotated[
-    list[Path] | None, Option(metavar="DIR", help="corpus.root: folder of the corpus; repeatable, for several corpora")
+    list[Path] | None,
+    Option(metavar="DIR", help="corpus.root: folder of the corpus, whose layout is recognised; repeatable, for several"),
 ]
 SizesOption = Annotated[
     list[str] | None, Option("--size", metavar="WxH", help="frame size; repeatable; default 640x360, 1920x1080")

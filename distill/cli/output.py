@@ -161,7 +161,7 @@ def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
     print_cells(f"{counts}\n{protocol}", "predictor", tables.score_cells(result))
     if result["differences"]:
         first = result["differences"]["of"]
-        print_cells(f"how {first} differs, on the same clips", first, tables.difference_cells(result))
+        print_cells(f"how {first} differs, on the same clips", "difference", tables.difference_cells(result))
     if per_clip:
         print_cells("NSS, clip by clip", "clip", tables.clip_cells(result))
 

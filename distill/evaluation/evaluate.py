@@ -10,6 +10,7 @@ be used, are not scored, and counted. So are density maps that cannot be used: t
 The fixations of all clips are read first, since sAUC draws a frame's negatives from other frames.
 """
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ def evaluate_corpora(models: Sequence[Path], recipe: Recipe, narrator: Narrator)
             shared = " or ".join(name for name in held_out if held_out[name] == ids)
             narrator.say(
                 f"eval: all clips are scored; if {shared} was trained on this corpus, only {first_few(here)} were held out: "
-                f"--set corpus.val_clips={','.join(here)}"
+                f"--set {shlex.quote('corpus.val_clips=' + ','.join(here))}"
             )
     results, options = {}, recipe.eval
     for part, root in corpus.roots.items():

@@ -84,7 +84,7 @@ def clip_cells(result: Mapping[str, Any]) -> Cells:
 
 
 GAP = 2  # spaces between the columns of a table
-NAME_WIDTH = 24  # characters at which the column of names may fold in a narrow terminal
+NAME_WIDTH = 24  # characters at which the column of names may wrap in a narrow terminal; at a longer word, up to 36
 
 
 def fit_to_width(head: str, cells: Cells, width: int | None) -> tuple[list[dict[str, str]], list[str]]:
@@ -92,12 +92,13 @@ def fit_to_width(head: str, cells: Cells, width: int | None) -> tuple[list[dict[
     intervals do not fit beside their values, half their width is on a second line. At least one column remains."""
     columns = list(cells[0][1]) if cells else []
     wide = [{head: name, **{c: " ".join(filter(None, row[c])) for c in columns}} for name, row in cells]
-    if width is None or table_width(wide, NAME_WIDTH) <= width:
+    names = max([NAME_WIDTH, *(min(36, len(word)) for name in (head, *(name for name, _ in cells)) for word in name.split())])
+    if width is None or table_width(wide, names) <= width:
         return wide, []
     narrow = [{head: name, **{c: _two_lines(*row[c]) for c in columns}} for name, row in cells]
     for count in range(len(columns), 0, -1):
         rows = [{key: row[key] for key in (head, *columns[:count])} for row in narrow]
-        if count == 1 or table_width(rows, NAME_WIDTH) <= width:
+        if count == 1 or table_width(rows, names) <= width:
             return rows, columns[count:]
     return narrow, []
 

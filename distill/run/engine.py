@@ -32,6 +32,8 @@ def carry_out(run: RunDir, recipe: Recipe, narrator: Narrator, until: str = "rep
     try:
         with job() as ranks:
             if ranks.leads:
+                if source and not run.manifest["stages"]:  # what that run has read need not be read again to be known
+                    run.manifest.setdefault("inputs", {}).update(source.manifest.get("inputs", {}))
                 run.check_inputs(inputs(recipe), narrator)
                 _carry_out_stages(context, until, source)
             while not ranks.leads and (name := ranks.called(narrator.stop)):

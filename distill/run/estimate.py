@@ -92,7 +92,8 @@ def survey(recipe: Recipe) -> Survey:
     if films and not facts:
         raise UsageError("no video of the corpus opens")
     frames, cached, pixels = (sum(column) / len(facts) for column in zip(*facts, strict=True)) if facts else (0, 0, 640 * 360)
-    annotated = sum(bool(clip.fixations) and Path(clip.fixations).exists() for clip in clips) / len(clips)
+    some = _spread(clips, 10 * SAMPLED_CLIPS)
+    annotated = sum(bool(clip.fixations) and Path(clip.fixations).exists() for clip in some) / len(some)
     sample = tuple(Path(c.video) for c in _spread([c for c in films if Path(c.video).is_file()], DECODED_CLIPS))
     return Survey(round(frames * len(films)) + len(stills), round(cached * len(films)) + len(stills), annotated, pixels, sample)
 

@@ -79,7 +79,8 @@ def obstacle(source: Source, recipe: Recipe, stage: str, inputs: Mapping[str, An
     if stage == "corpus" and recipe.corpus.name == "synthetic" and not recipe.corpus.root:
         return "a synthetic corpus lies in its own run"
     for what, known in (inputs or {}).items():
-        if (other := source.manifest.get("inputs", {}).get(what)) is None or other["contents"] != known["contents"]:
+        other = source.manifest.get("inputs", {}).get(what)
+        if not isinstance(other, dict) or other["contents"] != known["contents"]:
             return f"{what} {'changed since' if other else 'was not read there'}"
     done = source.manifest["stages"].get(stage)
     if done is None or not is_done(source.path, source.manifest, stage, done["fingerprint"]):
