@@ -76,8 +76,8 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
     if changed := differences(_recipe_in(manifest, path), recipe):
         another = shlex.quote(str(_free(path)))
         raise UsageError(
-            f"{path} holds a run with another configuration ({_few(changed)}); leave that run as it is and write to another directory, "
-            f"--out {another}; or replace it with --force"
+            f"{path} holds a run with another configuration ({_few(changed)}); leave that run as it is and write to another directory: "
+            f"--out {another} --from {shlex.quote(str(path))} takes over what agrees; or replace it with --force"
         )
     return manifest
 

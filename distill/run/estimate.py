@@ -27,6 +27,7 @@ from distill.recipe.keys import Recipe
 from distill.run import device
 from distill.run.errors import UsageError
 from distill.run.parallel import usable_cores
+from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
 from distill.training.frames import to_twice
 
@@ -120,31 +121,38 @@ def _facts(clip: Clip, sample_fps: float) -> tuple[int, int, int] | None:
 
 
 def probe(recipe: Recipe, found: Survey) -> Speed:
-    """Decodes a few frames and takes a training step of the student, in about a second."""
+    """Decodes a few frames and takes a few training steps of the student, in about a second."""
     chosen, reason = device.choose(recipe.run.device)
     threads = device.set_threads(recipe.run.threads)
-    height, width = recipe.student.height, recipe.student.width
-    decoded, seconds, converting = 0, 0.0, 0.0
+    decoded, seconds = 0, 0.0
     frame = np.zeros((360, 640, 3), np.uint8)
     for path in found.sample:
         started = time.perf_counter()
         shown = list(islice(read_frames(path), DECODED_FRAMES))
-        decoded, frame = decoded + len(shown), shown[-1]
         seconds += time.perf_counter() - started
+        decoded, frame = decoded + len(shown), shown[-1] if shown else frame
     torch.set_num_threads(1)
     started = time.perf_counter()
     for _ in range(3):
         to_twice(frame, recipe.student)
     converting = (time.perf_counter() - started) / 3
     torch.set_num_threads(threads)
+    train, work = _training_step(recipe.student, chosen)
+    usual = TinyUNetConfig()  # a student much smaller than that says nothing of how fast teachers are
+    usual_train, usual_work = (train, work) if recipe.student == usual else _training_step(usual, chosen)
+    on = f"{reason}, {threads} threads"
+    return Speed(seconds / decoded if decoded else 0.001, converting, train, 3 * usual_work / usual_train, on)
+
+
+def _training_step(config: TinyUNetConfig, on: torch.device) -> tuple[float, float]:
+    """Seconds for a frame in training, and billions of multiply-adds on its way forward; the way back costs twice as much."""
     with torch.random.fork_rng(devices=[]):
-        student = TinyUNet(recipe.student).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batch = torch.rand(PROBE_FRAMES, 3, height, width, device=chosen)
+        student = TinyUNet(config).to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batch = torch.rand(PROBE_FRAMES, 3, config.height, config.width, device=on)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             _logits(student, batch[:1])
-        train = min([_timed_step(student, batch) for _ in range(3)][1:]) / PROBE_FRAMES
-    gmac = 3 * counter.get_total_flops() / 2e9 / train  # the way back costs twice the way forward
-    return Speed(seconds / decoded if decoded else 0.001, converting, train, gmac, f"{reason}, {threads} threads")
+        seconds = min([_timed_step(student, batch) for _ in range(3)][1:]) / PROBE_FRAMES
+    return seconds, counter.get_total_flops() / 2e9
 
 
 def _logits(student: TinyUNet, batch: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ def test_running_again_does_nothing_and_another_configuration_is_refused(finishe
     assert same.returncode == 0
     other = distill("run", "--out", finished, *SETS, "--set", "train.lr=0.5")
     assert other.returncode == 2 and "train.lr: 0.003 -> 0.5" in other.stderr
-    assert f"another directory, --out {finished}-2; or replace it with --force" in other.stderr
+    assert f"another directory: --out {finished}-2 --from {finished} takes over what agrees" in other.stderr
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
