@@ -69,6 +69,7 @@ COMMANDS = {
     "eval": ["eval", MODEL, "--corpus", "gaze-table", "--root", EVIL, "--per-clip", "--csv", f"{EVIL}.csv"],
     "init": ["init", f"{EVIL}.init"],
     "predict": ["predict", CLIP, "-m", MODEL],
+    "demo": ["demo", "-m", MODEL, "--save", f"{EVIL}.demo", "--runtime", f"{EVIL}.npm"],
     "bench": ["bench", MODEL, "--size", "32x32", "--rounds", "1"],
     "quantize": ["quantize", MODEL, "--root", EVIL, "--size", "64x32"],
     "variant": ["variant", MODEL, "--size", "64x48"],
