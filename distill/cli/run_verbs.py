@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from distill.cli import ending
-from distill.cli.options import SHIPPED, CorpusOption, JsonOption, Output, RecipeArgument, RunOptions
+from distill.cli.options import SHIPPED, CorpusOption, Output, RecipeArgument, RunOptions
 from distill.cli.output import (
     interruptible,
     print_files,
@@ -25,7 +25,6 @@ from distill.cli.output import (
 from distill.cli.which_run import choose_run, corpus_recipe
 from distill.labels.members import fetched_files
 from distill.opallowlist.foreign import toml_text
-from distill.recipe.files import to_toml
 from distill.recipe.keys import PROTOCOLS, SECTIONS, Recipe
 from distill.run import extras, parallel
 from distill.run.directory import RunDir
@@ -262,12 +261,31 @@ def _refuse_options_of_runs(options: RunOptions, why: str) -> None:
 
 
 def init(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="where to write recipe.toml")] = Path(), as_json: JsonOption = False
+    *,
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="where to write recipe.toml")] = Path(),
+    name: Annotated[str | None, Option("--from", metavar="NAME", help="copy a recipe that ships with this package")] = None,
+    listed: Annotated[bool, Option("--list", help="name the recipes that ship")] = False,
+    output: Output,
 ) -> None:
-    """Write a commented recipe: every key, its default, its meaning."""
-    path = folder / "recipe.toml"
-    if path.exists():
-        raise UsageError(f"{path} exists; remove it, or name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_toml(Recipe(), comments=True), encoding="utf-8")
-    print_files([path], as_json)
+    """Write a commented recipe: every key, its default, its meaning. Or a copy of one that ships, and of what it names.
+
+    [bold]distill init my --from permissive[/bold] writes my/recipe.toml.
+    """
+    from distill.recipe import shipped as recipes
+
+    if listed:
+        if name or folder != Path():
+            raise UsageError("--list writes nothing; leave FOLDER and --from out")
+        if output.as_json:
+            print_json({"schema": 1, "recipes": recipes.shipped()})
+        else:
+            print_rows([{"recipe": name, "what it is": about} for name, about in recipes.shipped().items()])
+        return
+    written = recipes.write_copy(name, folder) if name else recipes.write_default(folder)
+    if output.as_json:
+        print_json({"schema": 1, "files": [str(path) for path in written.files], "lacking": [str(p) for p in written.lacking]})
+        return
+    print_files(written.files)
+    if written.lacking:
+        names = ", ".join(map(str, written.lacking))
+        Narrator(output.quiet).say(f"not there yet: {names}; put them there, or write into the recipe where yours are")

@@ -71,7 +71,9 @@ def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         try:
             contents = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a mark of byte order
         except FileNotFoundError:
-            raise UsageError(f"no recipe at {path}; `distill init` writes one") from None
+            raise UsageError(
+                f"no recipe at {path}; `distill init` writes one, and `distill init --list` names those that ship"
+            ) from None
         except UnicodeDecodeError as error:
             raise UsageError(f"recipe {path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
         except (tomllib.TOMLDecodeError, OSError) as error:

@@ -71,7 +71,7 @@ def test_the_command_line_surface_is_frozen():
     ]
     assert flags == {
         "run": sorted([*stage, "--dry-run"]), "stage": stage, "label": stage, "train": stage, "export": stage, "report": stage,
-        "eval": sorted([*stage, "--baseline", "--csv", "--per-clip", "--protocol"]), "init": ["--json"],
+        "eval": sorted([*stage, "--baseline", "--csv", "--per-clip", "--protocol"]), "init": ["--from", "--json", "--list", "--quiet"],
         "predict": ["--json", "--model", "--out", "--quiet", "--threads"],
         "demo": ["--json", "--model", "--open", "--port", "--quiet", "--runtime", "--save"],
         "bench": ["--against", "--json", "--quiet", "--rounds", "--size", "--threads"],
