@@ -83,3 +83,28 @@ def test_a_short_run_on_real_clips(data, tmp_path):
     card = (tmp_path / "run" / "export" / "student.md").read_text(encoding="utf-8")
     assert "not stated" in card  # no licence is stated for these weights
     assert str(data.parent) not in card
+
+
+@pytest.mark.parametrize("clip", ["big-buck-bunny-480p-30sec", "walk"])
+def test_planes_give_the_maps_of_rgb_frames_but_for_clipping_and_rounding(data, clip):
+    """Streamed. Clipping every pixel, and rounding RGB to 8 bits, differ by more than the conversion at the working resolution."""
+    av = pytest.importorskip("av")
+    from distill.corpora.readers.pyav import planes_of
+    from distill.export import release_model
+    from distill.export.planes import PlanePredictor
+    from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, normalise
+    from distill.export.variant_parity import rgb_of_planes
+
+    by_planes, exact, rounded = PlanePredictor(release_model(), "map"), Predictor(release_model()), Predictor(release_model())
+    mean, std = (x[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    gaps = []
+    with av.open(data / "clips" / f"{clip}.mp4") as video:
+        for _, frame in zip(range(8), video.decode(video=0), strict=False):
+            planes = planes_of(frame)
+            rgb = np.clip(rgb_of_planes(planes.y, planes.u, planes.v, planes.colour, linear=True)[0] * std + mean, 0, 1)
+            maps = [by_planes.predict(planes), exact.run(((rgb - mean) / std)[None])[0, 0]]
+            maps.append(rounded.run(normalise(np.round(rgb * 255).astype(np.uint8).transpose(1, 2, 0)))[0, 0])
+            gaps.append([(np.abs(maps[0] - other).mean(), np.abs(maps[0] - other).max()) for other in maps[1:]])
+    (mean_clipped, most_clipped), (mean_rounded, most_rounded) = np.max(gaps, axis=0)
+    assert mean_clipped < 2e-4 and most_clipped < 0.01
+    assert mean_rounded < 1e-3 and most_rounded < 0.02
