@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt setup build clean
+.PHONY: help run test check docs fmt setup build clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,10 @@ check: $(VENV)/.dev  ## linters, types, import order
 	cd build/view && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p distill
 	cd build/view && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache
 
+docs: $(VENV)/.docs  ## the documentation as a site, site/index.html, which needs no server
+	rm -rf site
+	$(BIN)/python -m sphinx -EWq --keep-going -d build/doctrees docs site
+
 fmt: $(VENV)/.dev  ## format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -33,7 +37,7 @@ build: $(VENV)/.dev  ## a wheel into dist/
 	$(BIN)/pip wheel -q --no-deps -w dist .
 
 clean:  ## remove the environment and build outputs
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
@@ -47,3 +51,7 @@ $(VENV)/.train: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[dev]'
 	@touch $@ $(VENV)/.train
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[docs]'
+	@touch $@

@@ -1,7 +1,11 @@
-"""README and docs: commands name verbs and options that exist, links resolve, and the README's Python block runs."""
+"""README and docs: commands name verbs and options that exist, links resolve, the README's Python block runs, the site builds."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_type_hints
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -9,9 +13,10 @@ import pytest
 import typer.main
 
 from distill.cli.app import app
+from distill.recipe.keys import SECTIONS
 from tests.helpers import ROOT
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def commands_in(text: str) -> list[str]:
@@ -50,8 +55,51 @@ def test_links_resolve(page):
 
 
 def test_every_page_is_in_the_readmes_index():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES if page.name != "README.md" and f"(docs/{page.name})" not in text] == []
+    text, made = (ROOT / "README.md").read_text(encoding="utf-8"), {"README.md", "index.md"}
+    pages = [page.name for page in PAGES if page.parent.name != "reference" and page.name not in made]
+    assert [page for page in pages if f"(docs/{page})" not in text] == []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages of the site by path, built as `make docs` does: a broken link is a warning, and a warning an error."""
+    pytest.importorskip("furo")
+    pytest.importorskip("myst_parser")
+    folder = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-EWq",
+        "--keep-going",
+        "-d",
+        str(folder / "doctrees"),
+        str(ROOT / "docs"),
+        str(folder),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.html")}
+
+
+def test_the_site_asks_for_nothing_from_elsewhere_and_its_links_resolve(site):
+    for path, text in site.items():
+        assert not re.findall(r"<(?:link|script|img|iframe|source)[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>", text), path
+        for target in re.findall(r"(?:src|href)=\"([^\"]+)\"", text):
+            file, _, anchor = target.partition("#")
+            linked = (path.parent / unquote(file.partition("?")[0])).resolve() if file else path
+            if not re.match(r"\w+:", target) and (anchor or linked != path):
+                assert linked.exists(), f"{path.name}: {target}"
+                assert not anchor or f'id="{anchor}"' in site.get(linked, ""), f"{path.name}: {target}"
+
+
+def test_the_site_has_every_verb_and_every_recipe_key(site):
+    pages = {path.name: text for path, text in site.items()}
+    verbs = typer.main.get_command(app).commands
+    assert [verb for verb in verbs if f"<h3>distill {verb}<" not in pages["commands.html"]] == []
+    assert "<h3>distill teachers fetch<" in pages["commands.html"] and "<h3>opallowlist check<" in pages["commands.html"]
+    keys = [f"{name}</span>" for section in SECTIONS.values() for name in get_type_hints(section)]
+    assert [key for key in keys if key not in pages["recipe-keys.html"]] == []
 
 
 def test_the_readmes_python_block_runs(tmp_path, monkeypatch):
