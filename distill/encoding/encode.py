@@ -88,6 +88,10 @@ def _encode_file(
 ) -> tuple[dict[str, Any], Planner, Picture]:  # fmt: skip
     contents = videos.survey(source)
     first = videos.first_frame(source)
+    if contents.cut:
+        narrator.say(
+            f"{source.name} ends inside a packet, as a copy that was broken off; is it complete? What is there is encoded"
+        )
     with open_container(source, coding.threads) as container, ExitStack() as stack:
         video = video_stream(container)
         picture = videos.describe_picture(video, first, contents.rate, coding if target else None, narrator)

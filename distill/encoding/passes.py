@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.encoding.encoders import Coding, Pass, Picture, new_context, refusals
+from distill.encoding.encoders import Coding, Pass, Picture, new_context
 from distill.encoding.planner import Planner
 from distill.encoding.regions import RegionMarker
 from distill.run.files import temporary_folder
@@ -27,7 +27,7 @@ def two_passes(
     with temporary_folder() as folder:
         context, marker = new_context(picture, coding, Pass(1, folder / "statistics")), RegionMarker(picture, block)
         shape = None
-        with refusals(coding, picture), (folder / "offsets").open("wb") as file:
+        with (folder / "offsets").open("wb") as file:  # not in `refusals`: FFmpeg's decoders may wait for ever to log into it
             for frame in frames():
                 offsets = planner.plan(frame)
                 if offsets is not None:

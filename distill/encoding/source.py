@@ -33,6 +33,11 @@ LOST = {
     "PANSCAN": "pan and scan", "S12M_TIMECODE": "time codes", "SPHERICAL": "spherical projection", "STEREO3D": "stereo layout",
 }  # fmt: skip
 SHARES = (0.99, 0.95)  # of the stated length that a complete video has at least; of the stated length of a whole file
+PACKETS = {
+    188: 0,
+    192: 4,
+    204: 0,
+}  # bytes in a packet of transport streams of either kind, and where in it its first byte stands
 TICK = Fraction(1, 1000)  # seconds: the coarsest unit in which containers keep times
 
 
@@ -43,6 +48,7 @@ class Contents:
     frames: int  # packets of the video
     rate: Fraction  # frames per second
     samples: dict[int, av.Packet]  # one packet of each stream, by its index
+    cut: bool = False  # whether the file ends inside a packet of its transport stream
 
 
 def survey(path: Path) -> Contents:
@@ -73,7 +79,19 @@ def survey(path: Path) -> Contents:
                 where = f"its {frames} frames end at {float(end):.2f} s, its header says {stated[1]:.2f} s"
                 way_out = "is it complete? What is there can be encoded after ffmpeg -i IN -c copy OUT"
                 raise UsageError(f"{path} ends early: {where}; {way_out}")
-    return Contents(frames, rate, samples)
+        cut = container.format.name == "mpegts" and _ends_in_a_packet(path)
+    return Contents(frames, rate, samples, cut)
+
+
+def _ends_in_a_packet(path: Path) -> bool:
+    """Whether a transport stream ends within one of its packets, as a copy that was broken off: no other sign tells that it does
+    not end where it should."""
+    with path.open("rb") as file:
+        head = file.read(2 * max(PACKETS) + max(PACKETS.values()))
+        for size, start in PACKETS.items():
+            if head[start::size][:2] == b"GG":  # each packet's first byte
+                return bool(file.seek(0, 2) % size)
+    return False
 
 
 def _rate(video: Any, times: list[Fraction]) -> Fraction:

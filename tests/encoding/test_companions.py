@@ -347,6 +347,15 @@ def test_a_file_that_ends_early_is_refused_before_anything_is_written(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
+def test_a_transport_stream_that_ends_inside_a_packet_says_so(tmp_path):
+    source = make(tmp_path / "in.ts", ["aac"])
+    data = source.read_bytes()
+    assert len(data) % 188 == 0 and converted(source, tmp_path / "out.mp4") == []
+    source.write_bytes(data[:-100])
+    said = converted(source, tmp_path / "out.mp4")
+    assert said == ["in.ts ends inside a packet, as a copy that was broken off; is it complete? What is there is encoded"]
+
+
 def test_a_frame_that_does_not_decode_is_named_and_nothing_is_written(tmp_path):
     source = make(tmp_path / "in.mkv", frames=50)
     with av.open(str(source)) as container:
