@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from distill.export.core import core_of
 from distill.export.runner import open_session
 from distill.export.variants import BLACK, WHITE, Colour, yuv420_graph
 
@@ -73,7 +74,7 @@ class PlanePredictor:
         self.output, self.threads = output, threads
         try:
             self._model = onnx.load_from_string(model if isinstance(model, bytes) else Path(model).read_bytes())
-            yuv420_graph(self._model, Colour())
+            core_of(self._model)
         except Exception as error:  # protobuf's errors share no base class with ExportRefused
             raise ValueError(f"{self.name}: {str(error).splitlines()[0]}") from None
         self.stateful = any(value.name == "state_out" for value in self._model.graph.output)
