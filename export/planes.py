@@ -45,7 +45,8 @@ class Planes:
         return replace(self, y=self.y[:height, :width], u=self.u[half], v=self.v[half])
 
     def turned(self, turn: Callable[[np.ndarray], np.ndarray]) -> "Planes":
-        """The frame with `turn`, a quarter turn or mirror, applied to every plane."""
+        """The frame with `turn`, a quarter turn or mirror, applied to every plane. The blocks of a block map then start at the upper
+        left of the turned frame; for blocks of the stored one, turn back a whole map."""
         return replace(self, y=turn(self.y), u=turn(self.u), v=turn(self.v))
 
     def grey(self) -> np.ndarray:
