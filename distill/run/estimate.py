@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def probe(recipe: Recipe, found: Survey) -> Speed:
     return Speed(seconds / decoded if decoded else 0.001, converting, train, 3 * usual_work / usual_train, on)
 
 
+@cache  # a machine is as fast the second time
 def _training_step(config: TinyUNetConfig, on: torch.device) -> tuple[float, float]:
     """Seconds for a frame in training, and billions of multiply-adds on its way forward; the way back costs twice as much."""
     with torch.random.fork_rng(devices=[]):

@@ -89,15 +89,20 @@ def write(folder: Path) -> None:
     (folder / "torch/w.safetensors").write_bytes(save(weights))
     calibration = {"teacher": teacher, "calibration": {"temperature": 1.5, "bias": -0.25, "blur": 0.01}}
     (folder / "torch/calibration.json").write_text(json.dumps(calibration), encoding="utf-8")
-    stage = {"fingerprint": "0" * 16, "outputs": {"corpus.json": 1}, "seconds": 1.5, "finished": "x"}
-    manifest = {"schema": 2, "created": "x", "environment": {}, "stages": {"preflight": stage, "corpus": stage}}
-    (folder / "run/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    (folder / "run/recipe.toml").write_text(to_toml(Recipe()), encoding="utf-8")
-    (folder / "run/metrics.json").write_text(json.dumps({"predictors": {"step": {"nss": 1.5}}}), encoding="utf-8")
     from distill.corpora import open_corpus
 
     corpus = open_corpus("gaze-table", str(folder / "avi"))
     (folder / "run/corpus.json").write_text(json.dumps(corpus.to_dict()), encoding="utf-8")
+    stage = {
+        "fingerprint": "0" * 16,
+        "outputs": {"corpus.json": (folder / "run/corpus.json").stat().st_size},
+        "seconds": 1.5,
+        "finished": "x",
+    }
+    manifest = {"schema": 2, "created": "x", "environment": {}, "stages": {"preflight": stage, "corpus": stage}}
+    (folder / "run/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "run/recipe.toml").write_text(to_toml(Recipe()), encoding="utf-8")
+    (folder / "run/metrics.json").write_text(json.dumps({"predictors": {"step": {"nss": 1.5}}}), encoding="utf-8")
     onnx.save(onnx.load(image_model(folder / "onnx/image.onnx")), folder / "onnx/image.onnx")
     step_model(folder / "onnx/step.onnx")
 
