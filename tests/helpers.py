@@ -57,6 +57,20 @@ def invoke(*arguments, cwd="."):
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
+WITHOUT = """
+import sys
+sys.modules |= dict.fromkeys({modules!r})  # None: not installed
+from distill.cli.exits import run_command
+sys.exit(run_command({arguments!r}))
+"""
+
+
+def without(modules, *arguments):
+    """`distill ARGUMENTS` where these modules are not installed."""
+    script = WITHOUT.format(modules=modules, arguments=[str(argument) for argument in arguments])
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+
+
 def make_clip(root: Path, name: str = "001", frames: int = 6, annotated: int | None = 6, size=(48, 80), maps: bool = False):
     """A clip in DHF1K's layout: frame t is of brightness 10 t, its fixation is at x = 5 t."""
     height, width = size

@@ -2,11 +2,10 @@
 teacher."""
 
 import shlex
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -14,10 +13,7 @@ from distill.cli.options import SHIPPED, JsonOption, LayoutOption, Output
 from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows, print_text, shipped
 from distill.labels import fetched
 from distill.labels.catalogue import details, entries, row
-from distill.run.directory import environment
 from distill.run.errors import GateFailed, Interrupted, UsageError
-from distill.run.extras import EXTRAS, how_to_install, missing
-from distill.run.parallel import usable_cores
 from distill.run.progress import Narrator
 
 INSPECTED = f"run directory, soft-label store, corpus root, or ONNX file; {SHIPPED}"
@@ -77,19 +73,16 @@ def inspect(
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Describe this machine: versions, devices, and which extras are installed."""
-    facts: dict[str, Any] = dict(environment())
-    facts |= {"cores": usable_cores(), "free disk here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB"}
-    lacking = {extra: missing(extra) for extra in EXTRAS}
-    if "torch" not in lacking["train"]:
-        from distill.run.device import choose  # needs torch, which may be missing
+    """What this machine is enough for: versions, extras, folders, device; and how to install what is missing.
 
-        facts["device"] = choose("auto")[1]
-    for extra, modules in lacking.items():
-        facts[f"extra {extra}"] = f"{', '.join(modules)} missing; {how_to_install(extra)}" if modules else "installed"
+    Exit code 1 only where nothing works, not even the gate.
+    """
+    from distill.tools.doctor import examine
+
+    facts = examine()
     print_facts(facts, "doctor", as_json)
-    if all(lacking.values()):
-        raise GateFailed(f"no extra is installed, so only the gate works here; {how_to_install('predict')}")
+    if not facts["works"]:
+        raise GateFailed(f"nothing works here, since the gate {facts['gate']}")
 
 
 def catalogue(

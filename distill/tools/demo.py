@@ -44,12 +44,7 @@ def page_files(model: Path, runtime: Path | None) -> dict[str, bytes]:
 
     Raises UsageError where the runtime is not there, and for a model that the page cannot run.
     """
-    folder = runtime or Path("node_modules/onnxruntime-web")
-    folder = folder / "dist" if (folder / "dist").is_dir() else folder
-    lacking = [name for name in RUNTIME.values() if not (folder / name).is_file()]
-    if lacking:
-        where = f"--runtime {runtime}" if runtime else str(folder)
-        raise UsageError(f"the browser's runtime is missing: {where} has no {lacking[0]}; {GET_RUNTIME}")
+    folder = find_runtime(runtime)
     student, facts = web_student(model)
     return {
         **{path.name: path.read_bytes() for path in sorted(PAGE.iterdir())},
@@ -57,6 +52,18 @@ def page_files(model: Path, runtime: Path | None) -> dict[str, bytes]:
         "student.onnx": student,
         "student.json": json.dumps(facts, indent=1).encode(),
     }
+
+
+def find_runtime(runtime: Path | None) -> Path:
+    """The folder that holds the browser's runtime: the `dist` of an npm package, by default of the one in this folder's
+    node_modules. Raises UsageError where it lacks a file."""
+    folder = runtime or Path("node_modules/onnxruntime-web")
+    folder = folder / "dist" if (folder / "dist").is_dir() else folder
+    lacking = [name for name in RUNTIME.values() if not (folder / name).is_file()]
+    if lacking:
+        where = f"--runtime {runtime}" if runtime else str(folder)
+        raise UsageError(f"the browser's runtime is missing: {where} has no {lacking[0]}; {GET_RUNTIME}")
+    return folder
 
 
 def web_student(path: Path) -> tuple[bytes, dict[str, Any]]:

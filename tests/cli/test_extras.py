@@ -1,29 +1,14 @@
 """What each extra is enough for: verbs in a process that cannot import what the other extras install."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from distill.corpora.video import write_video
 from distill.export import release_model
-from distill.run.extras import EXTRAS
+from distill.run.extras import EXTRAS, how_to_install
 from distill.tools.demo import RUNTIME
-from tests.helpers import make_clip, moving_blobs
-
-RUN = """
-import sys
-sys.modules |= dict.fromkeys({modules!r})  # None: not installed
-from distill.cli.exits import run_command
-sys.exit(run_command({arguments!r}))
-"""
-
-
-def without(modules, *arguments):
-    """`distill ARGUMENTS` where these modules are not installed."""
-    script = RUN.format(modules=modules, arguments=[str(argument) for argument in arguments])
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+from tests.helpers import make_clip, moving_blobs, without
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +58,7 @@ def test_eval_of_a_file_needs_only_the_extra_of_predict(tmp_path):
 
 def test_bench_needs_only_the_extra_of_predict():
     result = without(EXTRAS["train"] + EXTRAS["encode"], "bench", "--size", "64x48", "--rounds", "1", "--json")
-    assert result.returncode == 0 and "not counted; that needs more: pip install 'saliency-distill[train]'" in result.stderr
+    assert result.returncode == 0 and f"not counted; that needs more: {how_to_install('train')}" in result.stderr
     assert all(row["gmac"] is None and row["median_ms"] > 0 for row in json.loads(result.stdout)["results"])
 
 
@@ -93,4 +78,4 @@ def test_without_its_extra_a_verb_names_it(clip, tmp_path):
         (("run",), "train"),
     ):
         result = without(everything, *arguments)
-        assert result.returncode == 2 and result.stderr.endswith(f"pip install 'saliency-distill[{extra}]'\n"), result.stderr
+        assert result.returncode == 2 and f"not installed; {how_to_install(extra)}" in result.stderr, result.stderr

@@ -1,0 +1,60 @@
+"""What `distill doctor` says of a machine: what works, what lacks, where it can write."""
+
+import json
+import sys
+
+import pytest
+
+from distill.run import extras
+from distill.run.extras import how_to_install
+from distill.tools import doctor
+from tests.helpers import invoke, without
+
+
+def test_a_machine_with_everything():
+    result = invoke("doctor", "--json")
+    facts = json.loads(result.stdout)
+    assert result.returncode == 0 and {"gate", "predict", "encode", "train"} <= {*facts["works"]}
+    assert facts["device"] and facts["torch"] and facts["av"] and facts["matplotlib"]
+    assert all(facts[f"extra {extra}"] for extra in extras.EXTRAS) and facts["extra train"].startswith("installed: distill run")
+    assert facts["this folder"].endswith(", writable")
+
+
+def test_it_says_which_extra_a_machine_lacks_and_what_it_is_enough_for(monkeypatch):
+    def hide(*modules):
+        monkeypatch.setattr(extras, "find_spec", lambda name: None if name in modules else object())
+        facts = json.loads((result := invoke("doctor", "--json")).stdout)
+        return result.returncode, facts["works"], facts
+
+    code, works, facts = hide("torch", "matplotlib", "scipy", "imageio_ffmpeg")
+    assert (code, works) == (0, ["gate", "predict"])
+    assert facts["extra encode"] == f"scipy missing, for distill encode, bd; {how_to_install('encode')}"
+    assert facts["extra train"].startswith("torch, matplotlib missing") and "device" not in facts
+    assert hide("cv2")[:2] == (0, ["gate"])
+
+
+def test_an_installed_module_that_cannot_be_imported_does_not_work(monkeypatch, tmp_path):
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2")
+    facts = doctor.examine()
+    assert facts["extra predict"] == "does not work: cv2: ImportError: libGL.so.1: cannot open shared object file"
+    assert facts["works"] == ["gate"]
+
+
+def test_without_the_gate_nothing_works():
+    result = without(["onnx", *(module for modules in extras.EXTRAS.values() for module in modules)], "doctor")
+    assert (
+        result.returncode == 1
+        and "nothing works here, since the gate does not work: onnx: ModuleNotFoundError" in result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("cache", "said"), [("none/yet", ", not there yet"), ("file/cache", "cannot be written: Not a directory")]
+)
+def test_folders_that_cannot_be_written_are_named(monkeypatch, tmp_path, cache, said):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SALIENCY_DISTILL_CACHE", str(tmp_path / cache))
+    assert doctor.examine()["cache"].startswith(str(tmp_path / cache)) and said in doctor.examine()["cache"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
