@@ -65,7 +65,7 @@ def test_a_gaze_map_gains_where_people_look_and_loses_elsewhere(tmp_path):
     maps = {"right": lambda frame, t: gaze, "wrong": lambda frame, t: gaze[:, ::-1]}
     points = {NO_MAP: [], "right": [], "wrong": []}
     for title, own in {NO_MAP: None, **maps}.items():
-        offsets = plan_offsets(excerpt, own, Shaping(prior=0))
+        offsets = plan_offsets(excerpt, own, [Shaping(prior=0)])[Shaping(prior=0)]
         for coding in work_at(20, 26, 32).codings:
             points[title].append(measure_point(excerpt, offsets, coding, 16, Measures()))
     gained = gains(points)["bd_rate"]

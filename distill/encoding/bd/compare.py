@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -29,8 +29,8 @@ from distill.encoding.bd.excerpts import Excerpt, Source, Span, check_proxy, wit
 from distill.encoding.bd.measures import QUALITIES, Measures, measure
 from distill.encoding.bd.summary import CENTRE, NO_MAP, OBSERVERS, gains, summary
 from distill.encoding.encoders import Coding, check_coding
-from distill.encoding.maps import Maps, centre_map, open_maps
-from distill.encoding.planner import Planner, at_rate
+from distill.encoding.maps import Maps, centre_map, luma_of, map_of, open_maps
+from distill.encoding.planner import OffsetTrack, at_rate
 from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import check_map_counts, encode_frames
 from distill.export.streaming import Stream
@@ -255,13 +255,14 @@ def measure_clip(source: Source, work: Work, step: Step) -> dict[str, Any]:
             excerpt = with_proxy_weights(excerpt, proxy, work.proxy.name)
         check_map_counts(excerpt.picture, work.codings[0])
         for name, of_map in _maps_of(excerpt, work).items():
-            for index, (_, shaping) in enumerate(work.shapings if of_map else work.shapings[:1]):
+            shapings = [shaping for _, shaping in (work.shapings if of_map else work.shapings[:1])]
+            rated = [[at_rate(shaping, coding) for coding in work.codings] for shaping in shapings]
+            plans = plan_offsets(excerpt, of_map, {at for rates in rated for at in rates})
+            for index, rates in enumerate(rated):
                 title = work.title(name, index) if of_map else name
                 points[title] = []
-                rated = [at_rate(shaping, coding) if of_map else shaping for coding in work.codings]
-                plans = {at: plan_offsets(excerpt, of_map, at) for at in set(rated)}
-                for at, coding in zip(rated, work.codings, strict=True):
-                    points[title].append(measure_point(excerpt, plans[at], coding, shaping.block, work.measures))
+                for at, coding in zip(rates, work.codings, strict=True):
+                    points[title].append(measure_point(excerpt, plans[at], coding, at.block, work.measures))
                     step(f"{source.name}, {title}", 1)
         if work.observers and not excerpt.observed:
             step(f"{source.name}: observers are not known", len(work.shapings) * len(work.codings))
@@ -287,10 +288,28 @@ def _maps_of(excerpt: Excerpt, work: Work) -> dict[str, Stream | Maps | None]:
     return maps
 
 
-def plan_offsets(excerpt: Excerpt, maps: Stream | Maps | None, shaping: Shaping) -> list[np.ndarray | None]:
-    """The QP offsets of every frame; None where there is no map. A model sees the excerpt alone, as if it were the whole video."""
-    planner = Planner(excerpt.picture, maps, shaping)
-    return [planner.plan(frame) for frame in excerpt.frames()]
+def plan_offsets(
+    excerpt: Excerpt, maps: Stream | Maps | None, shapings: Iterable[Shaping]
+) -> Mapping[Shaping, Sequence[np.ndarray | None]]:  # fmt: skip
+    """The QP offsets of every frame, by shaping; None where there is no map. A model runs once, and sees the excerpt alone, as if it
+    were the whole video. Raises UsageError where it gives no map."""
+    if maps is None:
+        return {shaping: [None] * len(excerpt) for shaping in shapings}
+    if isinstance(maps, Stream):
+        maps.reset()
+    size = excerpt.picture.size
+    tracks = {shaping: OffsetTrack(shaping, size) for shaping in shapings}
+    plans: dict[Shaping, list[np.ndarray | None]] = {shaping: [] for shaping in tracks}
+    before = None
+    for index, frame in enumerate(excerpt.frames()):
+        try:
+            of_frame, luma = map_of(frame, size, maps, float(frame.time or 0)), luma_of(frame, size)
+        except ValueError as error:
+            raise UsageError(f"frame {index + 1}: {error}") from None
+        for shaping, track in tracks.items():
+            plans[shaping].append(track.step(of_frame, luma, before))
+        before = luma
+    return plans
 
 
 def measure_point(
