@@ -163,8 +163,10 @@ def _say_plan(directory: RunDir, source: "Source | None", narrator: Narrator) ->
 def _print_result(directory: RunDir, stage: str, as_json: bool, per_clip: bool, table: Path | None) -> None:
     metrics = read_json(directory / "metrics.json") if stage in ("eval", "report") else None
     files = [p for name in ("export/*", "metrics.json", "report.html") for p in sorted(directory.path.glob(name))]
-    if stage in ("teach", "label", "train"):
-        files = [directory / name for name in directory.manifest["stages"][stage]["outputs"] if not name.endswith(".npy")]
+    if stage in ("teach", "train"):
+        files = [directory / name for name in directory.manifest["stages"][stage]["outputs"]]
+    elif stage == "label":
+        files = [directory / "labels"]
     results = {}
     if metrics and metrics["predictors"]:
         from distill.evaluation.statistics import by_corpus

@@ -172,6 +172,9 @@ def test_a_teacher_with_too_few_maps_or_nan_is_refused(tmp_path, narrator):
 
 def test_looked_up_labels_are_stored_the_same_way(tmp_path, narrator):
     class Maps:
+        def has(self, name, part):
+            return name != "2"
+
         def logits(self, name, frames, part):
             if name == "2":
                 raise ValueError("nothing for clip 2; add it")
@@ -283,7 +286,8 @@ def torchrun(tmp_path):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
         jobs.append(
             subprocess.Popen(
-                [*launch, "label", "--out", str(out), *SETS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                [*launch, "label", "--corpus", "synthetic", "--out", str(out), *SETS],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 env={**os.environ, "NOTES": str(tmp_path / "notes"), "NO_COLOR": "1", **environment},
             )
         )  # fmt: skip
@@ -310,7 +314,7 @@ def test_two_ranks_write_the_same_labels_as_one_process(taught, tmp_path, torchr
     assert sorted(clip for _, clip in notes) == [f"00{i}" for i in range(1, 6)], "each clip once"
     assert {rank for rank, _ in notes} == {"0", "1"}
     assert stderr.count("label: 120 frames in") == 1 and "2 ranks" in stderr
-    assert out.splitlines() == [str(tmp_path / "run")]
+    assert out.splitlines() == [str(tmp_path / "run" / "labels")]
     again = invoke("label", "--out", tmp_path / "run", *SETS)  # the manifest is whole
     assert again.returncode == 0 and "label: up to date" in again.stderr
 
