@@ -110,10 +110,12 @@ class Nodes:
 def _expanded(
     nodes: list[onnx.NodeProto], source: onnx.ModelProto, constants: dict[str, onnx.TensorProto]
 ) -> list[onnx.NodeProto]:
-    """The nodes, where a sum of different shapes has its smaller operand expanded: OpenCV 5 takes a sum after a convolution for a
-    residual, and refuses it if the shapes differ ("add Expand")."""
+    """The nodes, without two kinds of broadcasting. A sum of different shapes has its smaller operand expanded: OpenCV 5 takes a sum
+    after a convolution for a residual, and refuses it if the shapes differ ("add Expand"). A constant `[1,1,1,1]` becomes `[1]`: MNN
+    3.6 multiplies it with one of every four values of a channel alone."""
     inferred = onnx.shape_inference.infer_shapes(source)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.graph.value_info}
+    numbers = {tensor.name: tensor for tensor in source.graph.initializer if list(tensor.dims) == [1] * 4}
     result = []
     for node in nodes:
         first, second = ([*node.input] + [""] * 2)[:2]
@@ -123,6 +125,11 @@ def _expanded(
             constants[shape.name] = shape
             result.append(helper.make_node("Expand", [small, shape.name], [f"{small}.expanded"], f"{node.name}/expand"))
             node = helper.make_node("Add", [f"{small}.expanded", large], list(node.output), node.name)
+        elif node.op_type in ("Add", "Sub", "Mul", "Div") and numbers.keys() & set(node.input):
+            names = {name: f"{name}.number" for name in node.input if name in numbers}
+            for name, number in names.items():
+                constants[number] = numpy_helper.from_array(numpy_helper.to_array(numbers[name]).reshape(1), number)
+            node = helper.make_node(node.op_type, [names.get(name, name) for name in node.input], list(node.output), node.name)
         result.append(node)
     return result
 
