@@ -185,9 +185,19 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**sections)
 
 
+def decisive(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The recipe as nested plain values, without the keys that no result depends on."""
+    values = dataclasses.asdict(recipe)
+    for name, section_type in SECTIONS.items():
+        for f in dataclasses.fields(section_type):
+            if f.metadata.get("aside"):
+                del values[name][f.name]
+    return values
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """`section.key: old -> new` for every key in which two recipes differ."""
-    a, b = dataclasses.asdict(old), dataclasses.asdict(new)
+    """`section.key: old -> new` for every such key in which two recipes differ."""
+    a, b = decisive(old), decisive(new)
     return [f"{s}.{o}: {a[s][o]!r} -> {b[s][o]!r}" for s in a for o in a[s] if a[s][o] != b[s][o]]
 
 

@@ -12,15 +12,21 @@ from distill.students import TinyUNetConfig
 from distill.students.pooling import parse as parse_pooling
 
 
-def key(default: Any, about: str, *, low: float | None = None, high: float | None = None,
-        among: tuple[str, ...] = (), path: bool = False, fetched: bool = False, machine: bool = False) -> Any:  # fmt: skip
+def key(
+    default: Any, about: str, *, low: float | None = None, high: float | None = None, among: tuple[str, ...] = (),
+    path: bool = False, fetched: bool = False, machine: bool = False, aside: bool = False,
+) -> Any:  # fmt: skip
     """A recipe key: its default, one line about it, and either inclusive bounds or the words it accepts.
 
     path: the value is one or several paths, relative to the recipe's folder. fetched: or names of fetched files, which stay names.
     machine: it suits the work to a machine, and says nothing about the result.
+    aside: no stage's result depends on it, and a run may be continued with another value.
     """
     limits = {"low": low, "high": high, "among": among}
-    return field(default=default, metadata={"about": about, **limits, "path": path, "fetched": fetched, "machine": machine})
+    return field(
+        default=default,
+        metadata={"about": about, **limits, "path": path, "fetched": fetched, "machine": machine, "aside": aside},
+    )
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -37,6 +43,8 @@ class Run:
     seed: int = key(0, "seed of all randomness except the synthetic corpus", low=0, high=2**63 - 1)
     device: str = key("auto", "auto, cpu, cuda or cuda:N", machine=True)
     threads: int = key(0, "CPU threads for torch; 0: all cores", low=0, machine=True)
+    tensorboard: str = key("auto", "RUN/tensorboard, curves to look at: auto (where its package is installed), on, off",
+                           among=("auto", "on", "off"), machine=True, aside=True)  # fmt: skip
 
     def __post_init__(self) -> None:
         # The downstream's registry accepts no other file names, and ids of 64 characters.

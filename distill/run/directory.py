@@ -4,6 +4,7 @@
     manifest.json    stages with fingerprints and timings, the recipe, versions, device and the reason for it
     corpus.json      the clips, their sizes and counts, the split
     metrics.jsonl    one line per logged training step and validation
+    tensorboard/     the same to look at, where TensorBoard is installed; no other file depends on it
     labels/  frames/  checkpoints/  export/  metrics.json  report.html
 
 Every file gets its name only when it is complete (`files.atomic`). A run whose manifest was lost or damaged is known by its other
@@ -50,6 +51,7 @@ OURS = [
     "frames",
     "checkpoints",
     "export",
+    "tensorboard",
 ]
 """The files and folders that --force removes, beside the manifest."""
 CACHES = ("frames/", "labels/")

@@ -20,6 +20,7 @@ EXTRAS = {
     "predict": ("onnxruntime", "cv2"),
     "encode": ("av", "scipy"),
     "quality": ("av", "scipy", "imageio_ffmpeg"),
+    "tensorboard": ("tensorboard",),
     "train": ("torch", "onnxscript", "onnx_ir", "matplotlib", "jinja2", "filelock", "safetensors"),
 }
 """Modules by the extra that installs them; `encode` and `train` install those of `predict` too."""

@@ -7,7 +7,7 @@ and usage errors are quick, and decodes no frame.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from distill.corpora import CORPORA, attribution, find, parts_of, sources
 from distill.corpora.clips import counted, skipping
 from distill.corpora.synthetic import check_root
 from distill.labels import licences, members
-from distill.recipe.files import did_you_mean
+from distill.recipe.files import decisive, did_you_mean
 from distill.recipe.keys import Recipe
 from distill.reporting.notes import read_notes
 from distill.run.directory import is_done, read_manifest
@@ -52,7 +52,7 @@ STAGES = (
 
 def stage_keys(recipe: Recipe) -> dict[str, str]:
     """The fingerprint of every stage."""
-    values, keys, key = asdict(recipe), {}, ""
+    values, keys, key = decisive(recipe), {}, ""
     for stage in STAGES:
         texts = _shipped_texts(recipe) if stage.name == "export" else []
         key = fingerprint(stage.name, {section: values[section] for section in stage.sections}, key, *texts)

@@ -27,6 +27,7 @@ from distill.labels.labelling import by_part, computed_by, inference, label, loo
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import report, speed
+from distill.reporting.drawings import overlay
 from distill.reporting.package import write_package
 from distill.reporting.provenance import Provenance, attributions, caveats, metadata, provenance
 from distill.reporting.rendering import first_names
@@ -40,6 +41,7 @@ from distill.run.progress import Narrator
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.training import frames, student
 from distill.training.batches import Sample
+from distill.training.board import Board, open_board
 from distill.training.loop import TrainingContext
 
 PARAMETERS = (150_000, 250_000)
@@ -84,7 +86,9 @@ class Context:
         chosen, reason = device.choose(self.recipe.run.device)
         self.narrator.say(f"device: {reason}, {threads} threads")
         self.run.note(device=reason, threads=threads)
-        return TrainingContext(self.run / "checkpoints", chosen, self.recipe.run.seed, self.narrator)
+        board = Board(self.run / "tensorboard", overlay) if job().leads else None
+        opened = board and open_board(self.recipe.run.tensorboard, board, self.narrator.say)
+        return TrainingContext(self.run / "checkpoints", chosen, self.recipe.run.seed, self.narrator, opened)
 
 
 # What a stage leaves: its files, relative to the run directory, and facts for the manifest.

@@ -33,6 +33,7 @@ from distill.run.progress import Narrator
 from distill.teachers.windows import exact_float32
 from distill.training import checkpoint
 from distill.training.ahead import drawn_ahead
+from distill.training.board import Board, Events, Shown
 from distill.training.schedules import ema_decay
 
 Place = tuple[str, list[int]]
@@ -47,6 +48,7 @@ class TrainingContext:
     device: torch.device
     seed: int
     narrator: Narrator
+    board: Board | None = None  # on rank 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Task(ABC):
     average_buffers = False  # whether BatchNorm's statistics, running averages themselves, are averaged as well
     phase_average = False  # whether averaging restarts with a phase
     rank_batches = False  # whether every rank draws its own batches; then only the same number of ranks can continue a job
+    shown: Sequence[Shown] = ()  # some frames of the last validation, to look at
     state: Tensor | None = None  # carried by a rank from step to step, beside the weights
 
     @property
@@ -156,14 +159,15 @@ def fit(task: Task, log: Path | None = None) -> Progress:
     if task.ema is not None:
         task.averages = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
     progress, optimizer = _resume(task, log)
+    events = Events(task.context.board, task.lr_key.partition(".")[0], progress.step if optimizer else -1)
     started, first = time.perf_counter(), progress.first
     if optimizer:
         narrator.say(f"{task.verb}: continuing at step {first} of {total}")
     elif task.validate_start:
-        _validate(task, moment(task.phase_steps, 0).phase, progress, log)
+        _validate(task, moment(task.phase_steps, 0).phase, progress, log, events)
     moments = [moment(task.phase_steps, step) for step in range(first, total)]
     ahead = closing(drawn_ahead(task.draw, moments, task.context.device, narrator.say))
-    with narrator.bar(task.verb, total, first) as bar, ahead as batches, exact_float32():
+    with narrator.bar(task.verb, total, first) as bar, ahead as batches, events, exact_float32():
         for at in moments:
             step = at.step
             if optimizer is None or at.phase_step == 0:
@@ -189,13 +193,16 @@ def fit(task: Task, log: Path | None = None) -> Progress:
                 for name, module in task.modules.items():
                     update_average(task.averages[name], module, decay, task.average_buffers)
             done = progress.step = step + 1
-            append(log, step=done, **task.labels[at.phase], lr=max(rates), **values)
+            values = {"lr": max(rates)} | values
+            append(log, step=done, **task.labels[at.phase], **values)
+            events.scalars(done, "train", values)
             count = at.phase_step + 1 if task.phase_intervals else done
             if done in ends or (task.validate_every and count % task.validate_every == 0):
-                _validate(task, at.phase, progress, log)
+                _validate(task, at.phase, progress, log, events)
             bar.advance(note=_note(task, at.phase, values, progress))
             stop = done < total and any_rank(narrator.stop())
             if stop or done in ends or count % task.checkpoint_every == 0:
+                events.flush()
                 _save(task, optimizer, progress)
             if stop:
                 raise Interrupted(f"{task.verb}ing, after step {done} of {total}")
@@ -251,11 +258,13 @@ def update_average(average: nn.Module, live: nn.Module, decay: float, buffers: b
         torch._foreach_copy_([mine for mine, _ in copied], [new for _, new in copied])
 
 
-def _validate(task: Task, phase: int, progress: Progress, log: Path | None) -> None:
+def _validate(task: Task, phase: int, progress: Progress, log: Path | None, events: Events) -> None:
     if not task.kept_files[phase]:
         return
     scores = task.validate(phase)
     append(log, step=progress.step, split="val", **scores)
+    events.scalars(progress.step, "val", {name: score for name, score in scores.items() if name not in task.labels[phase]})
+    events.pictures(progress.step, task.shown)
     for name, by in task.kept_files[phase].items():
         score, best = scores.get(by) if by else None, progress.kept.get(name)
         if score is None or best is None or score > best:

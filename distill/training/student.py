@@ -37,6 +37,7 @@ from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.teachers.unisal.net import MobileNetV2
 from distill.training import checkpoint
 from distill.training.batches import Batch, Drawn, Sample, draw_frames, draw_windows, normalise, vary
+from distill.training.board import Shown
 from distill.training.frames import CachedClip, on_logit_grid
 from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
 from distill.training.losses import frame_losses
@@ -45,6 +46,7 @@ from distill.training.start import feature_loss, start_from
 
 FRAMES, CLIPS = 0, 1  # the phases
 VALIDATION_FRAMES = 32  # per pass
+SHOWN_CLIPS = 4  # in TensorBoard
 START_FRAMES = 160  # that a copied encoder is pruned on, each from another clip
 LR_FACTORS = {"memory": 1.0, "motion": 5.0, "onset": 20.0}
 """The temporal parts, and the learning rate of each as a multiple of train.clips_lr: those that add to the logits have few
@@ -174,6 +176,7 @@ class StudentTask(Task):
         (rank, ranks), device, scores = rank_and_world(), self.context.device, []
         student = self.averages["student"]
         assert isinstance(student, TinyUNet)
+        shown = list[Shown]()
         for cached in self.validation[rank::ranks]:
             assert cached.truth is not None  # validation clips are annotated
             state, cc, nss = None, [], []
@@ -186,6 +189,8 @@ class StudentTask(Task):
                     logits_Thw = logits_BTChw[0, :, 0]
                 else:
                     logits_Thw = student.image(frames_TChw)[:, 0]
+                if self.context.board and len(shown) < SHOWN_CLIPS and start <= (middle := len(cached.frames) // 2) < part.stop:
+                    shown.append((cached.frames[middle], logits_Thw[middle - start].sigmoid().cpu().numpy()))
                 truth = torch.from_numpy(on_logit_grid(cached.truth[part])).to(device)
                 seen = truth[:, 1].sum((1, 2)) > 0
                 if seen.any():
@@ -194,6 +199,7 @@ class StudentTask(Task):
                     nss += (-parts["nss"]).tolist()
             if cc:
                 scores.append((np.mean(cc), np.mean(nss)))
+        self.shown = shown
         sums = torch.tensor([*np.sum(scores or [(0.0, 0.0)], 0), len(scores)], dtype=torch.float64)
         cc_sum, nss_sum, count = sum_over_ranks(sums).tolist()
         return {"cc": cc_sum / count, "nss": nss_sum / count} if count else {}
