@@ -33,9 +33,19 @@ class _WithDefault(typer.core.TyperGroup):
     """The hidden verb that stands for the group itself."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and ctx.resilient_parsing:  # a shell asks for the first word
+            return super().parse_args(ctx, args)
         if not args or (args[0] not in self.commands and args[0] != "--help"):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        default = self.commands[self.default]
+        with default.make_context(self.default, [], parent=ctx, resilient_parsing=True) as inner:
+            first = next((p for p in default.params if p.param_type_name == "argument"), None)
+            words = first.shell_complete(inner, incomplete) if first and not incomplete.startswith("-") else []
+            found = [*super().shell_complete(ctx, incomplete), *words, *default.shell_complete(inner, incomplete)]
+            return [*{item.value: item for item in found}.values()]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.params = self.commands[self.default].params  # the help shows its options beside the other verbs

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from distill.cli import completion
 from distill.cli.options import SHIPPED, JsonOption, LayoutOption, Output
 from distill.cli.output import interruptible, print_facts, print_files, print_json, print_rows, print_text, shipped
 from distill.labels import fetched
@@ -86,8 +87,9 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def catalogue(
-    name: Annotated[str | None, Argument(metavar="NAME", help="one teacher in full")] = None, as_json: JsonOption = False
-) -> None:  # fmt: skip
+    name: Annotated[str | None, Argument(metavar="NAME", help="one teacher in full", autocompletion=completion.teacher)] = None,
+    as_json: JsonOption = False,
+) -> None:
     """The teacher catalogue: what each licence allows, where the weights are published, and what labelling costs."""
     chosen = entries(name)
     if as_json:
@@ -103,7 +105,7 @@ def catalogue(
 
 def fetch(
     *,
-    name: Annotated[str, Argument(metavar="NAME", help="a teacher")],
+    name: Annotated[str, Argument(metavar="NAME", help="a teacher", autocompletion=completion.fetched_teacher)],
     file: Annotated[str | None, Argument(metavar="FILE", help="only this one of its files")] = None,
     url: Annotated[str | None, Option(metavar="URL", help="instead of the authors' page: URL or path of the file, or of a folder/")] = None,
     output: Output,

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from distill.cli.completion import complete_by_name
+
 FROM = "another run: its recipe where none is given, and its stages as far as they agree; with --out"
 SHIPPED = "default: the student that ships with this package"
 ACCEPT = "teacher.accept_licence: a teacher whose licence you have cleared for your use"
@@ -78,7 +80,8 @@ class EncoderOptions:
 
 
 def expand_groups(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb as typer needs it: every parameter that is a dataclass is replaced by the fields of that dataclass."""
+    """The verb as typer needs it: every parameter that is a dataclass is replaced by the fields of that dataclass, and shells
+    know the words of every option."""
     hints = typing.get_type_hints(verb, include_extras=True)
     parameters, groups, keyword = [], {}, inspect.Parameter.KEYWORD_ONLY
     for name, parameter in inspect.signature(verb).parameters.items():
@@ -88,6 +91,9 @@ def expand_groups(verb: Callable[..., None]) -> Callable[..., None]:
             parameters += [inspect.Parameter(f.name, keyword, default=f.default, annotation=own[f.name]) for f in groups[name]]
         else:
             parameters.append(parameter.replace(kind=keyword, annotation=group))
+    for parameter in parameters:
+        for declared in getattr(parameter.annotation, "__metadata__", ()):
+            complete_by_name(parameter.name, declared)
 
     @functools.wraps(verb)
     def expanded(**values: Any) -> None:

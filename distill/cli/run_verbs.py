@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from distill.cli import ending
+from distill.cli import completion, ending
 from distill.cli.options import SHIPPED, CorpusOption, Output, RecipeArgument, RunOptions
 from distill.cli.output import (
     interruptible,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from distill.run.takeover import Source
 
 EVALUATED = f"a run, a recipe, or ONNX students; {SHIPPED}, where --root names a corpus"
+COPIED = "copy a recipe that ships with this package"
 BASELINES = "eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"
 
 
@@ -265,7 +266,7 @@ def _refuse_options_of_runs(options: RunOptions, why: str) -> None:
 def init(
     *,
     folder: Annotated[Path, Argument(metavar="FOLDER", help="where to write recipe.toml")] = Path(),
-    name: Annotated[str | None, Option("--from", metavar="NAME", help="copy a recipe that ships with this package")] = None,
+    name: Annotated[str | None, Option("--from", metavar="NAME", help=COPIED, autocompletion=completion.recipe)] = None,
     listed: Annotated[bool, Option("--list", help="name the recipes that ship")] = False,
     output: Output,
 ) -> None:

@@ -30,6 +30,10 @@ def key(
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
+# distill.corpora.layouts has a layout for each.
+CORPORA = (
+    "synthetic", "dhf1k", "hollywood2", "ucf-sports", "avimos", "ntire2026", "gaze-table", "images", "videos", "photos", "pans",
+)  # fmt: skip
 # How scores are computed: distill.evaluation.metrics defines each.
 PROTOCOLS = ("clip-mean", "dhf1k-official", "mit", "aim2024")
 TEMPORAL_PARTS = ("memory", "motion", "onset")
@@ -58,8 +62,7 @@ class Corpus:
     """Where the clips come from and how they are split."""
 
     name: str = key(
-        "synthetic", "synthetic, dhf1k, hollywood2, ucf-sports, avimos, ntire2026, gaze-table, images, videos, photos, pans; or several "
-        "with weights: dhf1k:1,images:0.5,videos:0.2",
+        "synthetic", f"{', '.join(CORPORA)}; or several with weights: dhf1k:1,images:0.5,videos:0.2"
     )  # fmt: skip
     root: str | tuple[str, ...] = key("", "folder of the corpus, or a list with one per part; synthetic needs none", path=True)
     split: str = key(
