@@ -20,8 +20,8 @@ EXTRAS = {
     "predict": ("onnxruntime", "cv2"),
     "encode": ("av", "scipy"),
     "quality": ("av", "scipy", "imageio_ffmpeg"),
-    "tensorboard": ("tensorboard",),
     "train": ("torch", "onnxscript", "onnx_ir", "matplotlib", "jinja2", "filelock", "safetensors"),
+    "tensorboard": ("torch", "tensorboard"),
 }
 """Modules by the extra that installs them; `encode` and `train` install those of `predict` too."""
 CPU_TORCH = "without a GPU, install PyTorch's CPU build first (pytorch.org, Get started): the one with CUDA takes 5 GB"

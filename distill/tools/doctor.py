@@ -23,6 +23,7 @@ SERVES = {
     "encode": "distill encode, bd",
     "quality": "VMAF in distill bd",
     "train": "distill run and its stages",
+    "tensorboard": "curves of its trainings",
 }
 """Verbs by the part of the package that they need: the gate, which is always installed, or an extra."""
 PACKAGES = ("av", "scipy", "imageio-ffmpeg", "matplotlib", "onnxscript")
