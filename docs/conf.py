@@ -22,6 +22,7 @@ project, release = "saliency-distill", __version__
 root_doc = "index"
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
+smartquotes = False  # they make a dash of --option
 html_theme = "furo"
 html_title = project
 html_static_path, html_css_files = ["_static"], ["site.css"]

@@ -14,6 +14,7 @@ import typer.main
 
 from distill.cli.app import app
 from distill.recipe.keys import SECTIONS
+from tests.browser import CHROMIUM, browsing
 from tests.helpers import ROOT
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -91,6 +92,20 @@ def test_the_site_asks_for_nothing_from_elsewhere_and_its_links_resolve(site):
             if not re.match(r"\w+:", target) and (anchor or linked != path):
                 assert linked.exists(), f"{path.name}: {target}"
                 assert not anchor or f'id="{anchor}"' in site.get(linked, ""), f"{path.name}: {target}"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+def test_the_site_reads_from_the_disk_in_a_browser(site, tmp_path):
+    with browsing(tmp_path) as page:
+        page.look(390, 844)
+        for path in site:
+            page.call("Page.navigate", url=path.as_uri())
+            page.wait("document.readyState == 'complete'")
+            assert page.run("return document.documentElement.scrollWidth") == 390, f"{path.name} scrolls sideways on a phone"
+        page.call("Page.navigate", url=f"{next(path for path in site if path.name == 'search.html').as_uri()}?q=kvazaar")
+        page.wait("document.querySelector('#search-results li a')")
+        assert page.text("#search-results li a").startswith("Encoders")
+        assert {address.partition(":")[0] for address in page.asked} <= {"file", "data"} and page.complaints == []
 
 
 def test_the_site_has_every_verb_and_every_recipe_key(site):
