@@ -17,6 +17,7 @@ from distill.opallowlist.cli import app as opallowlist
 from distill.opallowlist.foreign import toml_text
 from distill.recipe.files import MOST
 from distill.recipe.keys import SECTIONS, STUDENT_ABOUT
+from distill.reporting.words import WORDS
 
 project, release = "saliency-distill", __version__
 root_doc = "index"
@@ -110,11 +111,18 @@ def _key(f: dataclasses.Field, meaning: str) -> str:
     return f"| `{f.name}` | `{_cell(default)}` | {bounds} | {_cell(meaning)} |"
 
 
+def words(head: str) -> str:
+    """What the report explains, as a table."""
+    rows = [f"| {_cell(word)} | {_cell(meaning)} |" for word, meaning in WORDS.values()]
+    return "\n".join([head, "| word | meaning |", "| --- | --- |", *rows])
+
+
 MADE = {
     "index": index,
     "reference/model-card": model_card,
     "reference/commands": commands,
     "reference/recipe-keys": recipe_keys,
+    "reference/words": words,
 }
 """The pages that are made when the site is built: from the text of their file to all of it."""
 
