@@ -1,0 +1,97 @@
+"""docs/block_map.c, built and run, where ONNX Runtime's header is: in $ORT_INCLUDE, or as Debian 13's libonnxruntime-dev installs it.
+
+The library is that of the Python package.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from distill.export import release_model
+from distill.export.planes import PlanePredictor, Planes
+from distill.export.variants import Colour, Variant, variant_graph
+from tests.helpers import ROOT
+from tests.runtimes.streams import pictures
+
+INCLUDE = Path(os.environ.get("ORT_INCLUDE", "/usr/include/onnxruntime"))
+LIBRARIES = sorted((Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+COMPILER = shutil.which("gcc")
+SIZE = (131, 203)
+
+needs_header = pytest.mark.skipif(
+    not (COMPILER and LIBRARIES and (INCLUDE / "onnxruntime_c_api.h").is_file()),
+    reason="needs gcc, Linux and onnxruntime_c_api.h: libonnxruntime-dev, or its folder in ORT_INCLUDE",
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folder, [library] = tmp_path_factory.mktemp("c"), LIBRARIES
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):  # by which the linker and the loader look for it
+        (folder / name).symlink_to(library)
+    strict = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-isystem", str(INCLUDE)]
+    link = [f"-L{folder}", "-lonnxruntime", f"-Wl,-rpath,{folder}"]
+    command = [COMPILER, *strict, str(ROOT / "docs" / "block_map.c"), *link, "-o", str(folder / "block_map")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder / "block_map"
+
+
+def saved(path, source, size):
+    onnx.save(variant_graph(onnx.load(release_model(source)), Variant("yuv420", size, "block-map")), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Planes of an odd size, and the same as YUV4MPEG2."""
+    model = variant_graph(onnx.load(release_model()), Variant("yuv420", SIZE))
+    feeds = pictures(model, SIZE, 12)
+    path = tmp_path_factory.mktemp("clip") / "clip.y4m"
+    with path.open("wb") as file:
+        file.write(f"YUV4MPEG2 W{SIZE[1]} H{SIZE[0]} F25:1 Ip A1:1 C420jpeg XYSCSS=420JPEG\n".encode())
+        for feed in feeds:
+            file.write(b"FRAME\n" + b"".join(feed[name].tobytes() for name in "yuv"))
+    return [Planes(*(feed[name][0, 0] for name in "yuv"), Colour()) for feed in feeds], path
+
+
+def run(program, model, path):
+    with path.open("rb") as file:
+        return subprocess.run([program, model], stdin=file, capture_output=True, text=True, timeout=60)
+
+
+@needs_header
+@pytest.mark.parametrize(("source", "size"), [("step", None), ("step", SIZE), ("image", None)])
+def test_the_c_program_prints_pythons_block_maps(program, clip, tmp_path, source, size):
+    frames, path = clip
+    result = run(program, saved(tmp_path / "model.onnx", source, size), path)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    printed = [np.array([row.split() for row in text.splitlines()], float) for text in result.stdout.strip().split("\n\n")]
+    predictor = PlanePredictor(release_model(source))
+    expected = [predictor.predict(frame) for frame in frames]
+    assert len(printed) == len(expected) == 12 and printed[0].shape == (9, 13)
+    assert max(np.abs(a - b).max() for a, b in zip(printed, expected, strict=True)) <= 1e-5
+
+
+@needs_header
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"RIFF", "standard input is no YUV4MPEG2"),
+        (b"YUV4MPEG2 W640 F25:1\n", "no YUV4MPEG2 of at least 16x16 px"),
+        (b"YUV4MPEG2 W64 H48 C420p10\n", "the video is not 8-bit 4:2:0"),
+        (b"YUV4MPEG2 W64 H48 C422\n", "the video is not 8-bit 4:2:0"),
+        (b"YUV4MPEG2 W64 H48\nFRAME\nabc", "a frame is cut off"),
+        (b"YUV4MPEG2 W64 H48\nFRAME\n" + bytes(64 * 72), "Got invalid dimensions for input: y"),
+    ],
+)
+def test_wrong_input_ends_the_c_program(program, tmp_path, content, message):
+    (tmp_path / "clip.y4m").write_bytes(content)
+    result = run(program, saved(tmp_path / "model.onnx", "step", (96, 64)), tmp_path / "clip.y4m")
+    assert result.returncode == 2 and message in result.stderr, result.stderr
