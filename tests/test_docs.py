@@ -55,10 +55,12 @@ def test_links_resolve(page):
             assert not anchor or anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def test_every_page_is_in_the_readmes_index():
+def test_every_page_is_in_the_readmes_index_and_in_the_sites():
     text, made = (ROOT / "README.md").read_text(encoding="utf-8"), {"README.md", "index.md"}
     pages = [page.name for page in PAGES if page.parent.name != "reference" and page.name not in made]
     assert [page for page in pages if f"(docs/{page})" not in text] == []
+    listed = re.findall(r"^(?:.*<)?([\w-]+)>?$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.M)
+    assert [page for page in pages if page.removesuffix(".md") not in listed] == [], "docs/index.md lists the pages of the site"
 
 
 @pytest.fixture(scope="module")

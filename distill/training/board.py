@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.run.extras import how_to_install
+from distill.run.files import one_line
 
 Shown = tuple[np.ndarray, np.ndarray]
 """A frame, uint8 `[H,W,3]`, and its map, `[h,w]` in [0, 1]."""
@@ -31,9 +32,9 @@ def open_board(wanted: str, board: Board, say: Callable[[str], None]) -> Board |
         return None
     try:
         import torch.utils.tensorboard  # noqa: F401  # with the package of that name, which is optional
-    except ImportError as error:
+    except Exception as error:  # whatever a package does when it is imported
         if wanted == "on":
-            say(f"tensorboard: no files are written: {error}; {how_to_install('tensorboard')}")
+            say(f"tensorboard: no files are written: {one_line(error)}; {how_to_install('tensorboard')}")
         return None
     return board
 
