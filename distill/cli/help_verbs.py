@@ -81,7 +81,9 @@ def doctor(as_json: JsonOption = False) -> None:
     from distill.tools.doctor import examine
 
     facts = examine()
+    ways_out = {} if as_json else facts.pop("to install")
     print_facts(facts, "doctor", as_json)
+    print_text(*(f"for {extra}: {command}" for extra, command in ways_out.items()))  # not in the table, which would break them
     if not facts["works"]:
         raise GateFailed(f"nothing works here, since the gate {facts['gate']}")
 

@@ -14,6 +14,7 @@ from distill.cli.options import SHIPPED, LayoutOption, ModelOption, Output, Root
 from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table, print_text, shipped
 from distill.cli.which_run import corpus_recipe
 from distill.opallowlist.foreign import printable
+from distill.run import extras
 from distill.run.errors import Interrupted
 from distill.run.progress import Narrator
 
@@ -142,6 +143,7 @@ def quantize(
 
     Writes a separate package: the model, the same model in int8, and a sidecar that makes the downstream open the latter.
     """
+    extras.require("train")  # it rewrites graphs with onnx_ir, which only that extra has
     resolved = corpus_recipe([corpus] if corpus else [], RunOptions(root=root), Narrator(output.quiet))
     from distill.tools.quantize import quantise_file
 

@@ -77,7 +77,9 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, C
     found: dict[str, tuple[Part, Clip]] = {}
     for part in parts:
         if not part.root.is_dir():
-            raise UsageError(f"corpus root {part.root} is not a folder; give the folder of the corpus with --root")
+            raise UsageError(
+                f"corpus root {part.root} is not a folder; give the folder of the corpus with --root, or as corpus.root in the recipe"
+            )
         for entry in CORPORA[part.corpus].find(part.root, replace(options, name=part.corpus)):
             clip = replace(entry, id=_text(entry.id), name=_text(entry.name))
             found[f"{part.name}.{clip.id}" if parts[1:] else clip.id] = part, clip

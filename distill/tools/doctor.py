@@ -30,20 +30,22 @@ PACKAGES = ("av", "scipy", "imageio-ffmpeg", "matplotlib", "onnxscript")
 
 
 def examine() -> dict[str, Any]:
-    """Names and values for the user; `works`: the keys of SERVES that work here."""
+    """Names and values for the user; `works`: the keys of SERVES that work here; `to install`: commands by extra."""
     facts: dict[str, Any] = environment()
     for package in PACKAGES:
         facts[package] = _version(package)
     facts |= {"cores": usable_cores(), "free disk here": f"{shutil.disk_usage('.').free / 1e9:.0f} GB"}
     facts |= {"this folder": _access(Path.cwd()), "cache": _access(cache_folder())}
-    works = []
+    works: list[str] = []
+    ways_out: dict[str, str] = {}
     for part, verbs in SERVES.items():
         modules = GATE if part == "gate" else extras.modules_of(part)
         broken = [problem for module in modules if (problem := _problem(module))]
         lacking = [] if part == "gate" else extras.missing(part)
         name = part if part == "gate" else f"extra {part}"
         if lacking:
-            facts[name] = f"{', '.join(lacking)} missing, for {verbs}; {extras.how_to_install(part)}"
+            facts[name] = f"{', '.join(lacking)} missing, for {verbs}"
+            ways_out[part] = extras.how_to_install(part)
         elif broken:
             facts[name] = f"does not work: {'; '.join(broken)}"
         else:
@@ -59,7 +61,7 @@ def examine() -> dict[str, Any]:
         facts["FFmpeg with libvmaf"] = find_ffmpeg() or "none"
     if "gate" in works:
         facts["runtime of distill demo"] = _demo()
-    return facts | {"works": works}
+    return facts | {"works": works, "to install": ways_out}
 
 
 def _version(package: str) -> str:

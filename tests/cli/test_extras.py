@@ -75,6 +75,7 @@ def test_without_its_extra_a_verb_names_it(clip, tmp_path):
         (("encode", clip, tmp_path / "o.mp4"), "encode"),
         (("bd", clip), "encode"),
         (("bench",), "predict"),
+        (("quantize", "m.onnx"), "train"),
         (("run",), "train"),
     ):
         result = without(everything, *arguments)

@@ -28,7 +28,9 @@ def test_it_says_which_extra_a_machine_lacks_and_what_it_is_enough_for(monkeypat
 
     code, works, facts = hide("torch", "matplotlib", "scipy", "imageio_ffmpeg")
     assert (code, works) == (0, ["gate", "predict"])
-    assert facts["extra encode"] == f"scipy missing, for distill encode, bd; {how_to_install('encode')}"
+    assert facts["extra encode"] == "scipy missing, for distill encode, bd"
+    assert facts["to install"]["encode"] == how_to_install("encode")
+    assert f"for encode: {how_to_install('encode')}\n" in invoke("doctor").stdout
     assert facts["extra train"].startswith("torch, matplotlib missing") and "device" not in facts
     assert hide("cv2")[:2] == (0, ["gate"])
 

@@ -69,7 +69,7 @@ def _way_out(root: Path) -> str:
     if inner := [str(folder) for folder in folders if detect_corpus(folder)]:
         one = f"--root {shlex.quote(inner[0])}"
         return f"did you mean {one}?" if len(inner) == 1 else f"name one of {', '.join(map(shlex.quote, inner))}, as in {one}"
-    return f"name it with --corpus ({', '.join(name for name in CORPORA if name != 'synthetic')}), or see docs/corpora.md"
+    return f"name it with --corpus ({', '.join(name for name in CORPORA if name != 'synthetic')}), or see corpora.md in this project's docs"
 
 
 def detect_corpus(root: Path) -> str | None:
