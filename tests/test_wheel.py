@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+from distill.run.extras import EXTRAS
 from tests.helpers import ROOT
 
 FOLDERS = {  # of the checkout, and where they are in the wheel
@@ -56,4 +57,4 @@ def test_it_is_small_and_has_both_commands_and_all_extras(wheel):
         *texts["entry_points.txt"].splitlines()
     }
     extras = {line.partition(": ")[2] for line in texts["METADATA"].splitlines() if line.startswith("Provides-Extra")}
-    assert {"predict", "encode", "quality", "train", "all"} <= extras
+    assert {*EXTRAS, "all"} <= extras
