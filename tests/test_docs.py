@@ -29,11 +29,13 @@ def commands_in(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page):
-    verbs = typer.main.get_command(app).commands
+    command = typer.main.get_command(app)
     for line in commands_in(page.read_text(encoding="utf-8")):
         name, *arguments = line.removeprefix("distill ").split()
-        verb = verbs[name]
-        if commands := getattr(verb, "commands", None):
+        verb = command if name.startswith("-") else command.commands[name]
+        if name.startswith("-"):
+            arguments = [name]
+        elif commands := getattr(verb, "commands", None):
             verb = commands.get(arguments[0] if arguments else "", commands[verb.default])
         known = {option for parameter in verb.params for option in parameter.opts}
         assert {argument for argument in arguments if re.fullmatch(r"--?[a-z][a-z-]*", argument)} <= known, line
