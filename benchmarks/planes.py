@@ -77,10 +77,12 @@ def ways(frame: av.VideoFrame, other: Path | None) -> dict[str, Callable[[], np.
         "RGB, normalised by OpenCV": lambda: in_c(rgb_model),
         "RGB at 640, normalised by `Predictor`": lambda: blocks_of(rgb_model.predict(rgb(640))),
         "RGB at 640, normalised by OpenCV": lambda: in_c(rgb_model, 640),
-        "yuv420 file of one size, a whole map": lambda: blocks_of(sessions["whole map"].run(None, {**feed, **state})[0][0, 0]),
-        "yuv420 file of any size": lambda: sessions["any size"].run(None, {**feed, **state})[0],
-        "yuv420 file of one size": lambda: sessions["one size"].run(None, {**feed, **state})[0],
-        "`PlanePredictor`, luma too": lambda: in_memory.predict(planes),
+        "`yuv420` file of one size, a whole map": lambda: blocks_of(
+            sessions["whole map"].run(None, {**feed, **state})[0][0, 0]
+        ),
+        "`yuv420` file of any size, block map": lambda: sessions["any size"].run(None, {**feed, **state})[0],
+        "`yuv420` file of one size, block map": lambda: sessions["one size"].run(None, {**feed, **state})[0],
+        "`PlanePredictor`, block map": lambda: in_memory.predict(planes),
     }
     if other:
         peer = Predictor(other)

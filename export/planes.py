@@ -82,8 +82,6 @@ class PlanePredictor:
         self._zeros = [onnx.numpy_helper.to_array(t) for t in self._model.graph.initializer if t.name == "state_in"]
         self.metadata = {prop.key: prop.value for prop in self._model.metadata_props}
         self.state: np.ndarray | None = None
-        self.luma: np.ndarray | None = None
-        """The last frame's luma, pooled: grey levels of 255, float32 `[h,w]` of at most twice the working resolution's double."""
         self._session: ort.InferenceSession | None = None
         self._of: tuple[tuple[int, int], Colour] | None = None  # the size and the colour that the session takes
 
@@ -95,7 +93,7 @@ class PlanePredictor:
         """The map of the next frame, float32 in [0, 1]: `[ceil(H/16),ceil(W/16)]`, or `[H,W]` for the output `map`."""
         if self._session is None or self._of != (planes.shape, planes.colour):
             integer = planes.colour.depth == 8
-            graph = yuv420_graph(self._model, planes.colour, self.output, planes.shape, integer=integer, luma=True)
+            graph = yuv420_graph(self._model, planes.colour, self.output, planes.shape, integer=integer)
             self._session = open_session(graph.SerializeToString(), self.name, self.threads)
             self._of = planes.shape, planes.colour
         feed: dict[str, np.ndarray] = {
@@ -104,11 +102,10 @@ class PlanePredictor:
         for zero in self._zeros:
             feed["state_in"] = zero if self.state is None else self.state
         try:
-            saliency, *states, luma = self._session.run(None, feed)
+            saliency, *states = self._session.run(None, feed)
         except Exception as error:  # onnxruntime's exceptions share no base class
             height, width = planes.shape
             raise ValueError(f"{self.name} does not run at {width}x{height}: {str(error).splitlines()[0]}") from None
-        self.luma = grey_levels(luma[0, 0], planes.colour)
         if states:
             self.state = states[0]
         return saliency[0, 0]

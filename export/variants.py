@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from distill.export.core import Core, Nodes, Size, core_of
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD
@@ -81,23 +81,20 @@ class Variant:
 
 
 def yuv420_graph(
-    model: onnx.ModelProto, colour: Colour, output: str = "map", size: Size | None = None, *, integer: bool = False,
-    luma: bool = False,
+    model: onnx.ModelProto, colour: Colour, output: str = "map", size: Size | None = None, *, integer: bool = False
 ) -> onnx.ModelProto:  # fmt: skip
     """The graph for decoded planes: `y`, `u`, `v` and perhaps `state_in` -> `saliency_map` or `block_map`, and `state_out`.
 
     model: an image or step file. output: `map` or `block-map`. size: height and width; None for any. integer: pool in a form
-    that ONNX Runtime's CPU computes in integers (of one size, 8 bits); other runtimes may not take it. luma: also give `luma`
-    f32 `[1,1,h,w]`, last: the pooled luma, in the units of the samples. Raises ExportRefused for another model.
+    that ONNX Runtime's CPU computes in integers (of one size, 8 bits); other runtimes may not take it. Raises ExportRefused for
+    another model.
     """
-    return variant_graph(model, Variant("yuv420", size, output, colour), integer=integer, luma=luma)
+    return variant_graph(model, Variant("yuv420", size, output, colour), integer=integer)
 
 
-def variant_graph(
-    model: onnx.ModelProto, variant: Variant, *, integer: bool = False, luma: bool = False
-) -> onnx.ModelProto:  # fmt: skip
-    """The variant of an image or step file; `integer` and `luma` as for `yuv420_graph`. Raises ExportRefused where there is
-    no such variant."""
+def variant_graph(model: onnx.ModelProto, variant: Variant, *, integer: bool = False) -> onnx.ModelProto:
+    """The variant of an image or step file; `integer` as for `yuv420_graph`. Raises ExportRefused where there is no such
+    variant."""
     if variant.size is None and not variant.of_planes:
         raise ExportRefused(f"a file with {variant.input} input has one frame size")
     core = core_of(model)
@@ -109,13 +106,7 @@ def variant_graph(
     nodes.extend(core)
     nodes.scope = "exit"
     outputs = [_leave_by_blocks(nodes, core, variant) if variant.output == "block-map" else _leave(nodes, core, variant)]
-    made = nodes.model(core, list(_inputs(variant)), outputs, f"saliency_student_{variant.input}")
-    if luma:
-        bounds = [("luma_start", 0), ("luma_stop", 1), ("luma_axis", 1)]
-        made.graph.node.append(helper.make_node("Slice", [pooled, *(name for name, _ in bounds)], ["luma"], "/exit/luma"))
-        made.graph.initializer.extend(numpy_helper.from_array(np.array([n], np.int64), name) for name, n in bounds)
-        made.graph.output.append(helper.make_tensor_value_info("luma", TensorProto.FLOAT, [1, 1, "luma_height", "luma_width"]))
-    return made
+    return nodes.model(core, list(_inputs(variant)), outputs, f"saliency_student_{variant.input}")
 
 
 def _inputs(variant: Variant) -> Iterator[onnx.ValueInfoProto]:
@@ -160,14 +151,20 @@ def _planes(nodes: Nodes, core: Core, variant: Variant, integer: bool) -> str:
     names = ("y", "uv") if variant.input == "nv12" else ("y", "u", "v")
     # Integers are made floats before all else: TensorRT takes uint8 for the input of a Cast alone.
     casts = [name if integer else _to_float(nodes, name) for name in names]
+    given = "chroma" if size else "chroma_given"
     if variant.input == "nv12":
-        chroma = nodes.node("Transpose", casts[1:], "chroma", perm=[0, 3, 1, 2])
+        chroma = nodes.node("Transpose", casts[1:], given, perm=[0, 3, 1, 2])
     else:
-        chroma = nodes.node("Concat", casts[1:], "chroma", axis=1)
+        chroma = nodes.node("Concat", casts[1:], given, axis=1)
     if size:
         return _pool_fixed(nodes, casts[0], chroma, size, first_kernel(core, size), integer)
     shape = nodes.node("Shape", ["y"], "y_shape")
     frame_size = nodes.node("Slice", [shape, *_range(nodes, 2, 4)], "frame_size")
+    # Chroma of another size, such as that of 4:4:4, would be cropped below without a word; this reshaping fails on it.
+    one, two = nodes.constant([1], "one"), nodes.constant([2], "two")
+    half = nodes.node("Div", [nodes.node("Add", [frame_size, one], "frame_size_and_one"), two], "half_size")
+    shape = nodes.node("Concat", [nodes.constant([1, 2], "one_two"), half], "chroma_shape", axis=0)
+    nodes.node("Reshape", [chroma, shape], "chroma")
     twice = nodes.constant([2 * side for side in core.working_size], "twice_size")
     fits = nodes.node("ReduceMin", [nodes.node("Div", [frame_size, twice], "ratio")], "fits", keepdims=1)
     return _choose(nodes, casts[0], core.kernels, fits, "pooled")

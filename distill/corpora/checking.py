@@ -63,7 +63,7 @@ def check(clip: Clip, thorough: bool = False) -> Clip:
     elif video.is_dir():
         frames, height, width = probe_folder(video)
     else:
-        frames, height, width, fps, times, damage = probe(video)
+        frames, height, width, fps, times, damage, _ = probe(video)
     clip = replace(clip, frames=frames, height=height, width=width, fps=fps, times=times)
     annotated, troubles = _annotated(clip)
     troubles = damage | troubles

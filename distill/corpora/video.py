@@ -8,7 +8,7 @@ and times.
 import errno
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +57,7 @@ class Facts(NamedTuple):
     fps: float  # frames per second; of the median interval where they have no one rate
     times: tuple[float, ...] = ()  # of the frames where they have no one rate: seconds from the first one
     troubles: dict[str, int] = {}
+    planes: bool = False  # whether all frames of `decoded` have planes
 
     def time_of(self, index: int) -> float:
         """When a frame is shown, in seconds from the first one."""
@@ -68,12 +69,13 @@ def probe(path: Path) -> Facts:
 
     Raises UsageError if the file does not open, no frame decodes, its size changes, or it ends early.
     """
-    video, size, times = _open(path), (0, 0), []
+    video, size, times, planes = _open(path), (0, 0), [], path.suffix.lower() not in images.SUFFIXES
     clock: stamps.Clock | None = None
     for number, frame in enumerate(video.frames()):
         clock = clock or stamps.Clock(video.rate)
         size = frame.size if number == 0 else size
         _check_size(path, number, frame.size, size)
+        planes = planes and frame.planes is not None
         times.append(clock.time(frame.stamp) if video.timed else float(number))
     if clock is None:
         raise UsageError(f"{path} opens, but no frame decodes; is it complete?")
@@ -89,7 +91,7 @@ def probe(path: Path) -> Facts:
         where = f"its {len(times)} frames end at {ends[0]:.2f} s, its header says {ends[1]:.2f} s"
         sound = "" if has_pyav() else f" If it has sound that is longer, read it with PyAV: {how_to_install('encode')}"
         raise UsageError(f"{path} ends early: {where}; is it complete?{sound}")
-    return Facts(len(times), *size, fps, own_times, {kind: count for kind, count in troubles.items() if count})
+    return Facts(len(times), *size, fps, own_times, {kind: count for kind, count in troubles.items() if count}, planes)
 
 
 def _check_size(path: Path, number: int, size: tuple[int, ...], first: tuple[int, ...]) -> None:
@@ -119,13 +121,21 @@ def read_frames(path: Path, stride: int = 1, start: int = 0) -> Iterator[np.ndar
         files = [path / name for name in images.listing(path)] if path.is_dir() else [path]
         yield from map(images.read_rgb, files[start::stride])
         return
-    size: tuple[int, ...] | None = None
-    for number, frame in enumerate(_open(path).frames()):
+    for number, frame in enumerate(decoded(path)):
         if number >= start and (number - start) % stride == 0:
-            rgb = frame.rgb()
-            size = size or rgb.shape
-            _check_size(path, number, rgb.shape, size)
-            yield rgb
+            yield frame.rgb()
+
+
+def decoded(path: Path) -> Iterator[Frame]:
+    """The frames of a video, or a still image as one. The pixels of a frame can be had until the next one is read."""
+    if path.suffix.lower() in images.SUFFIXES:
+        yield Frame(None, images.size_of(path), partial(images.read_rgb, path))
+        return
+    size: tuple[int, ...] = ()
+    for number, frame in enumerate(_open(path).frames()):
+        size = size or frame.size
+        _check_size(path, number, frame.size, size)
+        yield frame
 
 
 class _OpenVideo(threading.local):

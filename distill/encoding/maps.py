@@ -17,7 +17,7 @@ import numpy as np
 from distill.corpora.readers.pyav import Orientation, orientation, planes_of
 from distill.encoding.qp_offsets import check_map
 from distill.evaluation.centre import centred_gaussian
-from distill.evaluation.predictors import load_predictor
+from distill.evaluation.predictors import load_on_planes
 from distill.export.planes import PlanePredictor, Planes, grey_levels
 from distill.export.streaming import Stream
 from distill.export.variants import BLOCK
@@ -48,11 +48,7 @@ def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, thre
     if (model is None) == (name is None):
         raise UsageError("where do people look? give one of --model ONNX, --map centre and --map none")
     if model is not None:
-        predictor = load_predictor(model, threads)
-        try:
-            return Stream(PlanePredictor(model, threads=threads), find_cuts)
-        except ValueError:  # another project's model
-            return Stream(predictor, find_cuts)
+        return Stream(load_on_planes(model, "block-map", threads), find_cuts)
     if name not in ("centre", "none"):
         raise UsageError(f"--map {name} is unknown; there are centre and none")
     return centre_map if name == "centre" else None

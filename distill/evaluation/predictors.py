@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 
+from distill.export.planes import PlanePredictor
 from distill.export.runner import Predictor
 from distill.run.errors import UsageError
 
@@ -18,6 +19,16 @@ def load_predictor(path: Path, threads: int = 1) -> Predictor:
         return Predictor(path, threads)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def load_on_planes(path: Path, output: str, threads: int = 1) -> Predictor | PlanePredictor:
+    """A student for the planes of decoded frames; `output` is `map` or `block-map`. Another project's takes RGB frames, and gives
+    whole maps. Raises UsageError as `load_predictor`."""
+    predictor = load_predictor(path, threads)
+    try:
+        return PlanePredictor(path, output, threads)
+    except ValueError:
+        return predictor
 
 
 def size_multiple(predictor: Predictor) -> int:

@@ -1,18 +1,21 @@
 """Runs a student over a video, and writes an overlay to look at, or the maps themselves.
 
 The video is streamed as by `distill encode` (distill.export.streaming): a scene cut resets the state, and of a video faster
-than the model's frame rate the model sees only the frames closest to that rate.
+than the model's frame rate the model sees only the frames closest to that rate. Of 4:2:0 video that PyAV
+reads, a student of ours sees the planes of the decoder, and RGB is made for overlays alone; else the model sees RGB.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from distill.corpora.video import CODECS, probe, read_frames, write_video, writes_h264
-from distill.evaluation.predictors import load_predictor
+from distill.corpora.video import CODECS, Facts, decoded, probe, write_video, writes_h264
+from distill.evaluation.predictors import load_on_planes, load_predictor
+from distill.export.planes import PlanePredictor
 from distill.export.streaming import Stream
 from distill.reporting.drawings import overlay
 from distill.run.errors import UsageError
@@ -31,7 +34,7 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     overwritten, or maps outside [0, 1]; nothing is written then.
     """
     cv2.setNumThreads(threads)
-    stream = Stream(load_predictor(model, threads))
+    predictor = load_on_planes(model, "map", threads)
     suffix = out.suffix.lower()
     if suffix not in (*CODECS, ".npy", ""):
         raise UsageError(f"--out {out}: the suffix must be .mp4 or .avi (overlay), .npy (maps), or none (a folder of PNGs)")
@@ -39,12 +42,15 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
         raise UsageError(f"--out {out} is a folder that holds other files; choose a new one")
     with as_file(video, narrator.stop) as file:
-        _predict(file, stream, out, narrator)
+        facts = probe(file)
+        if isinstance(predictor, PlanePredictor) and not facts.planes:
+            predictor = load_predictor(model, threads)
+        _predict(file, facts, Stream(predictor), out, narrator)
     return out
 
 
-def _predict(video: Path, stream: Stream, out: Path, narrator: Narrator) -> None:
-    facts, suffix = probe(video), out.suffix.lower()
+def _predict(video: Path, facts: Facts, stream: Stream, out: Path, narrator: Narrator) -> None:
+    suffix, of_planes = out.suffix.lower(), isinstance(stream.predictor, PlanePredictor)
     for kind, count in facts.troubles.items():
         narrator.say(f"{video.name}: {kind}: {count:,}")
     if facts.times:
@@ -58,22 +64,23 @@ def _predict(video: Path, stream: Stream, out: Path, narrator: Narrator) -> None
     if note := stream.rate_note(video.name, facts.fps):
         narrator.say(note)
 
-    def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for index, frame in enumerate(read_frames(video)):
+    def predicted() -> Iterator[tuple[Any, np.ndarray]]:  # what is drawn over, and the map
+        for index, frame in enumerate(decoded(video)):
             try:
-                saliency = stream.map(frame, facts.time_of(index))
+                seen: Any = frame.planes if of_planes else frame.rgb()
+                saliency = stream.map(seen, facts.time_of(index))
             except ValueError as error:
                 raise UsageError(f"{video}: {error}") from None
             if not (saliency.min() >= 0 and saliency.max() <= 1):  # as `encode`, which would have to guess what it means
                 found = f"got {saliency.min():g} to {saliency.max():g}"
                 raise UsageError(f"{video}: frame {index + 1}: a saliency map must lie in [0, 1]; {found}")
-            yield frame, saliency
+            yield frame.rgb() if of_planes and suffix in CODECS else seen, saliency
 
     maps = narrator.track(predicted(), "predict", facts.frames, "frames")
     if suffix == ".npy":
         write_array(out, np.stack([saliency.astype(np.float16) for _, saliency in maps]))
     elif suffix:
-        overlays = (overlay(frame, saliency / max(float(saliency.max()), FAINT)) for frame, saliency in maps)
+        overlays = (overlay(rgb, saliency / max(float(saliency.max()), FAINT)) for rgb, saliency in maps)
         write_video(out, facts.fps, (facts.height, facts.width), overlays, facts.times)
     else:
         with atomic_folder(out) as folder:

@@ -41,6 +41,8 @@ def write_variants(
     then that graph leaves no file.
     """
     check_variant(variant, sizes)
+    if out and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
     parsed: list[tuple[int, int] | None] = [_size(text) for text in dict.fromkeys(sizes)]
     load_predictor(model)
     source, written = onnx.load(model), list[dict[str, Any]]()
@@ -58,6 +60,10 @@ def check_variant(variant: Variant, sizes: Sequence[str]) -> None:
         raise UsageError(f"a file with {variant.input} input has one frame size; give it with --size, as 1920x1080")
     if variant.input == "luma" and variant.output != "map":
         raise UsageError("consumers of luma files take a whole map; --output block-map is for rgb, yuv420 and nv12")
+    if not variant.of_planes and variant.colour != Colour():
+        raise UsageError(
+            f"--matrix, --range and --depth are for planes, yuv420 and nv12; a file with {variant.input} input has none"
+        )
 
 
 def parse_colour(matrix: str, range_: str, depth: int) -> Colour:

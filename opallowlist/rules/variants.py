@@ -5,8 +5,8 @@
 - `saliency-fixed`: `input` float32 [1, 3, H, W] of one fixed size.
 
 The first output of both is `saliency_map` float32 [1, 1, H, W], or `block_map` float32 [1, 1, ceil(H/16), ceil(W/16)]. With
-`state_in` comes the second output `state_out`. An initializer of zeros may back `state_in`, and need not: runtimes for fixed
-sizes take an input that has an initializer for a constant.
+`state_in` comes the second output `state_out`. An initializer of zeros may back `state_in`, and need not where its size is fixed:
+runtimes for fixed sizes take an input that has an initializer for a constant.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,6 +55,10 @@ def check_variant(model: messages.Model, graph: messages.Graph, contract: str) -
     yield from _check_sizes(shapes, contract)
     if "state_in" in shapes:
         yield from check_state(graph, shapes)
+        state, backed = shapes["state_in"], any(tensor.name == "state_in" for tensor in graph.initializer)
+        if not backed and any(dim.value is None for dim in state):
+            what = "without a default its size must be fixed, or nobody knows what to start with"
+            yield misshapen("state_in", state, what, "fix its axes, or back it with an initializer of zeros")
 
 
 def _check_names(model: messages.Model, graph: messages.Graph, contract: str) -> Iterator[Violation]:
@@ -74,10 +78,12 @@ def _check_names(model: messages.Model, graph: messages.Graph, contract: str) ->
 
 
 def _check_sizes(shapes: dict[str, Sequence[messages.Dim]], contract: str) -> Iterator[Violation]:
-    """The frame's size, fixed or dynamic, and those that follow from it; _check_names reports missing values."""
+    """The frame's size, fixed or dynamic, and those that follow from it; where the frame itself is wrong, that is reported already."""
     first = "y" if contract == "saliency-yuv420" else "input"
     frame = shapes.get(first)
-    size = [dim.value for dim in frame[2:]] if frame is not None else [None, None]
+    if frame is None:
+        return
+    size, names = [dim.value for dim in frame[2:]], {dim.param for dim in frame[2:] if dim.param}
     fixed = None not in size
     for name, dims in shapes.items():
         if name in ("state_in", "state_out"):
@@ -99,3 +105,6 @@ def _check_sizes(shapes: dict[str, Sequence[messages.Dim]], contract: str) -> It
         elif sides[0].param and sides[0].param == sides[1].param:
             what = "height and width share a name, which says that frames are square"
             yield misshapen(name, dims, what, "give each its own name")
+        elif name in _HALVES and names & {dim.param for dim in sides}:
+            what = f"an axis has a name of '{first}', which says that it is as long"
+            yield misshapen(name, dims, what, "give it its own name")

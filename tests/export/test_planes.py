@@ -58,13 +58,6 @@ def test_size_and_colour_may_change_and_the_state_stays(step):
     assert not np.allclose(predictor.predict(other), first) and predictor.predict(small).shape == (100, 200)
 
 
-def test_luma_comes_in_grey_levels(step):
-    predictor = PlanePredictor(step)
-    for colour, level in ((Colour(), (235 - 16) / 219), (Colour(range="full"), 235 / 255)):
-        predictor.predict(Planes(np.full((300, 600), 235, np.uint8), *np.full((2, 150, 300), 128, np.uint8), colour))
-        assert predictor.luma.shape == (75, 150) and np.allclose(predictor.luma, 255 * level, atol=1e-3)
-
-
 def test_a_model_that_is_none_of_ours_is_one_line(tmp_path, golden):
     with pytest.raises(ValueError, match=r"ok_qdq.onnx: it is not an image or step file"):
         PlanePredictor(golden / "scanner" / "ok_qdq.onnx")

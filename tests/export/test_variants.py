@@ -123,6 +123,15 @@ def test_a_file_of_one_size_is_static_and_an_rgb_file_of_one_size_is_the_source(
     assert gap(streamed(variant_graph(step, Variant("rgb", (529, 1031))), frames), expected) <= 1e-6
 
 
+@pytest.mark.parametrize("size", [(64, 96), (130, 260)])
+def test_chroma_of_another_size_is_refused_not_cropped(step, size):
+    [frame] = planes(*size, count=1)
+    for shape in (size, (size[0], size[1] // 2)):  # of 4:4:4, of 4:2:2
+        wrong = {**frame, **{name: np.zeros((1, 1, *shape), np.uint8) for name in "uv"}}
+        with pytest.raises(Exception, match="chroma"):  # onnxruntime's exceptions share no base class
+            streamed(yuv420_graph(step, Colour()), [wrong])
+
+
 def test_an_image_file_has_plane_files_without_state():
     model = yuv420_graph(image_graph(lively(), {}), Colour())
     assert [o.name for o in model.graph.output] == ["saliency_map"] and [i.name for i in model.graph.input] == ["y", "u", "v"]

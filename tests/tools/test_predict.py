@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 from distill.corpora.video import probe, read_frames, write_video
+from distill.export.graph import step_graph
 from tests.corpora.test_video import VARIABLE, timed
-from tests.helpers import image_model, invoke
+from tests.helpers import image_model, invoke, lively
 
 
 @pytest.fixture
@@ -55,6 +56,32 @@ def wide_model(path):
     model.graph.node[0].output[0] = "saliency_map"
     onnx.save(model, path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "turn", "of_planes"),
+    [
+        ("yuv420p", (640, 1090), None, True), ("yuv420p10le", (96, 160), None, True), ("yuv420p", (96, 160), 90, True),
+        ("yuv444p", (96, 160), None, False), ("rgb24", (96, 160), None, False),
+    ],
+)  # fmt: skip
+def test_maps_from_planes_are_those_from_rgb(tmp_path, narrator, monkeypatch, form, size, turn, of_planes):
+    pytest.importorskip("av")
+    from distill.corpora import video
+    from distill.tools.predict import PlanePredictor, write_predictions
+    from tests.encoding.test_encode import write_clip
+
+    (tmp_path / "step.onnx").write_bytes(step_graph(lively(), 25.0, {"frame_rate": "25"}).SerializeToString())
+    write_clip(tmp_path / "v.mov", 3, size, form, codec="png" if form == "rgb24" else "libx264", rotation=turn)
+    assert video.probe(tmp_path / "v.mov").planes == of_planes
+    maps, seen = {}, []
+    predict = PlanePredictor.predict
+    monkeypatch.setattr(PlanePredictor, "predict", lambda self, planes: seen.append(planes) or predict(self, planes))
+    for reader in (True, False):
+        monkeypatch.setattr(video, "has_pyav", lambda reader=reader: reader)
+        write_predictions(tmp_path / "v.mov", tmp_path / "step.onnx", tmp_path / f"{reader}.npy", 1, narrator)
+        maps[reader] = np.load(tmp_path / f"{reader}.npy").astype(float)
+    assert len(seen) == 3 * of_planes and np.abs(maps[True] - maps[False]).max() < 0.02
 
 
 @pytest.mark.parametrize("out", ["folder", "o.npy", "o.mp4"])

@@ -208,11 +208,18 @@ def test_what_does_not_exist_is_refused_before_anything_is_written(step, tmp_pat
         (["--depth", "12"], "--depth 12 is unknown; there are 8, 10"),
         (["--input", "rgb"], "a file with rgb input has one frame size; give it with --size"),
         (["--input", "luma", "--size", "64x64"], "step file"),
+        (
+            ["--input", "rgb", "--size", "64x64", "--range", "full"],
+            "--matrix, --range and --depth are for planes, yuv420 and nv12",
+        ),
         (["--input", "luma", "--size", "64x64", "--output", "block-map"], "consumers of luma files take a whole map"),
     ):
         result = invoke("variant", step, *arguments, "-o", tmp_path / "out")
         assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("mine")
+    result = invoke("variant", step, "-o", tmp_path / "file", "--quiet")
+    assert result.returncode == 2 and f"--out {tmp_path / 'file'} is a file; name a folder" in result.stderr
 
 
 def test_the_command_for_variants(step, tmp_path):

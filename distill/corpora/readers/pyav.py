@@ -162,7 +162,8 @@ class Video:
                 self.lost += bool(whole and frame.is_corrupt)  # the decoder fills in what is missing
                 size = (frame.width, frame.height) if turn.swapped else (frame.height, frame.width)
                 stamp = next(iter(self._starts[number : number + 1]), None) if by_packets else frame.time
-                yield Frame(stamp, size, partial(_rgb, scaler, frame, turn))
+                planes = planes_of(frame)
+                yield Frame(stamp, size, partial(_rgb, scaler, frame, turn), planes and planes.turned(turn.upright))
 
     def _decoded(self, container: Any, video: Any) -> Iterator[Any]:
         with contextlib.suppress(av.error.InvalidDataError):  # damage to the container ends the file

@@ -78,6 +78,16 @@ def test_what_deviates_is_refused(pairs, rule):
 def test_dynamic_planes_name_their_axes_apart():
     assert refused(replaced(PLANES, ("uint8[1,1,H,W] y", "uint8[1,1,H,H] y"))) == {"contract-shape"}
     assert refused(replaced(PLANES, ("float[1,1,H,W]", "float[1,1,37,W]"))) == {"contract-shape"}
+    assert refused(replaced(PLANES, ("uint8[1,1,h,w] u", "uint8[1,1,H,w] u"))) == {"contract-shape"}  # half of itself
+
+
+def test_a_state_without_a_default_has_one_size():
+    model = text(replaced(FIXED, *STATE))
+    for value in (model.graph.input[-1], model.graph.output[-1]):
+        value.type.tensor_type.shape.dim[2].Clear()
+    assert refused(model) == {"contract-shape"}
+    model.graph.initializer.append(helper.make_tensor("state_in", TensorProto.FLOAT, [1, 4, 1, 3], [0.0] * 12))
+    assert not refused(model)
 
 
 def test_a_frame_of_one_size_is_fixed_only_where_that_is_asked_for():
