@@ -52,7 +52,7 @@ def extra_of(module: str) -> str | None:
 def how_to_install(extra: str) -> str:
     """The command that installs an extra; with a word on torch where pip would fetch its build for CUDA."""
     command = f"pip install {_requirement(extra)}"
-    torch_comes = extra == "train" and sys.platform == "linux" and find_spec("torch") is None
+    torch_comes = "torch" in EXTRAS.get(extra, ()) and sys.platform == "linux" and find_spec("torch") is None
     return f"{command}; {CPU_TORCH}" if torch_comes else command
 
 
