@@ -1,46 +1,24 @@
-"""docs/block_map.c, built and run, where ONNX Runtime's header is: in $ORT_INCLUDE, or as Debian 13's libonnxruntime-dev installs it.
+"""docs/block_map.c, built and run: the block maps of Python, and one line for what it cannot read."""
 
-The library is that of the Python package.
-"""
-
-import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from distill.export import release_model
 from distill.export.planes import PlanePredictor, Planes
 from distill.export.variants import Colour, Variant, variant_graph
 from tests.helpers import ROOT
+from tests.runtimes.compiling import build, needs_header
 from tests.runtimes.streams import pictures
 
-INCLUDE = Path(os.environ.get("ORT_INCLUDE", "/usr/include/onnxruntime"))
-LIBRARIES = sorted((Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.*"))
-COMPILER = shutil.which("gcc")
 SIZE = (131, 203)
-
-needs_header = pytest.mark.skipif(
-    not (COMPILER and LIBRARIES and (INCLUDE / "onnxruntime_c_api.h").is_file()),
-    reason="needs gcc, Linux and onnxruntime_c_api.h: libonnxruntime-dev, or its folder in ORT_INCLUDE",
-)
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    folder, [library] = tmp_path_factory.mktemp("c"), LIBRARIES
-    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):  # by which the linker and the loader look for it
-        (folder / name).symlink_to(library)
-    strict = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-isystem", str(INCLUDE)]
-    link = [f"-L{folder}", "-lonnxruntime", f"-Wl,-rpath,{folder}"]
-    command = [COMPILER, *strict, str(ROOT / "docs" / "block_map.c"), *link, "-o", str(folder / "block_map")]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return folder / "block_map"
+    return build("gcc", "c99", ROOT / "docs" / "block_map.c", tmp_path_factory.mktemp("c") / "block_map")
 
 
 def saved(path, source, size):
