@@ -1,5 +1,6 @@
 """Verbs that encode video with a saliency map: `encode` writes one file, `bd` measures what a map gains."""
 
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,7 @@ def encode(
     [bold]distill encode in.mp4 out.mp4 --codec x265 --crf 26[/bold] encodes with the student that ships with this package.
     """
     extras.require("encode")  # before the imports, which need it
+    from distill.corpora.clips import counted
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
     from distill.encoding.maps import open_maps
@@ -71,7 +73,7 @@ def encode(
     narrator = interruptible(output.quiet)
     if model is None and map_ is None:
         model = shipped(narrator)
-    maps = open_maps(model, map_, cuts, threads or 1)
+    maps = open_maps(model, map_, cuts, min(threads or 1, os.cpu_count() or 1))  # more would wait for each other
     try:
         facts = encode_video(source, target, maps, coding, shaping, narrator, roi, video_only, container)
     except ReaderGone as gone:
@@ -82,9 +84,10 @@ def encode(
         return
     show = narrator.say if piped else print_text  # beside a video nothing else goes to standard output
     if target:
-        show(f"{facts['frames']} frames, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
+        show(f"{counted(facts['frames'], 'frame')}, {facts['bytes']:,} bytes of video, {facts['kbps']:g} kbit/s")
     if offsets := facts["offsets"]:
-        show("QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {changes} frames".format(**offsets))
+        changes = counted(offsets["changes"], "frame")
+        show("QP offsets from {lowest:+d} to {highest:+d}, mean {mean:+.2f}; changes in {}".format(changes, **offsets))
     for path in facts["files"]:
         show(path)
 

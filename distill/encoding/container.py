@@ -95,6 +95,8 @@ class EncodedFile:
         self.container.metadata.update(source.metadata)
         self.container.set_chapters(chapters)
         with refusals(coding, picture):
+            self.stream.codec_context.open(strict=False)
+        with naming(f"{self.target} cannot be written"):
             self.container.start_encoding()
         for copy, cover in self._covers:
             cover.stream, cover.pts, cover.dts = copy, 0, 0

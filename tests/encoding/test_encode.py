@@ -1,3 +1,4 @@
+import contextlib
 import os
 import struct
 from dataclasses import replace
@@ -436,6 +437,12 @@ def test_an_encoder_without_regions_is_detected(clip, tmp_path, recorder, monkey
         run(clip, tmp_path / "out.mkv", left, recorder)
 
 
+def test_an_output_that_cannot_be_opened_is_named(clip, tmp_path, recorder, monkeypatch):
+    monkeypatch.setattr(containers, "atomic", lambda path: contextlib.nullcontext(tmp_path / "gone" / path.name))
+    with pytest.raises(UsageError, match=r"out\.mkv cannot be written: No such file"):
+        run(clip, tmp_path / "out.mkv", left, recorder)
+
+
 def test_unreadable_input_and_unwritable_output_are_one_line_errors(clip, tmp_path, recorder):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "short.mkv").write_bytes(clip.read_bytes()[:600])
@@ -606,6 +613,8 @@ def test_the_verb_writes_a_video_and_reports_facts(clip, tmp_path):
     facts = json.loads(CliRunner().invoke(app, [*common, "--json"]).stdout)
     assert facts["frames"] == 12 and facts["files"] == [str(tmp_path / "out.mp4")] and facts["offsets"]["lowest"] < 0
     assert "12 frames" in CliRunner().invoke(app, common).stdout
+    short = [str(write_clip(tmp_path / "one.mkv", 1)), str(tmp_path / "one.mp4")]
+    assert CliRunner().invoke(app, ["encode", *short, *common[3:]]).stdout.startswith("1 frame, ")
     refused = CliRunner().invoke(app, [*common, "--param", "aq-mode=0"])
     assert isinstance(refused.exception, UsageError) and "leave it on" in str(refused.exception)
 

@@ -74,6 +74,7 @@ def test_int8_reads_back_by_the_c_program_of_the_docs(tmp_path):
             file.add(offsets)
     done = subprocess.run([tmp_path / "read", tmp_path / "maps.qp"], capture_output=True, text=True, check=True)
     assert done.stdout == "0 2\n1 -2\n"
+    assert subprocess.run([tmp_path / "read", tmp_path / "read.c"]).returncode == 1  # another file
 
 
 def test_svt_av1_byte_for_byte(tmp_path):
