@@ -85,13 +85,14 @@ def web_student(path: Path) -> tuple[bytes, dict[str, Any]]:
     if list(inputs)[:1] != ["input"] or outputs[:1] != ["saliency_map"] or len(shape) != 4 or shape[1] != 3:
         has = f"its inputs are {list(inputs)} and its outputs {outputs}"
         raise UsageError(f"{path} cannot run in the page: {has}; `input` must be RGB [1,3,H,W], and `saliency_map` come first")
-    state = next((value for value in model.graph.initializer if value.name == "state_in"), None)
-    if state:
-        model.graph.initializer.remove(state)
+    default = next((value for value in model.graph.initializer if value.name == "state_in"), None)
+    if default:
+        model.graph.initializer.remove(default)
+    state = list(default.dims) if default else inputs.get("state_in")
     said = {prop.key: prop.value for prop in model.metadata_props}
     return model.SerializeToString(deterministic=True), {
         "name": path.name, "license": said.get("license", "not stated"), "size": shape[2:] if all(shape[2:]) else None,
-        "state": list(state.dims) if state else None, "frame_rate": float(said["frame_rate"]) if "frame_rate" in said else None,
+        "state": state, "frame_rate": float(said["frame_rate"]) if "frame_rate" in said else None,
     }  # fmt: skip
 
 

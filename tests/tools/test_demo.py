@@ -19,9 +19,11 @@ import pytest
 
 from distill.corpora.video import read_frames, write_video
 from distill.encoding.qp_offsets import MAPPINGS, qp_offsets
+from distill.evaluation.centre import SIGMA
 from distill.export import release_model
 from distill.export.runner import Predictor
 from distill.export.streaming import Stream
+from distill.export.variants import Variant, variant_graph
 from distill.run.errors import UsageError
 from distill.tools.demo import PAGE, page_files, page_server, save_page, web_student
 from tests.browser import CHROMIUM, browsing
@@ -165,6 +167,9 @@ def test_what_the_page_knows_of_a_model(tmp_path):
     assert "state_in" not in {value.name for value in web.graph.initializer}
     _, facts = web_student(release_model("image"))
     assert facts["state"] is None
+    onnx.save(variant_graph(onnx.load(release_model()), Variant("rgb", (48, 80))), tmp_path / "rgb_80x48.onnx")
+    _, facts = web_student(tmp_path / "rgb_80x48.onnx")  # its state is a required input, without a default
+    assert facts["size"] == [48, 80] and facts["state"] == [1, 98, 8, 14]
     fixed = onnx.load(image_model(tmp_path / "fixed.onnx"))
     for dim, length in zip(fixed.graph.input[0].type.tensor_type.shape.dim[2:], (48, 80), strict=True):
         dim.dim_value = length
@@ -172,6 +177,14 @@ def test_what_the_page_knows_of_a_model(tmp_path):
     assert web_student(tmp_path / "fixed.onnx")[1] == {
         "name": "fixed.onnx", "license": "not stated", "size": [48, 80], "state": None, "frame_rate": None,
     }  # fmt: skip
+
+
+def test_the_pages_mapping_is_that_of_the_encoder():
+    log = MAPPINGS["log"]
+    shape = f"block = {log.block}, strength = {log.strength}, prior = {log.prior}, floor = {log.floor}"
+    script = (PAGE / "student.js").read_text()
+    assert f"{shape}, limit = {log.highest}, hold = {log.hold}" in script and log.lowest == -log.highest
+    assert f"SIGMA = {SIGMA};" in script
 
 
 def test_the_sample_clip_has_a_cut_and_is_small():
