@@ -109,7 +109,7 @@ const centred = (n) => Float64Array.from({ length: n }, (_, i) => Math.exp(-((((
  *  p = (1 - prior - floor) s + prior g + floor, s its mean saliency and g that of a centred Gaussian, both over their mean; its
  *  offset is -strength log2 p, shifted so that the frame's mean is 0. previous: the offsets of the frame before: one changes only
  *  where it is off by more than half a step and `hold`. */
-export function qpOffsets(saliency, map, size, { block = 16, strength = 1.5, prior = 0.2, floor = 0.1, limit = 12, hold = 0.25 }, previous) {
+export function qpOffsets(saliency, map, size, { block = 16, strength = 0.75, prior = 0.2, floor = 0.1, limit = 12, hold = 0.25 }, previous) {
   const down = shares(map.height, size.height, block), across = shares(map.width, size.width, block);
   const downCentred = shares(size.height, size.height, block), acrossCentred = shares(size.width, size.width, block);
   const blur = [centred(size.height), centred(size.width)];
