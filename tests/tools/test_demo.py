@@ -387,7 +387,9 @@ def test_files_that_play_and_files_that_do_not(page, tmp_path):
         dataTransfer.items.add(file);
         document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
     """)
-    page.wait(f"{STATUS} == 'dropped.webm: 640 × 360, 6.0 s'")
+    page.wait(f"{STATUS} == 'dropped.webm: 640 × 360, 6.0 s' && (await import('/page.js')).shown")
+    page.run("document.querySelector('#video').dispatchEvent(new Event('error'))")  # as where a file stops to decode
+    assert page.text("#status").startswith("dropped.webm is damaged at ")
 
 
 @needs_browser

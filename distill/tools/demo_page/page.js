@@ -98,7 +98,8 @@ const openCamera = () => open(at("camera"), "Camera", fromCamera);
 const openSample = () => open(at("sample"), "Sample clip", async () => fromBlob(await (await fetch("sample.webm")).blob()));
 
 video.addEventListener("error", () => {
-  if (video.getAttribute("src")) say(`This browser cannot decode ${name}. As WebM it can: ffmpeg -i FILE -c:v libvpx-vp9 clip.webm`, true);
+  if (shown) say(`${name} is damaged at ${video.currentTime.toFixed(1)} s; its frames end there.`, true);
+  else if (video.getAttribute("src")) say(`This browser cannot decode ${name}. As WebM it can: ffmpeg -i FILE -c:v libvpx-vp9 clip.webm`, true);
 });
 video.addEventListener("loadedmetadata", () => {
   if (!video.videoWidth) say("That file has no pictures that this browser can decode.", true);
