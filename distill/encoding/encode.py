@@ -48,6 +48,8 @@ def check_outputs(
     for path in (target, roi_file):
         if path and path.is_dir():
             raise UsageError(f"{path} is a folder; name the file to write in it")
+    if roi_file and is_stream(roi_file):
+        raise UsageError(f"--roi-out {roi_file}: maps go to a file, not to a pipe or a device; name one")
     replaced = None if target is None or is_stream(target) else target
     read = None if is_stream(source) else source
     check_distinct({"OUTPUT": replaced, "--roi-out": roi_file}, [("INPUT", read), ("--model", model)])

@@ -123,9 +123,12 @@ def addroi(offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8
 
 
 def addroi_command(source: Path, offsets: np.ndarray, block: int, size: tuple[int, int], bits: int = 8) -> bytes:
-    """An ffmpeg command line that encodes the clip with one map for all of its frames, by libx264."""
+    """An ffmpeg command line that encodes the clip with one map for all of its frames, by libx264.
+
+    Offsets are of the frames as stored, which ffmpeg would turn upright before its filters.
+    """
     filters = ",".join(f"addroi={arguments}" for arguments in addroi(offsets, block, size, bits)) or "null"
-    command = ["ffmpeg", "-i", str(source), "-vf", filters, "-c:v", "libx264", "-aq-mode", "1", "-crf", "23"]
+    command = ["ffmpeg", "-noautorotate", "-i", str(source), "-vf", filters, "-c:v", "libx264", "-aq-mode", "1", "-crf", "23"]
     return (shlex.join([*command, "-c:a", "copy", "out.mp4"]) + "\n").encode()
 
 

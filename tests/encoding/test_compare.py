@@ -207,6 +207,8 @@ def test_invalid_comparisons_are_one_line_errors(tmp_path, tiny_root, narrator):
     videos = [tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mp4"]
     same = [source.name for source in find_sources(videos, None, None, None, Span(5), narrator)]
     assert same == [str(tmp_path / "a" / "v.mp4"), str(tmp_path / "b" / "v.mp4")]  # neither sources the other's place
+    twice = [videos[0], tmp_path / "b" / ".." / "a" / "v.mp4"]
+    assert len(find_sources(twice, None, None, None, Span(5), narrator)) == 1
 
 
 def test_clips_in_processes_give_the_same_result(result, tiny_root):

@@ -483,6 +483,7 @@ def test_roi_files_are_written_with_or_without_a_video(clip, tmp_path, recorder)
         (("in", "x", None, None, "roi", None), "go together"),
         (("in", "x", None, None, "roi", "x265"), "kvazaar, svt-av1, addroi, int8"),
         (("in", "x", None, "none", "roi", "kvazaar"), "no map to write"),
+        (("in", None, None, None, "-", "int8"), "--roi-out -: maps go to a file"),
         (("in", None, None, None, "roi", "svt-av1", None, 8), "--gop 8: goes with --format kvazaar"),
         (("in", None, None, None, "roi", "kvazaar", None, 12), "is one of 0, 8, 16"),
         (("in", "x.mp4", None, None, "./x.mp4", "kvazaar"), "--roi-out x.mp4 is the same file as OUTPUT x.mp4"),

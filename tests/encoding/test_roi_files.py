@@ -99,7 +99,7 @@ def test_addroi_byte_for_byte(tmp_path):
     assert addroi(MAP, 16, (24, 40)) == ["16:16:24:8:-6/51", "0:0:40:24:2/51"]
     assert addroi(MAP, 16, (24, 40), bits=10) == ["16:16:24:8:-6/63", "0:0:40:24:2/63"]
     assert addroi_command(tmp_path / "a b.mp4", MAP, 16, (24, 40)).decode() == (
-        f"ffmpeg -i '{tmp_path}/a b.mp4' -vf addroi=16:16:24:8:-6/51,addroi=0:0:40:24:2/51 "
+        f"ffmpeg -noautorotate -i '{tmp_path}/a b.mp4' -vf addroi=16:16:24:8:-6/51,addroi=0:0:40:24:2/51 "
         "-c:v libx264 -aq-mode 1 -crf 23 -c:a copy out.mp4\n"
     )
     assert b" -vf null " in addroi_command(tmp_path, MAP * 0, 16, (24, 40))

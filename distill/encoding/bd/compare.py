@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -35,7 +34,7 @@ from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import check_map_counts, encode_frames
 from distill.export.streaming import Stream
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import fingerprint, value_in, write_json
+from distill.run.files import fingerprint, temporary_folder, value_in, write_json
 from distill.run.progress import Narrator
 
 DECODERS = {"x264": "h264", "x265": "hevc"}
@@ -249,8 +248,8 @@ def _in_worker(source: Source, work: Work) -> tuple[str, dict[str, Any]]:
 def measure_clip(source: Source, work: Work, step: Step) -> dict[str, Any]:
     """All encodes of a clip: its part of the result of `compare`."""
     points: dict[str, list[dict[str, float]]] = {}
-    with TemporaryDirectory(prefix="distill-bd-", ignore_cleanup_errors=True) as folder:
-        excerpt = source.read(Path(folder))
+    with temporary_folder() as folder:
+        excerpt = source.read(folder)
         if work.proxy and isinstance(proxy := open_maps(work.proxy, None), Stream):
             excerpt = with_proxy_weights(excerpt, proxy, work.proxy.name)
         check_map_counts(excerpt.picture, work.codings[0])

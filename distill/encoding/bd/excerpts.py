@@ -276,6 +276,7 @@ def find_sources(
 ) -> list[Source]:  # fmt: skip
     """Videos, and clips of a corpus (`clips`: ids, by default all with annotation), each with its reader; only these are opened.
     halves: see `read_clip`."""
+    videos = list({path.resolve(): path for path in videos}.values())  # twice the same would make intervals too narrow
     found = [Source(name, partial(read_video, path, span), _identity(path)) for name, path in unique_names(videos).items()]
     for path in videos:
         if not path.is_file():
