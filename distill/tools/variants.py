@@ -46,6 +46,8 @@ def write_variants(
     parsed: list[tuple[int, int] | None] = [_size(text) for text in dict.fromkeys(sizes)]
     load_predictor(model)
     source, written = onnx.load(model), list[dict[str, Any]]()
+    if any(prop.key == "quant_mode" for prop in source.metadata_props):  # rounded activations: other maps for the same frames
+        raise UsageError(f"{model} is int8; a variant is made from the file in floating point that it comes from")
     for size in parsed or [None]:
         written.append(_write(model, source, replace(variant, size=size), out or model.parent, narrator))
     return written

@@ -222,6 +222,14 @@ def test_what_does_not_exist_is_refused_before_anything_is_written(step, tmp_pat
     assert result.returncode == 2 and f"--out {tmp_path / 'file'} is a file; name a folder" in result.stderr
 
 
+def test_an_int8_file_has_no_variants(step, tmp_path, narrator):
+    rounded = onnx.load(step)
+    rounded.metadata_props.add(key="quant_mode", value="static")
+    onnx.save(rounded, tmp_path / "step.int8.onnx")
+    with pytest.raises(UsageError, match=r"step.int8.onnx is int8; a variant is made from the file in floating point"):
+        write_variants(tmp_path / "step.int8.onnx", Variant("rgb"), ["64x64"], tmp_path / "out", narrator)
+
+
 def test_the_command_for_variants(step, tmp_path):
     result = invoke("variant", step, "--size", "96x64", "--output", "block-map", "-o", tmp_path, "--json", "--quiet")
     assert result.returncode == 0, result.stderr
