@@ -70,6 +70,11 @@ class Predictor:
         self.name, self.stateful = name, "state_out" in outputs
         self.outputs = ["saliency_map", "state_out"] if self.stateful else ["saliency_map"]
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self._start = {  # of a file of one size, whose state is a required input
+            i.name: np.zeros(i.shape, np.float32)
+            for i in self.session.get_inputs()
+            if i.name == "state_in" and all(isinstance(side, int) for side in i.shape)
+        }
         self.state: np.ndarray | None = None
 
     def reset(self) -> None:
@@ -83,7 +88,7 @@ class Predictor:
     def run(self, input_1CHW: np.ndarray) -> np.ndarray:
         """The same for a normalised float32 `[1,3,H,W]`; returns `[1,1,H,W]`. Raises ValueError where the model does not take
         a frame of this size."""
-        feed = {"input": input_1CHW}
+        feed = {"input": input_1CHW, **self._start}
         if self.state is not None:
             feed["state_in"] = self.state
         try:
