@@ -38,6 +38,7 @@ PACKETS = {
     192: 4,
     204: 0,
 }  # bytes in a packet of transport streams of either kind, and where in it its first byte stands
+BT601 = 6  # the matrix of what FFmpeg makes of RGB, in the numbers of ITU-T H.273
 TICK = Fraction(1, 1000)  # seconds: the coarsest unit in which containers keep times
 
 
@@ -201,16 +202,19 @@ def describe_picture(
             lost.add("an incomplete mastering display")
         if lost:
             narrator.say(f"lost, because {coding.library} cannot take it: {', '.join(sorted(lost))}")
+    converted = first.format.is_rgb and not av.VideoFormat(name).is_rgb
+    matrix = BT601 if converted else int(first.colorspace)
     return Picture(
         width, height, name, stream.time_base, rate,
-        stream.sample_aspect_ratio, int(first.color_primaries), int(first.color_trc), int(first.colorspace), int(first.color_range),
+        stream.sample_aspect_ratio, int(first.color_primaries), int(first.color_trc), matrix, int(first.color_range),
         display, content_light(beside.get("CONTENT_LIGHT_LEVEL", b"")),
     )  # fmt: skip
 
 
 def _accepted_format(name: str, coding: Coding, narrator: Narrator) -> str:
     """The pixel format, or the nearest that the encoder takes."""
-    accepted = [f.name for f in av.codec.Codec(coding.library, "w").video_formats or []]
+    listed = av.codec.Codec(coding.library, "w").video_formats or []
+    accepted = [f.name for f in listed if not any(c.is_alpha for c in f.components)]  # x265 lists formats that its builds lack
     if name in accepted:
         return name
     best, _ = find_best_pix_fmt_of_list(accepted, name)

@@ -183,6 +183,7 @@ def test_a_student_encodes_and_its_state_ends_at_a_cut(tmp_path, recorder):
         ("yuv420p10le", (H, W), "x265", "yuv420p10le", (H, W)),
         ("gray", (97, 161), "x264", "yuv420p", (97, 161)),  # as FFmpeg decodes monochrome H.264
         ("bgr0", (H, W), "x264", "yuv444p", (H, W)),
+        ("yuva420p", (H, W), "x265", "yuv420p", (H, W)),  # which it lists
     ],
 )
 def test_any_size_and_depth(tmp_path, recorder, format_, size, codec, kept, cut):
@@ -196,6 +197,16 @@ def test_any_size_and_depth(tmp_path, recorder, format_, size, codec, kept, cut)
     if format_ != "bgr0":
         before, after = luma(clip)[0][:, : cut[0], : cut[1]], luma(tmp_path / "out.mkv")[0]
         assert psnr(before[..., :64], after[..., :64]) > psnr(before[..., 96:], after[..., 96:]) + 3
+
+
+@pytest.mark.parametrize("range_", [0, 2])
+def test_rgb_keeps_its_colours(tmp_path, recorder, range_):
+    clip = write_clip(tmp_path / "in.mkv", 2, format_="bgr0", colorspace=0, color_range=range_)
+    run(clip, tmp_path / "out.mkv", None, recorder, Coding(crf=5, preset="ultrafast"))
+    before, after = (
+        next(av.open(str(path)).decode(video=0)).to_ndarray(format="rgb24") for path in (clip, tmp_path / "out.mkv")
+    )
+    assert np.abs(before.astype(int) - after).mean() < 4
 
 
 def test_a_10_bit_offset_is_as_strong_as_an_8_bit_one(tmp_path, recorder):
