@@ -105,6 +105,8 @@ class EncodedFile:
     def _add_video(self, video: Any, first: av.VideoFrame, picture: Picture, coding: Coding, of: Pass | None) -> None:
         self.stream = cast(av.VideoStream, self.container.add_stream(coding.library, rate=picture.rate))
         configure(self.stream.codec_context, picture, coding, of)
+        if coding.codec == "x265" and self.container.format.name in ("mp4", "mov"):
+            self.stream.codec_context.codec_tag = "hvc1"  # Apple's players open no other
         self.stream.time_base = picture.time_base
         matrix: Any = first.side_data.get("DISPLAYMATRIX")
         if matrix:

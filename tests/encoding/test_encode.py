@@ -240,6 +240,7 @@ def test_one_frame(tmp_path, recorder, codec):
     clip = write_clip(tmp_path / "in.mkv", 1)
     facts = run(clip, tmp_path / "out.mp4", left, recorder, Coding(codec))
     assert facts["frames"] == 1 and facts["seconds"] == pytest.approx(0.04) and len(luma(tmp_path / "out.mp4")[0]) == 1
+    assert (b"hvc1" if codec == "x265" else b"avc1") in (tmp_path / "out.mp4").read_bytes()
 
 
 def packets(path, kind):
