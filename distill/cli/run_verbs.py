@@ -22,7 +22,7 @@ from distill.cli.output import (
     print_text,
     shipped,
 )
-from distill.cli.which_run import choose_run, corpus_recipe
+from distill.cli.which_run import choose_run, corpus_recipe, models_elsewhere
 from distill.labels.members import fetched_files
 from distill.opallowlist.foreign import toml_text
 from distill.recipe.keys import PROTOCOLS, SECTIONS, Recipe
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from distill.run.estimate import Estimate
     from distill.run.takeover import Source
 
-EVALUATED = f"a run, a recipe, or ONNX students; {SHIPPED}, where --root names a corpus"
+EVALUATED = f"a run, on another corpus with --root; a recipe; ONNX students; {SHIPPED}, where --root names a corpus"
 COPIED = "copy a recipe that ships with this package"
 BASELINES = "eval.baselines: image file pooled by mean, ema=ALPHA, max, motion-weighted; repeatable"
 
@@ -216,6 +216,8 @@ def evaluate(
     models = [target for target in targets if target.suffix.lower() == ".onnx"]
     if len(targets) > (len(models) or 1):
         raise UsageError(f"eval takes one run, or ONNX files; got {', '.join(map(str, targets))}")
+    if not models and (models := models_elsewhere(next(iter(targets), None), options)):
+        options = replace(options, out=None)
     of_run = not models and (targets or options.out or not options.root)
     sets = [f"eval.protocol={toml_text(protocol)}"] if protocol else []
     if baselines or not of_run:  # ONNX files are pooled on request only: there may be no image file among them

@@ -39,7 +39,7 @@ def choose_run(recipe: Path | None, corpus: str | None, options: RunOptions, nar
     out = options.out
     if recipe is not None and recipe.is_dir():
         if not is_run(recipe):
-            raise UsageError(f"{recipe} is a folder and no run; did you mean {recipe / 'recipe.toml'}?")
+            raise UsageError(f"{recipe} is a folder and no run; {_meant(recipe, verb)}")
         recipe = recipe / "recipe.toml"
     if recipe is not None and is_run(recipe.parent):
         out = out or recipe.parent  # a run's own recipe continues that run
@@ -67,6 +67,29 @@ def choose_run(recipe: Path | None, corpus: str | None, options: RunOptions, nar
     return Chosen(resolved, out or RUNS / _name_of(recipe, resolved))
 
 
+def models_elsewhere(target: Path | None, options: RunOptions) -> list[Path]:
+    """The ONNX files of a run that are to be scored on the corpora of --root; none where --root is the run's own, or there is no run.
+
+    Raises UsageError where the run has none yet, and where --out names no run and nothing says how to make one.
+    """
+    named, out = target or options.out, options.out
+    if not (named and options.root):
+        return []
+    path = named.parent if named.name == "recipe.toml" else named
+    if not is_run(path):
+        if target or any((options.teacher, options.maps, options.source)):
+            return []
+        raise UsageError(f"{out} holds no run; leave --out out to score the student that ships, or make the run with `distill run`")
+    own = recipe_of(path)
+    roots = [own.corpus.root] if isinstance(own.corpus.root, str) else own.corpus.root
+    if [Path(root).resolve() for root in roots] == [root.resolve() for root in options.root] or (target and out):
+        return []
+    models = [path / "export" / f"{own.run.name}{mode}.onnx" for mode in ("_step", "")]
+    if lacking := [model for model in models if not model.is_file()]:
+        raise UsageError(f"there is no {lacking[0]} yet; finish the run with `distill run {shlex.quote(str(path))}`")
+    return models
+
+
 def recognised(roots: list[Path], narrator: Narrator) -> str:
     """The name of the corpus in these folders, by their layout; says what was found."""
     from distill.corpora import recognise  # needs OpenCV, which usage errors should not cost
@@ -84,6 +107,13 @@ def corpus_recipe(corpora: list[str], options: RunOptions, narrator: Narrator) -
     name = ",".join(corpora) or recognised(options.root, narrator)
     overrides = [f"corpus.name={toml_text(name)}", f"corpus.root={toml_text([str(path) for path in options.root])}"]
     return load_recipe(None, [*overrides, *(options.sets or [])])
+
+
+def _meant(folder: Path, verb: str) -> str:
+    """What a folder that is no run may be."""
+    if (folder / "recipe.toml").is_file():
+        return f"did you mean {folder / 'recipe.toml'}?"
+    return f"a corpus is named as `distill {verb} --root {shlex.quote(str(folder))}`"
 
 
 def _name_of(recipe: Path | None, resolved: Recipe) -> str:

@@ -64,6 +64,8 @@ def parts_of(name: str, roots: Roots) -> list[Part]:
             weight = 0.0
         if not 0 < weight < float("inf"):
             raise UsageError(f"corpus '{corpus}' has the weight '{text}'; give a number above 0, as in dhf1k:1,images:0.5")
+        if any(part.corpus == corpus and part.root.absolute() == root.absolute() for part in parts):
+            raise UsageError(f"corpus '{name}' names {root} twice; give it once, with a larger weight: {corpus}:2")
         same = sum(part.corpus == corpus for part in parts)
         parts.append(Part(f"{corpus}-{same + 1}" if same else corpus, corpus, weight, root))
     return parts

@@ -236,8 +236,11 @@ def told(seconds: float) -> str:
 
 
 def told_bytes(count: float) -> str:
-    """`190 MB`, `28 GB`."""
-    return f"{_short(count / 1e9)} GB" if count >= 1e9 else f"{_short(count / 1e6)} MB"
+    """`550 kB`, `190 MB`, `28 GB`."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{_short(count / size)} {unit}"
+    return f"{_short(count / 1e3)} kB"
 
 
 def _short(value: float) -> str:

@@ -6,6 +6,7 @@ fingerprint is skipped. `stages` implements the stages, `engine` runs them; this
 and usage errors are quick, and decodes no frame.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from distill.corpora import CORPORA, attribution, find, parts_of, sources
 from distill.corpora.clips import counted, skipping
+from distill.corpora.opening import Part
 from distill.corpora.synthetic import check_root
 from distill.labels import licences, members
 from distill.recipe.files import decisive, did_you_mean
@@ -48,6 +50,9 @@ STAGES = (
     Stage("eval", "score the ONNX files on the validation clips, and write the scores into them", ("eval",), rewrites="export"),
     Stage("report", "write report.html", ("report",)),
 )
+
+
+SKIPPED = 50  # clips that a message tells how to leave out
 
 
 def stage_keys(recipe: Recipe) -> dict[str, str]:
@@ -128,6 +133,13 @@ def check_ready(recipe: Recipe) -> None:
         read_notes(Path(recipe.export.notes), recipe.run.name)
     if recipe.corpus.groups and not Path(recipe.corpus.groups).is_file():
         raise UsageError(f"corpus.groups {recipe.corpus.groups} is not a file; give a CSV with lines `clip,group`")
+    if clips and not any(clip.fixations and Path(clip.fixations).exists() for _, clip in clips.values()):
+        for member in members.members(recipe.teacher):
+            if members.trained_here(recipe, member):
+                raise UsageError(
+                    f"teacher {member.name} is trained on fixations, and no clip of {recipe.corpus.name} has any; choose one that comes "
+                    "trained: --teacher unisal, or --teacher maps"
+                )
     if recipe.teacher.name == "maps":
         from distill.labels.building import open_maps  # imports torch, which no other teacher needs here
 
@@ -136,14 +148,24 @@ def check_ready(recipe: Recipe) -> None:
         if without := [i for i, has in zip(clips, found, strict=True) if not has]:
             part, first = clips[without[0]]
             looked = dict.fromkeys(str(path) for name in (first.id, first.name) for path in maps.places(name, part.name)[:2])
+            them = "add it" if not without[1:] else "add them"
+            if len(without) < min(len(clips), SKIPPED):  # a longer list would fill the screen
+                them += f", or leave {'them' if without[1:] else 'it'} out: {skipping(without)}"
             raise UsageError(
-                f"teacher.maps has nothing for clip {without[0]}{f' and {len(without) - 1} more' if without[1:] else ''}: there is no "
-                f"{' or '.join(looked)}; add it, or leave it out: {skipping(without)}"
+                f"teacher.maps has nothing for clip {without[0]}{f' and {len(without) - 1:,} more' if without[1:] else ''}: there is no "
+                f"{' or '.join(looked)}; {_folder_of_maps(recipe, part) or them}"
             )
     if recipe.run.device not in ("auto", "cpu"):
         from distill.run import device  # imports torch, which no other check needs
 
         device.choose(recipe.run.device)
+
+
+def _folder_of_maps(recipe: Recipe, part: Part) -> str:
+    """`did you mean --maps ...?` where the folder of maps has one of its own for this part of the corpus."""
+    folders = members.map_folders(recipe.teacher)
+    inner = [folder / name for folder in folders for name in (part.name, part.root.resolve().name) if (folder / name).is_dir()]
+    return f"did you mean --maps {shlex.quote(str(inner[0]))}?" if inner and len(folders) == 1 else ""
 
 
 def inputs(recipe: Recipe) -> dict[str, list[Path]]:

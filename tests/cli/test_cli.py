@@ -262,7 +262,8 @@ def test_a_root_alone_is_read_as_the_corpus_that_it_holds(tmp_path):
     assert f"corpus: {root}: DHF1K's layout, 1 clip; as --corpus dhf1k" in result.stderr
     assert f"corpus: {other}: images or videos with a gaze table, 6 clips; as --corpus gaze-table" in result.stderr
     recipe = tmp_path / "r.toml"
-    recipe.write_text('[corpus]\nname = "videos"\n', encoding="utf-8")  # a recipe's own corpus is not guessed again
+    text = '[corpus]\nname = "videos"\n[teacher]\nname = "unisal"\nweights = "unisal=random"\n'
+    recipe.write_text(text, encoding="utf-8")  # a recipe's own corpus is not guessed again
     result = invoke("run", recipe, "--root", root / "video", "--dry-run", "--json", cwd=tmp_path)
     assert result.returncode == 0 and "corpus:" not in result.stderr, result.stderr
 

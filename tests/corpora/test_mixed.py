@@ -45,8 +45,11 @@ def test_one_part_keeps_its_names(two):
     assert [c.id for c in corpus.clips] == ["001", "002", "003", "004"] and corpus.weights == {"dhf1k": 3.0}
 
 
-def test_the_same_corpus_twice_gets_two_names(two):
-    corpus = open_corpus("dhf1k,dhf1k:2", [two[0], two[0]])
+def test_the_same_corpus_twice_gets_two_names(two, tmp_path):
+    with pytest.raises(UsageError, match=r"names .* twice; give it once, with a larger weight: dhf1k:2"):
+        parts_of("dhf1k,dhf1k", [two[0], two[0]])
+    copy = shutil.copytree(two[0], tmp_path / "copy")
+    corpus = open_corpus("dhf1k,dhf1k:2", [two[0], copy])
     assert corpus.weights == {"dhf1k": 1.0, "dhf1k-2": 2.0}
     assert len({c.id for c in corpus.clips}) == 8 and corpus["dhf1k-2.001"].name == "001"
 
@@ -96,7 +99,7 @@ def test_groups_may_name_clips_as_their_part_does(tmp_path, two):
     parts = split(open_corpus("dhf1k,images", two), 0.5, groups=groups)
     assert {i for i in parts.val if i.startswith("dhf1k")} in ({"dhf1k.001", "dhf1k.002"}, {"dhf1k.003", "dhf1k.004"})
     with pytest.raises(UsageError, match=r"row 1: 001 may be dhf1k\.001 or dhf1k-2\.001; give the full id"):
-        split(open_corpus("dhf1k,dhf1k", [two[0], two[0]]), 0.5, groups=groups)
+        split(open_corpus("dhf1k,dhf1k", [two[0], shutil.copytree(two[0], tmp_path / "copy")]), 0.5, groups=groups)
 
 
 def test_clips_are_skipped_and_held_out_by_their_full_id(two):
@@ -186,6 +189,10 @@ def test_the_run_finds_the_labels_of_every_part(tmp_path, two):
     shutil.rmtree(labels / "gaze")
     with pytest.raises(UsageError, match=r"has nothing for clip dhf1k\.001 and 3 more"):
         plan.dry_run(tmp_path / "run", recipe_of(two, labels))
+    unlabelled = recipe_of(two, labels)
+    gaze = dataclasses.replace(unlabelled, corpus=dataclasses.replace(unlabelled.corpus, name="images", root=str(two[1])))
+    with pytest.raises(UsageError, match=r"001 and 9 more: there is no .*; did you mean --maps .*pictures\?"):
+        plan.check_ready(gaze)
     with pytest.raises(UsageError, match="names 3 folders, the corpus has 2 parts"):
         plan.dry_run(tmp_path / "run", recipe_of(two, labels, labels, labels))
     with pytest.raises(UsageError, match="has 2 parts, and --root names 1 folder"):

@@ -63,4 +63,4 @@ def test_what_is_left_to_do_is_said_in_words():
     )
     assert summary(cost, ["report"], Path()) == []
     assert [told(s) for s in (0.5, 99, 6000, 200_000)] == ["1 s", "99 s", "1.7 h", "2.3 days"]
-    assert [told_bytes(b) for b in (0, 2e6, 2.2e10)] == ["0 MB", "2 MB", "22 GB"]
+    assert [told_bytes(b) for b in (0, 5.5e5, 2e6, 2.2e10)] == ["0 kB", "550 kB", "2 MB", "22 GB"]

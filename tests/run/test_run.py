@@ -23,7 +23,7 @@ from distill.opallowlist import check
 from distill.recipe.files import load_recipe
 from distill.run.files import write_together
 from tests.downstream import validate
-from tests.helpers import TINY, distill, invoke
+from tests.helpers import TINY, distill, invoke, make_clip
 from tests.reporting.page import faults
 
 SETS = [part for override in TINY for part in ("--set", override)]
@@ -415,7 +415,25 @@ def test_a_runs_own_recipe_is_that_run(finished):
     result = distill("run", finished / "recipe.toml")
     assert result.returncode == 0 and result.stderr.count("up to date") == 9
     result = invoke("run", finished / "labels")
-    assert result.returncode == 2 and "is a folder and no run" in result.stderr
+    assert result.returncode == 2 and "is a folder and no run; a corpus is named as `distill run --root " in result.stderr
+
+
+def test_a_run_is_scored_on_another_corpus(finished, tmp_path):
+    manifest, other = (finished / "manifest.json").read_bytes(), make_clip(tmp_path / "other")
+    for run in ([finished], ["--out", finished], [finished / "recipe.toml"]):
+        result = invoke("eval", *run, "--root", other, "--json")
+        assert result.returncode == 0, result.stderr
+        scored = json.loads(result.stdout)
+        assert scored["corpus"] == "dhf1k:other" and {"student_step.onnx", "student.onnx"} < scored["predictors"].keys()
+    assert (finished / "manifest.json").read_bytes() == manifest
+    result = invoke("eval", "--root", other, "--out", tmp_path / "new")
+    assert result.returncode == 2 and "holds no run; leave --out out" in result.stderr and not (tmp_path / "new").exists()
+
+
+def test_a_teacher_that_needs_gaze_is_refused_before_anything_is_read(tmp_path):
+    make_clip(tmp_path / "films", annotated=0)
+    result = invoke("run", "--root", tmp_path / "films" / "video", "--dry-run")
+    assert result.returncode == 2 and "no clip of videos has any; choose one that comes trained" in result.stderr
 
 
 def test_a_dry_run_says_what_would_run_again_after_a_file_was_lost(finished):

@@ -294,7 +294,9 @@ def find_sources(
             if not clip.static and (named or clip.annotated_frames):
                 found.append(Source(clip.id, partial(read_clip, clip, span, halves), _identity(Path(clip.video), clip)))
     if not found:
-        raise UsageError("which clips? name videos, or a --corpus with its --root")
+        if root:
+            raise UsageError(f"{root} has no video with gaze; name videos, or another corpus with --root")
+        raise UsageError("which clips? name videos, or a corpus with gaze with --root")
     return found
 
 
