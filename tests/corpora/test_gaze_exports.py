@@ -11,7 +11,9 @@ from tests.corpora.test_gaze_table import a_video, points_of
 # Gaze at row 15, column 50 in frame 0, and at row 90, column 114 in frame 3, of a video of 200x100 with 10 frames per second.
 EXPORTS = {
     "Pupil Core": ["image,norm_pos_x,norm_pos_y,world_index,confidence", "walk,0.25,0.85,0,0.9", "walk,0.57,0.1,3,1", "walk,.5,.5,3,0.1"],
-    "Pupil Core, on a surface": ["image,world_index,x_norm,y_norm,on_surf", "walk,0,0.25,0.85,True", "walk,3,0.57,0.1,True", "walk,3,0.5,0.5,False"],
+    "Pupil Core, on a surface": [
+        "image,world_index,x_norm,y_norm,on_surf", "walk,0,0.25,0.85,True", "walk,3,0.57,0.1,True", "walk,3,0.5,0.5,False",
+    ],
     "Pupil Invisible or Neon": ["clip,frame,timestamp [ns],gaze x [px],gaze y [px]", "walk,0,17e17,50,15", "walk,3,17e17,114,90"],
     "Tobii Pro Lab": [
         "Recording timestamp [ms]\tParticipant name\tPresented Stimulus name\tEye movement type\tGaze point X [DACS px]\tGaze point Y "
