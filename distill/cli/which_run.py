@@ -79,7 +79,9 @@ def models_elsewhere(target: Path | None, options: RunOptions) -> list[Path]:
     if not is_run(path):
         if target or any((options.teacher, options.maps, options.source)):
             return []
-        raise UsageError(f"{out} holds no run; leave --out out to score the student that ships, or make the run with `distill run`")
+        raise UsageError(
+            f"{out} holds no run; leave --out out to score the student that ships, or make the run with `distill run`"
+        )
     own = recipe_of(path)
     roots = [own.corpus.root] if isinstance(own.corpus.root, str) else own.corpus.root
     if [Path(root).resolve() for root in roots] == [root.resolve() for root in options.root] or (target and out):
