@@ -39,12 +39,12 @@ from distill.corpora.video import probe, read_frames
 from distill.recipe.files import load_recipe
 from distill.recipe.keys import Teach, Train
 from distill.run import engine
-from distill.run.collectives import process_group, sum_over_ranks
-from distill.run.device import choose
 from distill.run.directory import RunDir
 from distill.run.errors import Interrupted
 from distill.run.files import ArrayFile, read_json
-from distill.run.parallel import job
+from distill.run.machine.collectives import process_group, sum_over_ranks
+from distill.run.machine.device import choose
+from distill.run.machine.parallel import job
 from distill.run.progress import Narrator
 from distill.run.stages import Context
 from distill.teachers.frames import resize
@@ -52,10 +52,11 @@ from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.unisal import Unisal
 from distill.teachers.unisal import teacher as unisal_teacher
 from distill.teachers.visage import VisageConfig, random_net
-from distill.training import fine_tune, student
+from distill.training import student
 from distill.training.batches import Sample
 from distill.training.loop import Moment, TrainingContext
-from distill.training.visage_windows import WindowClip
+from distill.training.teachers import fine_tune
+from distill.training.teachers.visage_windows import WindowClip
 
 TINY = (
     "student.height=32", "student.width=64", "student.widths=[4,8,8,12,16]", "student.state_channels=8", "synthetic.clips=2",

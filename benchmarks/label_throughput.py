@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distill.run.device import choose, set_threads
 from distill.run.errors import UsageError
+from distill.run.machine.device import choose, set_threads
 from distill.teachers import Inference
 from distill.teachers.visage import Visage, VisageConfig, VisageNet, random_net, resize
 from distill.teachers.windows import PAIR

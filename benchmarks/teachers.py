@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.run.device import choose, set_threads
 from distill.run.errors import UsageError
+from distill.run.machine.device import choose, set_threads
 from distill.teachers import Inference, Teacher
 from distill.teachers.windows import MOST_WINDOWS, PAIR
 

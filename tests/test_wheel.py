@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from distill.run.extras import EXTRAS
+from distill.run.machine.extras import EXTRAS
 from tests.helpers import ROOT
 
 FOLDERS = {  # of the checkout, and where they are in the wheel

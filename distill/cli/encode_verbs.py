@@ -10,9 +10,9 @@ from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, EncoderOptions, ModelOption, Output
 from distill.cli.output import interruptible, print_cells, print_files, print_json, print_text, shipped
-from distill.run import extras
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import check_distinct
+from distill.run.machine import extras
 
 OUTPUT = ".mp4, .mkv, ...; - for standard output; optional with --roi-out"
 BUFSIZE = "kbit of a decoder's buffer that --maxrate fills; default: those of one second"
@@ -60,7 +60,7 @@ def encode(
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
     from distill.encoding.maps import open_maps
-    from distill.run.pipes import ReaderGone, is_stream
+    from distill.run.machine.pipes import ReaderGone, is_stream
 
     coding, shaping = _settings(
         encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []), two_pass=two_pass, maxrate=maxrate,

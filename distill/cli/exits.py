@@ -19,8 +19,8 @@ from distill.cli.app import app
 from distill.opallowlist import streams
 from distill.opallowlist.foreign import printable, printable_lines
 from distill.run.errors import GateFailed, Interrupted, UsageError
-from distill.run.extras import extra_of, how_to_install
 from distill.run.files import with_final_names
+from distill.run.machine.extras import extra_of, how_to_install
 
 # Typer does not export the base of its usage errors.
 _CLICK_EXCEPTION = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

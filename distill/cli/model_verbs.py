@@ -14,8 +14,8 @@ from distill.cli.options import SHIPPED, LayoutOption, ModelOption, Output, Root
 from distill.cli.output import interruptible, print_files, print_json, print_scores, print_table, print_text, shipped
 from distill.cli.which_run import corpus_recipe
 from distill.opallowlist.foreign import printable
-from distill.run import extras
 from distill.run.errors import Interrupted
+from distill.run.machine import extras
 from distill.run.progress import Narrator
 
 SIZES = ["640x360", "1920x1080"]

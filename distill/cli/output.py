@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.opallowlist.foreign import json_text, printable
-from distill.run import parallel
+from distill.run.machine import parallel
 from distill.run.progress import Narrator
 from distill.students.release import NAME, release_model
 

@@ -26,10 +26,10 @@ from distill.cli.which_run import choose_run, corpus_recipe, models_elsewhere
 from distill.labels.members import fetched_files
 from distill.opallowlist.foreign import toml_text
 from distill.recipe.keys import PROTOCOLS, SECTIONS, Recipe
-from distill.run import extras, parallel
 from distill.run.directory import RunDir
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import read_json
+from distill.run.machine import extras, parallel
 from distill.run.progress import Narrator
 from distill.students.release import release_model
 

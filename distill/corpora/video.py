@@ -19,8 +19,8 @@ import numpy as np
 from distill.corpora.readers import images, opencv, stamps
 from distill.corpora.readers.frames import Frame, Video
 from distill.run.errors import UsageError
-from distill.run.extras import how_to_install
 from distill.run.files import atomic
+from distill.run.machine.extras import how_to_install
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".y4m")
 CODECS = {".avi": "MJPG", ".mp4": "mp4v"}  # to write

@@ -19,7 +19,7 @@ from distill.encoding.companions import Companion, add_companion, describe, nami
 from distill.encoding.encoders import Coding, Pass, Picture, configure, refusals
 from distill.run.errors import UsageError
 from distill.run.files import atomic
-from distill.run.pipes import StreamWriter, is_stream, name_of
+from distill.run.machine.pipes import StreamWriter, is_stream, name_of
 from distill.run.progress import Narrator
 
 CONTAINERS = {

@@ -25,7 +25,7 @@ from distill.encoding.roi_files import FORMATS, GOPS, RoiFile, RoiOutput, addroi
 from distill.export.streaming import Stream
 from distill.run.errors import UsageError
 from distill.run.files import check_distinct, write_bytes
-from distill.run.pipes import as_file, is_stream
+from distill.run.machine.pipes import as_file, is_stream
 from distill.run.progress import Narrator
 
 

@@ -32,7 +32,7 @@ from distill.evaluation.protocols import GroundTruth, Protocol
 from distill.export.runner import Predictor
 from distill.recipe.keys import Recipe
 from distill.run.errors import Interrupted, UsageError
-from distill.run.parallel import usable_cores
+from distill.run.machine.parallel import usable_cores
 from distill.run.progress import Narrator, cancelling_pool
 from distill.students.pooling import Pooling, State, parse
 

@@ -31,9 +31,9 @@ from distill.labels.members import (
 from distill.labels.onnx_teacher import OnnxTeacher
 from distill.labels.store import StoredLabels
 from distill.recipe.keys import Recipe
-from distill.run.collectives import process_group
 from distill.run.errors import UsageError, usage_errors
 from distill.run.files import read_json
+from distill.run.machine.collectives import process_group
 from distill.teachers import PLAIN, Inference, Lookup, Teacher
 from distill.teachers.maps import MapsTeacher
 from distill.teachers.salfom import Salfom, SalfomConfig
@@ -43,10 +43,11 @@ from distill.teachers.unisal import STATIC_DOMAIN, Unisal
 from distill.teachers.unisal.net import MobileNetV2
 from distill.teachers.visage import Visage, VisageConfig, expert_kind, load_released, random_net
 from distill.teachers.weights import read_weights
-from distill.training import fine_tune, frames
+from distill.training import frames
 from distill.training.loop import TrainingContext
-from distill.training.unisal import train_unisal
-from distill.training.visage import train_visage
+from distill.training.teachers import fine_tune
+from distill.training.teachers.unisal import train_unisal
+from distill.training.teachers.visage import train_visage
 
 SEED = 0  # of random weights
 

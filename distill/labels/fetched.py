@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from distill.labels.catalogue import CATALOGUE, Entry, Published
-from distill.run.download import Unavailable, download, local_path, partial, sha256_of
 from distill.run.errors import UsageError
+from distill.run.machine.download import Unavailable, download, local_path, partial, sha256_of
 from distill.run.progress import Narrator
 
 

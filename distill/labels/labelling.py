@@ -27,7 +27,7 @@ from distill.corpora import Clip
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Label
 from distill.run.errors import Interrupted, UsageError, usage_errors
-from distill.run.parallel import job
+from distill.run.machine.parallel import job
 from distill.run.progress import Narrator, cancelling_pool
 from distill.teachers import Inference, Lookup, Prepared, Teacher
 

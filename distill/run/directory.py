@@ -33,7 +33,7 @@ from distill.recipe.keys import Recipe
 from distill.run import changes
 from distill.run.errors import UsageError
 from distill.run.files import is_temporary, write_bytes, write_json
-from distill.run.parallel import rank
+from distill.run.machine.parallel import rank
 from distill.run.progress import Narrator
 
 MANIFEST = "manifest.json"

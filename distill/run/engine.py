@@ -13,7 +13,7 @@ from distill.recipe.keys import Recipe
 from distill.run import takeover
 from distill.run.directory import RunDir
 from distill.run.errors import Interrupted
-from distill.run.parallel import job
+from distill.run.machine.parallel import job
 from distill.run.plan import STAGES, inputs, stage_keys
 from distill.run.progress import Narrator
 from distill.run.stages import WORK, Context

@@ -25,9 +25,9 @@ from distill.corpora.video import read_frames, read_header, stated_rate
 from distill.labels import members
 from distill.labels.catalogue import Entry
 from distill.recipe.keys import Recipe
-from distill.run import device
 from distill.run.errors import UsageError
-from distill.run.parallel import usable_cores
+from distill.run.machine import device
+from distill.run.machine.parallel import usable_cores
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
 from distill.training.frames import to_twice

@@ -156,7 +156,7 @@ def check_ready(recipe: Recipe) -> None:
                 f"{' or '.join(looked)}; {_folder_of_maps(recipe, part) or them}"
             )
     if recipe.run.device not in ("auto", "cpu"):
-        from distill.run import device  # imports torch, which no other check needs
+        from distill.run.machine import device  # imports torch, which no other check needs
 
         device.choose(recipe.run.device)
 

@@ -31,12 +31,12 @@ from distill.reporting.drawings import overlay
 from distill.reporting.package import write_package
 from distill.reporting.provenance import Provenance, attributions, caveats, metadata, provenance
 from distill.reporting.rendering import first_names
-from distill.run import device
-from distill.run.collectives import process_group
 from distill.run.directory import RunDir
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.files import ArrayFile, read_json, value_in, write_json, write_together
-from distill.run.parallel import job
+from distill.run.machine import device
+from distill.run.machine.collectives import process_group
+from distill.run.machine.parallel import job
 from distill.run.progress import Narrator
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.training import frames, student

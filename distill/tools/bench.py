@@ -28,7 +28,7 @@ from distill.evaluation.predictors import load_predictor
 from distill.export.cost import count, parameters
 from distill.export.runner import Predictor
 from distill.run.errors import UsageError
-from distill.run.extras import how_to_install, missing
+from distill.run.machine.extras import how_to_install, missing
 from distill.run.progress import Narrator
 from distill.tools.bench_memory import RUNS, noise, peak_bytes
 

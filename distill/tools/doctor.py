@@ -10,11 +10,11 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from distill.labels.fetched import cache_folder
-from distill.run import extras
 from distill.run.directory import environment
 from distill.run.errors import UsageError
 from distill.run.files import one_line
-from distill.run.parallel import usable_cores
+from distill.run.machine import extras
+from distill.run.machine.parallel import usable_cores
 
 GATE = ("numpy", "onnx")
 SERVES = {
@@ -52,7 +52,7 @@ def examine() -> dict[str, Any]:
             facts[name] = f"installed: {verbs}"
             works.append(part)
     if "train" in works:
-        from distill.run.device import choose
+        from distill.run.machine.device import choose
 
         facts["device"] = choose("auto")[1]
     if "encode" in works:

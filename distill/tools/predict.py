@@ -19,9 +19,9 @@ from distill.export.planes import PlanePredictor
 from distill.export.streaming import Stream
 from distill.reporting.drawings import overlay
 from distill.run.errors import UsageError
-from distill.run.extras import how_to_install
 from distill.run.files import atomic_folder, check_distinct, write_array
-from distill.run.pipes import as_file, is_stream
+from distill.run.machine.extras import how_to_install
+from distill.run.machine.pipes import as_file, is_stream
 from distill.run.progress import Narrator
 
 FAINT = 0.2  # overlays are scaled to the frame's maximum, but at least to this: a map this faint has no salient region

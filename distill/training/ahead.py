@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distill.run.parallel import local_world, usable_cores
+from distill.run.machine.parallel import local_world, usable_cores
 
 T = TypeVar("T")
 MOST_WORKERS = 8

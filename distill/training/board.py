@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.run.extras import how_to_install
 from distill.run.files import one_line
+from distill.run.machine.extras import how_to_install
 
 Shown = tuple[np.ndarray, np.ndarray]
 """A frame, uint8 `[H,W,3]`, and its map, `[h,w]` in [0, 1]."""

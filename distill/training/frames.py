@@ -20,7 +20,7 @@ import torch
 from distill.corpora import Clip, fixation_points
 from distill.corpora.readers import stamps
 from distill.run.files import ArrayFile
-from distill.run.parallel import usable_cores
+from distill.run.machine.parallel import usable_cores
 from distill.run.progress import cancelling_pool
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import fit_to_twice

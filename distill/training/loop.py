@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.run.collectives import any_rank, gather_from_ranks, rank_and_world, wait_for_ranks
 from distill.run.errors import Interrupted, UsageError
 from distill.run.files import write_bytes
+from distill.run.machine.collectives import any_rank, gather_from_ranks, rank_and_world, wait_for_ranks
 from distill.run.progress import Narrator
 from distill.teachers.windows import exact_float32
 from distill.training import checkpoint

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from distill.corpora.clips import counted
 from distill.recipe.keys import Train
-from distill.run.collectives import average_over_ranks, rank_and_world, sum_over_ranks, wait_for_ranks
 from distill.run.errors import usage_errors
+from distill.run.machine.collectives import average_over_ranks, rank_and_world, sum_over_ranks, wait_for_ranks
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.teachers.unisal.net import MobileNetV2

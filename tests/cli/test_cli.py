@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.run.extras import how_to_install
+from distill.run.machine.extras import how_to_install
 from distill.students.release import release_model
 from tests.helpers import distill, gaze_corpus, invoke, make_clip
 

@@ -6,7 +6,7 @@ import pytest
 
 from distill.corpora.video import write_video
 from distill.export import release_model
-from distill.run.extras import EXTRAS, how_to_install
+from distill.run.machine.extras import EXTRAS, how_to_install
 from distill.tools.demo import RUNTIME
 from tests.helpers import make_clip, moving_blobs, without
 

@@ -15,8 +15,8 @@ av = pytest.importorskip("av")
 from distill.encoding.encode import encode  # noqa: E402
 from distill.encoding.encoders import Coding  # noqa: E402
 from distill.encoding.qp_offsets import Shaping  # noqa: E402
-from distill.run import pipes  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
+from distill.run.machine import pipes  # noqa: E402
 from tests.encoding.test_companions import Narration, make, packets  # noqa: E402
 
 ENCODE = [sys.executable, "-m", "distill", "encode", "--map", "centre", "--preset", "ultrafast", "--threads", "1"]

@@ -245,7 +245,7 @@ import os, signal, sys, time
 from pathlib import Path
 from distill import cli
 from distill.labels import store as soft_labels
-from distill.run import parallel
+from distill.run.machine import parallel
 
 write, notes = soft_labels.LabelStore.write, Path(os.environ["NOTES"])
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.run import download as module
-from distill.run.download import Unavailable, download, local_path, partial
 from distill.run.errors import UsageError
+from distill.run.machine import download as module
+from distill.run.machine.download import Unavailable, download, local_path, partial
 from tests.web import Web, serving
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

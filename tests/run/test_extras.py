@@ -5,7 +5,7 @@ from importlib import metadata
 
 import pytest
 
-from distill.run import extras
+from distill.run.machine import extras
 
 REQUIRES = (
     "numpy>=2.0", 'onnxruntime>=1.20; extra == "predict"', 'saliency-distill[predict]; extra == "encode"', 'av<19,>=18; extra == "encode"',

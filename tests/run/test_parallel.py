@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch.distributed as dist
 
-from distill.run import device, parallel
 from distill.run.errors import Interrupted, UsageError
-from distill.run.parallel import Job
+from distill.run.machine import device, parallel
+from distill.run.machine.parallel import Job
 
 
 def never():
@@ -201,8 +201,8 @@ def test_the_process_group_of_training_adds_up(tmp_path, processes, total):
     script = tmp_path / "add.py"
     script.write_text(
         "import torch\n"
-        "from distill.run.collectives import process_group\n"
-        "from distill.run.parallel import job\n"
+        "from distill.run.machine.collectives import process_group\n"
+        "from distill.run.machine.parallel import job\n"
         "with job() as ranks:\n"
         "    for unit in (1.0, 2.0):\n"
         "        with process_group(torch.device('cpu')):\n"

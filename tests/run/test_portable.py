@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from distill.run import parallel
+from distill.run.machine import parallel
 from tests.helpers import TINY, image_model, make_clip
 
 # As on Windows and macOS: no fcntl, no resource, no affinity.

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from distill.run import extras
-from distill.run.extras import how_to_install
+from distill.run.machine import extras
+from distill.run.machine.extras import how_to_install
 from distill.tools import doctor
 from tests.helpers import invoke, without
 

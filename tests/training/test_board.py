@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill.run.errors import Interrupted
-from distill.run.extras import how_to_install
+from distill.run.machine.extras import how_to_install
 from distill.training.board import Board, Events, open_board
 from distill.training.loop import fit
 from tests.training.test_loop import Line, context

@@ -25,10 +25,11 @@ from distill.students import TinyUNetConfig
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.unisal import UnisalNet
 from distill.teachers.visage import VisageConfig
-from distill.training import ahead, checkpoint, fine_tune, loop, unisal, visage_windows
+from distill.training import ahead, checkpoint, loop
 from distill.training.loop import Moment, TrainingContext
 from distill.training.student import CLIPS, FRAMES, StudentTask
-from distill.training.visage import TinyVisage
+from distill.training.teachers import fine_tune, unisal, visage_windows
+from distill.training.teachers.visage import TinyVisage
 from tests.training.test_student import CONFIG as STUDENT_CONFIG
 from tests.training.test_student import STUDENT, tiny_samples
 from tests.training.test_two_stages import CONFIG, SHAPE

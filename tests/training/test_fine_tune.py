@@ -14,8 +14,8 @@ from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.visage import VisageConfig
 from distill.teachers.weights import read_weights
-from distill.training.fine_tune import layout, open_tuned, outputs, teach
 from distill.training.loop import TrainingContext
+from distill.training.teachers.fine_tune import layout, open_tuned, outputs, teach
 from tests.helpers import TINY, distill
 
 CONFIG = Teach(

@@ -329,8 +329,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
-from distill.run.collectives import process_group
-from distill.run.parallel import job
+from distill.run.machine.collectives import process_group
+from distill.run.machine.parallel import job
 from test_student import CONFIG, run, tiny_samples
 with job() as ranks, process_group(torch.device("cpu")):
     torch.set_num_threads(1)

@@ -19,10 +19,10 @@ from distill.run.progress import Narrator
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config
 from distill.teachers.visage import VisageConfig, load_released
 from distill.teachers.weights import read_weights
-from distill.training import fine_tune as ts
-from distill.training import visage_windows
 from distill.training.loop import Moment, TrainingContext, fit, update_average
 from distill.training.schedules import visage_rate
+from distill.training.teachers import fine_tune as ts
+from distill.training.teachers import visage_windows
 
 TRUNK = InternVideo2Config(width=16, depth=4, heads=2, mlp_width=32, frames=4, px=16, patch=8, layer_scale_init=0.5)
 SHAPE = VisageConfig(
@@ -362,7 +362,7 @@ import hashlib, os, sys
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from distill.training import visage_windows, fine_tune as ts
+from distill.training.teachers import visage_windows, fine_tune as ts
 from distill.training.loop import TrainingContext, fit
 from distill.corpora import open_corpus
 from distill.recipe.keys import Teach

@@ -12,9 +12,9 @@ from distill.recipe.keys import Unisal as UnisalConfig
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
 from distill.teachers.unisal import Unisal, UnisalNet, scale
-from distill.training import unisal as module
 from distill.training.loop import TrainingContext
-from distill.training.unisal import cache, density_losses, domain_of, plan, train_unisal, windows
+from distill.training.teachers import unisal as module
+from distill.training.teachers.unisal import cache, density_losses, domain_of, plan, train_unisal, windows
 
 RECIPE = UnisalConfig(epochs=2, batch=2, frames=3, images=2)
 CPU = torch.device("cpu")

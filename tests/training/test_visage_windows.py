@@ -5,7 +5,7 @@ import torch
 from distill.corpora import density_map, fixation_map, open_corpus
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage import VisageConfig, resize
-from distill.training import visage_windows
+from distill.training.teachers import visage_windows
 
 SHAPE = VisageConfig(
     trunk=InternVideo2Config(width=16, depth=4, heads=2, mlp_width=16, frames=4, px=16, patch=8), out_px=12, sample_fps=12.0

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.corpora.readers.frames import Frame, codec_name
 from distill.run.errors import UsageError
-from distill.run.extras import how_to_install
+from distill.run.machine.extras import how_to_install
 
 PTS = getattr(cv2, "CAP_PROP_PTS", -1)  # since OpenCV 4.11; in frames at the stated rate
 WITHOUT_TIMES = b"AVI "  # at byte 8: see distill.corpora.readers.pyav.in_order

@@ -22,8 +22,8 @@ import numpy as np
 
 from distill.encoding.bd.excerpts import Excerpt
 from distill.run.errors import UsageError
-from distill.run.extras import how_to_install
 from distill.run.files import read_json
+from distill.run.machine.extras import how_to_install
 from distill.run.progress import Narrator
 
 MEASURES = ("psnr", "ssim", "xpsnr", "vmaf")

@@ -3,7 +3,7 @@
 import torch
 
 from distill.run.errors import UsageError
-from distill.run.parallel import local_rank, local_world, usable_cores
+from distill.run.machine.parallel import local_rank, local_world, usable_cores
 
 
 def choose(wanted: str) -> tuple[torch.device, str]:

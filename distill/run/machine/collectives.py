@@ -10,7 +10,7 @@ from itertools import count
 import torch
 from torch import Tensor, distributed
 
-from distill.run.parallel import job, under_torchrun
+from distill.run.machine.parallel import job, under_torchrun
 
 _GROUPS = count()  # the same on all ranks; keeps the store's keys of successive groups apart
 

@@ -32,21 +32,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.corpora import Clip
 from distill.recipe.keys import Teach
-from distill.run.collectives import rank_and_world, sum_over_ranks, wait_for_ranks
 from distill.run.errors import UsageError, usage_errors
 from distill.run.files import read_json, write_json
+from distill.run.machine.collectives import rank_and_world, sum_over_ranks, wait_for_ranks
 from distill.teachers import PLAIN, Inference
 from distill.teachers.internvideo2 import InternVideo2, InternVideo2Config, load_trunk, trunk_state
 from distill.teachers.lora import TRUNK_PREFIX, Lora
 from distill.teachers.visage import KINDS, Expert1, Expert2, Visage, VisageConfig, fuse, load_released, normalise
 from distill.teachers.weights import load_state_dict_exact, read_weights
 from distill.teachers.windows import autocast
-from distill.training import visage_windows
 from distill.training.checkpoint import write_tensors
 from distill.training.loop import Losses, Moment, Task, TrainingContext, fit
 from distill.training.losses import VISAGE_AUX_WEIGHTS, frame_losses, visage_losses
 from distill.training.schedules import visage_rate
-from distill.training.visage_windows import WindowClip, Windows, draw, read, spread
+from distill.training.teachers import visage_windows
+from distill.training.teachers.visage_windows import WindowClip, Windows, draw, read, spread
 
 
 def layout(size: str, config: Teach) -> VisageConfig:
