@@ -90,7 +90,7 @@ class Stream:
         if (slower := self.slowdown(fps)) <= 1.05:
             return ""
         rates = f"{name} has {fps:.4g} frames per second, the model's state is for {1 / self.period:.4g}"
-        return f"{rates}: it will remember {slower:.2g}x as long"
+        return f"{rates}: it will remember {slower:,.1f}x as long"
 
     def map(self, frame: np.ndarray | Planes, seconds: float) -> np.ndarray:
         """The saliency map for the next frame, uint8 RGB `[H,W,3]` or Planes at its time stamp -> float32 `[H,W]` in [0, 1], or the
