@@ -115,9 +115,10 @@ def test_no_verb_prints_or_writes_it_raw(made, name):
             )
 
 
-def test_names_are_shown_whole(made):
+def test_names_are_shown_whole(made, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # the folder's name is of any length
     shown = EVIL.encode("unicode_escape").decode("ascii")
-    assert shown in invoke("inspect", made / EVIL, cwd=made).stdout.replace("│\n│", "")
+    assert shown in invoke("inspect", made / EVIL, cwd=made).stdout
     assert "[/red]" in invoke("inspect", made / EVIL, cwd=made).stdout
     clips = json.loads(invoke("inspect", made / EVIL, "--json", cwd=made).stdout)["per_clip"]
     assert [clip["id"] for clip in clips] == [f"{EVIL}{i}" for i in range(4)], "JSON is exact"

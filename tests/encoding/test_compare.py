@@ -233,14 +233,14 @@ def test_rates_that_are_asked_for_are_measured(tiny_root, control):
 
 def test_a_sweep_over_strengths_draws_what_each_map_gains_and_costs(tiny_root, tmp_path):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
-    shapings = [("log", Shaping(strength=strength)) for strength in (0.5, 1.5)] + [("linear", MAPPINGS["linear"])]
+    shapings = [("log", Shaping(strength=strength)) for strength in (0.5, 0.75)] + [("linear", MAPPINGS["linear"])]
     work = replace(work_at(20, 30), shapings=shapings)
     result = compare.compare(clips_of(corpus, 4), Span(4), work, Narrator(quiet=True))
-    titles = [f"{CENTRE}, log 0.5", f"{CENTRE}, log 1.5", f"{CENTRE}, linear 4"]
+    titles = [f"{CENTRE}, log 0.5", f"{CENTRE}, log 0.75", f"{CENTRE}, linear 4"]
     assert list(result["maps"]) == list(result["mean"]) == titles and result["differences"] == []
     assert result["maps"][titles[2]]["strength"] == 4
     curves = bd_tables.frontier(result)
-    assert [(p["strength"], p["usual"]) for p in curves[f"{CENTRE}, log"]] == [(0.5, False), (1.5, True)]
+    assert [(p["strength"], p["usual"]) for p in curves[f"{CENTRE}, log"]] == [(0.5, False), (0.75, True)]
     assert curves[f"{CENTRE}, linear"][0]["gain"] == result["mean"][titles[2]]["gaze"]["mean"]
     one = compare.compare(clips_of(corpus, 4), Span(4), replace(work, shapings=shapings[1:2]), Narrator(quiet=True))
     assert one["mean"][CENTRE] == result["mean"][titles[1]]

@@ -12,6 +12,7 @@ from distill.encoding.bd import measures
 from distill.encoding.bd.excerpts import make_excerpt
 from distill.encoding.bd.measures import Measures, choose_measures, measure
 from distill.run.errors import UsageError
+from distill.run.machine.extras import how_to_install
 from distill.run.progress import Narrator
 
 
@@ -40,7 +41,7 @@ def test_vmaf_needs_an_ffmpeg_with_libvmaf(tmp_path, monkeypatch):
     narrator = Narrator(quiet=True)
     narrator.say = said.append
     monkeypatch.setattr(measures, "find_ffmpeg", lambda: None)
-    assert choose_measures(None, narrator).names == ("psnr", "ssim", "xpsnr") and "saliency-distill[quality]" in said[0]
+    assert choose_measures(None, narrator).names == ("psnr", "ssim", "xpsnr") and how_to_install("quality") in said[0]
     assert choose_measures("ssim", narrator) == Measures(("psnr", "ssim")) and len(said) == 1
     for named, message in (("vmaf", r"there is no FFmpeg with libvmaf; pip install"), ("psnr,psnr2", "psnr2 is unknown")):
         with pytest.raises(UsageError, match=message):

@@ -48,7 +48,7 @@ def test_a_run_on_the_cpu_is_planned_and_carried_out(tmp_path):
     sets = [part for override in TINY for part in ("--set", override)]
     result = without_linux("distill", "run", "--dry-run", "--out", tmp_path / "run", *sets)
     assert result.returncode == 0 and "train" in result.stdout and not (tmp_path / "run").exists(), result.stderr
-    result = without_linux("distill", "label", "--out", tmp_path / "run", *sets)
+    result = without_linux("distill", "label", "--corpus", "synthetic", "--out", tmp_path / "run", *sets)
     assert result.returncode == 0 and len(list((tmp_path / "run" / "labels").glob("*.npy"))) == 5, result.stderr
 
 

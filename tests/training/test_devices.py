@@ -141,6 +141,9 @@ def test_batches_for_a_gpu_are_drawn_ahead_in_order_by_processes(gpu):
     assert len({process for *_, (process, _) in seen[1:]} - {own}) == 3
     assert all(leaves_ctrl_c for *_, (_, leaves_ctrl_c) in seen[1:])
     assert started.value <= 20 + 3 * ahead.EACH  # no endless queue
+    deadline = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)  # they are told to end, and may not have yet
     assert not multiprocessing.active_children()
     assert torch.equal(torch.get_rng_state(), state) and not gpu
 
