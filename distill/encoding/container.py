@@ -55,7 +55,7 @@ def check_holds(target: Path, container: str | None, coding: Coding) -> None:
     except ValueError:
         raise UsageError(f"{target}: the suffix names no container; .mp4 and .mkv do") from None
     try:
-        trial.add_stream(coding.library)
+        trial.add_stream(coding.encoder)
     except ValueError as error:
         raise UsageError(f"{target} cannot hold {coding.codec} video ({error}); write .mp4 or .mkv") from None
 
@@ -103,7 +103,7 @@ class EncodedFile:
             self.container.mux(cover)
 
     def _add_video(self, video: Any, first: av.VideoFrame, picture: Picture, coding: Coding, of: Pass | None) -> None:
-        self.stream = cast(av.VideoStream, self.container.add_stream(coding.library, rate=picture.rate))
+        self.stream = cast(av.VideoStream, self.container.add_stream(coding.encoder, rate=picture.rate))
         configure(self.stream.codec_context, picture, coding, of)
         if coding.codec == "x265" and self.container.format.name in ("mp4", "mov"):
             self.stream.codec_context.codec_tag = "hvc1"  # Apple's players open no other

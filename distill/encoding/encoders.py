@@ -62,7 +62,7 @@ class Coding:
     profile: str = ""
 
     @property
-    def library(self) -> str:
+    def encoder(self) -> str:
         """FFmpeg's name of the encoder."""
         return CODECS[self.codec]
 
@@ -122,9 +122,9 @@ def check_coding(coding: Coding) -> None:
         if key == "aq-mode" and value == "0":
             raise UsageError(f"--param {param}: a map works through adaptive quantisation; leave it on, aq-mode=1")
     try:
-        av.codec.Codec(coding.library, "w")
+        av.codec.Codec(coding.encoder, "w")
     except ValueError:
-        lacking = f"the FFmpeg of this PyAV ({av.__version__}) has no {coding.library}"
+        lacking = f"the FFmpeg of this PyAV ({av.__version__}) has no {coding.encoder}"
         raise UsageError(f"{lacking}; the one of `pip install av` has it") from None
 
 
@@ -195,7 +195,7 @@ def configure(context: Any, picture: Picture, coding: Coding, of: Pass | None = 
 
 def new_context(picture: Picture, coding: Coding, of: Pass | None = None) -> Any:
     """An encoder without a file, open. What it keeps of a first pass is complete once nothing refers to it any more."""
-    context = av.codec.Codec(coding.library, "w").create("video")
+    context = av.codec.Codec(coding.encoder, "w").create("video")
     configure(context, picture, coding, of)
     with refusals(coding, picture):
         context.open()
@@ -214,10 +214,10 @@ def refusals(coding: Coding, picture: Picture) -> Iterator[None]:
     except av.FFmpegError as error:
         reason = (log[-1][2] if log else error.strerror or "").strip().rstrip(".")
         pictures = f"; its pictures are {picture.format}, {picture.width}x{picture.height}"
-        raise UsageError(f"{coding.library} does not start: {reason}{pictures}") from None
+        raise UsageError(f"{coding.encoder} does not start: {reason}{pictures}") from None
     finally:
         av.logging.set_level(before)
         av.logging.set_skip_repeated(repeats)
     for _, _, line in log:
         if UNHEEDED.search(line.strip()):
-            raise UsageError(f"{coding.library} does not take these options: {line.strip()}")
+            raise UsageError(f"{coding.encoder} does not take these options: {line.strip()}")

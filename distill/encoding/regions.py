@@ -136,4 +136,4 @@ def check_map_counts(picture: Picture, coding: Coding) -> None:
     if streams[0] == streams[1]:
         given = f"preset {coding.preset}, {', '.join(coding.params) or 'no --param'}"
         needs = "its adaptive quantisation must be on: no fixed QP, no lossless, aq-mode above 0"
-        raise UsageError(f"{coding.library} ignores the map with these options; {needs} (given: {given})")
+        raise UsageError(f"{coding.encoder} ignores the map with these options; {needs} (given: {given})")

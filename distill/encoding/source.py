@@ -201,7 +201,7 @@ def describe_picture(
         if "MASTERING_DISPLAY_METADATA" in beside and not display:
             lost.add("an incomplete mastering display")
         if lost:
-            narrator.say(f"lost, because {coding.library} cannot take it: {', '.join(sorted(lost))}")
+            narrator.say(f"lost, because {coding.encoder} cannot take it: {', '.join(sorted(lost))}")
     converted = first.format.is_rgb and not av.VideoFormat(name).is_rgb
     matrix = BT601 if converted else int(first.colorspace)
     return Picture(
@@ -213,14 +213,14 @@ def describe_picture(
 
 def _accepted_format(name: str, coding: Coding, narrator: Narrator) -> str:
     """The pixel format, or the nearest that the encoder takes."""
-    listed = av.codec.Codec(coding.library, "w").video_formats or []
+    listed = av.codec.Codec(coding.encoder, "w").video_formats or []
     accepted = [f.name for f in listed if not any(c.is_alpha for c in f.components)]  # x265 lists formats that its builds lack
     if name in accepted:
         return name
     best, _ = find_best_pix_fmt_of_list(accepted, name)
     if best is None:
-        raise UsageError(f"{coding.library} takes no format like the source's {name}")
-    narrator.say(f"{coding.library} does not take {name}: converted to {best.name}")
+        raise UsageError(f"{coding.encoder} takes no format like the source's {name}")
+    narrator.say(f"{coding.encoder} does not take {name}: converted to {best.name}")
     return best.name
 
 
