@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from distill.cli.exits import run_command
+from distill.corpora.readers.frames import Frame
 from distill.corpora.video import write_video
 from distill.evaluation import statistics
 from distill.evaluation.protocols import PROTOCOLS
@@ -33,6 +35,11 @@ TINY = (
     "teacher.steps=4", "teacher.batch=1", "train.steps=12", "train.frames=8", "train.batch=2", "train.window=4", "train.windows=2",
     "train.validate_every=4", "train.checkpoint_every=4", "report.clips=1",
 )  # fmt: skip
+
+
+def frames_of(pictures):
+    """Pictures, uint8 RGB `[H,W,3]`, as decoded frames."""
+    return [Frame(None, rgb.shape[:2], partial(np.asarray, rgb)) for rgb in pictures]
 
 
 def distill(*arguments, cwd=None, module="distill", **options):

@@ -1,6 +1,5 @@
 """Verbs that encode video with a saliency map: `encode` writes one file, `bd` measures what a map gains."""
 
-import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +59,7 @@ def encode(
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
     from distill.encoding.maps import open_maps
+    from distill.run.machine.parallel import usable_cores
     from distill.run.machine.pipes import ReaderGone, is_stream
 
     coding, shaping = _settings(
@@ -73,7 +73,7 @@ def encode(
     narrator = interruptible(output.quiet)
     if model is None and map_ is None:
         model = shipped(narrator)
-    maps = open_maps(model, map_, cuts, min(threads or 1, os.cpu_count() or 1))  # more would wait for each other
+    maps = open_maps(model, map_, cuts, min(threads or 1, usable_cores()))  # more would wait for each other
     try:
         facts = encode_video(source, target, maps, coding, shaping, narrator, roi, video_only, container)
     except ReaderGone as gone:
@@ -197,8 +197,9 @@ def _sweep(options: EncoderOptions, strengths: str | None, **coding: Any) -> Any
         for strength in values:
             made, shaping = _settings(replace(options, mapping=mapping, strength=strength), **coding)
             shapings.append((mapping, shaping))
-    if len({str(pair) for pair in shapings}) < len(shapings):
-        raise UsageError(f"--mapping {options.mapping} --strengths {strengths}: one of them is there twice")
+    if len(set(shapings)) < len(shapings):
+        given = f"--mapping {options.mapping}" + (f" --strengths {strengths}" if strengths else "")
+        raise UsageError(f"{given}: one of them is there twice")
     return made, shapings
 
 

@@ -7,7 +7,7 @@ import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 
 from distill.corpora import camera
 from distill.corpora.readers import stamps
-from distill.corpora.video import read_frames
+from distill.corpora.readers.frames import Frame
+from distill.corpora.video import decoded
 from distill.run.errors import UsageError
 
 
@@ -67,15 +68,22 @@ class Clip:
         return stamps.position(seconds, self.fps, self.times)
 
     def read(self, stride: int = 1, start: int = 0) -> Iterator[np.ndarray]:
-        """Every `stride`-th frame from frame `start`, uint8 RGB `[H,W,3]`. Raises UsageError if the video ends before `frames`."""
+        """The frames of `decoded`, uint8 RGB `[H,W,3]`."""
+        return (frame.rgb() for frame in self.decoded(stride, start))
+
+    def decoded(self, stride: int = 1, start: int = 0) -> Iterator[Frame]:
+        """Every `stride`-th frame from frame `start`; see `video.decoded`. Raises UsageError if the video ends before `frames`."""
         count = 0
-        filmed = camera.film(self.shots, zlib.crc32(self.name.encode())) if self.shots else None
-        for frame in islice(filmed, start, None, stride) if filmed else read_frames(Path(self.video), stride, start):
+        for frame in islice(self._filmed(), start, None, stride) if self.shots else decoded(Path(self.video), stride, start):
             yield frame
             count += 1
         if start + count * stride < self.frames:
             what = f"ended after {start + count * stride} of {self.frames} frames; it changed after the corpus was opened"
             raise UsageError(f"{self.video} {what}; restore it, or start over with --force")
+
+    def _filmed(self) -> Iterator[Frame]:
+        for rgb in camera.film(self.shots, zlib.crc32(self.name.encode())):
+            yield Frame(None, (self.height, self.width), partial(np.asarray, rgb))
 
 
 @dataclass(frozen=True)

@@ -115,27 +115,24 @@ def probe_folder(folder: Path) -> tuple[int, int, int]:
 
 
 def read_frames(path: Path, stride: int = 1, start: int = 0) -> Iterator[np.ndarray]:
-    """Every `stride`-th frame from frame `start`, uint8 RGB `[H,W,3]`, of a video, a folder of images, or an image. Those before are
-    decoded, but not converted."""
+    """The frames of `decoded`, uint8 RGB `[H,W,3]`."""
+    return (frame.rgb() for frame in decoded(path, stride, start))
+
+
+def decoded(path: Path, stride: int = 1, start: int = 0) -> Iterator[Frame]:
+    """Every `stride`-th frame from frame `start` of a video, a folder of images, or an image. Its pixels can be had until the next one
+    is read; of the frames left out none are converted."""
     if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
         files = [path / name for name in images.listing(path)] if path.is_dir() else [path]
-        yield from map(images.read_rgb, files[start::stride])
-        return
-    for number, frame in enumerate(decoded(path)):
-        if number >= start and (number - start) % stride == 0:
-            yield frame.rgb()
-
-
-def decoded(path: Path) -> Iterator[Frame]:
-    """The frames of a video, or a still image as one. The pixels of a frame can be had until the next one is read."""
-    if path.suffix.lower() in images.SUFFIXES:
-        yield Frame(None, images.size_of(path), partial(images.read_rgb, path))
+        for file in files[start::stride]:
+            yield Frame(None, images.size_of(file), partial(images.read_rgb, file))
         return
     size: tuple[int, ...] = ()
     for number, frame in enumerate(_open(path).frames()):
         size = size or frame.size
         _check_size(path, number, frame.size, size)
-        yield frame
+        if number >= start and (number - start) % stride == 0:
+            yield frame
 
 
 class _OpenVideo(threading.local):

@@ -104,12 +104,12 @@ def check_coding(coding: Coding) -> None:
     if coding.crf is not None and not 0 <= coding.crf <= 51:
         raise UsageError(f"--crf {coding.crf:g}: must be from 0 (best) to 51")
     _check_rate(coding)
-    tunes = re.split("[,+]", coding.tune) if coding.tune and coding.codec == "x264" else [coding.tune][: bool(coding.tune)]
+    tunes = re.split("[,+]", coding.tune) if coding.codec == "x264" else [coding.tune]
     for option, names, known in (
         ("--preset", [coding.preset], PRESETS), ("--tune", tunes, TUNES[coding.codec]),
-        ("--profile", [coding.profile][: bool(coding.profile)], PROFILES[coding.codec]),
+        ("--profile", [coding.profile], PROFILES[coding.codec]),
     ):  # fmt: skip
-        for name in names:
+        for name in filter(None, names):
             if name not in known:
                 raise UsageError(f"{option} {name} is unknown to {coding.codec}; there are {', '.join(known)}")
     for param in coding.params:
@@ -160,7 +160,7 @@ def encoder_options(coding: Coding, picture: Picture, of: Pass | None = None) ->
     elif of:  # its number is one of the context's flags: only so is the first pass a fast one
         options["passlogfile"] = str(of.statistics.absolute())
         if of.number == 2:
-            params["ratetol"] = "0.1"  # by default clips of a few hundred frames end up to 3 % from the rate
+            params["ratetol"] = "0.1"  # by default clips of a few hundred frames end up to 5 % from the rate
     params.update({key.replace("_", "-"): value for key, _, value in (p.partition("=") for p in coding.params)})
     if not coding.bitrate:
         options["crf"] = f"{CRF[coding.codec] if coding.crf is None else coding.crf:g}"

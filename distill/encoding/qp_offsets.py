@@ -213,7 +213,7 @@ def _linear_target(means: np.ndarray, centred: np.ndarray, _area: np.ndarray, sh
 
 
 def _neutralised(target: np.ndarray, weights: np.ndarray, shaping: Shaping) -> np.ndarray:
-    """All values shifted by one amount, then clipped, so that the frame's mean or its bits stay; see `qp_offsets`."""
+    """All values shifted by one amount, then clipped, so that the frame's mean or its bits stay; see `Shaping`."""
     limits, weights = (shaping.lowest, shaping.highest), weights / weights.sum()
     low, high = float(target.min()), float(target.max())
     rates, most, least = (np.exp2(np.asarray(offset) / -HALVING) for offset in (target, *limits))

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from distill.labels.catalogue import CATALOGUE, Entry, Published
 from distill.run.errors import UsageError
-from distill.run.machine.download import Unavailable, download, local_path, partial, sha256_of
+from distill.run.files import sha256_of
+from distill.run.machine.download import Unavailable, download, local_path, partial
 from distill.run.progress import Narrator
 
 

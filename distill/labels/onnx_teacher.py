@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.export.runner import Predictor
+from distill.run.files import sha256_of
 from distill.teachers import Teacher
 
 MAX_INPUT = 640  # greatest width of its input in pixels: label stores keep far smaller maps
@@ -30,7 +31,7 @@ class OnnxTeacher(Teacher):
         if not path.is_file():
             raise ValueError(f"{path} does not exist; name an ONNX file")
         self.predictor = Predictor(path, threads=torch.get_num_threads())
-        self._digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._digest = sha256_of(path)
 
     def prepare(self, frames: np.ndarray | Tensor) -> Tensor:
         """uint8 RGB `[n,H,W,3]` -> uint8 `[n,h,w,3]`: at most 640 px wide, both sides multiples of 8."""

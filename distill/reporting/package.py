@@ -24,8 +24,8 @@ from distill.opallowlist.foreign import csv_text
 from distill.reporting.notes import read_notes
 from distill.reporting.provenance import Provenance, metadata, rounded
 from distill.reporting.rendering import first_names, render
-from distill.reporting.sidecar import registry_entry, sha256, write_registry, write_sidecar
-from distill.run.files import write_together
+from distill.reporting.sidecar import registry_entry, write_registry, write_sidecar
+from distill.run.files import sha256_of, write_together
 
 ENOUGH_CLIPS = 12  # with fewer, the card warns against ranking predictors
 CREDITS = 3  # authors and sources that a row of the card names
@@ -92,7 +92,9 @@ def _model_card(
 ) -> str:  # fmt: skip
     """The card in Markdown. models: the ONNX files by mode, `image` and `step`. metrics: as in metrics.json, None if not
     evaluated."""
-    files = {mode: {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for mode, path in models.items()}
+    files = {
+        mode: {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for mode, path in models.items()
+    }
     columns = tables.metrics_in(metrics) if metrics else []
     compared = verdict.comparisons(metrics) if metrics else []
     return render(

@@ -13,7 +13,6 @@ The downstream's rules, which this module follows:
         verification fails, as it does without the name
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.export.verification import OPSET
-from distill.run.files import write_json
+from distill.run.files import sha256_of, write_json
 
 ID_LENGTH, LICENSE_LENGTH, DESCRIPTION_LENGTH, NOTES_LENGTH, CALIBRATION_LENGTH = 64, 128, 256, 512, 256
 UNSIGNED = "Not signed: sigstore_bundle names a file that does not exist."
@@ -36,11 +35,6 @@ class Int8:
     sha256: str
     calibration: str  # the data that its ranges were measured on
     budget: float = BUDGET
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def identifier(stem: str, room: int = 0) -> str:
@@ -71,7 +65,7 @@ def write_sidecar(
 def registry_entry(model: Path, license_: str, about: str, notes: str, int8: Int8 | None = None) -> dict[str, Any]:
     """The registry entry of `BASE.onnx`; with `int8`, of the pair, of which the loader opens the int8 file."""
     entry = {
-        "id": model.stem, "kind": "nr", "onnx": model.name, "sha256": sha256(model), "opset": OPSET,
+        "id": model.stem, "kind": "nr", "onnx": model.name, "sha256": sha256_of(model), "opset": OPSET,
         "quant_mode": "static" if int8 else "fp32",
         "license": _shortened(license_, LICENSE_LENGTH, " … (in full: sidecar)"),
         "description": _shortened(about, DESCRIPTION_LENGTH),

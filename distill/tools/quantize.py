@@ -30,7 +30,7 @@ from distill.export.quantize import drift, quantise
 from distill.recipe.keys import Recipe
 from distill.reporting import sidecar
 from distill.run.errors import GateFailed, UsageError
-from distill.run.files import write_bytes
+from distill.run.files import sha256_of, write_bytes
 from distill.run.progress import Narrator
 from distill.tools.bench import open_all, parse_size, take_turns
 from distill.tools.bench_memory import noise
@@ -96,7 +96,7 @@ def quantise_file(
         "drift": asdict(gap), "scores": scores, "times": times,
     }  # fmt: skip
     path, files = _write(model, folder / f"{base}.onnx", content, note, predictor.metadata, facts)
-    return {"file": str(path), "sha256": sidecar.sha256(path), "bytes": path.stat().st_size, "files": files, **facts}
+    return {"file": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size, "files": files, **facts}
 
 
 def _write(
@@ -114,7 +114,7 @@ def _write(
     loss = 1 - facts["drift"]["plcc"]
     budget = sidecar.BUDGET if loss <= sidecar.BUDGET else math.ceil(100 * loss) / 100
     notes = f"{path.name}: static QDQ, made from {copy.name}; its maps correlate by {1 - loss:.5f} on held-out clips."
-    sibling = sidecar.Int8(sidecar.sha256(path), note, budget)
+    sibling = sidecar.Int8(sha256_of(path), note, budget)
     entry = sidecar.registry_entry(copy, license_, about, notes, sibling)
     registry = sidecar.write_registry(copy.with_suffix(".int8.registry.json"), [entry])
     return path, [str(file) for file in (copy, path, described, registry)]

@@ -16,9 +16,9 @@ from distill.evaluation.predictors import load_predictor
 from distill.export import ExportRefused
 from distill.export.variant_parity import verify_variant
 from distill.export.variants import DEPTHS, INPUTS, MATRICES, OUTPUTS, RANGES, Colour, Variant, variant_graph
-from distill.reporting.sidecar import identifier, origin_of, registry_entry, sha256, write_registry, write_sidecar
+from distill.reporting.sidecar import identifier, origin_of, registry_entry, write_registry, write_sidecar
 from distill.run.errors import GateFailed, UsageError
-from distill.run.files import write_bytes
+from distill.run.files import sha256_of, write_bytes
 from distill.run.progress import Narrator
 from distill.tools.bench import parse_size
 
@@ -84,7 +84,7 @@ def _write(model: Path, source: onnx.ModelProto, variant: Variant, folder: Path,
     except (ValueError, ExportRefused) as error:
         raise UsageError(f"{model}: {error}") from None
     narrator.say(f"variant: {path.name}: writing, gating, and comparing with {model.name}")
-    origin = sha256(model)
+    origin = sha256_of(model)
     properties = {prop.key: prop.value for prop in source.metadata_props} | _facts(variant, size)
     properties |= {"name": path.stem, f"{variant.input}_source_sha256": origin}
     if (variant.input, variant.output) != ("rgb", "map"):
@@ -111,7 +111,7 @@ def _write(model: Path, source: onnx.ModelProto, variant: Variant, folder: Path,
     entry = registry_entry(path, license_, about, f"{properties['input']}. Made from {model.name}, sha256 {origin}.")
     registry = write_registry(path.with_suffix(".registry.json"), [entry])
     return {
-        "size": size, "file": str(path), "sha256": sha256(path), "bytes": path.stat().st_size, "parity": parity,
+        "size": size, "file": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size, "parity": parity,
         "files": [str(path), str(sidecar), str(registry)],
     }  # fmt: skip
 

@@ -21,7 +21,7 @@ from distill.evaluation import tables
 from distill.export.graph import step_graph
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
-from tests.helpers import invoke, lively
+from tests.helpers import frames_of, invoke, lively
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_gaze_map_gains_where_people_look_and_loses_elsewhere(tmp_path):
     pixels = [np.roll(np.clip(texture, 0, 255).astype(np.uint8), n, 1) for n in range(6)]
     gaze = np.zeros((96, 160), np.float32)
     gaze[32:64, 16:64] = 1
-    excerpt = make_excerpt(pixels, 25.0, tmp_path, lambda index: gaze / gaze.sum())
+    excerpt = make_excerpt(frames_of(pixels), 25.0, tmp_path, lambda index: gaze / gaze.sum())
     maps = {"right": lambda frame, t: gaze, "wrong": lambda frame, t: gaze[:, ::-1]}
     points = {NO_MAP: [], "right": [], "wrong": []}
     for title, own in {NO_MAP: None, **maps}.items():
@@ -97,7 +97,7 @@ def test_means_have_intervals_and_maps_are_compared_clip_by_clip():
 
 def test_gaze_and_proxy_weights_are_never_averaged(tmp_path):
     clips = {"a": clip_facts(-10.0, -12.0), "b": clip_facts(-20.0, -30.0, "judge"), "c": clip_facts(1.0, 2.0, None)}
-    result = {"clips": clips, "judge": "j.onnx", **summary(clips, [[CENTRE, "m.onnx"]])}
+    result = {"clips": clips, "judge": "j.onnx", "rate_control": "crf", **summary(clips, [[CENTRE, "m.onnx"]])}
     own = result["mean"]["m.onnx"]
     assert [own[k]["mean"] for k in ("gaze", "judge", "plain")] == [-12, -30, pytest.approx(40 / 3)]
     assert [own[k]["clips"] for k in ("gaze", "judge", "plain")] == [1, 1, 3]
@@ -138,7 +138,7 @@ def test_clips_without_gaze_get_proxy_weights_and_those_with_gaze_do_not(tmp_pat
     pixels = list(gazed.read())[:3]
     sources = [
         Source("gazed", partial(read_clip, gazed, Span(3), False)),
-        Source("bare", lambda folder: make_excerpt([p[:61, :95] for p in pixels], 25.0, folder)),
+        Source("bare", lambda folder: make_excerpt(frames_of([p[:61, :95] for p in pixels]), 25.0, folder)),
     ]
     span, narrator = Span(3, 0), RecordingNarrator(quiet=True)
     result = compare.compare(sources, span, work_at(20, 32, proxy=student), narrator)
@@ -154,11 +154,11 @@ def test_clips_without_gaze_get_proxy_weights_and_those_with_gaze_do_not(tmp_pat
 def test_a_clip_whose_curves_do_not_overlap_does_not_affect_others(tiny_root, tmp_path, monkeypatch):
     corpus = open_corpus("dhf1k", [str(tiny_root)])
     sources = clips_of(corpus, 2)
-    points, first_luma = measure_point, sources[0].read(tmp_path).luma(0)
+    points, first_luma = measure_point, sources[0].read(tmp_path).pixels[0]
 
     def apart(excerpt, offsets, *settings):
         point = points(excerpt, offsets, *settings)
-        mapped = offsets[0] is not None and (np.array_equal(excerpt.luma(0), first_luma) or broken == "both")
+        mapped = offsets[0] is not None and (np.array_equal(excerpt.pixels[0], first_luma) or broken == "both")
         return point | {key: point[key] + 100 * mapped for key in ("plain", "gaze", "yuv")}
 
     monkeypatch.setattr(compare, "measure_point", apart)

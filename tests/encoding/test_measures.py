@@ -14,12 +14,13 @@ from distill.encoding.bd.measures import Measures, choose_measures, measure
 from distill.run.errors import UsageError
 from distill.run.machine.extras import how_to_install
 from distill.run.progress import Narrator
+from tests.helpers import frames_of
 
 
 def test_measures_are_those_of_ffmpegs_filters(tmp_path):
     rng = np.random.default_rng(0)
     pixels = np.stack([np.roll(rng.integers(0, 256, (64, 96, 3)), n, 1) for n in range(4)]).astype(np.uint8)
-    excerpt = make_excerpt(pixels, 25.0, tmp_path)
+    excerpt = make_excerpt(frames_of(pixels), 25.0, tmp_path)
     noisy = np.clip(excerpt.pixels + rng.normal(0, [[[2.0]], [[4.0]], [[4.0]], [[9.0]]], excerpt.pixels.shape), 0, 255).astype(
         np.uint8
     )
@@ -49,7 +50,7 @@ def test_vmaf_needs_an_ffmpeg_with_libvmaf(tmp_path, monkeypatch):
     broken = tmp_path / "ffmpeg"
     broken.write_text("#!/bin/sh\necho no such model >&2\nexit 1\n")
     broken.chmod(0o755)
-    excerpt = make_excerpt([np.zeros((64, 96, 3), np.uint8)], 25.0, tmp_path)
+    excerpt = make_excerpt(frames_of([np.zeros((64, 96, 3), np.uint8)]), 25.0, tmp_path)
     with pytest.raises(UsageError, match="computes no VMAF: no such model"):
         measure(excerpt, excerpt.frames(), Measures(("psnr", "vmaf"), str(broken)))
 
@@ -60,7 +61,7 @@ def test_measures_are_those_of_an_ffmpeg_with_libvmaf(tmp_path):
         pytest.skip("no FFmpeg with libvmaf")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 64, 96, 3)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
-    excerpt = make_excerpt(pixels, 25.0, tmp_path)
+    excerpt = make_excerpt(frames_of(pixels), 25.0, tmp_path)
     noisy = np.clip(excerpt.pixels + rng.normal(0, 12, excerpt.pixels.shape), 0, 255).astype(np.uint8)
     frames = [av.VideoFrame.from_ndarray(planes, format="yuv420p") for planes in noisy]
     found = measure(excerpt, frames, Measures(measures.MEASURES, ffmpeg))

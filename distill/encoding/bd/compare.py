@@ -16,7 +16,6 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from distill.encoding.qp_offsets import Shaping
 from distill.encoding.regions import check_map_counts, encode_frames
 from distill.export.streaming import Stream
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import fingerprint, temporary_folder, value_in, write_json
+from distill.run.files import fingerprint, sha256_of, temporary_folder, value_in, write_json
 from distill.run.progress import Narrator
 
 DECODERS = {"x264": "h264", "x265": "hevc"}
@@ -81,8 +80,8 @@ class Work:
     @property
     def key(self) -> str:
         """Changes with everything that a clip's result depends on, besides the clip."""
-        files = {name: sha256(path.read_bytes()).hexdigest() for name, path in self.models.items()}
-        proxy = sha256(self.proxy.read_bytes()).hexdigest() if self.proxy else None
+        files = {name: sha256_of(path) for name, path in self.models.items()}
+        proxy = sha256_of(self.proxy) if self.proxy else None
         settings = [[asdict(coding) for coding in self.codings], [asdict(shaping) for _, shaping in self.shapings]]
         return fingerprint(files, settings, self.measures.names, proxy, self.observers)
 
@@ -135,14 +134,16 @@ def compare(
     if work.proxy:
         check_proxy(work.proxy, work.models)
         open_maps(work.proxy, None)
-    keys = {source.name: f"{work.key} {span} {source.identity}" for source in sources}
+    of_work = f"{work.key} {span}"
+    keys = {source.name: f"{of_work} {source.identity}" for source in sources}
     done = _load(kept, keys) if kept else {}
     if done:
         narrator.say(f"{kept}: the results of {len(done)} of {len(sources)} clips, from before an interrupt")
     left = [source for source in sources if source.name not in done]
-    measured = _in_processes if min(jobs, len(left)) > 1 else _one_by_one
+    jobs = min(jobs, len(left))
+    measured = _in_processes(left, work, jobs, narrator) if jobs > 1 else _one_by_one(left, work, narrator)
     try:
-        for name, facts in measured(left, work, min(jobs, len(left)), narrator):
+        for name, facts in measured:
             done[name] = facts
             if kept:
                 write_json(kept, {name: {"key": keys[name], "facts": facts} for name, facts in done.items()})
@@ -176,12 +177,10 @@ def _load(kept: Path, keys: Mapping[str, str]) -> dict[str, Any]:
     return value_in(kept, build) if kept.is_file() else {}
 
 
-def _one_by_one(
-    sources: Sequence[Source], work: Work, jobs: int, narrator: Narrator
-) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
+def _one_by_one(sources: Sequence[Source], work: Work, narrator: Narrator) -> Iterator[tuple[str, dict[str, Any]]]:
     with narrator.bar("bd", len(sources) * work.encodes, unit="encodes") as bar:
 
-        def step(note: str, encodes: int = 1) -> None:
+        def step(note: str, encodes: int) -> None:
             bar.advance(encodes, note)
             if narrator.stop() and bar.done < bar.total:
                 raise Interrupted(f"bd, at {note}; nothing is saved")
@@ -237,7 +236,7 @@ def _leave_with_parent() -> None:
 
 
 def _in_worker(source: Source, work: Work) -> tuple[str, dict[str, Any]]:
-    def step(note: str, encodes: int = 1) -> None:
+    def step(note: str, encodes: int) -> None:
         if _stop.is_set():
             raise Interrupted(f"bd, at {note}")
 
@@ -250,7 +249,7 @@ def measure_clip(source: Source, work: Work, step: Step) -> dict[str, Any]:
     points: dict[str, list[dict[str, float]]] = {}
     with temporary_folder() as folder:
         excerpt = source.read(folder)
-        if work.proxy and isinstance(proxy := open_maps(work.proxy, None), Stream):
+        if work.proxy and not excerpt.weights and isinstance(proxy := open_maps(work.proxy, None), Stream):
             excerpt = with_proxy_weights(excerpt, proxy, work.proxy.name)
         check_map_counts(excerpt.picture, work.codings[0])
         for name, of_map in _maps_of(excerpt, work).items():

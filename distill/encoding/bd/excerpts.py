@@ -3,7 +3,8 @@
 The weights of a clip with gaze are the density of its fixations. A clip without gaze may get proxy weights: the map of a model
 that is not one of those compared. The two are never averaged together, and no model may weight its own measurement.
 
-Pictures and weights are mapped files: a clip in full length may be larger than memory.
+The pictures are those of the video, bit for bit, where it is 4:2:0 of 8 bits; any other is converted to that. Pictures and weights
+are mapped files: a clip in full length may be larger than memory.
 """
 
 import hashlib
@@ -21,15 +22,22 @@ import numpy as np
 import onnx
 
 from distill.corpora import SIGMA, Clip, Points, blur, density_map, fixation_points, open_corpus, recognise
+from distill.corpora.readers.frames import Frame
+from distill.corpora.readers.pyav import planes_of
 from distill.corpora.readers.stamps import position
-from distill.corpora.video import probe, read_frames
+from distill.corpora.video import decoded, probe
 from distill.encoding.encoders import Picture
 from distill.encoding.maps import MODEL_WIDTH, map_of
+from distill.export.planes import Planes
 from distill.export.streaming import Stream
+from distill.export.variants import Colour
 from distill.recipe import keys
 from distill.run.errors import UsageError
 from distill.run.files import fingerprint
 from distill.run.progress import Narrator
+
+H273 = {"bt601": 6, "bt709": 1, "bt2020": 9, "limited": 1, "full": 2}  # matrices and ranges, in the numbers of ITU-T H.273
+SWSCALE = {"bt601": "ITU601", "bt709": "ITU709", "bt2020": "BT2020", "limited": "MPEG", "full": "JPEG"}
 
 
 @dataclass(frozen=True)
@@ -95,15 +103,12 @@ class Excerpt:
         """A frame; the first one is at time 0."""
         frame = av.VideoFrame.from_ndarray(self.pixels[index], format="yuv420p")
         frame.pts, frame.time_base = index, self.picture.time_base
+        frame.colorspace, frame.color_range = self.picture.matrix, self.picture.range
         return frame
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """All frames, each made where it is used."""
         return map(self.frame, range(len(self)))
-
-    def luma(self, index: int) -> np.ndarray:
-        """The luma of a frame, uint8 `[H,W]`."""
-        return self.pixels[index, : self.picture.height]
 
     def weight(self, index: int) -> np.ndarray:
         """The weight of every pixel of a frame, float32 `[H,W]`, their sum 1."""
@@ -132,7 +137,7 @@ def read_video(path: Path, span: Span, folder: Path) -> Excerpt:
     """The excerpt of a video file; it has no gaze."""
     facts = probe(path)
     chosen = span.of(facts.frames, facts.fps, facts.times)
-    frames = islice(read_frames(path, start=chosen.start), len(chosen))
+    frames = islice(decoded(path, start=chosen.start), len(chosen))
     return replace(make_excerpt(frames, facts.fps, folder), start=facts.time_of(chosen.start))
 
 
@@ -159,22 +164,31 @@ def read_clip(clip: Clip, span: Span, halves: bool, folder: Path) -> Excerpt:
         mine = points.observers % 2 == half
         return blur(Points(points.rows[mine], points.columns[mine]).as_map(clip), SIGMA * clip.width) if mine.any() else None
 
-    frames = islice(clip.read(start=chosen.start), len(chosen))
+    frames = islice(clip.decoded(start=chosen.start), len(chosen))
     known = halves and any(p is not None and p.observers is not None for p in map(points_in, range(len(chosen))))
     densities = [partial(density_of_half, half) for half in (0, 1)] if known else [density]
     return replace(make_excerpt(frames, clip.fps, folder, *densities), start=clip.time_of(chosen.start))
 
 
 def make_excerpt(
-    frames: Iterable[np.ndarray], fps: float, folder: Path, density: Density = lambda index: None, observed: Density | None = None
+    frames: Iterable[Frame], fps: float, folder: Path, density: Density = lambda index: None, observed: Density | None = None
 ) -> Excerpt:  # fmt: skip
-    """The excerpt of frames uint8 RGB `[H,W,3]`, cropped to even sides.
+    """The excerpt of decoded frames, cropped to even sides.
 
     folder: for the files of pictures and weights. density: what the weights are made of, by frame, counted from the first of these;
     observed: of observers that do not count in it.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    pixels = _mapped(folder / Excerpt.PIXELS, map(_yuv420p, frames))
+    colour: Colour | None = None
+
+    def pictures() -> Iterator[np.ndarray]:
+        nonlocal colour
+        for frame in frames:
+            planes = _yuv420p(frame, colour)
+            colour = planes.colour
+            yield np.concatenate([plane.ravel() for plane in (planes.y, planes.u, planes.v)]).reshape(-1, planes.y.shape[1])
+
+    pixels = _mapped(folder / Excerpt.PIXELS, pictures())
     height, width = len(pixels[0]) * 2 // 3, pixels.shape[2]
 
     def cropped(of: Density) -> Iterator[tuple[int, np.ndarray]]:
@@ -183,14 +197,24 @@ def make_excerpt(
 
     weights = _map_weights(folder / "weights", cropped(density))
     others = _map_weights(folder / "observed", cropped(observed)) if observed and weights else {}
-    picture = Picture(width, height, "yuv420p", 1 / rate, rate)
+    assert colour is not None
+    matrix, range_ = H273[colour.matrix], H273[colour.range]
+    picture = Picture(width, height, "yuv420p", 1 / rate, rate, matrix=matrix, range=range_)
     return Excerpt(folder, picture, pixels, weights, "gaze" if weights else None, observed=others)
 
 
-def _yuv420p(rgb: np.ndarray) -> np.ndarray:
-    """uint8 RGB `[H,W,3]`, cropped to even sides, as `[H*3/2,W]`."""
-    height, width = (side - side % 2 for side in rgb.shape[:2])
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width])).reformat(format="yuv420p").to_ndarray()
+def _yuv420p(frame: Frame, colour: Colour | None) -> Planes:
+    """The planes of a frame, 4:2:0 of 8 bits, cropped to even sides. colour: that of the frames before it, to which it is converted."""
+    height, width = (side - side % 2 for side in frame.size)
+    planes = frame.planes
+    if planes is None or planes.colour.depth > 8 or colour not in (None, planes.colour):
+        to = colour or Colour("bt601")
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.rgb()[:height, :width]))
+        made = rgb.reformat(format="yuv420p", dst_colorspace=SWSCALE[to.matrix], dst_color_range=SWSCALE[to.range])
+        planes = planes_of(made)
+        assert planes is not None
+        planes = replace(planes, colour=to)
+    return planes.cropped((height, width))
 
 
 def _map_weights(path: Path, maps: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:

@@ -24,7 +24,7 @@ PLOT_STYLE = {
 
 
 def clip_cells(result: dict[str, Any]) -> Cells:
-    """A row per clip and map: BD-rates, and the change of size at equal CRF, in per cent; for `tables.fit_to_width`."""
+    """A row per clip and map: BD-rates, and the change of size at equal CRF or bitrate, in per cent; for `tables.fit_to_width`."""
     cells: Cells = []
     for clip, facts in result["clips"].items():
         for title, rates in facts["bd_rate"].items():
@@ -71,7 +71,7 @@ def legend(result: dict[str, Any]) -> list[str]:
     for by, where in weights.items():
         if names := [name for name, facts in clips.items() if facts["weights"]["by"] == by]:
             lines.append(f"{LABELS[by]}: PSNR weighted by {where}; {len(names)} of {len(clips)} clips: {', '.join(names)}")
-    at_equal = "bitrate asked for" if "bitrate" in next(iter(clips.values()))["points"][NO_MAP][0] else "CRF"
+    at_equal = "CRF" if result["rate_control"] == "crf" else "bitrate asked for"
     meanings = {
         "vmaf_neg": "NEG: VMAF-NEG", "yuv": "YUV: PSNR of all planes, 6:1:1; all others: of luma",
         "size": f"size: its change at equal {at_equal}",

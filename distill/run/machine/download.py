@@ -4,7 +4,6 @@ What has come is kept in `NAME.partial` beside the target. The next attempt asks
 ignores Range starts over. A connection that drops is taken up again a few times. Proxies are those of the environment.
 """
 
-import hashlib
 import http.client
 import os
 import re
@@ -19,6 +18,7 @@ from urllib.request import url2pathname
 
 from distill import __version__
 from distill.run.errors import UsageError
+from distill.run.files import sha256_of
 from distill.run.progress import Narrator
 
 BLOCK = 1 << 16  # bytes
@@ -64,12 +64,6 @@ def local_path(url: str) -> Path | None:
 def partial(target: Path) -> Path:
     """The file beside `target` that holds what has come of it."""
     return target.with_name(f"{target.name}.partial")
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(url: str, target: Path, sha256: str, size: int, narrator: Narrator) -> None:
