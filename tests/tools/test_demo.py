@@ -1,6 +1,7 @@
 """`distill demo`: the page's server and files; and, where Chromium and the web runtime are here, the page itself."""
 
 import base64
+import contextlib
 import http.client
 import json
 import signal
@@ -43,9 +44,17 @@ def runtime(tmp_path):
     return folder.parent
 
 
-def serve(server):
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
+@contextlib.contextmanager
+def serving(files):
+    """The port on which the page is served meanwhile."""
+    with page_server(files, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:  # a closed server that still serves polls without waiting
+            server.shutdown()
+            thread.join()
 
 
 def ask(port, path, host=None, method="GET"):
@@ -57,9 +66,7 @@ def ask(port, path, host=None, method="GET"):
 
 def test_only_the_page_is_served_and_only_to_this_machine(runtime):
     files = page_files(release_model(), runtime)
-    with page_server(files, 0) as server:
-        serve(server)
-        port = server.server_port
+    with serving(files) as port:
         for name, content in files.items():
             status, headers, body = ask(port, f"/{name}")
             assert status == 200 and body == content and headers["X-Content-Type-Options"] == "nosniff"
@@ -143,15 +150,18 @@ def test_without_the_runtime_the_message_says_how_to_get_it(tmp_path):
 
 def test_the_server_says_where_it_is_and_ends_with_ctrl_c(runtime, tmp_path):
     command = [sys.executable, "-m", "distill", "demo", "--port", "0", "--json"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout
-    lines = []
-    while not lines or lines[-1] != "}\n":
-        lines.append(process.stdout.readline())
-    url = json.loads("".join(lines))["url"]
-    assert ask(int(url.rstrip("/").rpartition(":")[2]), "/")[0] == 200
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            lines = []
+            while not lines or lines[-1] not in ("}\n", ""):  # "": it has ended
+                lines.append(process.stdout.readline())
+            url = json.loads("".join(lines))["url"]
+            assert ask(int(url.rstrip("/").rpartition(":")[2]), "/")[0] == 200
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and out == ""
     assert err.splitlines()[-1] == "distill: interrupted: the page is no longer served" and "Traceback" not in err
 
@@ -218,15 +228,13 @@ def page(tmp_path_factory, frames):
     """The page, its sample clip playing."""
     files = page_files(release_model(), NPM) | {"frames.rgb": frames[0].tobytes()}
     files |= {"image.onnx": release_model("image").read_bytes()}
-    with page_server(files, 0) as server:
-        serve(server)
-        with browsing(tmp_path_factory.mktemp("profile")) as page:
-            page.look(1280, 900)
-            page.call("Page.navigate", url=f"http://localhost:{server.server_port}/")
-            page.wait("document.querySelector('#effect')?.textContent.match(/0[.]0*[1-9]/)")
-            yield page
-            assert page.complaints == []
-            assert {url.removeprefix("blob:").split("/")[2] for url in page.asked} == {f"localhost:{server.server_port}"}
+    with serving(files) as port, browsing(tmp_path_factory.mktemp("profile")) as page:
+        page.look(1280, 900)
+        page.call("Page.navigate", url=f"http://localhost:{port}/")
+        page.wait("document.querySelector('#effect')?.textContent.match(/0[.]0*[1-9]/)")
+        yield page
+        assert page.complaints == []
+        assert {url.removeprefix("blob:").split("/")[2] for url in page.asked} == {f"localhost:{port}"}
 
 
 def arrays(encoded):
