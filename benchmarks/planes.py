@@ -21,7 +21,8 @@ from distill.corpora.readers.pyav import planes_of
 from distill.export import release_model
 from distill.export.planes import PlanePredictor
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, open_session
-from distill.export.variants import BLOCK, Colour, yuv420_graph
+from distill.export.variants import BLOCK, yuv420_graph
+from distill.export.yuv import Colour
 
 OURS = "`PlanePredictor`, block map"
 

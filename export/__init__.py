@@ -7,15 +7,15 @@
                   `variant_parity` compares them with it; `quantize`, the same file in int8
     verification  the one check of every file: the gate with a contract, loading included, size, comparison
     runner        frames through a file, the state carried; `planes`, decoded planes; `streaming`, at a video's own frame rate, with cuts
+    yuv           a decoded 4:2:0 frame: its planes, and how they stand for RGB
     cost          multiply-adds and parameters of a graph
 
 `release_model()` is the path of the trained student that ships with this package.
 
 Nothing here writes a file under its final name: callers do. Only `student` and `graph` need torch; the runner needs
-onnxruntime alone, `planes` onnx too.
+onnxruntime alone, `planes` onnx too, `yuv` neither.
 """
 
-from distill.export.verification import ExportRefused
 from distill.students.release import release_model
 
-__all__ = ["ExportRefused", "release_model"]
+__all__ = ["release_model"]

@@ -8,8 +8,6 @@ The graph for the planes is made in memory from an image or step file, for the s
 again where these change.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,49 +16,8 @@ import onnxruntime as ort
 
 from distill.export.core import core_of
 from distill.export.runner import open_session
-from distill.export.variants import BLACK, WHITE, Colour, yuv420_graph
-
-SAMPLES = (144, 256)  # rows and columns of luma, about, that cuts are looked for in
-
-
-@dataclass(frozen=True)
-class Planes:
-    """A decoded 4:2:0 frame: `y` `[H,W]`, `u` and `v` `[ceil(H/2),ceil(W/2)]`, uint8, or uint16 where `colour` has more bits. Views
-    with strides will do."""
-
-    y: np.ndarray
-    u: np.ndarray
-    v: np.ndarray
-    colour: Colour
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the frame."""
-        return self.y.shape[0], self.y.shape[1]
-
-    def cropped(self, size: tuple[int, int]) -> "Planes":
-        """The frame's first rows and columns; size: their number."""
-        height, width = size
-        half = slice(-(-height // 2)), slice(-(-width // 2))
-        return replace(self, y=self.y[:height, :width], u=self.u[half], v=self.v[half])
-
-    def turned(self, turn: Callable[[np.ndarray], np.ndarray]) -> "Planes":
-        """The frame with `turn`, a quarter turn or mirror, applied to every plane. The blocks of a block map then start at the upper
-        left of the turned frame; for blocks of the stored one, turn back a whole map."""
-        return replace(self, y=turn(self.y), u=turn(self.u), v=turn(self.v))
-
-    def grey(self) -> np.ndarray:
-        """Grey levels of 255, float32 `[h,w]`: every few samples of luma, enough of them to find cuts."""
-        rows, columns = (max(1, side // most) for side, most in zip(self.shape, SAMPLES, strict=True))
-        return grey_levels(self.y[::rows, ::columns].astype(np.float32), self.colour)
-
-
-def grey_levels(luma: np.ndarray, colour: Colour) -> np.ndarray:
-    """Luma in the units of the samples, float32, as grey levels of 255."""
-    luma = (
-        luma * np.float32(255 / (2**colour.depth - 1)) if colour.range == "full" else luma / np.float32(2 ** (colour.depth - 8))
-    )
-    return luma if colour.range == "full" else (luma - BLACK) * np.float32(255 / (WHITE - BLACK))
+from distill.export.variants import yuv420_graph
+from distill.export.yuv import Colour, Planes
 
 
 class PlanePredictor:

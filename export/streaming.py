@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distill.export.planes import Planes
+from distill.export.yuv import Planes
 
 ROWS, COLUMNS = 18, 32  # of the thumbnail that cuts are detected on
 CHANGE = 18.0  # grey levels of 255

@@ -12,8 +12,9 @@ import onnx
 
 from distill.export.core import Size, core_of
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, largest_gap, open_session
-from distill.export.variants import BLACK, BLOCK, WHITE, Colour, Variant, first_kernel, half_size
+from distill.export.variants import BLOCK, Variant, first_kernel
 from distill.export.verification import TOLERANCE, verify
+from distill.export.yuv import BLACK, WHITE, Colour, half_size
 
 CONTRACTS = {"rgb": "saliency-fixed", "yuv420": "saliency-yuv420", "nv12": "saliency-yuv420", "luma": "saliency-luma"}
 Feed = dict[str, np.ndarray]

@@ -24,43 +24,12 @@ from onnx import TensorProto, helper
 from distill.export.core import Core, Nodes, Size, core_of
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD
 from distill.export.verification import ExportRefused
+from distill.export.yuv import BLACK, WHITE, Colour, half_size
 
 INPUTS = ("rgb", "yuv420", "nv12", "luma")
 OUTPUTS = ("map", "block-map")
-MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
-"""K_R and K_B of ITU-R BT.601-7, BT.709-6 and BT.2020-2 (non-constant luminance)."""
-RANGES = ("limited", "full")
-DEPTHS = (8, 10)
 BLOCK = 16  # px a side of a block of the block map
-BLACK, WHITE = 16, 235  # luma of limited range, of 255
 GROUP = 128  # most samples of a row that one product pools; measured from 64 to 1920, this is the fastest
-
-
-@dataclass(frozen=True)
-class Colour:
-    """How the planes of a video stand for RGB."""
-
-    matrix: str = "bt709"
-    range: str = "limited"
-    depth: int = 8
-    """Bits a sample, in the low bits of a uint16 where they are more than 8."""
-
-    def __post_init__(self) -> None:
-        for value, known in ((self.matrix, MATRICES), (self.range, RANGES), (self.depth, DEPTHS)):
-            if value not in known:
-                raise ValueError(f"colour {value} is unknown; there are {', '.join(map(str, known))}")
-
-    def to_rgb(self) -> tuple[np.ndarray, np.ndarray]:
-        """float64 `[3,3]` and `[3]`: RGB in [0, 1] is the product with the samples (Y, U, V), plus the second."""
-        kr, kb = MATRICES[self.matrix]
-        kg, most = 1 - kr - kb, 2**self.depth - 1
-        of_signal = np.array([
-            [1, 0, 2 * (1 - kr)], [1, -2 * kb * (1 - kb) / kg, -2 * kr * (1 - kr) / kg], [1, 2 * (1 - kb), 0],
-        ])  # fmt: skip
-        step = 2 ** (self.depth - 8)
-        black, spans = (16 * step, (219 * step, 224 * step)) if self.range == "limited" else (0, (most, most))
-        gain = of_signal / [spans[0], spans[1], spans[1]]
-        return gain, -gain @ [black, 128 * step, 128 * step]
 
 
 @dataclass(frozen=True)
@@ -119,11 +88,6 @@ def _inputs(variant: Variant) -> Iterator[onnx.ValueInfoProto]:
     chroma = {"uv": [1, *half, 2]} if variant.input == "nv12" else {"u": [1, 1, *half], "v": [1, 1, *half]}
     for name, dims in {"y": [1, 1, *size], **chroma}.items():
         yield helper.make_tensor_value_info(name, kind, dims)
-
-
-def half_size(size: Size) -> Size:
-    """Height and width of the chroma planes of a frame of `size`."""
-    return -(-size[0] // 2), -(-size[1] // 2)
 
 
 def first_kernel(core: Core, size: Size) -> int:

@@ -18,9 +18,10 @@ from distill.corpora.readers.pyav import Orientation, orientation, planes_of
 from distill.encoding.qp_offsets import check_map
 from distill.evaluation.centre import centred_gaussian
 from distill.evaluation.predictors import load_on_planes
-from distill.export.planes import PlanePredictor, Planes, grey_levels
+from distill.export.planes import PlanePredictor
 from distill.export.streaming import Stream
 from distill.export.variants import BLOCK
+from distill.export.yuv import Planes, grey_levels
 from distill.run.errors import UsageError
 
 # The saliency map [h,w] in [0, 1] of a small upright RGB frame uint8 [h,w,3] at its time in seconds.

@@ -20,8 +20,8 @@ from distill.corpora.clips import counted
 from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.evaluation.fixations import check_scorable
-from distill.export import ExportRefused
 from distill.export.student import Verified, export_student
+from distill.export.verification import ExportRefused
 from distill.labels import building, members
 from distill.labels.labelling import by_part, computed_by, inference, label, looked_up_in
 from distill.labels.store import LabelStore

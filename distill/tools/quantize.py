@@ -25,8 +25,8 @@ import onnx
 from distill.corpora import Clip, open_corpus
 from distill.corpora.clips import counted
 from distill.evaluation.evaluate import evaluate
-from distill.export import ExportRefused
 from distill.export.quantize import drift, quantise
+from distill.export.verification import ExportRefused
 from distill.recipe.keys import Recipe
 from distill.reporting import sidecar
 from distill.run.errors import GateFailed, UsageError

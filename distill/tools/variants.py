@@ -13,9 +13,10 @@ from typing import Any
 import onnx
 
 from distill.evaluation.predictors import load_predictor
-from distill.export import ExportRefused
 from distill.export.variant_parity import verify_variant
-from distill.export.variants import DEPTHS, INPUTS, MATRICES, OUTPUTS, RANGES, Colour, Variant, variant_graph
+from distill.export.variants import INPUTS, OUTPUTS, Variant, variant_graph
+from distill.export.verification import ExportRefused
+from distill.export.yuv import DEPTHS, MATRICES, RANGES, Colour
 from distill.reporting.sidecar import identifier, origin_of, registry_entry, write_registry, write_sidecar
 from distill.run.errors import GateFailed, UsageError
 from distill.run.files import sha256_of, write_bytes

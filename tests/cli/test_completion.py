@@ -16,7 +16,7 @@ from distill.encoding.encoders import CODECS, PRESETS, PROFILES, TUNES
 from distill.encoding.qp_offsets import BLOCKS, MAPPINGS, NEUTRAL
 from distill.encoding.roi_files import FORMATS
 from distill.evaluation.protocols import PROTOCOLS
-from distill.export import variants
+from distill.export import variants, yuv
 from distill.labels.convert import KINDS
 from distill.recipe import keys
 from distill.students import pooling
@@ -89,8 +89,8 @@ def test_it_imports_nothing_slow():
         ("--corpus", CORPORA), ("--protocol", PROTOCOLS), ("--kind", KINDS), ("--codec", CODECS), ("--preset", PRESETS),
         ("--tune", {tune: None for tunes in TUNES.values() for tune in tunes}), ("--mapping", MAPPINGS), ("--block", BLOCKS),
         ("--neutral", NEUTRAL), ("--format", FORMATS), ("--measures", MEASURES), ("--rate-control", CONTROLS),
-        ("--input", variants.INPUTS), ("--output", variants.OUTPUTS), ("--matrix", variants.MATRICES), ("--range", variants.RANGES),
-        ("--depth", variants.DEPTHS),
+        ("--input", variants.INPUTS), ("--output", variants.OUTPUTS), ("--matrix", yuv.MATRICES), ("--range", yuv.RANGES),
+        ("--depth", yuv.DEPTHS),
     ],
 )  # fmt: skip
 def test_the_words_are_those_that_exist(option, known):

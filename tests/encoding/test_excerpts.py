@@ -25,9 +25,8 @@ from distill.encoding.bd.excerpts import (
 )
 from distill.encoding.maps import open_maps
 from distill.export.graph import image_graph, step_graph
-from distill.export.planes import Planes
 from distill.export.streaming import Stream
-from distill.export.variants import Colour
+from distill.export.yuv import Colour, Planes
 from distill.run.errors import UsageError
 from tests.helpers import frames_of, lively
 

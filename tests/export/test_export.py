@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from distill.export import ExportRefused
 from distill.export.graph import Core, fold_batch_norm, image_graph, step_graph, trace
 from distill.export.runner import Predictor, normalise
 from distill.export.student import Parity, compare, export_student
+from distill.export.verification import ExportRefused
 from distill.export.writer import Writer
 from distill.opallowlist import check
 from distill.run.files import write_bytes

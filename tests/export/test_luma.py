@@ -8,13 +8,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from distill.export import ExportRefused
 from distill.export.graph import image_graph, step_graph
 from distill.export.quantize import quantise
 from distill.export.runner import Predictor, normalise
 from distill.export.student import torch_maps
 from distill.export.variant_parity import compare_variant, grey, verify_variant
 from distill.export.variants import Variant, variant_graph
+from distill.export.verification import ExportRefused
 from distill.opallowlist import check
 from tests.helpers import lively, moving_blobs
 

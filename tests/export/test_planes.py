@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from distill.export.graph import step_graph
-from distill.export.planes import PlanePredictor, Planes
+from distill.export.planes import PlanePredictor
 from distill.export.streaming import Stream
-from distill.export.variants import Colour
+from distill.export.yuv import Colour, Planes
 from tests.helpers import lively
 
 SIZE = (150, 270)

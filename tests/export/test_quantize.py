@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from distill.export import ExportRefused
 from distill.export.graph import image_graph, step_graph
 from distill.export.quantize import drift, quantise, rounded_nodes
 from distill.export.runner import Predictor
+from distill.export.verification import ExportRefused
 from distill.opallowlist import check
 from tests.helpers import lively, moving_blobs
 

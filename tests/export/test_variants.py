@@ -8,10 +8,11 @@ import onnx
 import pytest
 import torch
 
-from distill.export import ExportRefused
 from distill.export.graph import image_graph, step_graph
 from distill.export.runner import Predictor, open_session
-from distill.export.variants import BLOCK, MATRICES, Colour, Variant, half_size, variant_graph, yuv420_graph
+from distill.export.variants import BLOCK, Variant, variant_graph, yuv420_graph
+from distill.export.verification import ExportRefused
+from distill.export.yuv import MATRICES, Colour, half_size
 from distill.opallowlist import check
 from distill.students.planes import frame_of_planes
 from distill.students.tiny_unet import resize_linear

@@ -7,8 +7,9 @@ import onnx
 import pytest
 
 from distill.export import release_model
-from distill.export.planes import PlanePredictor, Planes
-from distill.export.variants import Colour, Variant, variant_graph
+from distill.export.planes import PlanePredictor
+from distill.export.variants import Variant, variant_graph
+from distill.export.yuv import Colour, Planes
 from tests.helpers import ROOT
 from tests.runtimes.compiling import build, needs_header
 from tests.runtimes.streams import pictures

@@ -10,7 +10,8 @@ import pytest
 from distill.export.graph import image_graph, step_graph
 from distill.export.runner import Predictor
 from distill.export.variant_parity import grey
-from distill.export.variants import Colour, Variant
+from distill.export.variants import Variant
+from distill.export.yuv import Colour
 from distill.opallowlist import check
 from distill.run.errors import GateFailed, UsageError
 from distill.tools.variants import write_variants

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from distill.export.planes import Planes
+from distill.export.yuv import Planes
 
 
 class Frame(NamedTuple):
@@ -17,7 +16,7 @@ class Frame(NamedTuple):
     stamp: float | None  # seconds, as the file has it; None where it has none
     size: tuple[int, int]  # height and width, upright
     rgb: Callable[[], np.ndarray]  # uint8 RGB [H,W,3], upright
-    planes: "Planes | None" = None  # upright, views; None where the pixel format is not 4:2:0, and from OpenCV
+    planes: Planes | None = None  # upright, views; None where the pixel format is not 4:2:0, and from OpenCV
 
 
 class Video(Protocol):

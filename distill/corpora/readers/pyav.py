@@ -20,8 +20,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from distill.corpora.readers.frames import Frame, codec_name
-from distill.export.planes import Planes
-from distill.export.variants import Colour
+from distill.export.yuv import Colour, Planes
 from distill.run.errors import UsageError
 
 NO_TIMES = av.format.Flags.no_timestamps.value

@@ -28,9 +28,8 @@ from distill.corpora.readers.stamps import position
 from distill.corpora.video import decoded, probe
 from distill.encoding.encoders import Picture
 from distill.encoding.maps import MODEL_WIDTH, map_of
-from distill.export.planes import Planes
 from distill.export.streaming import Stream
-from distill.export.variants import Colour
+from distill.export.yuv import Colour, Planes
 from distill.recipe import keys
 from distill.run.errors import UsageError
 from distill.run.files import fingerprint
