@@ -16,7 +16,7 @@ from distill.cli.app import app as distill
 from distill.opallowlist.cli import app as opallowlist
 from distill.opallowlist.foreign import toml_text
 from distill.recipe.files import MOST
-from distill.recipe.keys import SECTIONS, STUDENT_ABOUT
+from distill.recipe.keys import SECTIONS, STUDENT_ABOUT, Recipe
 from distill.reporting.words import WORDS
 
 project, release = "saliency-distill", __version__
@@ -96,18 +96,19 @@ def recipe_keys(head: str) -> str:
     parts = [head]
     for name, section in SECTIONS.items():
         about = STUDENT_ABOUT if name == "student" else {"": " ".join((section.__doc__ or "").split())}
-        rows = [_key(f, f.metadata.get("about") or about[f.name]) for f in dataclasses.fields(section)]
+        own = getattr(Recipe(), name)
+        rows = [_key(f, getattr(own, f.name), f.metadata.get("about") or about[f.name]) for f in dataclasses.fields(section)]
         header = ["| key | default | bounds | meaning |", "| --- | --- | --- | --- |"]
         parts += [f"## {name}", about[""], "\n".join(header + rows)]
     return "\n\n".join(parts)
 
 
-def _key(f: dataclasses.Field, meaning: str) -> str:
+def _key(f: dataclasses.Field, value: Any, meaning: str) -> str:
     low, high, among = (f.metadata.get(name) for name in ("low", "high", "among"))
     bounds = ", ".join(f"`{word}`" for word in among or ())
     if low is not None:
         bounds = f"{low:,} or more" if high is None or high > MOST else f"{low:,} to {high:,}"
-    default = toml_text(list(f.default) if isinstance(f.default, tuple) else f.default)
+    default = toml_text(list(value) if isinstance(value, tuple) else value)
     return f"| `{f.name}` | `{_cell(default)}` | {bounds} | {_cell(meaning)} |"
 
 

@@ -1,8 +1,10 @@
 """README and docs: commands name verbs and options that exist, links resolve, the README's Python block runs, the site builds."""
 
 import re
+import runpy
 import subprocess
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_type_hints
 from urllib.parse import unquote
@@ -13,7 +15,8 @@ import pytest
 import typer.main
 
 from distill.cli.app import app
-from distill.recipe.keys import SECTIONS
+from distill.opallowlist.foreign import toml_text
+from distill.recipe.keys import SECTIONS, Recipe
 from tests.browser import CHROMIUM, browsing
 from tests.helpers import ROOT
 
@@ -119,6 +122,15 @@ def test_the_site_has_every_verb_and_every_recipe_key(site):
     assert "<h3>distill teachers fetch<" in pages["commands.html"] and "<h3>opallowlist check<" in pages["commands.html"]
     keys = [f"{name}</span>" for section in SECTIONS.values() for name in get_type_hints(section)]
     assert [key for key in keys if key not in pages["recipe-keys.html"]] == []
+
+
+def test_the_page_of_recipe_keys_has_the_defaults_of_a_recipe():
+    made = runpy.run_path(str(ROOT / "docs" / "conf.py"))["recipe_keys"]("")
+    for section in fields(recipe := Recipe()):
+        table = made.partition(f"## {section.name}\n")[2].partition("\n## ")[0]
+        shown = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", table, re.M))
+        values = asdict(getattr(recipe, section.name))
+        assert shown == {key: toml_text(list(v) if isinstance(v, tuple) else v) for key, v in values.items()}, section.name
 
 
 def test_the_readmes_python_block_runs(tmp_path, monkeypatch):

@@ -147,7 +147,8 @@ def _run_until(
     except (Interrupted, KeyboardInterrupt) as error:
         launcher = ["torchrun", "--nproc-per-node", str(parallel.local_world()), "-m"] if parallel.world() > 1 else []
         command = shlex.join([*launcher, "distill", *(a for a in sys.argv[1:] if a != "--force")])
-        raise Interrupted(f"{str(error) or 'at once'}; saved; continue with: {command}") from error
+        kept = f"{error}; saved" if str(error) else "what was saved is kept"
+        raise Interrupted(f"{kept}; continue with: {command}") from error
 
 
 def _say_plan(directory: RunDir, source: "Source | None", narrator: Narrator) -> None:
@@ -229,7 +230,7 @@ def evaluate(
         recipe, corpus = next(iter(targets), None), next(iter(corpora), None)
         _run_until("eval", "eval", recipe, corpus, options, output, per_clip, table)
         return
-    _refuse_options_of_runs(options, "a run's alone, and ONNX files are scored")
+    _refuse_options_of_runs(options)
     narrator = Narrator(output.quiet)
     _check_exist(models)
     resolved = corpus_recipe(corpora, options, narrator)
@@ -253,16 +254,16 @@ def _check_exist(models: list[Path]) -> None:
         raise UsageError(f"no model at {lacking}")
 
 
-def _refuse_options_of_runs(options: RunOptions, why: str) -> None:
+def _refuse_options_of_runs(options: RunOptions) -> None:
     given = {
         "--teacher": options.teacher, "--maps": options.maps, "--accept-licence": options.accept, "--out": options.out,
         "--force": options.force, "--from": options.source,
     }  # fmt: skip
     if useless := next((option for option, value in given.items() if value), ""):
-        raise UsageError(f"{useless} is {why}; leave it out")
+        raise UsageError(f"{useless} applies to runs; here finished ONNX files are scored: leave it out")
     for text in options.sets or []:
         if (section := text.partition(".")[0].strip()) in SECTIONS.keys() - {"corpus", "eval"}:
-            raise UsageError(f"--set {text}: the section {section} is {why}; leave it out")
+            raise UsageError(f"--set {text}: [{section}] applies to runs; here finished ONNX files are scored: leave it out")
 
 
 def init(

@@ -36,24 +36,20 @@ def choose_run(recipe: Path | None, corpus: str | None, options: RunOptions, nar
     Says what a --root without --corpus holds. Raises UsageError where nothing names a run, except for the verb `run`; for a
     folder that is no run; and as `load_recipe`.
     """
-    out = options.out
-    if recipe is not None and recipe.is_dir():
-        if not is_run(recipe):
-            raise UsageError(f"{recipe} is a folder and no run; {_meant(recipe, verb)}")
-        recipe = recipe / "recipe.toml"
-    if recipe is not None and is_run(recipe.parent):
-        out = out or recipe.parent  # a run's own recipe continues that run
-    own = out if recipe is None and out is not None and is_run(out) else None
-    sets = options.sets or []
+    named = recipe or options.out
+    run = named and _run_at(named)
+    if recipe and recipe.is_dir() and not run:
+        raise UsageError(f"{recipe} is a folder and no run; {_meant(recipe, verb)}")
+    out, source, sets = options.out or run, options.source, options.sets or []
     names_corpus = any(text.partition("=")[0].strip() == "corpus.name" for text in sets)
-    if options.source and out is None:
-        raise UsageError(f"--from {options.source} starts another run; give its directory with --out")
-    if verb != "run" and not (recipe or own or options.source or corpus or options.root or names_corpus):
+    if source and not out:
+        raise UsageError(f"--from {source} starts another run; give its directory with --out")
+    if source and not is_run(source):
+        raise UsageError(f"--from {source} holds no run; give the folder of one")
+    if verb != "run" and not (recipe or run or source or corpus or options.root or names_corpus):
         raise UsageError(f"{f'{out} holds no run; ' if out else ''}which run? {_how_to_name_one(verb)}")
-    of_run = own or (recipe.parent if recipe is not None and recipe.name == "recipe.toml" and is_run(recipe.parent) else None)
-    if options.source and not (recipe or own):
-        of_run = options.source
-    base = recipe_of(of_run) if of_run else load_recipe(recipe)
+    own = run or (None if recipe else source)
+    base = recipe_of(own) if own else load_recipe(recipe)
     if options.root and not corpus and not names_corpus and base.corpus.name == "synthetic":
         corpus = recognised(options.root, narrator)
     given = {
@@ -75,8 +71,8 @@ def models_elsewhere(target: Path | None, options: RunOptions) -> list[Path]:
     named, out = target or options.out, options.out
     if not (named and options.root):
         return []
-    path = named.parent if named.name == "recipe.toml" else named
-    if not is_run(path):
+    path = _run_at(named)
+    if path is None:
         if target or any((options.teacher, options.maps, options.source)):
             return []
         raise UsageError(
@@ -90,6 +86,12 @@ def models_elsewhere(target: Path | None, options: RunOptions) -> list[Path]:
     if lacking := [model for model in models if not model.is_file()]:
         raise UsageError(f"there is no {lacking[0]} yet; finish the run with `distill run {shlex.quote(str(path))}`")
     return models
+
+
+def _run_at(path: Path) -> Path | None:
+    """The run that a path names: its folder, or the recipe.toml in it; None for anything else."""
+    folder = path.parent if path.name == "recipe.toml" else path
+    return folder if is_run(folder) else None
 
 
 def recognised(roots: list[Path], narrator: Narrator) -> str:

@@ -3,7 +3,7 @@ its step file beats its image file.
 
     compared = verdict.comparisons(metrics)     # of metrics.json
     verdict.headline(compared)                  # "Beats the centred Gaussian and the mean training map; no clear difference ..."
-    verdict.difference(compared[0])             # "NSS +0.81 [+0.62, +1.01], CC +0.21 [+0.15, +0.27]"
+    verdict.differences(compared[0])            # ["NSS +0.81 [+0.62, +1.01]", "CC +0.21 [+0.15, +0.27]"]
 
 Paired differences of NSS on the same clips decide, with their 95 % intervals: better where the interval lies above 0, worse
 where it lies below 0. One clip alone has no interval, and decides nothing.
@@ -71,11 +71,6 @@ def differences(comparison: Comparison) -> list[str]:
         interval = tables.format_interval(of["interval"], metric, sign=True)
         shown.append(f"{LABELS[metric]} {tables.format_value(of['mean'], metric, sign=True)} {interval}".rstrip())
     return shown
-
-
-def difference(comparison: Comparison) -> str:
-    """`NSS +0.812 [+0.621, +1.013], CC +0.211 [+0.150, +0.270]`."""
-    return ", ".join(differences(comparison))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -150,10 +150,6 @@ def _typed(value: Any, type_: Any, name: str, where: str) -> Any:
         inner = typing.get_args(type_)[0]
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         return tuple(str(item) if inner is str else _typed(item, inner, name, where) for item in items)
-    if type_ is str and isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
-        raise UsageError(
-            f"{where}: '{name}' is not UTF-8, and a recipe is; rename what it names, or make a link to it: {value}"
-        )
     if type_ in (float, str) and type(value) in (int, float):
         value = type_(value)
     if type(value) is not type_:
@@ -162,11 +158,17 @@ def _typed(value: Any, type_: Any, name: str, where: str) -> Any:
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from nested plain values; a value out of bounds raises UsageError."""
+    """A recipe from nested plain values; a value out of bounds, or a text that is not UTF-8, raises UsageError."""
     sections: dict[str, Any] = {}
     for name, section_type in SECTIONS.items():
         for f in dataclasses.fields(section_type):
             value = values[name][f.name]
+            if not_text := [
+                v for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, str) and not _is_text(v)
+            ]:
+                raise UsageError(
+                    f"{name}.{f.name} is not UTF-8, and a recipe is; rename what it names, or make a link to it: {not_text[0]}"
+                )
             low, high = f.metadata.get("low"), f.metadata.get("high")
             if high is None and type(value) is int:
                 high = MOST
@@ -227,10 +229,7 @@ def _named_path(value: str) -> tuple[str, str, str]:
 
 
 def to_toml(recipe: Recipe, comments: bool = False) -> str:
-    """The recipe as TOML that `load_recipe` reads back; with comments, every key is explained.
-
-    Raises UsageError for a path that is not UTF-8, which TOML cannot hold.
-    """
+    """The recipe as TOML that `load_recipe` reads back; with comments, every key is explained."""
     lines = []
     for name, section_type in SECTIONS.items():
         about = STUDENT_ABOUT if name == "student" else {"": (section_type.__doc__ or "").splitlines()[0]}
@@ -238,11 +237,6 @@ def to_toml(recipe: Recipe, comments: bool = False) -> str:
         for f in dataclasses.fields(section_type):
             value = getattr(getattr(recipe, name), f.name)
             text = toml_text(list(value) if isinstance(value, tuple) else value)
-            if not _is_text(text):
-                way_out = (
-                    "not UTF-8, and TOML, in which a run keeps its recipe, holds nothing else; rename it, or name a link to it"
-                )
-                raise UsageError(f"{name}.{f.name} = {text}: the name is {way_out}")
             lines += [f"# {f.metadata.get('about') or about[f.name]}"] * comments + [f"{f.name} = {text}"]
         lines.append("")
     return "\n".join(lines)

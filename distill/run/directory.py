@@ -64,7 +64,7 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
     _refuse_other_files(path)
     if force or not is_run(path):
         return None
-    manifest = _intact(path) or {
+    manifest = manifest_of(path) or {
         "schema": SCHEMA,
         "created": _now(),
         "rebuilt": _now(),
@@ -84,18 +84,13 @@ def read_manifest(path: Path, recipe: Recipe, force: bool = False) -> dict[str, 
     return manifest
 
 
-def manifest_of(path: Path) -> dict[str, Any] | None:
-    """The manifest of the run in the directory `path`; None where it is lost or damaged, or there is no run."""
-    return _intact(path)
-
-
 def recipe_of(path: Path) -> Recipe:
     """The recipe of the run in the directory `path`. Raises UsageError where it is lost or damaged."""
-    return _recipe_in(_intact(path) or {"rebuilt": True}, path)
+    return _recipe_in(manifest_of(path) or {"rebuilt": True}, path)
 
 
 def _recipe_in(manifest: Mapping[str, Any], path: Path) -> Recipe:
-    """A run's recipe as its manifest has it, where recipe.toml is lost or damaged, too; runs of earlier versions have only that."""
+    """A run's recipe as its manifest has it, where recipe.toml is lost or damaged, too; runs of earlier versions have only recipe.toml."""
     file, text = path / "recipe.toml", manifest.get("recipe")
     kept = recipe_from(text, where=str(path / MANIFEST)) if isinstance(text, dict) else None
     another = f"--out {shlex.quote(str(_free(path)))}"
@@ -141,11 +136,11 @@ def _changed(path: Path, outputs: Mapping[str, Any]) -> Iterator[str]:
 
 def is_run(path: Path) -> bool:
     """Whether a directory holds a run, be it one whose manifest was lost or damaged."""
-    return _intact(path) is not None or _has_lost_its_manifest(path)
+    return manifest_of(path) is not None or _has_lost_its_manifest(path)
 
 
-def _intact(path: Path) -> dict[str, Any] | None:
-    """The manifest; None where it is missing, damaged or somebody else's."""
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """The manifest of the run in the directory `path`; None where it is missing, damaged or somebody else's."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         match json.loads((path / MANIFEST).read_text(encoding="utf-8")):
             case {"schema": int(), "created": str(), "stages": dict(stages)} as manifest if all(

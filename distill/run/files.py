@@ -1,6 +1,6 @@
 """Files that get their name only when they are complete, arrays that are open only while they are read, and JSON.
 
-`atomic_together` is the only way in which the pipeline writes files; all else here that writes uses it. Until then a file is
+The pipeline writes files through `atomic_together` alone, and replaces folders through `atomic_folder`. Until then a file is
 called `.STEM.PID-MACHINE.tmp.SUFFIX`. Where a process was killed such files stay; the next one that writes to the folder
 removes them.
 """
@@ -67,17 +67,20 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; at the end of the block it takes its place. If the block raises, all stays as it was."""
+    """A temporary folder beside `path`; at the end of the block it takes its place. If the block raises, all stays as it was. Where
+    the process is killed between the two, the old folder is at `.NAME.PID-MACHINE.old`."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{MACHINE}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}-{MACHINE}.{kind}") for kind in ("tmp", "old"))
     temporary.mkdir()
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(old)  # under a name that nobody removes, until the new one has its own
         temporary.replace(path)
+        if old.exists():
+            old.replace(temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -97,7 +100,7 @@ def temporary_folder() -> Iterator[Path]:
 
 def with_final_names(text: str) -> str:
     """A message with the names that temporary files in it were to get."""
-    return re.sub(r"\.([^/\s]+?)\.\d+-[0-9a-f]{8}\.tmp", r"\1", text)
+    return re.sub(r"(?<![\w.])\.([^/\n]+?)\.\d+-[0-9a-f]{8}\.tmp", r"\1", text)
 
 
 def is_temporary(name: str) -> bool:

@@ -15,9 +15,6 @@ from distill.corpora import Corpus, fixation_points, open_corpus, video
 from distill.corpora.fixations import LATE
 from distill.corpora.readers import pyav, stamps
 from distill.corpora.video import probe, read_frames, write_video
-from distill.recipe import keys
-from distill.recipe.files import to_toml
-from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.run.files import read_json, write_json
 
@@ -308,5 +305,3 @@ def test_a_corpus_with_a_name_that_is_not_utf8(tmp_path):
     assert next(pan.read()).shape == (pan.height, pan.width, 3)
     write_json(tmp_path / "corpus.json", {"video": clip.video})
     assert read_json(tmp_path / "corpus.json") == {"video": str(tmp_path / "mp4" / f"{name}.mp4")}
-    with pytest.raises(UsageError, match=r"corpus\.root = .*: the name is not UTF-8, and TOML, .* rename it"):
-        to_toml(Recipe(corpus=keys.Corpus(root=(name,))))

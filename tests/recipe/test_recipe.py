@@ -118,9 +118,10 @@ def test_nesting_without_end_is_a_sentence(tmp_path):
         load_recipe(None, [f"train.steps={deep}"])
 
 
-def test_a_name_that_is_not_utf_8_is_refused():
-    with pytest.raises(UsageError, match=r"'corpus.root' is not UTF-8, and a recipe is"):
-        load_recipe(None, ['corpus.root="caf\udce9"'])
+@pytest.mark.parametrize("value", ['"caf\udce9"', '["plain", "caf\udce9"]'])
+def test_a_name_that_is_not_utf_8_is_refused(value):
+    with pytest.raises(UsageError, match=r"corpus\.root is not UTF-8, and a recipe is; rename what it names"):
+        load_recipe(None, [f"corpus.root={value}"])
 
 
 def test_a_missing_recipe_names_the_way_out(tmp_path):

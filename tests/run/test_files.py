@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,8 +168,40 @@ def test_an_array_file_is_whole_or_damaged_and_never_an_error(tmp_path):
     assert file.is_whole() and file.is_whole(0)
 
 
-def test_messages_name_the_file_and_not_its_temporary_stand_in(tmp_path):
-    with files.atomic(tmp_path / "a.b.npy") as temporary:
-        temporary.touch()
-        assert files.with_final_names(f"cannot write {temporary}: full") == f"cannot write {tmp_path / 'a.b.npy'}: full"
+@pytest.mark.parametrize("name", ["a.b.npy", "my clip.mp4", "my own folder/a b.npy"])
+def test_messages_name_the_file_and_not_its_temporary_stand_in(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / name, Path(name)):
+        with files.atomic(path) as temporary:
+            temporary.touch()
+            for said in ("cannot write {}: full", "[Errno 28] No space left: '{}'", "{}"):
+                assert files.with_final_names(said.format(temporary)) == said.format(path)
     assert files.with_final_names("v1.tmp and .hidden stay") == "v1.tmp and .hidden stay"
+
+
+def test_a_folder_is_replaced_as_a_whole_and_never_lost(tmp_path, monkeypatch):
+    out, replace = tmp_path / "maps", Path.replace
+    with files.atomic_folder(out) as folder:
+        (folder / "1.png").write_text("old")
+
+    def killed_at(count):
+        calls = []
+
+        def call(path, target):
+            calls.append(path)
+            if len(calls) == count:
+                raise KeyboardInterrupt
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", call)
+        with pytest.raises(KeyboardInterrupt), files.atomic_folder(out) as folder:
+            (folder / "1.png").write_text("new")
+        monkeypatch.setattr(Path, "replace", replace)
+        return [path.read_text() for path in tmp_path.rglob("1.png")]
+
+    assert killed_at(1) == ["old"] and names(tmp_path) == ["maps"]
+    assert killed_at(2) == ["old"] and not files.is_temporary(*names(tmp_path))
+    next(tmp_path.iterdir()).replace(out)
+    with files.atomic_folder(out) as folder:
+        (folder / "2.png").write_text("new")
+    assert names(tmp_path) == ["maps"] and names(out) == ["2.png"]

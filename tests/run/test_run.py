@@ -205,7 +205,7 @@ def test_a_run_takes_over_what_agrees_from_another_one(finished, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "none", "--out", "x"], "no recipe at"),
+        (["--from", "none", "--out", "x"], "--from none holds no run; give the folder of one"),
         (["--from", "RUN"], "starts another run; give its directory with --out"),
         (["--from", "RUN", "--out", "RUN"], "is the run itself"),
     ],
