@@ -130,7 +130,8 @@ def bd(
     """
     extras.require("encode")
     from distill.encoding.bd import tables
-    from distill.encoding.bd.compare import Work, compare, make_codings
+    from distill.encoding.bd.clips import Work
+    from distill.encoding.bd.compare import compare, make_codings
     from distill.encoding.bd.excerpts import find_sources, read_span, unique_names
     from distill.encoding.bd.measures import choose_measures
 

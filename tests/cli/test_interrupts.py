@@ -33,14 +33,27 @@ def test_ctrl_c_during_start_up_ends_quietly(tmp_path, start, arguments, after):
     assert process.returncode in ({130, 0} if arguments == ["--help"] else {130, 2} if "none.onnx" in arguments else {130})
 
 
+MARKED = f"""
+import signal
+install = signal.signal
+def first(*arguments):
+    signal.signal = install
+    before = install(*arguments)
+    {MARK}
+    return before
+signal.signal = first
+"""
+
+
 @pytest.mark.parametrize("after", [0, 0.03, 0.1, 0.3])
 def test_ctrl_c_while_the_gate_is_imported_as_a_module_ends_quietly(tmp_path, after):
-    (tmp_path / "sitecustomize.py").write_text(MARK, encoding="utf-8")
+    """From where the package itself takes Ctrl-C: before, the interpreter starts, and runs none of our code."""
+    (tmp_path / "sitecustomize.py").write_text(MARKED, encoding="utf-8")
     command = [sys.executable, "-m", "distill.opallowlist", "check", "none.onnx"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.read(2) == "up"
-    time.sleep(0.1 + after)  # the rest of the interpreter's start, which runs none of our code
+    time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err and process.returncode in (130, 2), err

@@ -9,13 +9,18 @@ pytest.importorskip("av")
 
 from distill.corpora import open_corpus
 from distill.corpora.video import write_video
+from distill.encoding.bd import clips as bd_clips
 from distill.encoding.bd import compare
+from distill.encoding.bd import jobs as bd_jobs
 from distill.encoding.bd import tables as bd_tables
-from distill.encoding.bd.compare import Work, make_codings, measure_point, plan_offsets
+from distill.encoding.bd.clips import Work, measure_clip, measure_point, plan_offsets
+from distill.encoding.bd.compare import make_codings
 from distill.encoding.bd.excerpts import Source, Span, find_sources, make_excerpt, read_clip, unique_names
 from distill.encoding.bd.measures import Measures
 from distill.encoding.bd.summary import CENTRE, NO_MAP, OBSERVERS, gains, summary
+from distill.encoding.encode import encode
 from distill.encoding.encoders import Coding
+from distill.encoding.maps import centre_map
 from distill.encoding.qp_offsets import MAPPINGS, Shaping
 from distill.evaluation import tables
 from distill.export.graph import step_graph
@@ -71,6 +76,21 @@ def test_a_gaze_map_gains_where_people_look_and_loses_elsewhere(tmp_path):
     gained = gains(points)["bd_rate"]
     assert gained["right"]["gaze"] < -15 and gained["right"]["plain"] > 0
     assert gained["wrong"]["gaze"] > 0
+
+
+@pytest.mark.parametrize(("title", "maps"), [(NO_MAP, None), (CENTRE, centre_map)])
+def test_a_point_has_the_rate_of_encode(tmp_path, title, maps):
+    rng = np.random.default_rng(0)
+    texture = rng.integers(30, 220, (12, 20, 3)).repeat(8, 0).repeat(8, 1) + rng.integers(-25, 25, (96, 160, 3))
+    frames = [np.roll(np.clip(texture, 0, 255).astype(np.uint8), n, 1) for n in range(8)]
+    write_video(tmp_path / "v.mp4", 25.0, (96, 160), frames)
+    work = work_at(24, 32)
+    encoded = [encode(tmp_path / "v.mp4", tmp_path / "out.ts", maps, c, Shaping(), Narrator(quiet=True)) for c in work.codings]
+    result = measure_clip(
+        find_sources([tmp_path / "v.mp4"], None, None, None, Span(0, 0), Narrator(quiet=True))[0], work, print
+    )
+    rates = [point["kbps"] for point in result["points"][title]]
+    assert rates == pytest.approx([facts["bytes"] * 8 / 1000 / (8 / 25) for facts in encoded], rel=1e-9)
 
 
 def clip_facts(centred, model, by="gaze", size=1.0):
@@ -161,7 +181,7 @@ def test_a_clip_whose_curves_do_not_overlap_does_not_affect_others(tiny_root, tm
         mapped = offsets[0] is not None and (np.array_equal(excerpt.pixels[0], first_luma) or broken == "both")
         return point | {key: point[key] + 100 * mapped for key in ("plain", "gaze", "yuv")}
 
-    monkeypatch.setattr(compare, "measure_point", apart)
+    monkeypatch.setattr(bd_clips, "measure_point", apart)
     broken = "first"
     result = compare.compare(sources, Span(2), work_at(20, 32), Narrator(quiet=True))
     first, second = result["clips"].values()
@@ -282,7 +302,7 @@ def test_finished_clips_are_kept_for_the_next_time(tiny_root, tmp_path, monkeypa
     whole = compare.compare(*arguments, Narrator(quiet=True), jobs, kept)
     assert len(half["clips"]) == 1 and len(whole["clips"]) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "measure_clip", lambda *_: 1 / 0)
+        patch.setattr(bd_jobs, "measure_clip", lambda *_: 1 / 0)
         assert compare.compare(*arguments, Narrator(quiet=True), 1, kept) == whole
         with pytest.raises(ZeroDivisionError):  # of other settings
             compare.compare(*arguments[:2], work_at(20, 33), Narrator(quiet=True), 1, kept)
