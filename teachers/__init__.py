@@ -3,7 +3,7 @@
 There are two interfaces; importing them needs no torch:
 
     Teacher   computes:  uint8 RGB frames [T,H,W,3] and their rate -> float32 logits [T,h,w]
-    Lookup    looks up:  a clip's id and frame count               -> float32 logits [T,h,w]
+    Lookup    looks up:  a clip's name, its part, its frame count  -> float32 logits [T,h,w]
 
 A teacher works in two steps, so that decoding runs ahead of the network and no clip is held in memory at full size:
 
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from torch import Tensor
 
@@ -95,14 +93,18 @@ class Lookup(Protocol):
 
     name: str
 
-    def has(self, name: str, part: str = "") -> bool: ...
+    def has(self, name: str, part: str = "") -> bool:
+        """Whether there are labels for the clip that `part` of a corpus calls `name`; they may still be damaged."""
+        ...
 
-    def places(self, name: str, part: str = "") -> list[Path]:
-        """Where the labels of a clip are looked for."""
+    def places(self, name: str, part: str = "") -> list[str]:
+        """The files, and the folders with a slash at the end, in which the labels of a clip are looked for."""
         ...
 
     def logits(self, name: str, frames: int, part: str = "") -> Tensor:
         """The logits of the clip that `part` of a corpus calls `name`, of `frames` frames, float32 `[T,h,w]`."""
         ...
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Another value means other labels."""
+        ...

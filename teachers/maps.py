@@ -56,20 +56,20 @@ class MapsTeacher:
 
     def _image(self, folder: Path, name: str) -> tuple[Path, int] | None:
         rows = self._images[folder]
-        for key in (name, Path(name).stem):
+        for key in (name, Path(name).name):
             if len(places := rows.get(key, [])) == 1:
                 return places[0]
         return None
 
     def has(self, name: str, part: str = "") -> bool:
         """Whether there are maps for a clip; they may still be damaged."""
-        found = any(path.exists() for path in self.places(name, part))
+        found = any(Path(place).exists() for place in self.places(name, part))
         return found or self._image(self._folder(part), name) is not None
 
-    def places(self, name: str, part: str = "") -> list[Path]:
-        """Where the maps of a clip are looked for, beside the sets of images."""
-        folder = self._folder(part)
-        return [folder / f"{name}.npz", folder / name, folder / f"{name}.png"]
+    def places(self, name: str, part: str = "") -> list[str]:
+        """Where the maps of a clip are looked for, beside the sets of images; a folder with a slash at its end."""
+        place = self._folder(part) / name
+        return [f"{place}.npz", f"{place}/", f"{place}.png"]
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, over the names and contents of all maps."""
@@ -82,7 +82,7 @@ class MapsTeacher:
 
     def _find(self, name: str, part: str) -> tuple[np.ndarray, np.ndarray, Path]:
         folder = self._folder(part)
-        npz, pngs, png = self.places(name, part)
+        npz, pngs, png = map(Path, self.places(name, part))
         if npz.exists() and not _image_names(npz):
             return *_read_npz(npz), npz
         if (image := self._image(folder, name)) is not None:
@@ -95,7 +95,7 @@ class MapsTeacher:
             maps, source = (_read_pngs(pngs), pngs) if pngs.is_dir() else (_read_png(png)[None], png)
             return maps, np.ones(len(maps), np.float32), source
         raise ValueError(
-            f"teacher.maps has nothing for clip {name}: neither {npz} nor {pngs}/; add it, or corpus.skip the clip"
+            f"teacher.maps has nothing for clip {name}: there is no {npz}, {pngs}/ or {png}; add it, or corpus.skip the clip"
         )
 
     def logits(self, name: str, frames: int, part: str = "") -> Tensor:

@@ -67,10 +67,10 @@ def inspect(
         print_facts(summary(facts))
         print_files(facts.get("files", []))
     if broken := facts["broken"]:
-        from distill.corpora.clips import counted, skipping
+        from distill.corpora.clips import counted, leaving_out
 
-        way_out = f"restore them, or leave them out: {skipping(broken)}"
-        raise GateFailed(f"{counted(len(broken), 'clip')} cannot be used; {way_out}")
+        them = "it" if len(broken) == 1 else "them"
+        raise GateFailed(f"{counted(len(broken), 'clip')} cannot be used; restore {them}, or {leaving_out(broken)}")
 
 
 def doctor(as_json: JsonOption = False) -> None:

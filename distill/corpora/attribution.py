@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from distill.corpora.clips import Clip, first_few, skipping
+from distill.corpora.clips import Clip, first_few, leaving_out
 from distill.run.errors import UsageError
 
 COLUMNS = ("file", "source", "author", "licence")
@@ -45,7 +45,7 @@ def attribute(table: Path, files: Mapping[str, str]) -> dict[str, Attribution]:
     lines = _read(table)
     found = {clip: next((line for line in lines if fnmatchcase(file, line.file)), None) for clip, file in files.items()}
     if without := [clip for clip, line in found.items() if line is None]:
-        way_out = f"add their source, author and licence, or leave them out: {skipping(without[:4])}"
+        way_out = f"add source, author and licence, or {leaving_out(without)}"
         raise UsageError(f"corpus.attribution {table} has no line for {first_few([files[c] for c in without])}; {way_out}")
     return {clip: Attribution(files[clip], line.source, line.author, line.licence) for clip, line in found.items() if line}
 

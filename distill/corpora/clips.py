@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -18,7 +18,11 @@ from distill.corpora import camera
 from distill.corpora.readers import stamps
 from distill.corpora.readers.frames import Frame
 from distill.corpora.video import decoded
+from distill.opallowlist.foreign import toml_text
 from distill.run.errors import UsageError
+
+MOST_SKIPPED = 50
+"""Clips that a message tells how to leave out; a longer list would fill the screen."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,14 @@ def _clip(values: dict[str, Any]) -> Clip:
     return Clip(**{**values, "shots": tuple(values.get("shots", ())), "times": tuple(values.get("times", ()))})
 
 
-def skipping(ids: Iterable[str]) -> str:
-    """The option that leaves clips out of a run, as a shell takes it."""
-    return f"--set {shlex.quote('corpus.skip=' + ','.join(ids))}"
+def leaving_out(ids: Collection[str]) -> str:
+    """The way out of clips that a run cannot use: `leave it out: --set corpus.skip=001`, as a shell takes it; of very many,
+    `leave them out with corpus.skip`."""
+    leave_out = f"leave {'it' if len(ids) == 1 else 'them'} out"
+    if len(ids) > MOST_SKIPPED:
+        return f"{leave_out} with corpus.skip"
+    plain = not any(set(clip_id) & set(",[\"'") or clip_id != clip_id.strip() for clip_id in ids)
+    return f"{leave_out}: --set {shlex.quote('corpus.skip=' + (','.join(ids) if plain else toml_text(list(ids))))}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -153,7 +162,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def first_few(names: list[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """At most four names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.corpora.checking import EMPTY, MANY, ODD_MAPS, REBUILT, UNANNOTATED, UNUSABLE, WITHOUT_FRAME, check, license_of
-from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip, first_few, skipping
+from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip, first_few, leaving_out
 from distill.corpora.gaze import FULL, GREY, JPEG
-from distill.corpora.layouts import CORPORA
+from distill.corpora.layouts import CORPORA, check_folder
 from distill.corpora.video import REPAIRED, UNDECODED
 from distill.recipe import keys
 from distill.recipe.files import did_you_mean
@@ -64,7 +64,8 @@ def parts_of(name: str, roots: Roots) -> list[Part]:
             weight = 0.0
         if not 0 < weight < float("inf"):
             raise UsageError(f"corpus '{corpus}' has the weight '{text}'; give a number above 0, as in dhf1k:1,images:0.5")
-        if any(part.corpus == corpus and part.root.absolute() == root.absolute() for part in parts):
+        layout = CORPORA[corpus].find
+        if any(CORPORA[part.corpus].find is layout and part.root.resolve() == root.resolve() for part in parts):
             raise UsageError(f"corpus '{name}' names {root} twice; give it once, with a larger weight: {corpus}:2")
         same = sum(part.corpus == corpus for part in parts)
         parts.append(Part(f"{corpus}-{same + 1}" if same else corpus, corpus, weight, root))
@@ -78,10 +79,7 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, C
     """
     found: dict[str, tuple[Part, Clip]] = {}
     for part in parts:
-        if not part.root.is_dir():
-            raise UsageError(
-                f"corpus root {part.root} is not a folder; give the folder of the corpus with --root, or as corpus.root in the recipe"
-            )
+        check_folder(part.root)
         for entry in CORPORA[part.corpus].find(part.root, replace(options, name=part.corpus)):
             clip = replace(entry, id=_text(entry.id), name=_text(entry.name))
             found[f"{part.name}.{clip.id}" if parts[1:] else clip.id] = part, clip
@@ -143,13 +141,13 @@ def open_corpus(
     """Finds the clips under `root` (one per part of `name`) and checks each of them, decoding each video once.
 
     options: its root is not used, but its `skip`, `fps` and `mouse_lag_ms` are. only: see `survey`.
-    Raises UsageError for an unknown corpus, a missing or empty root, or clips that cannot be used, naming all of them.
+    Raises UsageError for an unknown corpus, a missing or empty root, or clips that cannot be used.
     """
     corpus, problems = survey(name, root, options, track, only=only)
     if problems:
         first, *others = problems
-        more = f" ({len(others)} more clips have problems: {', '.join(others)})" if others else ""
-        raise UsageError(f"{problems[first]}; or leave it out: {skipping(problems)}{more}")
+        more = f" ({counted(len(others), 'more clip')} with problems: {first_few(others)})" if others else ""
+        raise UsageError(f"{problems[first]}{more}; or {leaving_out(problems)}")
     return corpus
 
 

@@ -104,7 +104,7 @@ class Calibrated:
     def has(self, *args: Any) -> bool:
         return self.teacher.has(*args)
 
-    def places(self, *args: Any) -> list[Path]:
+    def places(self, *args: Any) -> list[str]:
         return self.teacher.places(*args)
 
     def fingerprint(self) -> str:

@@ -103,14 +103,21 @@ def _insert(chunk: Prepared, whole: Any, first: int, frames: int, pin: bool) -> 
     return whole
 
 
+def label_names(clip: Clip) -> list[str]:
+    """The names under which labels of a clip are looked for, the first that there is: FOLDER/STEM of its file, which names one clip
+    wherever it was labelled; its id; and its id in its part of a mixed corpus. A set may be called like its corpus: where `images.001`
+    is an id of `images` alone, the last is a guess, and so comes last."""
+    return list(dict.fromkeys((clip.name, clip.id, clip.id.removeprefix(f"{clip.corpus}."))))
+
+
 def looked_up_in(teacher: Lookup) -> LabelsOf:
-    """Labels by a teacher that looks clips up: by their name in their part of the corpus, FOLDER/STEM, or their id there."""
+    """Labels by a teacher that looks clips up, by their `label_names`."""
 
     def labels(clips: Sequence[Clip]) -> Generator[Tensor, None, None]:
         for clip in clips:
             with usage_errors():
-                names = (clip.name, clip.id.removeprefix(f"{clip.corpus}."))
-                name = next((name for name in names if teacher.has(name, clip.corpus)), names[-1])
+                names = label_names(clip)
+                name = next((name for name in names if teacher.has(name, clip.corpus)), clip.id)
                 logits = teacher.logits(name, clip.frames, clip.corpus)
             yield logits
 

@@ -114,9 +114,9 @@ class StoredLabels:
         """Whether a clip has labels, intact or damaged."""
         return self._id(name, part) in self.store
 
-    def places(self, name: str, part: str = "") -> list[Path]:
-        """Where the labels of a clip are looked for."""
-        return [self.store.path / f"{own}.npy" for own in (name, f"{part}.{name}")]
+    def places(self, name: str, part: str = "") -> list[str]:
+        """The files in which the labels of a clip are looked for."""
+        return [str(self.store.path / f"{own}.npy") for own in (name, f"{part}.{name}")]
 
     def logits(self, name: str, frames: int, part: str = "") -> Tensor:
         """The logits of clip `name` of a part of the corpus, float32 `[frames,h,w]`. Raises UsageError as `LabelStore.read`."""

@@ -42,12 +42,19 @@ def load_recipe(start: Path | Recipe | None = None, overrides: Sequence[str] = (
         if not equals or name.count(".") != 1:
             raise UsageError(f"--set takes section.key=value, got {override!r}")
         section, option = name.strip().split(".")
-        try:
-            value = tomllib.loads(f"value = {text.strip()}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            value = text.strip()  # a bare word is a string: --set corpus.name=dhf1k
+        value = _parsed(text.strip(), typing.get_type_hints(SECTIONS.get(section, object)).get(option))
         _merge(values, {section: {option: value}}, folder=Path.cwd(), where=f"--set {override}")
     return from_dict(values)
+
+
+def _parsed(text: str, type_: Any) -> Any:
+    """The value of `--set` for a key of this type: TOML, or the text itself. A bare word is a string, and so is the name 1.10."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    holds_text = str in (type_, *typing.get_args(type_))
+    return text if holds_text and not isinstance(value, str | list) else value
 
 
 def recipe_from(values: Mapping[str, Any], where: str) -> Recipe:

@@ -8,12 +8,12 @@ and usage errors are quick, and decodes no frame.
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from distill.corpora import CORPORA, attribution, find, parts_of, sources
-from distill.corpora.clips import counted, skipping
+from distill.corpora.clips import counted, leaving_out
 from distill.corpora.opening import Part
 from distill.corpora.synthetic import check_root
 from distill.labels import licences, members
@@ -50,9 +50,6 @@ STAGES = (
     Stage("eval", "score the ONNX files on the validation clips, and write the scores into them", ("eval",), rewrites="export"),
     Stage("report", "write report.html", ("report",)),
 )
-
-
-SKIPPED = 50  # clips that a message tells how to leave out
 
 
 def stage_keys(recipe: Recipe) -> dict[str, str]:
@@ -142,18 +139,20 @@ def check_ready(recipe: Recipe) -> None:
                 )
     if recipe.teacher.name == "maps":
         from distill.labels.building import open_maps  # imports torch, which no other teacher needs here
+        from distill.labels.labelling import label_names
 
         maps = open_maps(recipe)
-        found = (maps.has(entry.id, part.name) or maps.has(entry.name, part.name) for part, entry in clips.values())
-        if without := [i for i, has in zip(clips, found, strict=True) if not has]:
-            part, first = clips[without[0]]
-            looked = dict.fromkeys(str(path) for name in (first.id, first.name) for path in maps.places(name, part.name)[:2])
-            them = "add it" if not without[1:] else "add them"
-            if len(without) < min(len(clips), SKIPPED):  # a longer list would fill the screen
-                them += f", or leave {'them' if without[1:] else 'it'} out: {skipping(without)}"
+        wanted = [replace(entry, id=clip_id, corpus=part.name) for clip_id, (part, entry) in clips.items()]
+        if without := [clip for clip in wanted if not any(maps.has(name, clip.corpus) for name in label_names(clip))]:
+            first = without[0]
+            *looked, last = dict.fromkeys(place for name in label_names(first) for place in maps.places(name, first.corpus))
+            more = f" and {len(without) - 1:,} more" if without[1:] else ""
+            them = f"add {'them' if more else 'it'}"
+            if len(without) < len(clips):
+                them += f", or {leaving_out([clip.id for clip in without])}"
             raise UsageError(
-                f"teacher.maps has nothing for clip {without[0]}{f' and {len(without) - 1:,} more' if without[1:] else ''}: there is no "
-                f"{' or '.join(looked)}; {_folder_of_maps(recipe, part) or them}"
+                f"teacher.maps has nothing for clip {first.id}{more}: there is no {', '.join(looked)} or {last}; "
+                f"{_folder_of_maps(recipe, clips[first.id][0]) or them}"
             )
     if recipe.run.device not in ("auto", "cpu"):
         from distill.run.machine import device  # imports torch, which no other check needs

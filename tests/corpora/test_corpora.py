@@ -1,3 +1,4 @@
+import shlex
 import shutil
 
 import cv2
@@ -5,8 +6,10 @@ import numpy as np
 import pytest
 
 from distill.corpora import SIGMA, density_map, fixation_map, open_corpus, split, synthetic
+from distill.corpora.clips import leaving_out
 from distill.corpora.video import probe
 from distill.recipe import keys
+from distill.recipe.files import load_recipe
 from distill.run.errors import UsageError
 from tests.helpers import make_clip
 
@@ -89,6 +92,24 @@ def test_a_damaged_clip_is_named_with_the_way_out(tmp_path, damage, message):
         open_corpus("dhf1k", tmp_path)
     assert "--set corpus.skip=001" in str(error.value)
     assert [clip.id for clip in open_corpus("dhf1k", tmp_path, options=keys.Corpus(skip=["001"])).clips] == ["002"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["001"], ["001", "a.b"], ["1.10"], ["1_0", "7"], ["2e3"], ["true"], ["2020-01-01"], ["a, b"], ["a", '"b"'], ["[c]"], [" d"],
+        ["it's"], ["a # b"], ["{e = 1}"], ["f\ng"], ["caf\\xe9"],
+    ],
+)  # fmt: skip
+def test_the_way_out_leaves_the_clips_out_whatever_they_are_called(ids):
+    leave_out, _, option = leaving_out(ids).partition(": ")
+    assert leave_out == f"leave {'them' if ids[1:] else 'it'} out"
+    [set_, override] = shlex.split(option)
+    assert set_ == "--set" and load_recipe(None, [override]).corpus.skip == tuple(ids)
+
+
+def test_a_list_that_would_fill_the_screen_is_not_printed():
+    assert leaving_out([str(number) for number in range(51)]) == "leave them out with corpus.skip"
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_every_clip_whose_counts_differ_is_named(tmp_path):
     assert note.startswith("frames without annotation: 12, in 12 clips (003: 1, 004: 1") and "014: 1)" in note
     for number in range(1, 15):
         writers.folder(tmp_path / "annotation" / f"{number:04d}" / "fixation", 9, writers.fixations)
-    with pytest.raises(UsageError, match="13 more clips have problems") as error:
+    with pytest.raises(UsageError, match="13 more clips with problems: 002, 003, 004, 005 and 9 more") as error:
         open_corpus("dhf1k", tmp_path)
     skip = str(error.value).partition("corpus.skip=")[2].partition(" ")[0].split(",")
     assert skip == [f"{number:03d}" for number in range(1, 15)]

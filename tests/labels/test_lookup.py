@@ -1,15 +1,17 @@
 """Labels computed elsewhere are found by a clip's id and by the folder and stem of its file, wherever they were computed."""
 
+import cv2
 import numpy as np
 import pytest
 
-from distill.corpora.clips import Clip
+from distill.corpora import Clip, open_corpus
 from distill.labels.labelling import looked_up_in
 from distill.labels.store import LabelStore, StoredLabels
 from distill.recipe.files import load_recipe
 from distill.run.errors import UsageError
 from distill.run.plan import check_ready
 from distill.teachers.maps import MapsTeacher
+from tests.corpora import writers
 from tests.helpers import gaze_corpus
 
 TEACHER = {"name": "t", "fingerprint": "f"}
@@ -37,13 +39,31 @@ def test_maps_are_found_under_the_clips_id_and_under_its_folder(tmp_path, file):
     assert (logits > 0).all()
 
 
+@pytest.mark.parametrize("file", ["images/001.npz", "images.001.npz", "images.001/1.png"])
+def test_a_set_may_be_called_like_its_corpus(tmp_path, file):
+    for name in ("images", "other"):
+        writers.images(tmp_path / "corpus" / name, 2)
+    maps = tmp_path / "maps"
+    write_maps(maps / "001.npz", 0)  # of whichever
+    if file.endswith(".png"):
+        (maps / file).parent.mkdir()
+        cv2.imwrite(str(maps / file), np.full((4, 6), 255, np.uint8))
+    else:
+        write_maps(maps / file, 255)
+    corpus = open_corpus("images", tmp_path / "corpus", only=["images.001"])
+    [logits] = looked_up_in(MapsTeacher(maps))(corpus.clips)
+    assert (logits > 0).all()
+
+
 def test_a_recipe_without_maps_for_a_clip_names_the_files_that_were_looked_for(tmp_path):
     root, maps = gaze_corpus(tmp_path / "set", images=2), tmp_path / "maps"
     options = ["corpus.name=gaze-table", f'corpus.root="{root}"', "teacher.name=maps", f'teacher.maps="{maps}"']
     write_maps(maps / "i0.npz", 9)
     with pytest.raises(UsageError) as error:
         check_ready(load_recipe(None, options))
-    wanted = f"nothing for clip i1: there is no {maps}/i1.npz or {maps}/i1 or {maps}/set/i1.npz or {maps}/set/i1; add it"
-    assert wanted in str(error.value) and str(error.value).endswith("--set corpus.skip=i1")
+    places = f"{maps}/set/i1.npz, {maps}/set/i1/, {maps}/set/i1.png, {maps}/i1.npz, {maps}/i1/ or {maps}/i1.png"
+    assert str(error.value) == (
+        f"teacher.maps has nothing for clip i1: there is no {places}; add it, or leave it out: --set corpus.skip=i1"
+    )
     write_maps(maps / "set" / "i1.npz", 9)
     check_ready(load_recipe(None, options))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.corpora.clips import Clip, counted
+from distill.corpora.clips import Clip, counted, first_few
 from distill.corpora.layouts import avimos, dhf1k, gaze_table, shots, stills
 from distill.recipe.keys import Corpus as Options
 from distill.run.errors import UsageError
@@ -41,6 +41,14 @@ SHOWN_ENTRIES = 6  # of a folder whose layout is not recognised
 SEARCHED_FOLDERS = 50  # in such a folder
 
 
+def check_folder(root: Path) -> None:
+    """Raises UsageError unless the root of a corpus is a folder."""
+    if not root.is_dir():
+        raise UsageError(
+            f"corpus root {root} is not a folder; give the folder of the corpus with --root, or as corpus.root in the recipe"
+        )
+
+
 def recognise(roots: Sequence[Path]) -> tuple[str, list[str]]:
     """The name of the corpus that the folders hold, `dhf1k` or `dhf1k,images` for several; and for each, what was found.
 
@@ -48,10 +56,9 @@ def recognise(roots: Sequence[Path]) -> tuple[str, list[str]]:
     """
     names, found = [], []
     for root in roots:
-        if not root.is_dir():
-            raise UsageError(f"corpus root {root} is not a folder; give the folder of the corpus with --root")
+        check_folder(root)
         if (name := detect_corpus(root)) is None:
-            raise UsageError(f"{root} has no corpus's layout that is recognised: {_contents(root)}; {_way_out(root)}")
+            raise UsageError(f"the layout of {root} is not recognised: {_contents(root)}; {_way_out(root)}")
         names.append(name)
         clips = CORPORA[name].find(root, Options(name=name))  # a table that cannot be used says why
         found.append(f"{root}: {CORPORA[name].about}, {counted(len(clips), 'clip')}; as --corpus {name}")
@@ -68,7 +75,9 @@ def _way_out(root: Path) -> str:
     folders = sorted(path for path in root.iterdir() if path.is_dir())[:SEARCHED_FOLDERS]
     if inner := [str(folder) for folder in folders if detect_corpus(folder)]:
         one = f"--root {shlex.quote(inner[0])}"
-        return f"did you mean {one}?" if len(inner) == 1 else f"name one of {', '.join(map(shlex.quote, inner))}, as in {one}"
+        return (
+            f"did you mean {one}?" if len(inner) == 1 else f"name one of {first_few([*map(shlex.quote, inner)])}, as in {one}"
+        )
     return f"name it with --corpus ({', '.join(name for name in CORPORA if name != 'synthetic')}), or see corpora.md in this project's docs"
 
 
