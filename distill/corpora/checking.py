@@ -104,8 +104,8 @@ def _with_maps(clip: Clip, annotated: int) -> Clip:
     if not annotated:
         raise UsageError(f"{maps} has no fixations beside it in {clip.fixations}; NSS and AUC need them")
     if maps.is_file():
-        frames, *size = read_header(maps)
-        images.check_size(maps, tuple(size), (clip.height, clip.width))
+        frames, height, width, _ = read_header(maps)
+        images.check_size(maps, (height, width), (clip.height, clip.width))
         odd = {ODD_MAPS: abs(frames - clip.frames)} if frames != clip.frames else {}
         return replace(clip, annotated_frames=min(clip.annotated_frames, frames), troubles=clip.troubles | odd)
     names = images.listing(maps)

@@ -170,19 +170,11 @@ def read_gray_frame(path: Path, index: int) -> np.ndarray:
     return video.image
 
 
-def read_header(path: Path) -> tuple[int, int, int]:
-    """Frames, height and width of a video, without decoding it where its header states them; the number of frames may be off by a
-    few."""
-    stated = _reader().header(path)
-    return stated if stated[0] > 0 else probe(path)[:3]
-
-
-def stated_rate(path: Path) -> float:
-    """Frames per second as the file states them, which may be anything; 0 where it states none."""
-    video = _open(path)
-    next(iter(video.frames()), None)  # which opens it
-    rate = video.rate
-    return rate if stamps.plausible(rate) else 0.0
+def read_header(path: Path) -> tuple[int, int, int, float]:
+    """Frames, height, width and frames per second of a video, without decoding it where its header states them; the number of frames
+    may be off by a few. The rate is 0 where what is stated cannot be one."""
+    frames, height, width, rate = _reader().header(path)
+    return (frames, height, width, rate if stamps.plausible(rate) else 0.0) if frames > 0 else probe(path)[:4]
 
 
 def writes_h264(path: Path) -> bool:

@@ -124,7 +124,7 @@ def read_frames(
     tick = max(1, math.ceil(TICK / video.time_base))
     timed, timeline = has_times(container), Timeline(container, video, rate)
     begun, skipped, marked, repaired, furthest = False, 0, 0, 0, 0
-    starts: list[int | None] = []  # of the packets, where frames are shown at those times
+    starts: list[int | None] = []  # of the packets that decode, where frames are shown at those times
     for packet in container.demux([video, *(container.streams[i] for i in companions)]):
         timeline.place(packet)
         if packet.stream.index != video.index:
@@ -157,10 +157,13 @@ def read_frames(
                 frame.pts = before + tick
             before, count = frame.pts, count + 1
             yield frame
-        if damaged and count:
+        if not damaged:
+            continue
+        if count:
             where = f"frame {count + 1}, after {float(before * video.time_base):.2f} s"
             raise UsageError(f"{path}: {where}, is damaged; ffmpeg -i IN -c:v libx264 -crf 12 OUT.mkv fills in what is missing")
-        skipped += begun and damaged
+        skipped += begun
+        del starts[:1]  # no frame is shown at its time
     furthest_ms = float(furthest * video.time_base * 1000)
     notes = {
         f"{counted(skipped, 'packet')} before the first whole frame, left out": skipped,

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.corpora import Clip, find, parts_of
 from distill.corpora.readers import images
-from distill.corpora.video import read_frames, read_header, stated_rate
+from distill.corpora.video import read_frames, read_header
 from distill.labels import members
 from distill.labels.catalogue import Entry
 from distill.recipe.keys import Recipe
@@ -114,8 +114,8 @@ def _facts(clip: Clip, sample_fps: float) -> tuple[int, int, int] | None:
             names = images.listing(path)
             frames, (height, width) = len(names), images.size_of(path / names[0])
         else:
-            frames, height, width = read_header(path)
-            fps = stated_rate(path) or fps
+            frames, height, width, rate = read_header(path)
+            fps = rate or fps
     except (UsageError, OSError, IndexError, ValueError):
         return None
     return frames, -(-frames // max(1, round(fps / sample_fps))), height * width

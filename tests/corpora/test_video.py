@@ -14,9 +14,10 @@ import pytest
 from distill.corpora import Corpus, fixation_points, open_corpus, video
 from distill.corpora.fixations import LATE
 from distill.corpora.readers import pyav, stamps
-from distill.corpora.video import probe, read_frames, write_video
+from distill.corpora.video import probe, read_frames, read_header, write_video
 from distill.run.errors import UsageError
 from distill.run.files import read_json, write_json
+from tests.corpora import writers
 
 SIZE = (48, 64)
 STEADY = tuple(n / 30 for n in range(30))
@@ -83,6 +84,25 @@ def test_frames_that_a_camera_dropped_leave_gaps_in_an_avi(tmp_path, reader):
     facts = probe(path)
     assert facts.frames == 30 and facts.times == pytest.approx([n / 30 for n in slots], abs=1e-5) and not facts.troubles
     assert probe(timed(tmp_path / "steady.avi", codec="libx264", unit=Fraction(1, 30)))[3:6] == (30.0, (), {})
+
+
+@pytest.mark.parametrize("number", [0, 5])
+@pytest.mark.parametrize("codec", ["mjpeg", "mpeg4"])
+def test_a_lost_frame_leaves_the_others_at_their_times(tmp_path, codec, number):
+    slots = [*range(10), *range(20, 40)]
+    options = {"pix_fmt": "yuvj420p"} if codec == "mjpeg" else {}
+    path = timed(tmp_path / "v.avi", [n / 30 for n in slots], codec, unit=Fraction(1, 30), noise=True, **options)
+    writers.destroy(path, number)
+    del slots[number]
+    facts = probe(path)
+    assert facts.times == pytest.approx([(n - slots[0]) / 30 for n in slots], abs=1e-5) and facts.troubles == {
+        video.UNDECODED: 1
+    }
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])  # Matroska states no number of frames
+def test_a_header_tells_length_size_and_rate(tmp_path, reader, suffix):
+    assert read_header(timed(tmp_path / f"v{suffix}", unit=Fraction(1, 30))) == (30, *SIZE, pytest.approx(30))
 
 
 def test_the_rate_that_a_browser_states_is_not_believed(tmp_path, reader):

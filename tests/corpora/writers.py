@@ -35,6 +35,18 @@ def video(path: Path, frames: int, fps=25.0, size=SIZE, make=frame) -> Path:
     return path
 
 
+def destroy(path: Path, number: int) -> None:
+    """Overwrites the data of a video's packet, all but its start: it does not decode any more."""
+    import av
+
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+        start, end = packet.pos + 8, packet.pos + packet.size
+    data = bytearray(path.read_bytes())
+    data[start:end] = bytes(end - start)
+    path.write_bytes(data)
+
+
 def folder(path: Path, frames: int, make=frame, name="{:04d}.png", first=1, size=SIZE) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     for t in range(frames):

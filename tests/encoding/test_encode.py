@@ -23,6 +23,7 @@ from distill.encoding.roi_files import RoiOutput  # noqa: E402
 from distill.export.streaming import Stream  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
 from distill.run.files import MACHINE  # noqa: E402
+from tests.corpora import writers  # noqa: E402
 from tests.helpers import lively  # noqa: E402
 
 H, W = 96, 160
@@ -233,6 +234,15 @@ def test_frames_that_a_camera_dropped_leave_gaps(tmp_path, recorder):
     times = [0, 40, 80, 240, 280, 400, 440, 480]
     run(write_clip(tmp_path / "in.avi", 8, times=times), tmp_path / "out.mkv", centre_map, recorder)
     assert luma(tmp_path / "out.mkv")[1] == pytest.approx([t / 1000 for t in times], abs=1e-3)
+
+
+def test_after_a_lost_first_frame_the_others_keep_their_times(tmp_path, recorder):
+    times = [0, 40, 80, 240, 280, 400, 440, 480]
+    clip = write_clip(tmp_path / "in.avi", 8, format_="yuvj420p", codec="mjpeg", times=times)
+    writers.destroy(clip, 0)
+    run(clip, tmp_path / "out.mkv", centre_map, recorder)
+    assert luma(tmp_path / "out.mkv")[1] == pytest.approx([t / 1000 for t in times[1:]], abs=1e-3)
+    assert any("1 packet before the first whole frame, left out" in message for message in recorder.messages)
 
 
 @pytest.mark.parametrize("codec", ["x264", "x265"])

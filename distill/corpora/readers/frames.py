@@ -16,7 +16,7 @@ class Frame(NamedTuple):
     stamp: float | None  # seconds, as the file has it; None where it has none
     size: tuple[int, int]  # height and width, upright
     rgb: Callable[[], np.ndarray]  # uint8 RGB [H,W,3], upright
-    planes: Planes | None = None  # upright, views; None where the pixel format is not 4:2:0, and from OpenCV
+    planes: Planes | None = None  # upright, views; None from OpenCV, and for pixel formats that are not in pyav.FORMATS_420
 
 
 class Video(Protocol):
@@ -24,7 +24,7 @@ class Video(Protocol):
 
     rate: float  # frames per second as the file states them, 0 where it does not
     timed: bool  # whether the frames have stamps; else they follow each other at the stated rate
-    lost: int  # packets that do not decode
+    lost: int  # packets that do not decode, and frames that are damaged
 
     def frames(self) -> Iterator[Frame]:
         """The frames in the order in which they are shown. Raises UsageError for a file that cannot be read."""

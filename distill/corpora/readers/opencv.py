@@ -34,11 +34,11 @@ def plain_name(path: Path) -> Iterator[str]:
         yield str(link)
 
 
-def header(path: Path) -> tuple[int, int, int]:
-    """Frames, height and width as the header states them; 0 frames or fewer where it does not."""
+def header(path: Path) -> tuple[int, int, int, float]:
+    """Frames, height, width and frames per second as the header states them; 0 or less where it does not."""
     capture, which = _open(path), (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
     frames, height, width = (int(capture.get(number)) for number in which)
-    return frames, height, width
+    return frames, height, width, float(capture.get(cv2.CAP_PROP_FPS))
 
 
 def _open(path: Path) -> cv2.VideoCapture:

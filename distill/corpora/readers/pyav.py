@@ -1,7 +1,6 @@
 """Videos through PyAV, where it is installed: it reads more codecs than OpenCV, and knows the time stamps and where a file ends.
 
-`open_container`, `video_stream`, `has_times` and `orientation` also serve videos that are encoded anew. Pixels are those that OpenCV
-gives, for the same scaler takes the same path.
+Encoding reads its videos by the same functions. Pixels are those that OpenCV gives, for the same scaler takes the same path.
 """
 
 import contextlib
@@ -72,11 +71,15 @@ def in_order(container: Any) -> bool:
     return bool(container.format.name == "avi")
 
 
-def header(path: Path) -> tuple[int, int, int]:
-    """Frames, height and width as the header states them; 0 frames where it does not."""
+def header(path: Path) -> tuple[int, int, int, float]:
+    """Frames, height, width and frames per second as the header states them; 0 where it does not."""
     with open_container(path) as container:
         video = video_stream(container)
-        return video.frames, video.codec_context.height, video.codec_context.width
+        return video.frames, video.codec_context.height, video.codec_context.width, _stated_rate(video)
+
+
+def _stated_rate(video: Any) -> float:
+    return float(video.average_rate or video.guessed_rate or 0)
 
 
 class Orientation(NamedTuple):
@@ -112,8 +115,8 @@ def orientation(frame: Any) -> Orientation:
 
 
 def planes_of(frame: Any) -> Planes | None:
-    """The planes of a decoded frame, as it is stored, without a copy: they live as long as the frame. None for a pixel format other
-    than 4:2:0 of 8 or 10 bits. A matrix that is not stated is BT.601, as it is for FFmpeg's scaler."""
+    """The planes of a decoded frame, as it is stored, without a copy: they live as long as the frame. None for a pixel format that
+    is not one of FORMATS_420. A matrix that is not stated is BT.601, as it is for FFmpeg's scaler."""
     if frame.format.name not in FORMATS_420:
         return None
     kind, full = (np.uint16, False) if frame.format.name == "yuv420p10le" else (np.uint8, frame.format.name == "yuvj420p")
@@ -141,7 +144,8 @@ class Video:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rate, self.timed, self.lost = 0.0, True, 0
-        self._starts: list[float | None] = []  # of the packets of the video, in the order of the file, in seconds
+        self._shown = 0  # frames so far
+        self._starts: list[float | None] = []  # of the packets of the video that decode, in the order of the file, in seconds
         self._ends: dict[int, float] = {}  # of the packets of each stream, in seconds
         self._stated: tuple[int | None, float] | None = None  # where a stream (None: the longest) should end
 
@@ -152,15 +156,18 @@ class Video:
         whole = False
         with open_container(self.path) as container:
             video = video_stream(container)
-            self.rate, by_packets = float(video.average_rate or video.guessed_rate or 0), in_order(container)
+            self.rate, by_packets = _stated_rate(video), in_order(container)
             self.timed = by_packets or has_times(container)
             self._stated = stated_end(container, video)
-            for number, frame in enumerate(self._decoded(container, video)):
+            for frame in self._decoded(container, video):
                 turn = orientation(frame) if turn is None else turn
                 whole = whole or not frame.is_corrupt  # a recording may begin between two key frames
                 self.lost += bool(whole and frame.is_corrupt)  # the decoder fills in what is missing
                 size = (frame.width, frame.height) if turn.swapped else (frame.height, frame.width)
-                stamp = next(iter(self._starts[number : number + 1]), None) if by_packets else frame.time
+                stamp = frame.time
+                if by_packets:
+                    stamp = self._starts[self._shown] if self._shown < len(self._starts) else None
+                self._shown += 1
                 planes = planes_of(frame)
                 yield Frame(stamp, size, partial(_rgb, scaler, frame, turn), planes and planes.turned(turn.upright))
 
@@ -182,6 +189,7 @@ class Video:
             return video.decode(packet)
         except av.error.InvalidDataError:
             self.lost += 1
+            del self._starts[self._shown : self._shown + 1]  # no frame is shown at its time
             return []
 
     def ends(self) -> tuple[float, float] | None:
@@ -227,17 +235,17 @@ def write(path: Path, fps: float, size: Sequence[int], frames: Iterable[np.ndarr
     """
     rate = Fraction(fps).limit_denominator(1001)
     unit, count = UNIT if len(times) else 1 / rate, 0
-    even = [(0, side % 2) for side in size]
+    padding = [(0, side % 2) for side in size]
     try:
         with av.open(str(path.absolute()), "w", options={"movflags": "faststart"}) as container:
             stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
-            stream.height, stream.width = (side + more for side, (_, more) in zip(size, even, strict=True))
+            stream.height, stream.width = (side + side % 2 for side in size)
             stream.pix_fmt = "yuv420p"
             context = stream.codec_context
             context.time_base = unit
             context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1  # BT.709, limited range
             for rgb in frames:
-                whole = np.pad(rgb, [*even, (0, 0)], "edge") if any(size[i] % 2 for i in (0, 1)) else rgb
+                whole = np.pad(rgb, [*padding, (0, 0)], "edge") if any(side % 2 for side in size) else rgb
                 frame = av.VideoFrame.from_ndarray(whole).reformat(
                     format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
                 )
