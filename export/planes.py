@@ -8,6 +8,7 @@ The graph for the planes is made in memory from an image or step file, for the s
 again where these change.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,20 @@ import onnxruntime as ort
 
 from distill.export.core import core_of
 from distill.export.runner import open_session
-from distill.export.variants import yuv420_graph
-from distill.export.yuv import Colour, Planes
+from distill.export.variants import Variant, variant_graph
+from distill.export.yuv import Planes
 
 
 class PlanePredictor:
     """A student on planes in onnxruntime on the CPU, with the state of one stream in `state`; None before the first frame.
 
     model: path of an image or step file, or its bytes. output: `block-map`, the means of 16x16 px of the map, or `map`. threads:
-    intra-op threads, 0 for onnxruntime's default. Raises ValueError where it is not a file of this exporter.
+    intra-op threads, 0 for onnxruntime's default. Raises ValueError where it is not a file of this exporter, and for another output.
     """
 
     def __init__(self, model: str | Path | bytes, output: str = "block-map", threads: int = 1) -> None:
         self.name = "the model" if isinstance(model, bytes) else str(model)
-        self.output, self.threads = output, threads
+        self._variant, self.threads = Variant("yuv420", output=output), threads
         try:
             self._model = onnx.load_from_string(model if isinstance(model, bytes) else Path(model).read_bytes())
             core_of(self._model)
@@ -39,8 +40,7 @@ class PlanePredictor:
         self._zeros = [onnx.numpy_helper.to_array(t) for t in self._model.graph.initializer if t.name == "state_in"]
         self.metadata = {prop.key: prop.value for prop in self._model.metadata_props}
         self.state: np.ndarray | None = None
-        self._session: ort.InferenceSession | None = None
-        self._of: tuple[tuple[int, int], Colour] | None = None  # the size and the colour that the session takes
+        self._session: ort.InferenceSession | None = None  # runs `_variant`, once that has the size of a frame
 
     def reset(self) -> None:
         """Drops the state: the next frame is treated as the first of a video."""
@@ -48,11 +48,10 @@ class PlanePredictor:
 
     def predict(self, planes: Planes) -> np.ndarray:
         """The map of the next frame, float32 in [0, 1]: `[ceil(H/16),ceil(W/16)]`, or `[H,W]` for the output `map`."""
-        if self._session is None or self._of != (planes.shape, planes.colour):
-            integer = planes.colour.depth == 8
-            graph = yuv420_graph(self._model, planes.colour, self.output, planes.shape, integer=integer)
-            self._session = open_session(graph.SerializeToString(), self.name, self.threads)
-            self._of = planes.shape, planes.colour
+        variant = replace(self._variant, size=planes.shape, colour=planes.colour)
+        if self._session is None or self._variant != variant:
+            graph = variant_graph(self._model, variant, integer=True)
+            self._session, self._variant = open_session(graph.SerializeToString(), self.name, self.threads), variant
         feed: dict[str, np.ndarray] = {
             name: np.ascontiguousarray(getattr(planes, name))[None, None] for name in ("y", "u", "v")
         }

@@ -28,13 +28,8 @@ def enter(writer: Writer, frame: ir.Value, height: int, width: int, kernels: Seq
     ratio = writer.node("Div", [size, writer.ints([2 * height, 2 * width], "twice_size")], "ratio")
     fits = writer.node("ReduceMin", [ratio], "fits", keepdims=1)
     pooled = _pool_by_fit(writer, frame, fits, kernels, "pooled")
-    return to_working_size(writer, pooled, 3, height, width, "frame"), size
-
-
-def to_working_size(writer: Writer, pooled: ir.Value, channels: int, height: int, width: int, name: str) -> ir.Value:
-    """Frames f32 `[1,channels,H,W]`, pooled already, at the working resolution, f32 `[1,channels,height,width]`."""
-    shape = writer.ints([1, channels, 2 * height, 2 * width], "twice_shape")
-    return writer.pool(writer.resize(pooled, "twice", shape=shape), 2, name)
+    twice = writer.resize(pooled, "twice", shape=writer.ints([1, 3, 2 * height, 2 * width], "twice_shape"))
+    return writer.pool(twice, 2, "frame"), size
 
 
 def leave(writer: Writer, small: ir.Value, frame_size: ir.Value) -> ir.Value:

@@ -21,10 +21,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from distill.export.core import Core, Nodes, Size, core_of
+from distill.export.core import CoreGraph, Nodes, Size, core_of, pooling_steps
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD
 from distill.export.verification import ExportRefused
-from distill.export.yuv import BLACK, WHITE, Colour, half_size
+from distill.export.yuv import BLACK, WHITE, Colour, check_known, half_size
 
 INPUTS = ("rgb", "yuv420", "nv12", "luma")
 OUTPUTS = ("map", "block-map")
@@ -34,7 +34,7 @@ GROUP = 128  # most samples of a row that one product pools; measured from 64 to
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant takes and gives."""
+    """What a variant takes and gives. Raises ValueError for what is unknown."""
 
     input: str = "yuv420"
     size: Size | None = None
@@ -42,6 +42,10 @@ class Variant:
     output: str = "map"
     colour: Colour = field(default_factory=Colour)
     """Of planes; of no effect on rgb and luma."""
+
+    def __post_init__(self) -> None:
+        check_known("input", self.input, INPUTS)
+        check_known("output", self.output, OUTPUTS)
 
     @property
     def of_planes(self) -> bool:
@@ -78,6 +82,15 @@ def variant_graph(model: onnx.ModelProto, variant: Variant, *, integer: bool = F
     return nodes.model(core, list(_inputs(variant)), outputs, f"saliency_student_{variant.input}")
 
 
+def require_state(model: onnx.ModelProto) -> onnx.TensorProto | None:
+    """Removes the default of `state_in`, in place, and returns it; None where there is none. ONNX Runtime for the web refuses an
+    input that has a default, and OpenVINO takes it for a constant."""
+    default = next((value for value in model.graph.initializer if value.name == "state_in"), None)
+    if default is not None:
+        model.graph.initializer.remove(default)
+    return default
+
+
 def _inputs(variant: Variant) -> Iterator[onnx.ValueInfoProto]:
     size: Sequence[int | str] = variant.size or ("height", "width")
     if not variant.of_planes:
@@ -90,13 +103,13 @@ def _inputs(variant: Variant) -> Iterator[onnx.ValueInfoProto]:
         yield helper.make_tensor_value_info(name, kind, dims)
 
 
-def first_kernel(core: Core, size: Size) -> int:
+def first_kernel(core: CoreGraph, size: Size) -> int:
     """The entry's first pooling for a frame of `size`: the largest kernel that leaves twice the working resolution; 1 for none."""
     fits = min(side // (2 * working) for side, working in zip(size, core.working_size, strict=True))
     return max((k for k in core.kernels if k <= fits), default=1)
 
 
-def _floats(nodes: Nodes, core: Core, variant: Variant) -> str:
+def _floats(nodes: Nodes, core: CoreGraph, variant: Variant) -> str:
     """The frame, pooled: f32 `[1,3,h,w]`; of luma, grey `[1,1,h,w]`."""
     assert variant.size
     value, kernel = "input", first_kernel(core, variant.size)
@@ -108,7 +121,7 @@ def _floats(nodes: Nodes, core: Core, variant: Variant) -> str:
     return _pool(nodes, value, kernel, "pooled")
 
 
-def _planes(nodes: Nodes, core: Core, variant: Variant, integer: bool) -> str:
+def _planes(nodes: Nodes, core: CoreGraph, variant: Variant, integer: bool) -> str:
     """Y, U and V, pooled to one size: f32 `[1,3,h,w]`, in the units of the samples."""
     size = variant.size
     integer = integer and size is not None and first_kernel(core, size) > 1 and variant.colour.depth == 8
@@ -178,11 +191,13 @@ def _pool_any(nodes: Nodes, luma: str, kernel: int, name: str) -> str:
 
 
 def _pool(nodes: Nodes, value: str, kernel: int, name: str) -> str:
-    """The mean of every square of `kernel` x `kernel`. By 4 it takes two steps, since ONNX Runtime's pooling is vectorised up to a
-    horizontal stride of 2; by 8 the value between them would be larger than a cache."""
-    if kernel == 4:
-        return nodes.pool(nodes.pool(value, [4, 2], f"{name}_pairs"), [1, 2], name)
-    return nodes.pool(value, [kernel, kernel], name) if kernel > 1 else value
+    """The mean of every square of `kernel` x `kernel`."""
+    if kernel == 1:
+        return value
+    *first, last = pooling_steps(kernel)
+    for step in first:
+        value = nodes.pool(value, step, f"{name}_pairs")
+    return nodes.pool(value, last, name)
 
 
 def _pool_samples(nodes: Nodes, value: str, shape: tuple[int, int, int], kernel: int, integer: bool) -> str:
@@ -190,7 +205,7 @@ def _pool_samples(nodes: Nodes, value: str, shape: tuple[int, int, int], kernel:
     and ones, which ONNX Runtime computes from integers as they are; then along the columns."""
     channels, height, width = shape
     kept = width // kernel * kernel
-    group = max((n for n in range(kernel, GROUP + 1, kernel) if kept % n == 0), default=kernel)
+    group = max(n for n in range(kernel, GROUP + 1, kernel) if kept % n == 0)
     if kernel == 1 or group < 16:
         return _pool(nodes, _to_float(nodes, value) if integer else value, kernel, f"{value}_pooled")
     value = _crop(nodes, value, (height, width), (height, kept), f"{value}_cropped")
@@ -208,7 +223,7 @@ def _pool_samples(nodes: Nodes, value: str, shape: tuple[int, int, int], kernel:
 
 
 def _scale(nodes: Nodes, divisor: int, kind: type) -> list[str]:
-    """The scale and the zero of integers that stand for themselves over `divisor`."""
+    """Quantisation parameters: scale 1/divisor, zero point 0."""
     name = f"{np.dtype(kind).name}_{divisor}"
     return [
         nodes.constant(np.array(1 / divisor, np.float32), f"scale_{name}"),
@@ -238,7 +253,7 @@ def _black_white(nodes: Nodes) -> list[str]:
     return [nodes.constant(np.array(n, np.float32), name) for n, name in ((0, "black"), (1, "white"))]
 
 
-def _to_frame(nodes: Nodes, core: Core, variant: Variant, pooled: str) -> None:
+def _to_frame(nodes: Nodes, core: CoreGraph, variant: Variant, pooled: str) -> None:
     """From the pooled frame to `core.frame`: scaled to the working resolution, made RGB, ImageNet-normalised."""
     channels = 1 if variant.input == "luma" else 3
     shape = nodes.constant([1, channels, *(2 * side for side in core.working_size)], "twice_shape")
@@ -256,7 +271,7 @@ def _to_frame(nodes: Nodes, core: Core, variant: Variant, pooled: str) -> None:
     nodes.node("Add", [nodes.node("Mul", [small, gains], "scaled"), biases], core.frame)
 
 
-def _leave(nodes: Nodes, core: Core, variant: Variant) -> onnx.ValueInfoProto:
+def _leave(nodes: Nodes, core: CoreGraph, variant: Variant) -> onnx.ValueInfoProto:
     """The map at the frame's size."""
     if variant.size:
         shape = nodes.constant([1, 1, *variant.size], "map_shape")
@@ -266,7 +281,7 @@ def _leave(nodes: Nodes, core: Core, variant: Variant) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info("saliency_map", TensorProto.FLOAT, [1, 1, *(variant.size or ("height", "width"))])
 
 
-def _leave_by_blocks(nodes: Nodes, core: Core, variant: Variant) -> onnx.ValueInfoProto:
+def _leave_by_blocks(nodes: Nodes, core: CoreGraph, variant: Variant) -> onnx.ValueInfoProto:
     """The means of 16x16 px of the map at the frame's size, without that map: scaling and means are linear along each axis."""
     if variant.size:
         down, across = (_block_means(n, side) for n, side in zip(core.small_size, variant.size, strict=True))

@@ -1,6 +1,6 @@
 """The one check between a graph and its name: the gate with the file's contract, loading included, size, parity; and its limits.
 
-Every ONNX file that ships passes `verify` first: image, step, luma, int8. Nothing here writes a file; the caller does, with
+Every ONNX file that ships passes `verify` first: image, step, variants, int8. Nothing here writes a file; the caller does, with
 the graph that passed. Needs no torch.
 """
 

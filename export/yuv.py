@@ -1,6 +1,6 @@
 """A decoded 4:2:0 frame: its planes, and how they stand for RGB. Needs numpy alone, for readers of videos make these frames."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +13,15 @@ BLACK, WHITE = 16, 235  # luma of limited range, of 255
 SAMPLES = (144, 256)  # rows and columns of luma, about, that cuts are looked for in
 
 
+def check_known(what: str, value: object, known: Collection[object]) -> None:
+    """Raises ValueError where the value, which the message calls `what`, is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{what} {value} is unknown; there are {', '.join(map(str, known))}")
+
+
 @dataclass(frozen=True)
 class Colour:
-    """How the planes of a video stand for RGB."""
+    """How the planes of a video stand for RGB. Raises ValueError for what is unknown."""
 
     matrix: str = "bt709"
     range: str = "limited"
@@ -23,9 +29,9 @@ class Colour:
     """Bits a sample, in the low bits of a uint16 where they are more than 8."""
 
     def __post_init__(self) -> None:
-        for value, known in ((self.matrix, MATRICES), (self.range, RANGES), (self.depth, DEPTHS)):
-            if value not in known:
-                raise ValueError(f"colour {value} is unknown; there are {', '.join(map(str, known))}")
+        check_known("matrix", self.matrix, MATRICES)
+        check_known("range", self.range, RANGES)
+        check_known("depth", self.depth, DEPTHS)
 
     def to_rgb(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 `[3,3]` and `[3]`: RGB in [0, 1] is the product with the samples (Y, U, V), plus the second."""
@@ -58,8 +64,8 @@ class Planes:
     def cropped(self, size: tuple[int, int]) -> "Planes":
         """The frame's first rows and columns; size: their number."""
         height, width = size
-        half = slice(-(-height // 2)), slice(-(-width // 2))
-        return replace(self, y=self.y[:height, :width], u=self.u[half], v=self.v[half])
+        rows, columns = half_size(size)
+        return replace(self, y=self.y[:height, :width], u=self.u[:rows, :columns], v=self.v[:rows, :columns])
 
     def turned(self, turn: Callable[[np.ndarray], np.ndarray]) -> "Planes":
         """The frame with `turn`, a quarter turn or mirror, applied to every plane. The blocks of a block map then start at the upper
@@ -74,10 +80,9 @@ class Planes:
 
 def grey_levels(luma: np.ndarray, colour: Colour) -> np.ndarray:
     """Luma in the units of the samples, float32, as grey levels of 255."""
-    luma = (
-        luma * np.float32(255 / (2**colour.depth - 1)) if colour.range == "full" else luma / np.float32(2 ** (colour.depth - 8))
-    )
-    return luma if colour.range == "full" else (luma - BLACK) * np.float32(255 / (WHITE - BLACK))
+    if colour.range == "full":
+        return luma * np.float32(255 / (2**colour.depth - 1))
+    return (luma / np.float32(2 ** (colour.depth - 8)) - BLACK) * np.float32(255 / (WHITE - BLACK))
 
 
 def half_size(size: tuple[int, int]) -> tuple[int, int]:

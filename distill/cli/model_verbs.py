@@ -181,11 +181,9 @@ def variant(
     [bold]distill variant STUDENT_step.onnx[/bold] writes STUDENT_step_yuv420_bt709.onnx: a decoder's planes in, no RGB needed.
     [bold]--input rgb --size 1920x1080[/bold]: a static graph, for OpenCV, TensorRT and other runtimes.
     """
-    from distill.export.variants import Variant
-    from distill.tools.variants import parse_colour
+    from distill.tools.variants import parse_variant
 
-    asked = Variant(takes, None, gives, parse_colour(matrix, range_, depth))
-    _write_variants(model, asked, size or [], out, output)
+    _write_variants(model, parse_variant(takes, gives, matrix, range_, depth), size or [], out, output)
 
 
 def luma(

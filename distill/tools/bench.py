@@ -119,12 +119,12 @@ def measure(
     return Bench(names[base], ceilings, rows)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of a `WxH` in pixels. Raises UsageError for other text and for sides above 8192."""
+def parse_size(text: str, most: int = 8192) -> tuple[int, int]:
+    """Width and height of a `WxH` in pixels. Raises UsageError for other text and for sides above `most`."""
     match = re.fullmatch(r"0*([1-9][0-9]{0,3})x0*([1-9][0-9]{0,3})", text.lower())
     width, height = map(int, match.groups()) if match else (0, 0)
-    if not 0 < max(width, height) <= 8192:
-        raise UsageError(f"--size must be WIDTHxHEIGHT, such as 1920x1080, at most 8192 pixels a side; got {text[:40]!r}")
+    if not 0 < max(width, height) <= most:
+        raise UsageError(f"--size must be WIDTHxHEIGHT, such as 1920x1080, at most {most} pixels a side; got {text[:40]!r}")
     return width, height
 
 

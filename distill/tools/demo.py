@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import onnx
 
+from distill.export.variants import require_state
 from distill.run.errors import UsageError
 from distill.run.files import write_together
 
@@ -85,9 +86,7 @@ def web_student(path: Path) -> tuple[bytes, dict[str, Any]]:
     if list(inputs)[:1] != ["input"] or outputs[:1] != ["saliency_map"] or len(shape) != 4 or shape[1] != 3:
         has = f"its inputs are {list(inputs)} and its outputs {outputs}"
         raise UsageError(f"{path} cannot run in the page: {has}; `input` must be RGB [1,3,H,W], and `saliency_map` come first")
-    default = next((value for value in model.graph.initializer if value.name == "state_in"), None)
-    if default:
-        model.graph.initializer.remove(default)
+    default = require_state(model)
     state = list(default.dims) if default else inputs.get("state_in")
     said = {prop.key: prop.value for prop in model.metadata_props}
     return model.SerializeToString(deterministic=True), {

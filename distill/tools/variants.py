@@ -5,7 +5,8 @@ NAME.onnx -> NAME_luma_1920x1080.onnx, NAME_yuv420_bt709.onnx, NAME_nv12_bt709_1
 and whole maps; a package that differs in that states none.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,16 @@ import onnx
 
 from distill.evaluation.predictors import load_predictor
 from distill.export.variant_parity import verify_variant
-from distill.export.variants import INPUTS, OUTPUTS, Variant, variant_graph
+from distill.export.variants import Variant, variant_graph
 from distill.export.verification import ExportRefused
-from distill.export.yuv import DEPTHS, MATRICES, RANGES, Colour
+from distill.export.yuv import Colour
 from distill.reporting.sidecar import identifier, origin_of, registry_entry, write_registry, write_sidecar
 from distill.run.errors import GateFailed, UsageError
 from distill.run.files import sha256_of, write_bytes
 from distill.run.progress import Narrator
 from distill.tools.bench import parse_size
 
-SMALLEST, LARGEST = 16, 4096  # pixels a side: the range that students support
+SMALLEST, LARGEST = 16, 4096  # pixels a side; students take frames to 4096x2304, wide or upright
 RGB = "RGB in [0,1], normalised with the ImageNet mean and standard deviation; [1,3,H,W] of this size only"
 LUMA = "Y plane as stored (limited range, 16 to 235), over 255; [1,1,H,W] of this size only"
 ABOUT = {
@@ -41,24 +42,30 @@ def write_variants(
     Raises UsageError for what cannot be asked for or a model that is not one of our files, GateFailed where a graph may not ship;
     then that graph leaves no file.
     """
-    check_variant(variant, sizes)
+    _check(variant, sizes)
     if out and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
     parsed: list[tuple[int, int] | None] = [_size(text) for text in dict.fromkeys(sizes)]
     load_predictor(model)
     source, written = onnx.load(model), list[dict[str, Any]]()
-    if any(prop.key == "quant_mode" for prop in source.metadata_props):  # rounded activations: other maps for the same frames
+    # Its activations are rounded, so that from planes and luma other maps come than from RGB; and the downstream opens int8 files in
+    # pairs with one in floating point.
+    if any(prop.key == "quant_mode" for prop in source.metadata_props):
         raise UsageError(f"{model} is int8; a variant is made from the file in floating point that it comes from")
     for size in parsed or [None]:
         written.append(_write(model, source, replace(variant, size=size), out or model.parent, narrator))
     return written
 
 
-def check_variant(variant: Variant, sizes: Sequence[str]) -> None:
-    """Raises UsageError for a variant that does not exist."""
-    for option, value, known in (("--input", variant.input, INPUTS), ("--output", variant.output, OUTPUTS)):
-        if value not in known:
-            raise UsageError(f"{option} {value} is unknown; there are {', '.join(known)}")
+def parse_variant(takes: str, gives: str, matrix: str, range_: str, depth: int) -> Variant:
+    """The variant that the options ask for; each option has the name of its field. Raises UsageError for an unknown value."""
+    try:
+        return Variant(takes, None, gives, Colour(matrix, range_, depth))
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
+
+
+def _check(variant: Variant, sizes: Sequence[str]) -> None:
     if not sizes and not variant.of_planes:
         raise UsageError(f"a file with {variant.input} input has one frame size; give it with --size, as 1920x1080")
     if variant.input == "luma" and variant.output != "map":
@@ -67,14 +74,6 @@ def check_variant(variant: Variant, sizes: Sequence[str]) -> None:
         raise UsageError(
             f"--matrix, --range and --depth are for planes, yuv420 and nv12; a file with {variant.input} input has none"
         )
-
-
-def parse_colour(matrix: str, range_: str, depth: int) -> Colour:
-    """The colour that the options name. Raises UsageError for an unknown one."""
-    for option, value, known in (("--matrix", matrix, MATRICES), ("--range", range_, RANGES), ("--depth", depth, DEPTHS)):
-        if value not in known:
-            raise UsageError(f"{option} {value} is unknown; there are {', '.join(map(str, known))}")
-    return Colour(matrix, range_, depth)
 
 
 def _write(model: Path, source: onnx.ModelProto, variant: Variant, folder: Path, narrator: Narrator) -> dict[str, Any]:
@@ -105,7 +104,9 @@ def _write(model: Path, source: onnx.ModelProto, variant: Variant, folder: Path,
     made_from = {"file": model.name, "sha256": origin}
     more = {
         "input_name": made.graph.input[0].name, "output_name": made.graph.output[0].name, "frame_size": size,
-        "input": properties["input"], "made_from": made_from, "parity": parity, "metrics": None,
+        "input": properties["input"], "made_from": made_from, "parity": parity,
+        "metrics": _scores(properties, "step" if len(made.graph.output) > 1 else "image"),
+        "metrics_protocol": properties.get("metrics_protocol"),
         **({"colour": asdict(variant.colour)} if variant.of_planes else {}),
     }  # fmt: skip
     sidecar = write_sidecar(path, about, license_, chain, more)
@@ -117,8 +118,16 @@ def _write(model: Path, source: onnx.ModelProto, variant: Variant, folder: Path,
     }  # fmt: skip
 
 
+def _scores(properties: Mapping[str, str], mode: str) -> dict[str, float] | None:
+    """The scores of the source file in its metadata properties; None where there are none."""
+    try:
+        return json.loads(properties["metrics"])[mode]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _suffix(variant: Variant) -> str:
-    """What a file's name says of it; what is usual it does not say."""
+    """What a file's name says of it; defaults (limited range, 8 bits, any size, whole map) are left out."""
     parts = [variant.input]
     if variant.of_planes:
         colour = variant.colour
@@ -148,7 +157,7 @@ def _facts(variant: Variant, size: str | None) -> dict[str, str]:
 
 def _size(text: str) -> tuple[int, int]:
     """Height and width."""
-    width, height = parse_size(text)
-    if not SMALLEST <= min(width, height) <= max(width, height) <= LARGEST:
+    width, height = parse_size(text, LARGEST)
+    if min(width, height) < SMALLEST:
         raise UsageError(f"--size {text}: a side has {SMALLEST} to {LARGEST} pixels")
     return height, width

@@ -30,7 +30,7 @@ VARIANTS = ("saliency-yuv420", "saliency-fixed")
 BLOCK = 16  # px a side of a block of `block_map`
 _FRAMES = {"saliency-yuv420": (["y", "u", "v"], ["y", "uv"]), "saliency-fixed": (["input"],)}
 _MAPS = ("saliency_map", "block_map")
-_HALVES = {"u": 2, "v": 2, "uv": 2, "block_map": BLOCK}  # by how much a value's height and width are smaller than the frame's
+_SMALLER_BY = {"u": 2, "v": 2, "uv": 2, "block_map": BLOCK}  # times than the frame, in height and width
 
 
 def check_variant(model: messages.Model, graph: messages.Graph, contract: str) -> Iterator[Violation]:
@@ -57,7 +57,7 @@ def check_variant(model: messages.Model, graph: messages.Graph, contract: str) -
         yield from check_state(graph, shapes)
         state, backed = shapes["state_in"], any(tensor.name == "state_in" for tensor in graph.initializer)
         if not backed and any(dim.value is None for dim in state):
-            what = "without a default its size must be fixed, or nobody knows what to start with"
+            what = "a required state needs a fixed shape, so that callers can feed zeros"
             yield misshapen("state_in", state, what, "fix its axes, or back it with an initializer of zeros")
 
 
@@ -97,7 +97,7 @@ def _check_sizes(shapes: dict[str, Sequence[messages.Dim]], contract: str) -> It
             what = "height and width must be fixed" if contract == "saliency-fixed" else "all sizes are dynamic, or all fixed"
             yield misshapen(name, dims, what, "export for the one frame size, or for any")
         elif fixed:
-            by = _HALVES.get(name, 1)
+            by = _SMALLER_BY.get(name, 1)
             expected = [-(-side // by) for side in size if side is not None]
             if [dim.value for dim in sides] != expected or min(expected) < 1:
                 shown = "x".join(map(str, expected))
@@ -105,6 +105,6 @@ def _check_sizes(shapes: dict[str, Sequence[messages.Dim]], contract: str) -> It
         elif sides[0].param and sides[0].param == sides[1].param:
             what = "height and width share a name, which says that frames are square"
             yield misshapen(name, dims, what, "give each its own name")
-        elif name in _HALVES and names & {dim.param for dim in sides}:
+        elif name in _SMALLER_BY and names & {dim.param for dim in sides}:
             what = f"an axis has a name of '{first}', which says that it is as long"
             yield misshapen(name, dims, what, "give it its own name")

@@ -9,14 +9,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from distill.export.graph import image_graph, step_graph
-from distill.export.quantize import quantise
 from distill.export.runner import Predictor, normalise
 from distill.export.student import torch_maps
 from distill.export.variant_parity import compare_variant, grey, verify_variant
 from distill.export.variants import Variant, variant_graph
 from distill.export.verification import ExportRefused
 from distill.opallowlist import check
-from tests.helpers import lively, moving_blobs
+from tests.helpers import lively
 
 
 def luma_graph(model, height, width):
@@ -90,12 +89,6 @@ def test_it_takes_no_other_size_and_no_colour(image):
     for shape in ((1, 1, 97, 132), (1, 1, 98, 131), (1, 3, 97, 131)):
         with pytest.raises(ValueError, match="does not run at"):
             one.run(np.zeros(shape, np.float32))
-
-
-def test_an_int8_image_file_has_a_luma_file_too(image):
-    int8 = quantise(image, moving_blobs(range(3)), every=2)
-    luma = luma_graph(int8, 97, 131)
-    assert verify_luma(luma, int8).max_abs <= 1e-5 and "DequantizeLinear" in {n.op_type for n in luma.graph.node}
 
 
 def test_other_models_are_refused(image, golden):

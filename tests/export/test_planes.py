@@ -53,9 +53,10 @@ def test_views_with_strides_give_the_same_map(step):
 def test_size_and_colour_may_change_and_the_state_stays(step):
     predictor = PlanePredictor(step, "map")
     [frame], [other], [small] = shots(1), shots(1, colour=Colour("bt601")), shots(1, size=(100, 200))
-    first = predictor.predict(frame)
-    assert first.shape == SIZE and predictor.state is not None
-    assert not np.allclose(predictor.predict(other), first) and predictor.predict(small).shape == (100, 200)
+    assert predictor.predict(frame).shape == SIZE and predictor.state is not None
+    for changed in (other, small):
+        ours, without = predictor.predict(changed), PlanePredictor(step, "map").predict(changed)
+        assert ours.shape == changed.shape and not np.array_equal(ours, without)
 
 
 def test_a_model_that_is_none_of_ours_is_one_line(tmp_path, golden):
@@ -64,6 +65,11 @@ def test_a_model_that_is_none_of_ours_is_one_line(tmp_path, golden):
     (tmp_path / "x.onnx").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"x.onnx"):
         PlanePredictor(tmp_path / "x.onnx")
+
+
+def test_an_unknown_output_is_refused(step):
+    with pytest.raises(ValueError, match="output blocks is unknown; there are map, block-map"):
+        PlanePredictor(step, "blocks")
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 
+from distill.encoding.qp_offsets import block_means
 from distill.export.graph import image_graph, step_graph
-from distill.export.runner import Predictor, open_session
+from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, Predictor, largest_gap, open_session
 from distill.export.variants import BLOCK, Variant, variant_graph, yuv420_graph
 from distill.export.verification import ExportRefused
 from distill.export.yuv import MATRICES, Colour, half_size
 from distill.opallowlist import check
-from distill.students.planes import frame_of_planes
-from distill.students.tiny_unet import resize_linear
+from distill.students.tiny_unet import ENTRY_KERNELS, resize_linear
 from tests.helpers import SMALL, lively
 
 FPS = 25.0
@@ -54,6 +55,27 @@ def streamed(model, frames):
     return maps
 
 
+def frame_of_planes(y, chroma, height, width, kr, kb, colour):
+    """The entry in PyTorch: samples as float, luma `[1,1,H,W]`, chroma (U, V) `[1,2,ceil(H/2),ceil(W/2)]` -> the normalised RGB frame
+    at the working resolution. kr, kb: weights of red and blue in luma, as in ITU-R BT.709-6, 3.2 to 3.4."""
+    fits = min(y.shape[-2] // (2 * height), y.shape[-1] // (2 * width))
+    kernel = next((kernel for kernel in ENTRY_KERNELS if kernel <= fits), 1)
+    luma = F.avg_pool2d(y, kernel)
+    twice = [2 * side for side in chroma.shape[-2:]]
+    chroma = F.avg_pool2d(chroma, kernel // 2) if kernel > 1 else resize_linear(chroma, *twice)
+    rows, columns = luma.shape[-2:]
+    small = resize_linear(torch.cat([luma, chroma[..., :rows, :columns]], 1), 2 * height, 2 * width)
+    small = F.avg_pool2d(small, 2)
+    unit, most = 2 ** (colour.depth - 8), 2**colour.depth - 1
+    black, luma_levels, chroma_levels = (16 * unit, 219 * unit, 224 * unit) if colour.range == "limited" else (0, most, most)
+    luma = (small[:, :1] - black) / luma_levels
+    blue, red = ((small[:, 1:] - 128 * unit) / chroma_levels).chunk(2, 1)
+    r, b = luma + 2 * (1 - kr) * red, luma + 2 * (1 - kb) * blue
+    g = (luma - kr * r - kb * b) / (1 - kr - kb)
+    mean, std = (torch.from_numpy(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (torch.cat([r, g, b], 1).clamp(0, 1) - mean) / std
+
+
 @torch.no_grad()
 def twin_maps(frames, colour):
     student, maps = lively(), []
@@ -62,21 +84,10 @@ def twin_maps(frames, colour):
     for frame in frames:
         y, u, v = (torch.from_numpy(frame[name].astype(np.float32)) for name in "yuv")
         size = student.config.height, student.config.width
-        small = frame_of_planes(y, torch.cat([u, v], 1), *size, kr, kb, colour.range == "limited", colour.depth)
+        small = frame_of_planes(y, torch.cat([u, v], 1), *size, kr, kb, colour)
         logits, state = student.step(small, state, decay)
         maps.append(resize_linear(torch.sigmoid(logits), *y.shape[-2:]).numpy())
     return maps
-
-
-def gap(ours, theirs):
-    return max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
-
-
-def block_means(saliency):
-    rows, columns = (np.arange(0, side, BLOCK) for side in saliency.shape[2:])
-    sums = np.add.reduceat(np.add.reduceat(saliency.astype(float), rows, 2), columns, 3)
-    areas = (np.diff(ends, append=side) for ends, side in zip((rows, columns), saliency.shape[2:], strict=True))
-    return sums / np.outer(*areas)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -85,12 +96,12 @@ def test_every_form_of_a_plane_file_is_the_pytorch_twin_over_a_sequence(step, si
     expected = twin_maps(frames, colour)
     pairs = [{"y": f["y"], "uv": np.stack([f["u"][0], f["v"][0]], -1)} for f in frames]
     for fixed in (None, size):
-        assert gap(streamed(variant_graph(step, Variant("yuv420", fixed, "map", colour)), frames), expected) <= 1e-5
-        assert gap(streamed(variant_graph(step, Variant("nv12", fixed, "map", colour)), pairs), expected) <= 1e-5
+        assert largest_gap(streamed(variant_graph(step, Variant("yuv420", fixed, "map", colour)), frames), expected) <= 1e-5
+        assert largest_gap(streamed(variant_graph(step, Variant("nv12", fixed, "map", colour)), pairs), expected) <= 1e-5
         blocks = streamed(variant_graph(step, Variant("yuv420", fixed, "block-map", colour)), frames)
-        assert gap(blocks, list(map(block_means, expected))) <= 1e-5
+        assert largest_gap(blocks, [block_means(saliency[0, 0], BLOCK) for saliency in expected]) <= 1e-5
     fast = streamed(yuv420_graph(step, colour, "map", size, integer=True), frames)
-    assert gap(fast, expected) <= 1e-5
+    assert largest_gap(fast, expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,7 @@ def test_every_form_of_a_plane_file_is_the_pytorch_twin_over_a_sequence(step, si
 )
 def test_matrix_range_and_depth(step, colour):
     frames = planes(130, 259, colour.depth)
-    assert gap(streamed(yuv420_graph(step, colour, size=(130, 259)), frames), twin_maps(frames, colour)) <= 1e-5
+    assert largest_gap(streamed(yuv420_graph(step, colour, size=(130, 259)), frames), twin_maps(frames, colour)) <= 1e-5
 
 
 def test_colours_that_everybody_knows():
@@ -122,9 +133,9 @@ def test_a_file_of_one_size_is_static_and_an_rgb_file_of_one_size_is_the_source(
     source = Predictor(step.SerializeToString())
     expected = [source.run(frame["input"]) for frame in frames]
     fixed = variant_graph(step, Variant("rgb", (529, 1031)))
-    assert gap(streamed(fixed, frames), expected) <= 1e-6
+    assert largest_gap(streamed(fixed, frames), expected) <= 1e-6
     runner = Predictor(fixed.SerializeToString())  # which starts with zeros
-    assert gap([runner.run(frame["input"]) for frame in frames], expected) <= 1e-6
+    assert largest_gap([runner.run(frame["input"]) for frame in frames], expected) <= 1e-6
 
 
 @pytest.mark.parametrize("size", [(64, 96), (130, 260)])
@@ -150,6 +161,13 @@ def test_other_models_are_refused(step, golden):
         variant_graph(step, Variant("rgb"))
 
 
+def test_a_variant_checks_itself():
+    with pytest.raises(ValueError, match="input yuv444 is unknown; there are rgb, yuv420, nv12, luma"):
+        Variant("yuv444", (64, 64))
+    with pytest.raises(ValueError, match="output blocks is unknown; there are map, block-map"):
+        Variant("yuv420", None, "blocks")
+
+
 @pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 computes these operators in another way")
 @pytest.mark.parametrize("kind", ["rgb", "yuv420", "nv12"])
 def test_opencv_streams_a_file_of_one_size(kind):
@@ -169,4 +187,4 @@ def test_opencv_streams_a_file_of_one_size(kind):
                 net.setInput(array, name)
             saliency, state = (np.array(array) for array in net.forward([model.graph.output[0].name, "state_out"]))
             maps.append(saliency)
-        assert gap(maps, streamed(model, frames)) <= 1e-5
+        assert largest_gap(maps, streamed(model, frames)) <= 1e-5

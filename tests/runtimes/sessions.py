@@ -8,7 +8,6 @@ What each runtime needs to be told stands here; docs/runtimes.md says it to user
 
 import atexit
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -21,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -109,8 +108,10 @@ def _opencv(model: onnx.ModelProto) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def _web(model: onnx.ModelProto) -> Iterator[Session]:
-    """ONNX Runtime for the web in a process of Node's, the same for all models."""
-    pipe, answers = _node()
+    """ONNX Runtime for the web in a process of Node's, the same for all models until one fails."""
+    process = _node()
+    pipe, answers = process.stdin, process.stdout
+    assert pipe and answers
     spent = 0.0
 
     def run(feed: Feed) -> list[np.ndarray]:
@@ -123,18 +124,26 @@ def _web(model: onnx.ModelProto) -> Iterator[Session]:
         return [np.frombuffer(answers.read(4 * int(np.prod(dims))), np.float32).reshape(dims) for dims in answer["outputs"]]
 
     content = model.SerializeToString()
-    pipe.write(json.dumps({"model": len(content)}).encode() + b"\n" + content)
-    yield Session(run, lambda: spent)
+    try:
+        pipe.write(json.dumps({"model": len(content)}).encode() + b"\n" + content)
+        yield Session(run, lambda: spent)
+    except BaseException:  # what is left in its pipes is no answer to the next
+        process.kill()
+        process.wait()
+        raise
 
 
-@functools.cache
-def _node() -> tuple[IO[bytes], IO[bytes]]:
-    """Standard input and output of the process, which ends with this one."""
-    assert NODE
-    process = subprocess.Popen([NODE, Path(__file__).with_name("web.mjs"), WEB], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    atexit.register(process.communicate)
-    assert process.stdin and process.stdout
-    return process.stdin, process.stdout
+def _node() -> subprocess.Popen[bytes]:
+    """A process of Node's that runs, until this one ends; it starts in a second or two."""
+    if not _processes or _processes[-1].poll() is not None:
+        assert NODE
+        command = [NODE, Path(__file__).with_name("web.mjs"), WEB]
+        _processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        atexit.register(_processes[-1].communicate)
+    return _processes[-1]
+
+
+_processes: list[subprocess.Popen[bytes]] = []
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 
 from distill.export import release_model
-from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD
-from distill.export.variants import Variant, variant_graph
+from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, largest_gap
+from distill.export.variants import Variant, require_state, variant_graph
 from tests.runtimes.sessions import Feed, Session
 
 FRAMES = 30
@@ -23,10 +23,9 @@ def student(kind: str, size: tuple[int, int] | None) -> onnx.ModelProto:
     source, _, output = kind.partition(" ")
     model = onnx.load(release_model("image" if source in ("image", "luma") else "step"))
     source = "rgb" if source == "image" else source
-    if size or source != "rgb":
+    if size or output or source != "rgb":
         model = variant_graph(model, Variant(source, size, output or "map"))
-    for state in [tensor for tensor in model.graph.initializer if tensor.name == "state_in"]:
-        model.graph.initializer.remove(state)
+    require_state(model)
     return model
 
 
@@ -67,4 +66,4 @@ def streamed(session: Session, model: onnx.ModelProto, feeds: Sequence[Feed]) ->
 def largest_difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
     """Over all values of all maps; shapes must agree."""
     assert all(a.shape == b.shape for a, b in zip(ours, theirs, strict=True))
-    return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+    return largest_gap(ours, theirs)

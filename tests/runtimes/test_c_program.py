@@ -12,7 +12,7 @@ from distill.export.variants import Variant, variant_graph
 from distill.export.yuv import Colour, Planes
 from tests.helpers import ROOT
 from tests.runtimes.compiling import build, needs_header
-from tests.runtimes.streams import pictures
+from tests.runtimes.streams import largest_difference, pictures
 
 SIZE = (131, 203)
 
@@ -55,7 +55,7 @@ def test_the_c_program_prints_pythons_block_maps(program, clip, tmp_path, source
     predictor = PlanePredictor(release_model(source))
     expected = [predictor.predict(frame) for frame in frames]
     assert len(printed) == len(expected) == 12 and printed[0].shape == (9, 13)
-    assert max(np.abs(a - b).max() for a, b in zip(printed, expected, strict=True)) <= 1e-5
+    assert largest_difference(printed, expected) <= 1e-5
 
 
 @needs_header

@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from distill.export.graph import image_graph, step_graph
+from distill.export.quantize import quantise
 from distill.export.runner import Predictor
 from distill.export.variant_parity import grey
 from distill.export.variants import Variant
@@ -16,12 +17,12 @@ from distill.opallowlist import check
 from distill.run.errors import GateFailed, UsageError
 from distill.tools.variants import write_variants
 from tests.downstream import c_opens, c_reads, session_of, validate
-from tests.helpers import distill, invoke, lively
+from tests.helpers import distill, invoke, lively, moving_blobs
 
 SAID = {
     "license": "MIT",
     "license_chain": '[["corpus a", "CC BY 4.0"]]',
-    "metrics": '{"image": {"nss": 2}}',
+    "metrics": '{"image": {"nss": 2}, "step": {"nss": 2.5}}',
     "metrics_protocol": "mit",
 }
 
@@ -186,9 +187,11 @@ def test_a_variant_states_what_it_is(step, tmp_path, narrator, variant, sizes, n
     props = {p.key: p.value for p in model.metadata_props}
     assert len(props[f"{variant.input}_source_sha256"]) == 64 and props["name"] == name and props["license"] == "MIT"
     assert props[f"{variant.input}_size"] == (sizes or ["any"])[0]
-    assert (props["metrics"] == SAID["metrics"]) == (variant == Variant("rgb"))
     [entry] = validate(tmp_path / f"{name}.registry.json").values()
     sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+    scores = (props["metrics"], props.get("metrics_protocol"), sidecar["metrics"], sidecar["metrics_protocol"])
+    assert (scores == (SAID["metrics"], "mit", {"nss": 2.5}, "mit")) == (variant == Variant("rgb"))
+    assert (scores[1:] == (None, None, None)) == (variant != Variant("rgb"))
     assert entry["id"] == name and sidecar["input_name"] == model.graph.input[0].name
     assert (
         sidecar["output_name"]
@@ -224,9 +227,7 @@ def test_what_does_not_exist_is_refused_before_anything_is_written(step, tmp_pat
 
 
 def test_an_int8_file_has_no_variants(step, tmp_path, narrator):
-    rounded = onnx.load(step)
-    rounded.metadata_props.add(key="quant_mode", value="static")
-    onnx.save(rounded, tmp_path / "step.int8.onnx")
+    onnx.save(quantise(onnx.load(step), moving_blobs(range(3)), every=2), tmp_path / "step.int8.onnx")
     with pytest.raises(UsageError, match=r"step.int8.onnx is int8; a variant is made from the file in floating point"):
         write_variants(tmp_path / "step.int8.onnx", Variant("rgb"), ["64x64"], tmp_path / "out", narrator)
 

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from distill.corpora.readers.frames import Frame, codec_name
-from distill.export.yuv import Colour, Planes
+from distill.export.yuv import Colour, Planes, half_size
 from distill.run.errors import UsageError
 
 NO_TIMES = av.format.Flags.no_timestamps.value
@@ -130,8 +130,8 @@ def planes_of(frame: Any) -> Planes | None:
         strides = (plane.line_size, size) if len(shape) == 2 else (plane.line_size, 2 * size, size)
         return np.ndarray(shape, kind, plane, strides=strides)
 
-    half = (-(-frame.height // 2), -(-frame.width // 2))
-    luma = view(frame.planes[0], (frame.height, frame.width))
+    shape = frame.height, frame.width
+    luma, half = view(frame.planes[0], shape), half_size(shape)
     if frame.format.name == "nv12":
         pairs = view(frame.planes[1], (*half, 2))
         return Planes(luma, pairs[..., 0], pairs[..., 1], colour)
