@@ -30,6 +30,11 @@ class Comparison(Protocol):
 C = TypeVar("C", bound=Comparison)
 
 
+def largest_difference(parity: Mapping[str, Any]) -> float:
+    """Between the maps of a student's ONNX files and PyTorch's; parity: the fields of `student.Parity`, as NAME.parity.json has them."""
+    return max(parity["image_max_abs"], parity["step_max_abs"])
+
+
 def verify(
     graphs: Mapping[str, tuple[onnx.ModelProto, str]], compare: Callable[[], C], more_failures: Sequence[str] = ()
 ) -> tuple[C, dict[str, Any]]:

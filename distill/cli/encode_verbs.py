@@ -134,6 +134,7 @@ def bd(
     from distill.encoding.bd.compare import compare, make_codings
     from distill.encoding.bd.excerpts import find_sources, read_span, unique_names
     from distill.encoding.bd.measures import choose_measures
+    from distill.evaluation.statistics import ENOUGH_CLIPS
 
     coding, shapings = _sweep(encoder, strengths, threads=threads or (1 if jobs > 1 else 0))
     span = read_span(frames, start)
@@ -175,7 +176,7 @@ def bd(
         else:
             heading += f"; mean over {done} clips"
         if done > 1:
-            few = "; too narrow with so few clips" if done < tables.FEW_CLIPS else ""
+            few = "; too narrow with so few clips" if done < ENOUGH_CLIPS else ""
             print_cells(f"{heading}, and 95 % intervals{few}", "map", tables.mean_cells(result))
             if result["differences"]:
                 print_cells("how maps differ, on the same clips", "", tables.difference_cells(result))

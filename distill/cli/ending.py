@@ -6,10 +6,13 @@ A few lines; the tables are in `distill eval RUN`, in metrics.json and in the re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.run.directory import RunDir
 from distill.run.files import read_json, value_in
+
+if TYPE_CHECKING:
+    from distill.corpora.clips import Corpus
 
 SHOWN = ("step", "teacher", "centred Gaussian", "mean training map")
 """The predictors whose scores are shown, the student first."""
@@ -19,45 +22,44 @@ def verdict(run: RunDir, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The findings as plain values, for JSON: verdict, parity, speed (None for a run of an earlier version)."""
     from distill.evaluation.verdict import comparisons, headline
 
-    compared = comparisons(metrics)
     return {
-        "verdict": headline(compared),
-        "outcomes": {c.against: c.outcome for c in compared},
+        "verdict": headline(metrics),
+        "outcomes": {c.against: c.outcome for c in comparisons(metrics)},
         "parity": read_json(run / "export" / f"{run.recipe.run.name}.parity.json"),
         "speed": run.manifest["stages"]["report"].get("speed"),
     }
 
 
 def lines(run: RunDir, metrics: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The end of a run in about five lines: sentences, and what to do next, which can be copied to a shell as it is."""
-    from distill.corpora.clips import counted  # needs OpenCV
+    """The end of a run in about five lines: sentences to be wrapped, and two lines with a path and a command, to be left whole."""
+    from distill.corpora.clips import Corpus, counted  # needs OpenCV
+    from distill.evaluation.statistics import scored_clips
+    from distill.export.verification import largest_difference
 
-    found = verdict(run, metrics)
+    found, corpus = verdict(run, metrics), value_in(run / "corpus.json", Corpus.from_dict)
     parity, taken, scores = found["parity"], found["speed"], metrics["predictors"]
-    worst = max(parity[key] for key in ("image_max_abs", "step_max_abs", "zero_state_max_abs"))
+    clips = scored_clips(metrics)
+    scored_on = counted(clips, "held-out clip") if corpus.held_out else f"{counted(clips, 'clip')}, not held out"
     shown = [name for name in SHOWN if name in scores]
     said = [found["verdict"]]
     for metric, label in (("nss", "NSS"), ("cc", "CC")):
         if values := [f"{scores[name][metric]:.3f} {_called(name)}" for name in shown if metric in scores[name]]:
-            clips = sum(clip["frames_scored"] > 0 for clip in metrics["clips"].values())
-            said.append(f"{label:4}{', '.join(values)}" + (f"; {counted(clips, 'held-out clip')}" if metric == "nss" else ""))
-    said.append(f"gate passed; parity with PyTorch {worst:.1e} (at most 1e-05)")
+            said.append(f"{label:4}{', '.join(values)}" + (f"; {scored_on}" if metric == "nss" else ""))
+    said.append(f"gate passed; parity with PyTorch {largest_difference(parity):.1e} (at most {parity['tolerance']:.0e})")
     if taken:
         said[-1] += "; ms a frame, on one thread: " + ", ".join(f"{ms:g} at {size}" for size, ms in taken["ms"].items())
-    return said, [f"open {_quoted(run / 'report.html')}", f"next: {_next(run)}"]
+    return said, [f"report: {run / 'report.html'}", f"next: {_next(run, corpus)}"]
 
 
 def _called(name: str) -> str:
     return "student" if name == "step" else name
 
 
-def _next(run: RunDir) -> str:
-    """The student on a clip that it has not seen; where there is no video, all scores."""
-    from distill.corpora.clips import Corpus
-
-    corpus = value_in(run / "corpus.json", Corpus.from_dict)
+def _next(run: RunDir, corpus: "Corpus") -> str:
+    """The student on a video that it has not seen; where there is none, all scores."""
     model = run / "export" / f"{run.recipe.run.name}_step.onnx"
-    videos = [Path(clip.video) for clip in corpus.select((*corpus.val, *corpus.train)) if not (clip.static or clip.shots)]
+    unseen = corpus.select(corpus.val) if corpus.held_out else []
+    videos = [Path(clip.video) for clip in unseen if not (clip.static or clip.shots)]
     if video := next((video for video in videos if video.is_file()), None):
         return f"distill predict {_quoted(video)} --model {_quoted(model)}"
     return f"distill eval {_quoted(run.path)}"

@@ -162,9 +162,9 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def first_few(names: Sequence[str]) -> str:
-    """At most four names, and how many more there are."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def first_few(names: Sequence[str], most: int = 4) -> str:
+    """At most `most` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def did_you_mean_clip(name: str, known: Iterable[str]) -> str:

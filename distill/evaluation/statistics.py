@@ -19,6 +19,9 @@ from distill.corpora.clips import counted
 from distill.evaluation.protocols import PROTOCOLS, Protocol
 
 DRAWS = 2000
+ENOUGH_CLIPS = 12
+"""With fewer, intervals are too narrow to rely on: those of 95 % hold the mean of normal scores in 90 % of cases with 12 clips, in
+83 % with 5, in 51 % with 2."""
 COUNTS = {
     "frames_scored": "",
     "frames_without_fixations": "without fixations were not scored",
@@ -31,6 +34,11 @@ COUNTS = {
 def remarks(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the scores must know about the ground truth: `3 frames without fixations were not scored`."""
     return [f"{counted(n, 'frame')} {what}" for key, what in COUNTS.items() if what and (n := result.get(key, 0))]
+
+
+def scored_clips(result: Mapping[str, Any]) -> int:
+    """How many clips have scores: others have no fixations in the frames to score."""
+    return sum(clip["frames_scored"] > 0 for clip in result["clips"].values())
 
 
 def mean_and_interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, list[float] | None]:

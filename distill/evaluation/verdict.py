@@ -1,12 +1,12 @@
 """What the scores of a run say in a sentence: whether the student beats the maps that do not depend on the frame, and whether
 its step file beats its image file.
 
-    compared = verdict.comparisons(metrics)     # of metrics.json
-    verdict.headline(compared)                  # "Beats the centred Gaussian and the mean training map; no clear difference ..."
+    verdict.headline(metrics)                   # of metrics.json: "Beats the centred Gaussian and the mean training map."
+    compared = verdict.comparisons(metrics)
     verdict.differences(compared[0])            # ["NSS +0.81 [+0.62, +1.01]", "CC +0.21 [+0.15, +0.27]"]
 
 Paired differences of NSS on the same clips decide, with their 95 % intervals: better where the interval lies above 0, worse
-where it lies below 0. One clip alone has no interval, and decides nothing.
+where it lies below 0. One clip alone has no interval, and decides nothing; of a few the headline says that they are too few.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,12 +56,15 @@ def _outcome(interval: Sequence[float] | None) -> str:
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
-def headline(compared: Sequence[Comparison]) -> str:
+def headline(result: Mapping[str, Any]) -> str:
     """`Beats the centred Gaussian and the mean training map; is not clearly better or worse than its own image file.`"""
+    if not (compared := comparisons(result)):
+        return "Nothing to compare with." if result["predictors"] else "Nothing was scored."
     by_outcome = {outcome: [c.against for c in compared if c.outcome == outcome] for outcome in OUTCOMES}
-    parts = [f"{OUTCOMES[outcome]} {_listed(names)}" for outcome, names in by_outcome.items() if names]
-    text = "; ".join(parts) or "nothing was scored"
-    return f"{text[0].upper()}{text[1:]}."
+    text = "; ".join(f"{OUTCOMES[outcome]} {_listed(names)}" for outcome, names in by_outcome.items() if names)
+    clips = statistics.scored_clips(result)
+    few = f" ({clips} clips: too few to be sure)" if 1 < clips < statistics.ENOUGH_CLIPS else ""
+    return f"{text[0].upper()}{text[1:]}{few}."
 
 
 def differences(comparison: Comparison) -> list[str]:

@@ -18,16 +18,17 @@ import onnx
 
 from distill import __version__
 from distill.corpora.attribution import COLUMNS, Attribution
+from distill.corpora.clips import first_few
 from distill.evaluation import statistics, tables, verdict
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
+from distill.export.verification import largest_difference
 from distill.opallowlist.foreign import csv_text
 from distill.reporting.notes import read_notes
 from distill.reporting.provenance import Provenance, metadata, rounded
-from distill.reporting.rendering import first_names, render
+from distill.reporting.rendering import render
 from distill.reporting.sidecar import registry_entry, write_registry, write_sidecar
 from distill.run.files import sha256_of, write_together
 
-ENOUGH_CLIPS = 12  # with fewer, the card warns against ranking predictors
 CREDITS = 3  # authors and sources that a row of the card names
 CLIPS_LISTED = 2000  # names of training clips in a sidecar, of which the downstream reads 1 MiB
 
@@ -96,13 +97,13 @@ def _model_card(
         mode: {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for mode, path in models.items()
     }
     columns = tables.metrics_in(metrics) if metrics else []
-    compared = verdict.comparisons(metrics) if metrics else []
     return render(
         "model_card.md", origin=origin, **files, version=__version__, revision=revision, metrics=metrics,
-        val_clips=first_names(origin.val_clips), lower_is_better=[LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]],
-        verdict=verdict.headline(compared) if compared else "",
+        val_clips=first_few(origin.val_clips, 12) or "none",
+        lower_is_better=[LABELS[m] for m in columns if not HIGHER_IS_BETTER[m]],
+        verdict=verdict.headline(metrics) if metrics and verdict.comparisons(metrics) else "",
         parts=[_part(name, part) for name, part in statistics.by_corpus(metrics).items()] if metrics else [], caveats=caveats,
-        enough_clips=ENOUGH_CLIPS, parity=parity, max_abs=max(parity["image_max_abs"], parity["step_max_abs"]), notes=notes,
+        enough_clips=statistics.ENOUGH_CLIPS, parity=parity, max_abs=largest_difference(parity), notes=notes,
         credits=_credits(origin.attribution),
     )  # fmt: skip
 

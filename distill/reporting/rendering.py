@@ -5,13 +5,13 @@ for its format, unless the value is Markup or the template says `| safe`.
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from distill.corpora.clips import counted
 from distill.opallowlist.foreign import json_text, markdown, printable
 
 
@@ -29,21 +29,14 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     # A JSON string is a YAML string.
-    environment.filters |= {"counted": counted, "slug": _slug, "yaml": lambda text: Markup(json_text(text))}
+    environment.filters |= {"counted": _counted, "slug": _slug, "yaml": lambda text: Markup(json_text(text))}
     return environment.get_template(f"{template}.j2").render(**values)
 
 
-def counted(items: Any, noun: str = "clip") -> str:
-    """`1 clip`, `2 clips`."""
-    return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'}"
+def _counted(items: Any, noun: str = "clip") -> str:
+    return counted(len(items), noun)
 
 
 def _slug(text: str) -> str:
     """`mean-training-map`: what an id in HTML may be."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def first_names(names: Sequence[str], most: int = 12) -> str:
-    """The names, separated by commas, up to `most`, and how many more there are; `none` where there are none."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more

@@ -17,6 +17,7 @@ from distill.evaluation import statistics, tables, verdict
 from distill.evaluation.metrics import HIGHER_IS_BETTER
 from distill.evaluation.predictors import load_predictor
 from distill.export.runner import Predictor
+from distill.export.verification import largest_difference
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
 from distill.reporting import charts, drawings, words
@@ -100,7 +101,7 @@ def summary(metrics: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, A
     order = list(ranked(metrics["clips"]))
     ends = {"best": order[0], "worst": order[-1]} if len(order) > 1 else {}
     return {
-        "headline": verdict.headline(compared),
+        "headline": verdict.headline(metrics),
         "comparisons": [(c.against, c.outcome, verdict.differences(c)) for c in compared],
         "figures": figures,
         "ends": [(what, i, metrics["clips"][i]["scores"]["step"]["nss"]) for what, i in ends.items()],
@@ -111,10 +112,10 @@ def summary(metrics: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, A
 def badges(origin: Provenance, metrics: Mapping[str, Any], parity: Mapping[str, Any]) -> list[tuple[bool, str, str]]:
     """What a reader must know at once: whether it is good, the word that explains it, and the text. Files that did not pass the
     gate and parity are not written."""
-    gap = max(parity["image_max_abs"], parity["step_max_abs"])
-    found = [(True, "gate", "gate passed"), (True, "parity", f"parity {gap:.1e}, limit {parity['tolerance']:.0e}")]
+    gap = f"parity {largest_difference(parity):.1e}, limit {parity['tolerance']:.0e}"
+    found = [(True, "gate", "gate passed"), (True, "parity", gap)]
     if metrics["predictors"]:
-        scored = counted(sum(c["frames_scored"] > 0 for c in metrics["clips"].values()), "clip")
+        scored = counted(statistics.scored_clips(metrics), "clip")
         found.append((origin.held_out, "held out", f"scored on {scored}, {'held out' if origin.held_out else 'not held out'}"))
     else:
         found.append((False, "held out", "not scored"))
@@ -229,7 +230,7 @@ def _checks(origin: Provenance, parity: Mapping[str, Any], taken: Mapping[str, A
     """The results of verification, and facts about the ONNX files."""
     shortest, median, longest = origin.tau_seconds
     return {
-        "PyTorch and onnxruntime": f"{max(parity['image_max_abs'], parity['step_max_abs']):.2e} "
+        "PyTorch and onnxruntime": f"{largest_difference(parity):.2e} "
         f"largest absolute difference over {parity['frames']} frames at {len(parity['sizes'])} sizes",
         "step file without history and image file": f"{parity['zero_state_max_abs']:.2e} largest absolute difference",
         "gate": "passed: operators, graph features, contract",

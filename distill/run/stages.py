@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from distill.corpora import SIGMA, Clip, Corpus, open_corpus, split, synthetic
-from distill.corpora.clips import counted
+from distill.corpora.clips import counted, first_few
 from distill.evaluation import statistics, tables
 from distill.evaluation.evaluate import Reference, centre_gaussian, evaluate
 from distill.evaluation.fixations import check_scorable
 from distill.export.student import Verified, export_student
-from distill.export.verification import ExportRefused
+from distill.export.verification import ExportRefused, largest_difference
 from distill.labels import building, members
 from distill.labels.labelling import by_part, computed_by, inference, label, looked_up_in
 from distill.labels.store import LabelStore
@@ -30,7 +30,6 @@ from distill.reporting import report, speed
 from distill.reporting.drawings import overlay
 from distill.reporting.package import write_package
 from distill.reporting.provenance import Provenance, attributions, caveats, metadata, provenance
-from distill.reporting.rendering import first_names
 from distill.run.directory import RunDir
 from distill.run.errors import GateFailed, Interrupted, UsageError
 from distill.run.files import ArrayFile, read_json, value_in, write_json, write_together
@@ -135,7 +134,7 @@ def _corpus(context: Context) -> Done:
     annotated = sum(clip.annotated_frames > 0 for clip in corpus.clips)
     say(
         f"corpus: {counted(len(corpus.clips), 'clip')}, {total:,} frames, {counted(annotated, 'annotated clip')}; "
-        f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({first_names(corpus.val)})" if corpus.val else "")
+        f"{len(corpus.train)} train, {len(corpus.val)} held out" + (f" ({first_few(corpus.val, 12)})" if corpus.val else "")
     )
     for part, weight in corpus.weights.items() if len(corpus.weights) > 1 else ():
         train, val = (sum(clip.corpus == part for clip in corpus.select(ids)) for ids in (corpus.train, corpus.val))
@@ -252,7 +251,7 @@ def _export(context: Context) -> Done:
     proof = f"export/{recipe.run.name}.parity.json"
     write_json(run / proof, parity)
     sizes = " and ".join(f"{path.stat().st_size:,}" for path in paths[:2])
-    say(f"export: parity {max(verified.parity.image_max_abs, verified.parity.step_max_abs):.1e}, {sizes} bytes")
+    say(f"export: parity {largest_difference(parity):.1e}, {sizes} bytes")
     outputs = [path.relative_to(run.path).as_posix() for path in paths]
     return [*outputs, proof], {"parity": parity, "gate": verified.gate}
 
@@ -306,9 +305,9 @@ def _say_scores(narrator: Narrator, result: Mapping[str, Any]) -> None:
     nss = {name: values["nss"] for name, values in result["predictors"].items()}
     shown = ", ".join(f"{nss[name]:.3f} ({name})" for name in ("step", "image", "teacher", "centred Gaussian"))
     narrator.say(f"eval: NSS {shown}")
-    for name, values in statistics.gains_of_state(result).items():
-        shown = f"{values['nss']['mean']:+.3f} {tables.format_interval(values['nss']['interval'], 'nss', sign=True)}".rstrip()
-        narrator.say(f"eval: NSS {shown} step minus {name}, on the same clips")
+    if gain := statistics.gains_of_state(result).get("image"):
+        shown = f"{gain['nss']['mean']:+.3f} {tables.format_interval(gain['nss']['interval'], 'nss', sign=True)}".rstrip()
+        narrator.say(f"eval: NSS {shown} step minus image, on the same clips")
     for remark in statistics.remarks(result):
         narrator.say(f"eval: {remark}")
 

@@ -293,9 +293,12 @@ def test_only_run_has_a_default_and_the_other_verbs_ask_which_run(tmp_path, verb
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "MODEL", "--root", "x", "--teacher", "unisal"], "--teacher is a run's alone"),
-        (["eval", "MODEL", "--root", "x", "--out", "y"], "--out is a run's alone"),
-        (["eval", "MODEL", "--root", "x", "--set", "train.steps=3"], "the section train is a run's alone"),
+        (
+            ["eval", "MODEL", "--root", "x", "--teacher", "unisal"],
+            "--teacher applies to runs; here finished ONNX files are scored",
+        ),
+        (["eval", "MODEL", "--root", "x", "--out", "y"], "--out applies to runs; here finished"),
+        (["eval", "MODEL", "--root", "x", "--set", "train.steps=3"], "--set train.steps=3: [train] applies to runs; here"),
         (["run", "--maps", "x"], "--maps is read by the teacher maps, and this run's is visage; add --teacher maps"),
         (["inspect", "--corpus", "dhf1k"], "--corpus names the layout of a corpus"),
         (["bd", "--clips", "001"], "--clips names clips with gaze; give their folder with --root"),

@@ -41,7 +41,7 @@ from tests.helpers import ORIGIN, lively, made_up_scores
 # --- a package --------------------------------------------------------------------------------------------------------
 
 METRICS = {
-    "protocol": "clip-mean", "about": "means", "frames_scored": 5, "frames_without_fixations": 0, "clips": {"003": {}},
+    "protocol": "clip-mean", "about": "means", "frames_scored": 5, "frames_without_fixations": 0, "clips": {"003": {"frames_scored": 5}},
     "predictors": {"step": {"nss": 1.25, "kld": 1.0}, "image": {"nss": 1.0, "kld": 1.5}}, "differences": None,
     "intervals": {"step": {}, "image": {}},
 }  # fmt: skip

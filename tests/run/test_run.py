@@ -40,7 +40,8 @@ def finished(tmp_path_factory) -> Path:
     assert len(lines) <= 9 and max(map(len, lines[:-2])) <= 100, result.stdout
     assert "centred Gaussian" in lines[0] and "gate passed; parity with PyTorch" in result.stdout
     assert re.search(r"on one thread: [\d.]+ at 640x360, [\d.]+ at 1920x1080", " ".join(lines)), result.stdout
-    assert lines[-2] == f"open {path}/report.html" and lines[-1].startswith("next: distill predict ")
+    assert "(at most 1e-05)" in result.stdout and "; 1 held-out clip" in result.stdout
+    assert lines[-2] == f"report: {path}/report.html" and lines[-1].startswith("next: distill predict ")
     predicted = invoke(*shlex.split(lines[-1])[2:], cwd=path.parent)  # as printed
     assert predicted.returncode == 0 and predicted.stdout.endswith("_saliency.mp4\n"), predicted.stderr
     return path

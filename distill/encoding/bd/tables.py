@@ -12,7 +12,6 @@ from distill.opallowlist.foreign import csv_text
 from distill.reporting.lettering import fonts, lettered
 from distill.run.files import atomic, write_bytes
 
-FEW_CLIPS = 8  # with fewer, bootstrap intervals are too narrow
 LABELS = {key: quality.label for key, quality in QUALITIES.items()} | {"size": "size"}
 DRAWN = ("plain", "gaze", "judge", "vmaf")  # the curves of a clip, one below the other
 COLUMNS = ("clip", "weights", "map", "less", "measure", "value", "low", "high", "clips", "better")
