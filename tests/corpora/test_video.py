@@ -100,6 +100,17 @@ def test_a_lost_frame_leaves_the_others_at_their_times(tmp_path, codec, number):
     }
 
 
+def test_a_frame_that_an_avi_only_names_in_its_index_is_said(tmp_path):
+    path = timed(tmp_path / "v.avi", [n / 30 for n in [*range(10), *range(20, 40)]], "mjpeg", unit=Fraction(1, 30), pix_fmt="yuvj420p")
+    with av.open(str(path)) as container:
+        place = [packet.pos for packet in container.demux(video=0) if packet.size][5]
+    data = bytearray(path.read_bytes())
+    data[place - 8 : place] = bytes(8)  # what the chunk is, and how long
+    path.write_bytes(data)
+    facts = probe(path)
+    assert facts.frames == 29 and facts.troubles == {video.UNDECODED: 1}
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])  # Matroska states no number of frames
 def test_a_header_tells_length_size_and_rate(tmp_path, reader, suffix):
     assert read_header(timed(tmp_path / f"v{suffix}", unit=Fraction(1, 30))) == (30, *SIZE, pytest.approx(30))

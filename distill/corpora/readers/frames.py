@@ -24,7 +24,7 @@ class Video(Protocol):
 
     rate: float  # frames per second as the file states them, 0 where it does not
     timed: bool  # whether the frames have stamps; else they follow each other at the stated rate
-    lost: int  # packets that do not decode, and frames that are damaged
+    lost: int  # packets that are missing or do not decode, and frames that are damaged
 
     def frames(self) -> Iterator[Frame]:
         """The frames in the order in which they are shown. Raises UsageError for a file that cannot be read."""

@@ -144,7 +144,7 @@ class Video:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rate, self.timed, self.lost = 0.0, True, 0
-        self._shown = 0  # frames so far
+        self._packets, self._shown = 0, 0  # packets of the video that were found, and frames, so far
         self._starts: list[float | None] = []  # of the packets of the video that decode, in the order of the file, in seconds
         self._ends: dict[int, float] = {}  # of the packets of each stream, in seconds
         self._stated: tuple[int | None, float] | None = None  # where a stream (None: the longest) should end
@@ -159,6 +159,7 @@ class Video:
             self.rate, by_packets = _stated_rate(video), in_order(container)
             self.timed = by_packets or has_times(container)
             self._stated = stated_end(container, video)
+            indexed = sum(entry.size > 0 for entry in video.index_entries) if by_packets else 0
             for frame in self._decoded(container, video):
                 turn = orientation(frame) if turn is None else turn
                 whole = whole or not frame.is_corrupt  # a recording may begin between two key frames
@@ -170,6 +171,7 @@ class Video:
                 self._shown += 1
                 planes = planes_of(frame)
                 yield Frame(stamp, size, partial(_rgb, scaler, frame, turn), planes and planes.turned(turn.upright))
+            self.lost += max(0, indexed - self._packets)  # an AVI names them in its index
 
     def _decoded(self, container: Any, video: Any) -> Iterator[Any]:
         with contextlib.suppress(av.error.InvalidDataError):  # damage to the container ends the file
@@ -179,6 +181,7 @@ class Video:
                     self._ends[packet.stream.index] = max(end, self._ends.get(packet.stream.index, end))
                 if packet.stream.index == video.index:
                     if packet.size:
+                        self._packets += 1
                         self._starts.append(None if packet.dts is None else float(packet.dts * packet.time_base))
                     yield from self._decode(video, packet)
             return
