@@ -40,7 +40,7 @@ from distill.run.progress import Narrator
 from distill.students.tiny_unet import TinyUNet, parameter_count
 from distill.training import frames, student
 from distill.training.batches import Sample
-from distill.training.board import Board, open_board
+from distill.training.board import Board, available
 from distill.training.loop import TrainingContext
 
 PARAMETERS = (150_000, 250_000)
@@ -85,9 +85,9 @@ class Context:
         chosen, reason = device.choose(self.recipe.run.device)
         self.narrator.say(f"device: {reason}, {threads} threads")
         self.run.note(device=reason, threads=threads)
-        board = Board(self.run / "tensorboard", overlay) if job().leads else None
-        opened = board and open_board(self.recipe.run.tensorboard, board, self.narrator.say)
-        return TrainingContext(self.run / "checkpoints", chosen, self.recipe.run.seed, self.narrator, opened)
+        shown = job().leads and available(self.recipe.run.tensorboard, self.narrator.say)
+        board = Board(self.run / "tensorboard", overlay) if shown else None
+        return TrainingContext(self.run / "checkpoints", chosen, self.recipe.run.seed, self.narrator, board)
 
 
 # What a stage leaves: its files, relative to the run directory, and facts for the manifest.

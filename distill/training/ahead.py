@@ -59,7 +59,7 @@ def _workers(drawn: Any, say: Callable[[str], None]) -> int:
 def _from_workers(
     draw: Callable[[T], Any], moments: Iterable[T], device: torch.device, workers: int
 ) -> Generator[Any, None, None]:
-    before = torch.get_num_threads()
+    before, others = torch.get_num_threads(), multiprocessing.active_children()
     loader = DataLoader(
         _Steps(draw), sampler=moments, batch_size=None, collate_fn=_unchanged, num_workers=workers, prefetch_factor=EACH,
         pin_memory=True, multiprocessing_context="fork", worker_init_fn=_leave_signals, generator=torch.Generator(),
@@ -67,11 +67,15 @@ def _from_workers(
     with torch.cuda.device(device), warnings.catch_warnings():  # else its thread would open a context on the first GPU
         warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)  # no lock that `draw` needs is held
         batches = iter(loader)
+    started = [process for process in multiprocessing.active_children() if process not in others]
     try:
         for item in batches:
             yield draw(item.at) if item.drawn is None else item.drawn
     finally:
-        del batches  # ends the processes
+        del batches  # tells the processes to end, and waits for some seconds
+        for process in started:
+            process.kill()  # one that does not, as where its disk is silent: this process could not end without it
+            process.join()
         torch.set_num_threads(before)
 
 

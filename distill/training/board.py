@@ -26,17 +26,17 @@ class Board:
     draw: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def open_board(wanted: str, board: Board, say: Callable[[str], None]) -> Board | None:
-    """The board, unless run.tensorboard is `off`, or the package cannot be imported; with `on`, that is said."""
+def available(wanted: str, say: Callable[[str], None]) -> bool:
+    """Whether files are written: run.tensorboard is not `off`, and the package can be imported; with `on`, it is said if not."""
     if wanted == "off":
-        return None
+        return False
     try:
         import torch.utils.tensorboard  # noqa: F401  # with the package of that name, which is optional
     except Exception as error:  # whatever a package does when it is imported
         if wanted == "on":
             say(f"tensorboard: no files are written: {one_line(error)}; {how_to_install('tensorboard')}")
-        return None
-    return board
+        return False
+    return True
 
 
 class Events(contextlib.AbstractContextManager["Events"]):

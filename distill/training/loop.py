@@ -85,6 +85,7 @@ class Task(ABC):
     """Defines what is trained, and how. A task sets the attributes that have no value here."""
 
     verb = "teach"  # or "train": names the progress bar, and with "ing" the interrupted task
+    name: str  # of the training, among those of a run: the folder of its files for TensorBoard
     lr_key: str  # the recipe key that an error message advises to lower
     context: TrainingContext
     resume_file: str
@@ -159,15 +160,15 @@ def fit(task: Task, log: Path | None = None) -> Progress:
     if task.ema is not None:
         task.averages = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
     progress, optimizer = _resume(task, log)
-    events = Events(task.context.board, task.lr_key.partition(".")[0], progress.step if optimizer else -1)
     started, first = time.perf_counter(), progress.first
     if optimizer:
         narrator.say(f"{task.verb}: continuing at step {first} of {total}")
-    elif task.validate_start:
-        _validate(task, moment(task.phase_steps, 0).phase, progress, log, events)
     moments = [moment(task.phase_steps, step) for step in range(first, total)]
     ahead = closing(drawn_ahead(task.draw, moments, task.context.device, narrator.say))
-    with narrator.bar(task.verb, total, first) as bar, ahead as batches, events, exact_float32():
+    writing = Events(task.context.board, task.name, progress.step if optimizer else -1)
+    with writing as events, narrator.bar(task.verb, total, first) as bar, ahead as batches, exact_float32():
+        if task.validate_start and optimizer is None:
+            _validate(task, moment(task.phase_steps, 0).phase, progress, log, events)
         for at in moments:
             step = at.step
             if optimizer is None or at.phase_step == 0:

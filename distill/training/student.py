@@ -87,7 +87,7 @@ def train(
 class StudentTask(Task):
     """The student's two phases, for `fit`."""
 
-    verb, lr_key, resume_file = "train", "train.lr", "last.pt"
+    verb, name, lr_key, resume_file = "train", "train", "train.lr", "last.pt"
     average_buffers = phase_average = rank_batches = True
     labels = ({"phase": "frames"}, {"phase": "clips"})
 

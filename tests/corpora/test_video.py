@@ -101,7 +101,9 @@ def test_a_lost_frame_leaves_the_others_at_their_times(tmp_path, codec, number):
 
 
 def test_a_frame_that_an_avi_only_names_in_its_index_is_said(tmp_path):
-    path = timed(tmp_path / "v.avi", [n / 30 for n in [*range(10), *range(20, 40)]], "mjpeg", unit=Fraction(1, 30), pix_fmt="yuvj420p")
+    path = timed(
+        tmp_path / "v.avi", [n / 30 for n in [*range(10), *range(20, 40)]], "mjpeg", unit=Fraction(1, 30), pix_fmt="yuvj420p"
+    )
     with av.open(str(path)) as container:
         place = [packet.pos for packet in container.demux(video=0) if packet.size][5]
     data = bytearray(path.read_bytes())

@@ -2,14 +2,15 @@
 
 import json
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from distill.run.errors import Interrupted
+from distill.run.errors import Interrupted, UsageError
 from distill.run.machine.extras import how_to_install
-from distill.training.board import Board, Events, open_board
+from distill.training.board import Board, Events, available
 from distill.training.loop import fit
 from tests.training.test_loop import Line, context
 
@@ -50,9 +51,13 @@ def test_a_continued_training_shows_each_step_once(tmp_path):
         train(tmp_path, lambda: calls.append(1) is None and len(calls) == 3)
     with Events(board(tmp_path), "test", 3) as late:  # what a training wrote behind its last checkpoint, and was killed
         late.scalars(4, "train", {"loss": 9.0})
+        late.scalars(5, "train", {"loss": 9.0})
     [*_, last] = sorted((tmp_path / "tensorboard" / "test").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     last.write_bytes(last.read_bytes()[:-5])
+    assert steps(tmp_path, "train/loss") == [1, 2, 3, 4]
     train(tmp_path)
+    losses = [event.value for event in read(tmp_path / "tensorboard" / "test").Scalars("train/loss")]
+    assert len(losses) == 5 and max(losses) < 9
     assert steps(tmp_path, "train/loss") == [1, 2, 3, 4, 5] and steps(tmp_path, "val/score") == [2, 5]
     (tmp_path / "last.pt").unlink()  # it starts again
     train(tmp_path)
@@ -71,15 +76,29 @@ def test_frames_stand_above_their_maps(tmp_path):
 def test_without_the_package_nothing_is_written_and_only_on_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     said = []
-    assert open_board("auto", board(tmp_path), said.append) is open_board("off", board(tmp_path), said.append) is None
-    assert said == [] and open_board("on", board(tmp_path), said.append) is None
+    assert not available("auto", said.append) and not available("off", said.append) and said == []
+    assert not available("on", said.append)
     assert len(said) == 1 and said[0].endswith(how_to_install("tensorboard"))
     with Events(None, "test", -1) as events:
         events.scalars(1, "train", {"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_off_writes_nothing_where_it_is_installed(tmp_path):
+def test_off_writes_nothing_where_it_is_installed():
     pytest.importorskip("tensorboard")
-    wanted = board(tmp_path)
-    assert open_board("off", wanted, print) is None and open_board("auto", wanted, print) is wanted
+    assert not available("off", print) and available("auto", print)
+
+
+def test_an_error_in_the_first_validation_ends_the_writer(tmp_path):
+    pytest.importorskip("tensorboard")
+
+    class Broken(Line):
+        validate_start = True
+
+        def validate(self, phase):
+            raise UsageError("broken")
+
+    threads = threading.active_count()
+    with pytest.raises(UsageError, match="broken"):
+        fit(Broken(replace(context(tmp_path), board=board(tmp_path))))
+    assert threading.active_count() == threads

@@ -141,11 +141,22 @@ def test_batches_for_a_gpu_are_drawn_ahead_in_order_by_processes(gpu):
     assert len({process for *_, (process, _) in seen[1:]} - {own}) == 3
     assert all(leaves_ctrl_c for *_, (_, leaves_ctrl_c) in seen[1:])
     assert started.value <= 20 + 3 * ahead.EACH  # no endless queue
-    deadline = time.monotonic() + 30
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.01)  # they are told to end, and may not have yet
     assert not multiprocessing.active_children()
     assert torch.equal(torch.get_rng_state(), state) and not gpu
+
+
+def test_processes_that_hang_are_ended(gpu, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.05)  # seconds that each gets to end by itself
+
+    def draw(number):
+        if number > 3:
+            time.sleep(3600)
+        return number
+
+    with contextlib.closing(ahead.drawn_ahead(draw, range(99), GPU, gpu.append)) as batches:
+        assert [next(batches) for _ in range(3)] == [0, 1, 2]
+        assert multiprocessing.active_children()
+    assert not multiprocessing.active_children()
 
 
 def test_an_error_in_drawing_comes_up_at_its_step_as_it_is(gpu):

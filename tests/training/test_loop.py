@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 class Line(Task):
     """Moves one weight by SGD towards 1, or towards what `targets` has for a step."""
 
-    lr_key, resume_file, checkpoint_every, ema = "test.lr", "last.pt", 2, 0.0
+    name, lr_key, resume_file, checkpoint_every, ema = "test", "test.lr", "last.pt", 2, 0.0
     labels, kept_files = ({}, {}), ({"phase0": "score"}, {"phase1": "score"})
 
     def __init__(self, context, phase_steps=(2, 3), targets=None):

@@ -194,7 +194,7 @@ class TwoStages(Task):
     `precision` is fp32 or bf16.
     """
 
-    lr_key, resume_file = "teach.lr", "visage_last.pt"
+    name, lr_key, resume_file = "teach", "teach.lr", "visage_last.pt"
     phase_intervals = validate_start = True
     labels = ({"stage": 1}, {"stage": 2})
 

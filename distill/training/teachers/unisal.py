@@ -110,7 +110,7 @@ class UnisalTask(Task):
     trained_trunk: bool
     context: TrainingContext
 
-    lr_key, resume_file, checkpoint_every, max_norm = "unisal.lr", "unisal_last.pt", 50, MAX_NORM
+    name, lr_key, resume_file, checkpoint_every, max_norm = "unisal", "unisal.lr", "unisal_last.pt", 50, MAX_NORM
 
     def __post_init__(self) -> None:
         self.modules = {"unisal": self.net}

@@ -44,7 +44,7 @@ class TinyVisage(Task):
     visage: VisageConfig
     context: TrainingContext
 
-    lr_key, resume_file, checkpoint_every = "teacher.lr", "visage_last.pt", 50
+    name, lr_key, resume_file, checkpoint_every = "teacher", "teacher.lr", "visage_last.pt", 50
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.context.seed)
