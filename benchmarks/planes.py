@@ -3,8 +3,8 @@
     python benchmarks/planes.py [--size 1920x1080 ...] [--rounds 25] [--other ../shared/peers/saliency_student_v2.onnx]
 
 Every way starts at the planes of a decoded 4:2:0 frame of 8 bits and ends at the means of 16x16 px of its map. The ways take turns;
-the least of the rounds counts, in milliseconds; below, it is put in relation to the other ways. "scaled to 640 px" scales the frame
-down before the model sees it, as `distill encode` does for another project's model.
+the least of the rounds counts, of three for another student, in milliseconds; below, it is put in relation to the other ways. "scaled to
+640 px" scales the frame down before the model sees it, as `distill encode` does for another project's model.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 /* Reads 8-bit 4:2:0 video as YUV4MPEG2 from standard input and prints the block map of every frame: a line for each row of blocks
  * of 16x16 px, values from 0 to 1, and an empty line after each frame. ONNX Runtime's C API alone.
  *
- *     distill variant --output block-map                       # student_step_yuv420_bt709_blocks.onnx, for any frame size
+ *     distill variant --output block-map      # saliency_student_step_yuv420_bt709_blocks.onnx; SD or untagged video: --matrix bt601
  *     gcc -O2 -I/usr/include/onnxruntime block_map.c -lonnxruntime -o block_map
  *     ffmpeg -i in.mp4 -pix_fmt yuv420p -f yuv4mpegpipe - | ./block_map FILE.onnx
  */
 
+#include <ctype.h>
 #include <onnxruntime_c_api.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,7 +28,7 @@ static void check(OrtStatus *status) {
 static size_t parameter(const char *header, const char *letter) {
     const char *found = strstr(header, letter);
     long number = found ? strtol(found + strlen(letter), NULL, 10) : 0;
-    if (number < 16 || number > 8192) fail("standard input is no YUV4MPEG2 of at least 16x16 px");
+    if (number < 16 || number > 8192) fail("standard input is no YUV4MPEG2 of 16 to 8192 px a side");
     return (size_t)number;
 }
 
@@ -71,7 +72,8 @@ int main(int count, char **arguments) {
     if (!fgets(header, sizeof header, stdin) || strncmp(header, "YUV4MPEG2 ", 10)) fail("standard input is no YUV4MPEG2");
     size_t width = parameter(header, " W"), height = parameter(header, " H");
     const char *chroma = strstr(header, " C");
-    if (chroma && (strncmp(chroma, " C420", 5) || !strncmp(chroma, " C420p1", 7))) fail("the video is not 8-bit 4:2:0");
+    if (chroma && strncmp(chroma, " C420", 5)) fail("the video is not 4:2:0");
+    if (chroma && chroma[5] == 'p' && isdigit((unsigned char)chroma[6])) fail("the video has more than 8 bits"); /* C420p10 */
 
     ort = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     if (!ort) fail("the library is older than the header");

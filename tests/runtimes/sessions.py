@@ -29,8 +29,9 @@ from tests.helpers import ROOT
 
 Feed = dict[str, np.ndarray]
 NODE, WEB = shutil.which("node"), ROOT / "node_modules" / "onnxruntime-web"
-FLOATS = frozenset({"rgb", "rgb block-map", "luma", "image"})
-PLANES = frozenset({"yuv420", "yuv420 block-map", "nv12"})
+FLOATS = ("rgb", "image", "rgb block-map", "luma")
+PLANES = ("yuv420", "yuv420 block-map", "nv12")
+SIZED = ("rgb block-map", "luma")  # files of one size alone
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Runtime:
     modules: tuple[str, ...]
     any_size: bool = False
     """Takes files of any frame size."""
-    kinds: frozenset[str] = FLOATS | PLANES
+    kinds: tuple[str, ...] = FLOATS + PLANES
     """Takes these files."""
 
     @property

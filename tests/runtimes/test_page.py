@@ -1,4 +1,4 @@
-"""docs/runtimes.md: its Python blocks run, where their runtimes are, and give ONNX Runtime's block maps; its C++ compiles and does."""
+"""docs/runtimes.md: its blocks run, where their runtimes are, and give ONNX Runtime's maps."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import ROOT
 from tests.runtimes.compiling import build, needs_header
-from tests.runtimes.sessions import RUNTIMES
+from tests.runtimes.sessions import NODE, RUNTIMES, WEB
 from tests.runtimes.streams import largest_difference, pictures, streamed, student
 
 TEXT = (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def expected(model, feeds):
 
 
 def test_every_runtime_has_a_block():
-    assert set(RUNTIMES) <= set(BLOCKS) and "C++" in TEXT
+    assert set(RUNTIMES) <= set(BLOCKS) and "```cpp" in TEXT
 
 
 @pytest.mark.runtimes
@@ -50,6 +50,35 @@ def test_the_blocks_run(name, tmp_path, monkeypatch):
     exec(START + BLOCKS[name], names)
     last = names["saliency"][None] if name == "ncnn" else names["blocks"]
     assert np.abs(last - expected(model, feeds)[-1]).max() <= 1e-5
+
+
+BEGIN = """
+import { readFileSync, writeSync } from "node:fs";
+const bytes = readFileSync("frames.yuv"), luma = 360 * 640, chroma = 180 * 320, frames = [];
+for (let at = 0; at < bytes.length; at += luma + 2 * chroma) {
+  const plane = (start, length) => bytes.subarray(at + start, at + start + length);
+  frames.push({ y: plane(0, luma), u: plane(luma, chroma), v: plane(luma + chroma, chroma) });
+}
+"""
+
+
+@pytest.mark.runtimes
+@pytest.mark.skipif(bool(RUNTIMES["ONNX Runtime for the web"].missing), reason="needs Node.js and onnxruntime-web")
+def test_the_javascript_block_runs(tmp_path):
+    model = student("yuv420 block-map", SIZE)
+    onnx.save(model, tmp_path / "student_step_yuv420_bt709_640x360_blocks.onnx")
+    feeds = pictures(model, SIZE, FRAMES)
+    (tmp_path / "frames.yuv").write_bytes(b"".join(feed[name].tobytes() for feed in feeds for name in "yuv"))
+    (tmp_path / "node_modules").symlink_to(WEB.parent)
+    frame = "state_in = state_out;"
+    block = BLOCKS["ONNX Runtime for the web"]
+    assert frame in block
+    (tmp_path / "block.mjs").write_text(
+        BEGIN + block.replace(frame, f"{frame} writeSync(1, new Uint8Array(block_map.data.buffer));")
+    )
+    result = subprocess.run([NODE, "block.mjs"], cwd=tmp_path, capture_output=True, timeout=60)
+    printed = np.frombuffer(result.stdout, np.float32).reshape(-1, 1, 1, 23, 40)
+    assert largest_difference(printed, expected(model, feeds)) <= 1e-5, result.stderr
 
 
 MAIN = """

@@ -1,18 +1,16 @@
-"""Every file of the student in every runtime that is here: the maps of ONNX Runtime, over 30 frames, the state fed back."""
+"""Every file of the student in every runtime that is here: the maps of ONNX Runtime, the state fed back."""
 
 import functools
 
 import numpy as np
 import pytest
 
-from tests.runtimes.sessions import RUNTIMES
+from tests.runtimes.sessions import FLOATS, PLANES, RUNTIMES
 from tests.runtimes.streams import largest_difference, pictures, streamed, student
 
 # An odd size below twice the working resolution, where nothing is pooled; one that is pooled by 2; one that is pooled by 4.
 SMALL, MIDDLE, LARGE = (97, 131), (545, 961), (1081, 1921)
-SIZES = {
-    "rgb": SMALL, "rgb block-map": MIDDLE, "yuv420": SMALL, "yuv420 block-map": LARGE, "nv12": MIDDLE, "luma": SMALL,
-}  # fmt: skip
+FRAMES = {SMALL: 30, MIDDLE: 4, LARGE: 4}  # the state and what it passes through have the same size in all of them
 TOLERANCE = 1e-5
 REFERENCE = "ONNX Runtime"
 
@@ -27,7 +25,7 @@ def maps_in(name, kind, fixed, sizes):
     """The maps of one session for streams of several sizes."""
     model = student(kind, sizes[0] if fixed else None)
     with RUNTIMES[name].open(model) as session:
-        return [streamed(session, model, pictures(model, size))[0] for size in sizes]
+        return [streamed(session, model, pictures(model, size, FRAMES[size]))[0] for size in sizes]
 
 
 def cases(kinds, any_size):
@@ -41,10 +39,11 @@ def cases(kinds, any_size):
 
 
 @pytest.mark.runtimes
-@pytest.mark.parametrize(("name", "kind"), cases(SIZES, any_size=False))
-def test_files_of_one_size(name, kind):
-    [maps] = maps_in(name, kind, True, [SIZES[kind]])
-    assert largest_difference(maps, expected(kind, True, SIZES[kind])) <= TOLERANCE
+@pytest.mark.parametrize("size", FRAMES, ids=lambda size: f"{size[1]}x{size[0]}")
+@pytest.mark.parametrize(("name", "kind"), cases(FLOATS + PLANES, any_size=False))
+def test_files_of_one_size(name, kind, size):
+    [maps] = maps_in(name, kind, True, [size])
+    assert largest_difference(maps, expected(kind, True, size)) <= TOLERANCE
 
 
 @pytest.mark.runtimes
@@ -53,6 +52,15 @@ def test_one_session_of_a_file_of_any_size(name, kind):
     sizes = [SMALL, MIDDLE]
     for size, maps in zip(sizes, maps_in(name, kind, False, sizes), strict=True):
         assert largest_difference(maps, expected(kind, False, size)) <= TOLERANCE
+
+
+@pytest.mark.runtimes
+@pytest.mark.skipif(bool(RUNTIMES["ONNX Runtime for the web"].missing), reason="needs Node.js and onnxruntime-web")
+def test_a_session_that_fails_in_node_leaves_nothing_to_the_next():
+    with pytest.raises(ValueError), RUNTIMES["ONNX Runtime for the web"].open(student("rgb", SMALL)) as session:
+        session.run({"input": np.zeros((1, 3, 16, 16), np.float32)})
+    [maps] = maps_in("ONNX Runtime for the web", "rgb", True, [SMALL])
+    assert largest_difference(maps, expected("rgb", True, SMALL)) <= TOLERANCE
 
 
 def test_the_pictures_tell_a_state_that_is_fed_back_from_one_that_is_not():
