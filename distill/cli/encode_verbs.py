@@ -3,15 +3,18 @@
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from distill.cli.options import SHIPPED, EncoderOptions, ModelOption, Output
 from distill.cli.output import interruptible, print_cells, print_files, print_json, print_text, shipped
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import check_distinct
+from distill.run.files import check_distinct, check_writable
 from distill.run.machine import extras
+
+if TYPE_CHECKING:
+    from distill.encoding.qp_offsets import Shaping
 
 OUTPUT = ".mp4, .mkv, ...; - for standard output; optional with --roi-out"
 BUFSIZE = "kbit of a decoder's buffer that --maxrate fills; default: those of one second"
@@ -58,13 +61,15 @@ def encode(
     from distill.corpora.clips import counted
     from distill.encoding.encode import check_outputs
     from distill.encoding.encode import encode as encode_video
+    from distill.encoding.encoders import Coding
     from distill.encoding.maps import open_maps
     from distill.run.machine.parallel import usable_cores
     from distill.run.machine.pipes import ReaderGone, is_stream
 
-    coding, shaping = _settings(
-        encoder, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []), two_pass=two_pass, maxrate=maxrate,
-        bufsize=bufsize, tune=tune, profile=profile,
+    shaping = _shaping(encoder)
+    coding = Coding(
+        encoder.codec, preset=encoder.preset, threads=threads, crf=crf, bitrate=bitrate, params=tuple(params or []),
+        two_pass=two_pass, maxrate=maxrate, bufsize=bufsize, tune=tune, profile=profile,
     )  # fmt: skip
     roi = check_outputs(source, target, model, map_, roi_out, format_, container, gop)
     piped = target is not None and is_stream(target)
@@ -98,7 +103,7 @@ def bd(
     models: Annotated[
         list[Path] | None, Option("--model", "-m", metavar="ONNX", help=f"ONNX student; repeatable; {SHIPPED}")
     ] = None,
-    proxy: Annotated[Path | None, Option("--judge", metavar="ONNX", help="another model, to weight clips without gaze")] = None,
+    judge: Annotated[Path | None, Option(metavar="ONNX", help="another model, to weight clips without gaze")] = None,
     corpus: Annotated[str | None, Option(help="clips with gaze: corpus.name")] = None,
     root: Annotated[Path | None, Option(help="folder of the corpus")] = None,
     clips: Annotated[str | None, Option(metavar="ID,ID", help="clips of the corpus; default: all with gaze")] = None,
@@ -131,29 +136,31 @@ def bd(
     extras.require("encode")
     from distill.encoding.bd import tables
     from distill.encoding.bd.clips import Work
-    from distill.encoding.bd.compare import compare, make_codings
+    from distill.encoding.bd.compare import CONTROLS, compare, make_codings
     from distill.encoding.bd.excerpts import find_sources, read_span, unique_names
     from distill.encoding.bd.measures import choose_measures
+    from distill.encoding.encoders import Coding
     from distill.evaluation.statistics import ENOUGH_CLIPS
 
-    coding, shapings = _sweep(encoder, strengths, threads=threads or (1 if jobs > 1 else 0))
+    check_writable({"--out": out, "--csv": table})
+    read = {"INPUT": inputs, "--model": models, "--judge": [judge] if judge else None}
+    check_distinct({"--out": out, "--csv": table}, [(what, path) for what, paths in read.items() for path in paths or []])
+    shapings = _sweep(encoder, strengths)
     span = read_span(frames, start)
-    if (bitrates if control == "crf" else crfs) or not (bitrates or control == "crf"):
+    if control in CONTROLS and ((bitrates if control == "crf" else crfs) or not (bitrates or control == "crf")):
         raise UsageError("--rate-control crf takes --crf N,N, and 2pass and vbv take --bitrate N,N")
     rates = bitrates or crfs or CRFS
+    coding = Coding(encoder.codec, preset=encoder.preset, threads=threads or (1 if jobs > 1 else 0))
     codings = make_codings(coding, control, rates)
-    for file in (out, table):  # encodes take long: fail first if the results cannot be written
-        if file and (file.is_dir() or any(parent.is_file() for parent in file.absolute().parents)):
-            raise UsageError(f"{file} cannot be written: it is {'a folder' if file.is_dir() else 'below a file'}")
     if out and find_spec("matplotlib") is None:  # not of the extra `encode`
         raise UsageError("--out draws with matplotlib, which is not installed; pip install matplotlib")
-    read = {"INPUT": inputs, "--model": models, "--judge": [proxy] if proxy else None}
-    check_distinct({"--out": out, "--csv": table}, [(what, path) for what, paths in read.items() for path in paths or []])
+    chosen, left_out = choose_measures(measures)
     narrator = interruptible(output.quiet)
-    chosen = choose_measures(measures, narrator)
     sources = find_sources(inputs or [], corpus, root, clips, span, narrator, observers)
+    if left_out:
+        narrator.say(left_out)
     models = models or [shipped(narrator)]
-    work = Work(unique_names(models), codings, shapings, chosen, proxy, observers)
+    work = Work(unique_names(models), codings, shapings, chosen, judge, observers)
     kept = next((path.with_name(f"{path.name}.unfinished") for path in (table, out) if path), None)
     result = compare(sources, span, work, narrator, jobs, kept)
     result["files"] = [str(path) for path in (out, table) if path]
@@ -186,29 +193,27 @@ def bd(
         raise Interrupted(f"bd, after {len(result['clips'])} of {len(sources)} clips{again}")
 
 
-def _sweep(options: EncoderOptions, strengths: str | None, **coding: Any) -> Any:
-    """How the encoder is run, and every mapping with every strength. Raises UsageError for values that it does not take."""
+def _sweep(options: EncoderOptions, strengths: str | None) -> "list[tuple[str, Shaping]]":
+    """Every mapping with every strength. Raises UsageError for values that it does not take."""
     if strengths is not None and options.strength is not None:
         raise UsageError("--strength and --strengths exclude each other; give one")
     try:
         values = [float(text) for text in strengths.split(",")] if strengths else [options.strength]
     except ValueError:
         raise UsageError(f"--strengths {strengths}: must be numbers, as in 0.5,1,1.5") from None
-    shapings = []
-    for mapping in options.mapping.split(","):
-        for strength in values:
-            made, shaping = _settings(replace(options, mapping=mapping, strength=strength), **coding)
-            shapings.append((mapping, shaping))
+    shapings = [
+        (mapping, _shaping(replace(options, mapping=mapping, strength=strength)))
+        for mapping in options.mapping.split(",")
+        for strength in values
+    ]
     if len(set(shapings)) < len(shapings):
         given = f"--mapping {options.mapping}" + (f" --strengths {strengths}" if strengths else "")
         raise UsageError(f"{given}: one of them is there twice")
-    return made, shapings
+    return shapings
 
 
-def _settings(options: EncoderOptions, **coding: Any) -> Any:
-    """How the encoder is run, and how maps become offsets. Raises UsageError for a mapping with values that it does not take."""
-    from distill.encoding.encoders import Coding
+def _shaping(options: EncoderOptions) -> "Shaping":
+    """How maps become offsets. Raises UsageError for a mapping with values that it does not take."""
     from distill.encoding.planner import make_shaping
 
-    shaping = make_shaping(options.mapping, options.strength, options.prior, options.block, options.neutral)
-    return Coding(options.codec, preset=options.preset, **coding), shaping
+    return make_shaping(options.mapping, options.strength, options.prior, options.block, options.neutral)

@@ -85,11 +85,16 @@ def print_files(files: Iterable[Any], as_json: bool = False) -> None:
 
 
 def print_facts(facts: Mapping[str, Any], title: str = "", as_json: bool = False) -> None:
-    """Names and values, one per row; or one JSON object."""
+    """Names and values, one per row; or one JSON object. Values wrap between words, and none is broken: a SHA-256 can be copied."""
     if as_json:
         print_json({"schema": 1, **facts})
         return
-    print_rows([{"": name, " ": _as_text(value)} for name, value in facts.items()], title)
+    print_text(*filter(None, [title]))
+    texts = {printable(name): printable(_as_text(value)) for name, value in facts.items()}
+    names = max(map(len, texts), default=0) + GAP
+    for name, text in texts.items():
+        first, *others = textwrap.wrap(text, max(width() - names, 1), break_long_words=False, break_on_hyphens=False) or [""]
+        print_text(f"{name:{names}}{first}".rstrip(), *(f"{'':{names}}{line}" for line in others))
 
 
 def _as_text(value: Any) -> str:
@@ -117,17 +122,16 @@ def new_table(**options: Any) -> Table:
 
 
 def print_rows(rows: list[dict[str, str]], title: str = "") -> None:
-    """Rows with the same keys, as a table; columns of numbers are right-aligned. No head where no column has a name.
+    """Rows with the same keys, as a table; columns of numbers are right-aligned.
 
     Cells wrap between words, and no word is broken. Columns before the last that do not fit are left out and named.
     """
-    heads = any(name.strip() for row in rows[:1] for name in row)
     rows = [{printable(name): printable(str(value)) for name, value in row.items()} for row in rows]
     least = {name: max(map(_longest_word, (name, *(row[name] for row in rows)))) for name in (rows[0] if rows else {})}
     names, left_out = list(least), list[str]()
     while len(names) > 2 and sum(least[name] + GAP for name in names) - GAP > width():
         left_out.insert(0, names.pop(-2))
-    table = new_table(title=printable(title) or None, title_justify="left", title_style="", show_header=heads)
+    table = new_table(title=printable(title) or None, title_justify="left", title_style="")
     for i, name in enumerate(names):
         number = i > 0 and all(re.sub("[.,-]", "", row[name] or "0").isdigit() or row[name] == "-" for row in rows)
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number, min_width=least[name])

@@ -28,7 +28,7 @@ from distill.opallowlist.foreign import toml_text
 from distill.recipe.keys import PROTOCOLS, SECTIONS, Recipe
 from distill.run.directory import RunDir
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import read_json
+from distill.run.files import check_distinct, check_writable, read_json
 from distill.run.machine import extras, parallel
 from distill.run.progress import Narrator
 from distill.students.release import release_model
@@ -219,6 +219,8 @@ def evaluate(
         raise UsageError(f"eval takes one run, or ONNX files; got {', '.join(map(str, targets))}")
     if not models and (models := models_elsewhere(next(iter(targets), None), options)):
         options = replace(options, out=None)
+    check_writable({"--csv": table})
+    check_distinct({"--csv": table}, [("MODEL" if path in models else "RECIPE", path) for path in (*targets, *models)])
     of_run = not models and (targets or options.out or not options.root)
     sets = [f"eval.protocol={toml_text(protocol)}"] if protocol else []
     if baselines or not of_run:  # ONNX files are pooled on request only: there may be no image file among them

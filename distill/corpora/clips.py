@@ -167,6 +167,12 @@ def first_few(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def check_known(key: str, names: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raises UsageError for a name, given by a key of the recipe, that no clip has."""
+    if unknown := next((name for name in names if name not in known), ""):
+        raise UsageError(f"{key} names '{unknown}', which is not in {where}{did_you_mean_clip(unknown, known)}")
+
+
 def did_you_mean_clip(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` if a clip has a similar name, else nothing: a corpus has too many clips to list them."""
     similar = difflib.get_close_matches(name, list(known), n=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.corpora.checking import EMPTY, MANY, ODD_MAPS, REBUILT, UNANNOTATED, UNUSABLE, WITHOUT_FRAME, check, license_of
-from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip, first_few, leaving_out
+from distill.corpora.clips import Clip, Corpus, check_known, counted, did_you_mean_clip, first_few, leaving_out
 from distill.corpora.gaze import FULL, GREY, JPEG
 from distill.corpora.layouts import CORPORA, check_folder
 from distill.corpora.video import REPAIRED, UNDECODED
@@ -84,8 +84,7 @@ def find(parts: Sequence[Part], options: keys.Corpus) -> dict[str, tuple[Part, C
             clip = replace(entry, id=_text(entry.id), name=_text(entry.name))
             found[f"{part.name}.{clip.id}" if parts[1:] else clip.id] = part, clip
     roots = ", ".join(str(part.root) for part in parts)
-    if name := min(set(options.skip) - set(found), default=""):
-        raise UsageError(f"corpus.skip names {name}, which is not in {roots}{did_you_mean_clip(name, found)}")
+    check_known("corpus.skip", options.skip, found, roots)
     if not (left := {name: clip for name, clip in found.items() if name not in options.skip}):
         raise UsageError(f"no clips left in {roots} after corpus.skip")
     return left

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.corpora.clips import Clip, Corpus, counted, did_you_mean_clip
+from distill.corpora.clips import Clip, Corpus, check_known, counted
 from distill.run.errors import UsageError
 
 
@@ -26,10 +26,7 @@ def split(
     """
     group_of = _read_groups(groups, corpus) if groups else {}
     clips = tuple(replace(c, group=group_of.get(c.id, c.group or c.id)) for c in corpus.clips)
-    ids = {clip.id for clip in clips}
-    if unknown := [i for i in val_clips if i not in ids]:
-        hint = did_you_mean_clip(unknown[0], sorted(ids))
-        raise UsageError(f"corpus.val_clips names '{unknown[0]}', which is not in {corpus.root}{hint}")
+    check_known("corpus.val_clips", val_clips, {clip.id for clip in clips}, corpus.root)
     tested = {clip.id for clip in clips if official and clip.side == "test" and clip.id not in val_clips}
     clips = tuple(clip for clip in clips if clip.id not in tested)
     held: set[tuple[str, str]] = set()  # groups that are held out, with their part

@@ -48,13 +48,18 @@ def write(root: Path, config: Synthetic, narrator: Narrator) -> None:
     write_json(root / MARKER, asdict(config))
     (root / LICENSE_FILES[0]).write_text(LICENSE + "\n", encoding="utf-8")
     with narrator.bar("synthetic corpus", config.clips, unit="clips") as bar:
-        for number in range(1, config.clips + 1):
-            video = root / "video" / f"{number:03d}.avi"
+        for number, name in enumerate(clip_ids(config), 1):
+            video = root / "video" / f"{name}.avi"
             if not video.exists():  # it is written last, after the annotation
                 _write_clip(root, video, number, config)
             bar.advance()
             if narrator.stop() and number < config.clips:
                 raise Interrupted(f"the synthetic corpus, after clip {number} of {config.clips}")
+
+
+def clip_ids(config: Synthetic) -> list[str]:
+    """The ids of all clips."""
+    return [f"{number:03d}" for number in range(1, config.clips + 1)]
 
 
 def check_root(root: Path, config: Synthetic) -> None:

@@ -130,6 +130,19 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def check_writable(outputs: Mapping[str, Path | None]) -> None:
+    """Raises UsageError where a file cannot be written at an output's path, each given with its option: a folder is there, or a file
+    above it, or the folder that it or its folders would be made in does not let anyone write. For work that takes long."""
+    for what, path in ((what, path) for what, path in outputs.items() if path):
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if path.is_dir():
+            raise UsageError(f"{what} {path} cannot be written: it is a folder")
+        if not above.is_dir():
+            raise UsageError(f"{what} {path} cannot be written: it is below a file")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UsageError(f"{what} {path} cannot be written: {above} lets no file be made in it")
+
+
 def check_distinct(outputs: Mapping[str, Path | None], inputs: Iterable[tuple[str, Path | None]]) -> None:
     """Raises UsageError where an output is an input or another output, through links and relative paths too; each with its option.
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpora import CORPORA, attribution, find, parts_of, sources
-from distill.corpora.clips import counted, leaving_out
+from distill.corpora.clips import check_known, counted, leaving_out
 from distill.corpora.opening import Part
-from distill.corpora.synthetic import check_root
+from distill.corpora.synthetic import check_root, clip_ids
 from distill.labels import licences, members
 from distill.recipe.files import decisive, did_you_mean
 from distill.recipe.keys import Recipe
@@ -123,6 +123,11 @@ def check_ready(recipe: Recipe) -> None:
     members.check_parts(recipe.teacher, [part.name for part in parts] or [recipe.corpus.name])
     licences.check_licences(recipe.teacher)
     clips = {} if synthetic else find(parts, recipe.corpus)
+    ids = [*clips]
+    if synthetic:
+        check_known("corpus.skip", recipe.corpus.skip, made := clip_ids(recipe.synthetic), "the synthetic corpus")
+        ids = [clip_id for clip_id in made if clip_id not in recipe.corpus.skip]
+    check_known("corpus.val_clips", recipe.corpus.val_clips, ids, "the corpus, or is among those that corpus.skip names")
     if recipe.corpus.attribution:
         files = {clip_id: attribution.file_of(clip, part.root) for clip_id, (part, clip) in clips.items()}
         attribution.attribute(Path(recipe.corpus.attribution), files)

@@ -1,6 +1,8 @@
 """The command line as users run it: in a separate process."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -308,3 +310,33 @@ def test_an_option_without_effect_is_an_error(tmp_path, arguments, message):
     model = release_model()
     result = invoke(*(model if a == "MODEL" else a for a in arguments), cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
+def test_the_scores_of_a_model_cannot_take_its_place(tmp_path):
+    model, recipe = tmp_path / "m.onnx", tmp_path / "r.toml"
+    shutil.copy(release_model(), model)
+    recipe.write_text("[train]\nsteps = 3\n", encoding="utf-8")
+    before = model.read_bytes()
+    for arguments, message in (
+        ([model, "--root", tmp_path, "--csv", model], f"--csv {model} is the same file as MODEL {model}; name another file"),
+        ([recipe, "--csv", recipe], f"--csv {recipe} is the same file as RECIPE {recipe}"),
+        ([model, "--root", tmp_path, "--csv", tmp_path], f"--csv {tmp_path} cannot be written: it is a folder"),
+        ([recipe, "--csv", recipe / "x.csv"], "cannot be written: it is below a file"),
+    ):
+        result = invoke("eval", *arguments)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+    assert model.read_bytes() == before and recipe.read_text(encoding="utf-8").startswith("[train]")
+
+
+@pytest.mark.parametrize(("key", "names"), [("skip", "001,0099"), ("val_clips", "0099")])
+def test_a_dry_run_knows_the_clips_of_the_synthetic_corpus(key, names):
+    result = invoke("run", "--dry-run", "--set", f"corpus.{key}={names}")
+    assert result.returncode == 2 and f"corpus.{key} names '0099', which is not in the" in result.stderr, result.stderr
+
+
+def test_a_hash_can_be_copied_from_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = invoke("inspect", release_model())
+    assert re.search(r"^recipe_sha256 +[0-9a-f]{64}$", shown.stdout, re.M), shown.stdout
+    others = [line for line in shown.stdout.splitlines() if not line.startswith("recipe_sha256")]
+    assert max(map(len, others)) <= 80

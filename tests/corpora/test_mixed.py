@@ -110,7 +110,7 @@ def test_clips_are_skipped_and_held_out_by_their_full_id(two):
     assert len(corpus.clips) == 12
     parts = split(corpus, 0.2, ["dhf1k.002"])
     assert parts.val == ("dhf1k.002",) and len(parts.train) == 11
-    with pytest.raises(UsageError, match=r"corpus\.skip names 004, which is not in .*gaze, .*pictures"):
+    with pytest.raises(UsageError, match=r"corpus\.skip names '004', which is not in .*gaze, .*pictures"):
         open_corpus("dhf1k,images", two, options=keys.Corpus(skip=["004"]))
 
 

@@ -333,10 +333,11 @@ def test_options_of_bd_that_do_not_go_together_are_one_line_errors():
         (("--strengths", "1,1"), "there twice"), (("--strengths", "9"), "must be from 0 to 3 with --mapping log"),
         (("--rate-control", "2pass"), "take --bitrate N,N"), (("--bitrate", "300,600"), "crf takes --crf N,N"),
         (("--rate-control", "vbv", "--bitrate", "300,600", "--crf", "20,30"), "take --bitrate N,N"),
+        (("--rate-control", "abr"), "--rate-control abr is unknown"), (("--rate-control", "abr", "--crf", "22"), "abr is unknown"),
         (("--frames", "1"), "2 or more, or all"), (("--start", "end"), "or middle"),
     ):  # fmt: skip
         result = invoke("bd", "clip.mp4", *arguments)
-        assert result.returncode == 2 and message in result.stderr, arguments
+        assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, arguments
 
 
 def test_unwritable_outputs_are_reported_before_encoding(tmp_path):

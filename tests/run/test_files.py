@@ -124,6 +124,19 @@ def test_different_outputs_are_taken(tmp_path):
         files.check_distinct({"OUTPUT": tmp_path / "clip.mp4"}, [("INPUT", tmp_path / "clip.MP4")])
 
 
+def test_a_path_that_nothing_can_be_written_to_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    files.check_writable({"--csv": tmp_path / "new" / "folder" / "x.csv", "--out": None, "OUTPUT": tmp_path / "file"})
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "file" / "x.csv", "it is below a file")):
+        with pytest.raises(UsageError, match=f"--csv {path} cannot be written: {why}"):
+            files.check_writable({"--csv": path})
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(
+        UsageError, match=f"--csv {tmp_path}/new/x.csv cannot be written: {tmp_path} lets no file be made in it"
+    ):
+        files.check_writable({"--csv": tmp_path / "new" / "x.csv"})
+
+
 def test_a_pipe_or_device_is_refused_and_stays(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)

@@ -28,6 +28,8 @@ CONTROLS = ("crf", "2pass", "vbv")
 def make_codings(coding: Coding, control: str, rates: str) -> list[Coding]:
     """A coding for every rate: `crf`, constant quality; `2pass`, kbit/s in two passes; `vbv`, kbit/s in one pass and at most, for a
     decoder that holds one second. Raises UsageError for rates or a control that cannot be."""
+    if control not in CONTROLS:
+        raise UsageError(f"--rate-control {control} is unknown; there are {', '.join(CONTROLS)}")
     option = "--crf" if control == "crf" else "--bitrate"
     try:
         values = [float(text) for text in rates.split(",")]
@@ -37,8 +39,6 @@ def make_codings(coding: Coding, control: str, rates: str) -> list[Coding]:
         ) from None
     if len(set(values)) < max(2, len(values)):
         raise UsageError(f"{option} {rates}: give two or more different rates")
-    if control not in CONTROLS:
-        raise UsageError(f"--rate-control {control} is unknown; there are {', '.join(CONTROLS)}")
     if control != "crf" and min(values) < 1:
         raise UsageError(f"--bitrate {rates}: must be kbit/s, 1 or more")
     if control == "crf":

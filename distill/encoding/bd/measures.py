@@ -24,7 +24,6 @@ from distill.encoding.bd.excerpts import Excerpt
 from distill.run.errors import UsageError
 from distill.run.files import read_json
 from distill.run.machine.extras import how_to_install
-from distill.run.progress import Narrator
 
 MEASURES = ("psnr", "ssim", "xpsnr", "vmaf")
 
@@ -58,24 +57,23 @@ class Measures:
     ffmpeg: str = ""
 
 
-def choose_measures(text: str | None, narrator: Narrator) -> Measures:
-    """Those that `--measures` names, and always PSNR; by default all that are there. Raises UsageError for an unknown one, and for
-    VMAF without an FFmpeg that has it."""
+def choose_measures(text: str | None) -> tuple[Measures, str]:
+    """Those that `--measures` names, and always PSNR; by default all that are there, and why one is left out. Raises UsageError for
+    an unknown one, and for VMAF without an FFmpeg that has it."""
     named = MEASURES if text is None else tuple(name.strip() for name in text.split(","))
     for name in named:
         if name not in MEASURES:
             raise UsageError(f"--measures {name} is unknown; there are {', '.join(MEASURES)}")
     names = tuple(name for name in MEASURES if name in named or name == "psnr")
     if "vmaf" not in names:
-        return Measures(names)
+        return Measures(names), ""
     ffmpeg = find_ffmpeg()
     if ffmpeg is None:
         lacking = f"there is no FFmpeg with libvmaf; {how_to_install('quality')}"
         if text is not None:
             raise UsageError(f"--measures vmaf: {lacking}")
-        narrator.say(f"VMAF is left out: {lacking}")
-        return Measures(tuple(name for name in names if name != "vmaf"))
-    return Measures(names, ffmpeg)
+        return Measures(tuple(name for name in names if name != "vmaf")), f"VMAF is left out: {lacking}"
+    return Measures(names, ffmpeg), ""
 
 
 def find_ffmpeg() -> str | None:
