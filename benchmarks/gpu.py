@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,13 @@ def _run(command: list[str], seconds: float, log: Path) -> str:
     return f"failed with exit code {code}: {lines[-1] if lines else 'nothing on standard error'}"
 
 
+def end_with(parent: int) -> None:
+    """Ends this process and what it has started when its parent is no more: a part is of another session, and would run on alone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
 def write(out: Path, part: str, **values: object) -> None:
     """Appends a line to results.jsonl, and prints it for people."""
     with (out / "results.jsonl").open("a", encoding="utf-8") as results:
@@ -118,6 +126,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.jsonl").touch()
     if options.only:
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
         # The folders at the top are packages below `distill`, as pyproject's package map has it.
         sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
         import distill

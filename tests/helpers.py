@@ -50,6 +50,27 @@ def distill(*arguments, cwd=None, module="distill", **options):
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def running(*command, text=True, **options):
+    """A command in a process of its own, for as long as the block lasts: what is left of it then is killed, with its children."""
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=text, start_new_session=True, **options
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()  # torchrun ends its ranks, which are in sessions of their own
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(40)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
 def invoke(*arguments, cwd="."):
     """`distill ARGUMENTS` in this process, with the result of `distill`: for usage errors, which need no imports of their own.
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, running
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 
@@ -57,13 +57,23 @@ def test_without_time_nothing_is_started(gpu, tmp_path):
     assert ends == {"late": "not started: no time was left"}
 
 
+def test_a_part_ends_with_the_script(tmp_path):
+    part = f"import os, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu; print('up', flush=True); gpu.end_with(os.getppid())"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {part!r}], start_new_session=True)"
+    with running(sys.executable, "-c", script) as process:
+        assert process.stdout.readline() == "up\n"
+        process.kill()
+        assert process.stdout.read() == ""  # which the part has open for as long as it runs
+
+
 def test_every_part_runs_on_a_cpu(tmp_path):
     command = [sys.executable, SCRIPT, "--device", "cpu", "--out", tmp_path / "out", "--shared", tmp_path / "nothing"]
-    shown = subprocess.run([*map(str, command), "--minutes", "3"], capture_output=True, text=True, timeout=200)
-    assert shown.returncode == 0, shown.stderr
+    with running(*command, "--minutes", "3") as process:
+        shown, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
     found = results(tmp_path / "out")
     ends = {line["part"]: line["end"] for line in found if "end" in line}
-    assert set(ends.values()) == {"done"}, shown.stdout
+    assert set(ends.values()) == {"done"}, shown
     assert len(ends) == 13 and all(any(line["part"] == name and "end" not in line for line in found) for name in ends)
     differences = [value for line in found for name, value in line.items() if "difference" in name]
     assert len(differences) == 5 and max(differences) < 1e-6  # on a CPU it compares the CPU with itself

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from distill.run.errors import Interrupted
-from tests.helpers import invoke
+from tests.helpers import invoke, running
 
 MARK = "import sys; sys.stdout.write('up'); sys.stdout.flush(); "
 """Says that the interpreter itself has started, before which no program can catch anything."""
@@ -23,12 +23,11 @@ MARK = "import sys; sys.stdout.write('up'); sys.stdout.flush(); "
 )
 def test_ctrl_c_during_start_up_ends_quietly(tmp_path, start, arguments, after):
     code = f"from distill.__main__ import {start}; {MARK}sys.argv[1:] = {arguments!r}; {start}()"
-    command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.read(2) == "up"
-    time.sleep(0.02 + after)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    with running(sys.executable, "-c", code, cwd=tmp_path) as process:
+        assert process.stdout.read(2) == "up"
+        time.sleep(0.02 + after)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
     assert "Traceback" not in err and "ignored" not in err and len(err.splitlines()) <= 2, err
     assert process.returncode in ({130, 0} if arguments == ["--help"] else {130, 2} if "none.onnx" in arguments else {130})
 
@@ -51,11 +50,11 @@ def test_ctrl_c_while_the_gate_is_imported_as_a_module_ends_quietly(tmp_path, af
     (tmp_path / "sitecustomize.py").write_text(MARKED, encoding="utf-8")
     command = [sys.executable, "-m", "distill.opallowlist", "check", "none.onnx"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.read(2) == "up"
-    time.sleep(after)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with running(*command, env=environment) as process:
+        assert process.stdout.read(2) == "up"
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert "Traceback" not in err and process.returncode in (130, 2), err
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from distill.encoding.qp_offsets import Shaping  # noqa: E402
 from distill.run.errors import UsageError  # noqa: E402
 from distill.run.machine import pipes  # noqa: E402
 from tests.encoding.test_companions import Narration, make, packets  # noqa: E402
+from tests.helpers import running  # noqa: E402
 
 ENCODE = [sys.executable, "-m", "distill", "encode", "--map", "centre", "--preset", "ultrafast", "--threads", "1"]
 
@@ -55,31 +57,31 @@ def test_standard_output_that_is_a_file_has_its_length(clip, tmp_path):
 
 
 def test_a_reader_that_leaves_is_no_error(clip):
-    process = subprocess.Popen([*ENCODE, str(clip), "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.read(100)
-    process.stdout.close()
-    said = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(240) == 0 and b"Traceback" not in said and b"the reader of standard output has closed it" in said
+    with running(*ENCODE, clip, "-", text=False) as process:
+        process.stdout.read(100)
+        process.stdout.close()
+        said = process.stderr.read()
+        process.wait(240)
+    assert process.returncode == 0 and b"Traceback" not in said and b"the reader of standard output has closed it" in said
 
 
 @pytest.mark.parametrize("idle", ["input", "output"])
 def test_ctrl_c_ends_the_wait_for_a_pipe(tmp_path, idle):
     source = make(tmp_path / "in.mkv", frames=100) if idle == "output" else "-"  # more than a pipe holds
     target = tmp_path / "out.mkv" if idle == "input" else "-"
-    ready = [*ENCODE, "--crf", "1", str(source), str(target)]
-    process = subprocess.Popen(ready, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    if idle == "output":
-        os.read(process.stdout.fileno(), 1)
-    else:
-        process.stdin.write(bytes(10))
-        process.stdin.flush()
-        while process.poll() is None and not (found := list(Path(tempfile.gettempdir()).glob(f"distill-{process.pid}-*/*"))):
-            pass
-        assert found[0].name == "standard input"
-    process.send_signal(signal.SIGINT)
-    process.wait(240)
-    said = process.communicate()[1]
+    with running(*ENCODE, "--crf", "1", source, target, text=False, stdin=subprocess.PIPE) as process:
+        if idle == "output":
+            os.read(process.stdout.fileno(), 1)
+        else:
+            process.stdin.write(bytes(10))
+            process.stdin.flush()
+            deadline, kept = time.monotonic() + 60, Path(tempfile.gettempdir())
+            while not (found := list(kept.glob(f"distill-{process.pid}-*/*"))) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert found[0].name == "standard input"
+        process.send_signal(signal.SIGINT)
+        process.wait(240)
+        said = process.communicate()[1]
     assert process.returncode == 130 and b"distill: interrupted: " in said and not (tmp_path / "out.mkv").exists()
 
 
@@ -87,12 +89,13 @@ def test_fifos_by_path(clip, tmp_path):
     for name in ("in", "out"):
         os.mkfifo(tmp_path / name)
     read = []
-    feeder = threading.Thread(target=lambda: (tmp_path / "in").write_bytes(clip.read_bytes()))
-    reader = threading.Thread(target=lambda: read.append((tmp_path / "out").read_bytes()))
+    # Daemons: where `encode` fails, nobody opens the other end.
+    feeder = threading.Thread(target=lambda: (tmp_path / "in").write_bytes(clip.read_bytes()), daemon=True)
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "out").read_bytes()), daemon=True)
     feeder.start(), reader.start()
     said = Narration()
     encode(tmp_path / "in", tmp_path / "out", None, Coding(preset="ultrafast", threads=1), Shaping(), said)
-    feeder.join(), reader.join()
+    feeder.join(60), reader.join(60)
     (tmp_path / "out.mkv").write_bytes(read[0])
     assert len(packets(tmp_path / "out.mkv", "video")) == 25 and (tmp_path / "out").is_fifo() and said == []
 

@@ -17,7 +17,7 @@ from distill.labels.members import check, fetched_files, members, source, with_p
 from distill.recipe.files import load_recipe
 from distill.run.errors import UsageError
 from distill.teachers.unisal import UnisalNet
-from tests.helpers import invoke
+from tests.helpers import invoke, running
 from tests.web import serving
 
 BEST, STILLS = "weights_best.pth", "weights_ft_mit1003.pth"
@@ -136,7 +136,7 @@ def test_ctrl_c_keeps_what_has_come_and_says_how_to_continue(cache, monkeypatch)
     with serving() as web:
         web.files["/w.pth"], web.cuts, web.stall = bytes(100_000), [70_000], True
         command.append(web.url + "w.pth")
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with running(*command) as process:
             assert web.sent.wait(60)
             kept = cache / "w.pth.partial"
             for _ in range(3000):  # until the first block is written

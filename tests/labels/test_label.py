@@ -1,5 +1,6 @@
 """Labelling: what is decoded ahead, what is stored, and that labels depend neither on threads nor on ranks."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from distill.run.progress import Narrator
 from distill.teachers import Inference
 from distill.teachers.internvideo2 import InternVideo2Config
 from distill.teachers.visage import Visage, VisageConfig, VisageNet
-from tests.helpers import TINY, invoke
+from tests.helpers import TINY, invoke, running
 
 ME = {"name": "me", "fingerprint": "a" * 16, "source": "test", "license": "x"}
 
@@ -277,27 +278,18 @@ def taught(tmp_path_factory):
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """Starts `distill label` of two ranks on a run directory; what is still running at the end of the test is ended."""
-    jobs = []
+    """Starts `distill label` of two ranks on a run directory."""
 
     def start(out: Path, **environment: str) -> subprocess.Popen[str]:
         script = tmp_path / "rank.py"
         script.write_text(RANK)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-        jobs.append(
-            subprocess.Popen(
-                [*launch, "label", "--corpus", "synthetic", "--out", str(out), *SETS],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**os.environ, "NOTES": str(tmp_path / "notes"), "NO_COLOR": "1", **environment},
-            )
-        )  # fmt: skip
-        return jobs[-1]
+        command = [*launch, "label", "--corpus", "synthetic", "--out", out, *SETS]
+        said = {"NOTES": str(tmp_path / "notes"), "NO_COLOR": "1", **environment}
+        return jobs.enter_context(running(*command, env=os.environ | said))
 
-    yield start
-    for job in jobs:
-        if job.poll() is None:
-            job.terminate()  # it ends its ranks
-            job.communicate()
+    with contextlib.ExitStack() as jobs:
+        yield start
 
 
 def notes_of(path):

@@ -1,5 +1,6 @@
 """Ranks of one job, as threads over one store. Real processes under torchrun: tests/labels/test_label.py."""
 
+import sys
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from distill.run.errors import Interrupted, UsageError
 from distill.run.machine import device, parallel
 from distill.run.machine.parallel import Job
+from tests.helpers import running
 
 
 def never():
@@ -195,9 +197,6 @@ def test_ranks_take_the_machines_gpus_in_turn_and_share_its_cores(monkeypatch):
 
 @pytest.mark.parametrize(("processes", "total"), [(1, 1), (2, 11)])  # one of its own too: so NCCL runs on one GPU
 def test_the_process_group_of_training_adds_up(tmp_path, processes, total):
-    import subprocess
-    import sys
-
     script = tmp_path / "add.py"
     script.write_text(
         "import torch\n"
@@ -212,5 +211,6 @@ def test_the_process_group_of_training_adds_up(tmp_path, processes, total):
         "        assert not torch.distributed.is_initialized()\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
-    result = subprocess.run(launch, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    with running(*launch) as ranks:
+        _, error = ranks.communicate(timeout=120)
+    assert ranks.returncode == 0, error

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from distill.opallowlist import check
 from distill.recipe.files import load_recipe
 from distill.run.files import write_together
 from tests.downstream import validate
-from tests.helpers import TINY, distill, invoke, make_clip
+from tests.helpers import TINY, distill, invoke, make_clip, running
 from tests.reporting.page import faults
 
 SETS = [part for override in TINY for part in ("--set", override)]
@@ -486,10 +485,7 @@ def test_bench_and_inspect_read_the_files_of_a_run(finished):
 
 
 def start(path):
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill", "run", "--out", str(path), *SLOW], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
+    return running(sys.executable, "-m", "distill", "run", "--out", path, *SLOW, env={**os.environ, "NO_COLOR": "1"})
 
 
 def wait_for(process, condition, seconds=180):
@@ -507,25 +503,23 @@ def steps(path):
 
 def test_kill_9_in_labelling_and_in_training_changes_no_number(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole)
-    _, narration = process.communicate(timeout=240)
+    with start(whole) as process:
+        _, narration = process.communicate(timeout=240)
     assert process.returncode == 0, narration
 
-    process = start(killed)
-    wait_for(process, lambda: len(list((killed / "labels").glob("*.npy"))) >= 1)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with start(killed) as process:
+        wait_for(process, lambda: len(list((killed / "labels").glob("*.npy"))) >= 1)
+        process.kill()
     labelled = len(list((killed / "labels").glob("*.npy")))
     assert 1 <= labelled < 6 and "label" not in json.loads((killed / "manifest.json").read_text())["stages"]
 
-    process = start(killed)
-    wait_for(process, lambda: steps(killed) >= 10)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with start(killed) as process:
+        wait_for(process, lambda: steps(killed) >= 10)
+        process.kill()
     assert steps(killed) < 24
 
-    process = start(killed)
-    _, narration = process.communicate(timeout=240)
+    with start(killed) as process:
+        _, narration = process.communicate(timeout=240)
     assert process.returncode == 0, narration
     assert re.search(r"continuing at step \d+ of 24", narration)
     for name in ("metrics.json", "metrics.jsonl", "export/student_step.onnx", "export/student.onnx", "labels/006.npy"):
@@ -534,10 +528,10 @@ def test_kill_9_in_labelling_and_in_training_changes_no_number(tmp_path):
 
 
 def test_ctrl_c_saves_and_exits_130_with_the_command_that_resumes(tmp_path):
-    process = start(tmp_path / "run")
-    wait_for(process, lambda: steps(tmp_path / "run") >= 5)
-    process.send_signal(signal.SIGINT)
-    _, narration = process.communicate(timeout=60)
+    with start(tmp_path / "run") as process:
+        wait_for(process, lambda: steps(tmp_path / "run") >= 5)
+        process.send_signal(signal.SIGINT)
+        _, narration = process.communicate(timeout=60)
     assert process.returncode == 130, narration
     last = narration.strip().splitlines()[-1]
     assert "interrupted: training, after step" in last and f"distill run --out {tmp_path / 'run'}" in last

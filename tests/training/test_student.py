@@ -1,9 +1,7 @@
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from distill.training import checkpoint, frames, student
 from distill.training.batches import Sample, crop_and_flip, draw_frames, draw_windows, reflect, vary, vary_colour, warp
 from distill.training.loop import TrainingContext
 from distill.training.student import CLIPS, FRAMES, LR_FACTORS, learning_rates, mixed_loss, parameter_groups, train
+from tests.helpers import ROOT, running
 
 STUDENT = TinyUNetConfig(height=32, width=64, widths=(4, 8, 8, 12, 16), state_channels=8)
 CONFIG = Train(steps=6, frames=6, batch=2, window=3, windows=2, validate_every=3, checkpoint_every=2, sample_fps=12.0)
@@ -328,10 +327,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {checkout!r})
 from distill.run.machine.collectives import process_group
 from distill.run.machine.parallel import job
-from test_student import CONFIG, run, tiny_samples
+from tests.training.test_student import CONFIG, run, tiny_samples
 with job() as ranks, process_group(torch.device("cpu")):
     torch.set_num_threads(1)
     samples = tiny_samples(Path({root!r}), Path({out!r}) / f"frames{{ranks.rank}}")
@@ -342,11 +341,12 @@ with job() as ranks, process_group(torch.device("cpu")):
 
 def test_two_processes_train_one_student(samples, tiny_root, tmp_path):
     script = tmp_path / "rank.py"
-    script.write_text(RANK.format(tests=str(Path(__file__).parent), root=str(tiny_root), out=str(tmp_path)))
+    script.write_text(RANK.format(checkout=str(ROOT), root=str(tiny_root), out=str(tmp_path)))
     (tmp_path / "run").mkdir()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    with running(*launch, env=os.environ | {"OMP_NUM_THREADS": "1"}) as ranks:
+        _, error = ranks.communicate(timeout=200)
+    assert ranks.returncode == 0, error[-2000:]
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert saved["step"] == CONFIG.steps and len(saved["states"]) == 2
     assert not torch.equal(*saved["states"])  # each walked along clips of its own

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from distill.training.loop import Moment, TrainingContext, fit, update_average
 from distill.training.schedules import visage_rate
 from distill.training.teachers import fine_tune as ts
 from distill.training.teachers import visage_windows
+from tests.helpers import running
 
 TRUNK = InternVideo2Config(width=16, depth=4, heads=2, mlp_width=32, frames=4, px=16, patch=8, layer_scale_init=0.5)
 SHAPE = VisageConfig(
@@ -403,11 +403,9 @@ def two_processes(cached, folder, config, stop=0):
     root, cache = Path(cached[0].clip.video).parents[1], cached[0].frames.path.parent
     call = [sys.executable, "-c", RANK, root, cache, folder]
     last = [repr(SHAPE.to_dict()), repr(asdict(config)), stop]
-    ranks = [
-        subprocess.Popen([*map(str, [*call, n, *last])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for n in (0, 1)
-    ]
-    said = [process.communicate(timeout=240) for process in ranks]
+    with running(*call, 0, *last) as first, running(*call, 1, *last) as second:
+        ranks = first, second
+        said = [process.communicate(timeout=240) for process in ranks]
     for process, (_, error) in zip(ranks, said, strict=True):
         assert process.returncode == 0, error
     return [out.splitlines() for out, _ in said]
