@@ -12,6 +12,9 @@ closest to its own rate, and each map is repeated until the next one. Of a slowe
 decays more slowly than it should (`slowdown` says by how much). An image file sees every frame.
 """
 
+import contextlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,13 +66,26 @@ class FramePredictor(Protocol):
     def predict(self, frame: Any, /) -> np.ndarray: ...
 
 
+def frame_rate_of(metadata: Mapping[str, str], name: str) -> float | None:
+    """The frames per second that the metadata of a model state, None where they state none. Raises ValueError, which calls the model
+    `name`, where that is no number above 0."""
+    stated = metadata.get("frame_rate")
+    if not stated:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < (rate := float(stated)) < math.inf:
+            return rate
+    raise ValueError(f"{name}: its metadata states frame_rate {stated[:40]!r}, which is no number above 0")
+
+
 class Stream:
-    """A predictor over one video. find_cuts: whether a cut resets it; `cuts` counts them."""
+    """A predictor over one video. find_cuts: whether a cut resets it; `cuts` counts them. Raises ValueError where `frame_rate_of`
+    does."""
 
     def __init__(self, predictor: FramePredictor, find_cuts: bool = True) -> None:
         self.predictor, self.find_cuts = predictor, find_cuts
-        rate = predictor.metadata.get("frame_rate") if predictor.stateful else None
-        self.period = 1 / float(rate) if rate else 0.0  # seconds between frames that the model sees
+        rate = frame_rate_of(predictor.metadata, predictor.name) if predictor.stateful else None
+        self.period = 1 / rate if rate else 0.0  # seconds between frames that the model sees
         self.cuts = 0
         self.reset()
 

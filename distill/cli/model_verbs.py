@@ -1,5 +1,6 @@
 """Verbs about ONNX students: predict, demo, bench, quantize, and variants of their files."""
 
+import shlex
 import sys
 import webbrowser
 from dataclasses import asdict
@@ -63,7 +64,9 @@ def demo(
     files = page_files(model or shipped(narrator), runtime)
     if save:
         print_files(save_page(files, save), output.as_json)
-        narrator.say(f"any web server serves it: python3 -m http.server -d {save}; opened as a file it does not run")
+        narrator.say(
+            f"any web server serves it: python3 -m http.server -d {shlex.quote(str(save))}; opened as a file it does not run"
+        )
         return
     with page_server(files, port) as server:
         url = f"http://localhost:{server.server_port}/"

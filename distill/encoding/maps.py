@@ -22,7 +22,7 @@ from distill.export.planes import PlanePredictor
 from distill.export.streaming import Stream
 from distill.export.variants import BLOCK
 from distill.export.yuv import Planes, grey_levels
-from distill.run.errors import UsageError
+from distill.run.errors import UsageError, usage_errors
 
 # The saliency map [h,w] in [0, 1] of a small upright RGB frame uint8 [h,w,3] at its time in seconds.
 Maps = Callable[[np.ndarray, float], np.ndarray]
@@ -49,7 +49,8 @@ def open_maps(model: Path | None, name: str | None, find_cuts: bool = True, thre
     if (model is None) == (name is None):
         raise UsageError("where do people look? give one of --model ONNX, --map centre and --map none")
     if model is not None:
-        return Stream(load_on_planes(model, "block-map", threads), find_cuts)
+        with usage_errors():
+            return Stream(load_on_planes(model, "block-map", threads), find_cuts)
     if name not in ("centre", "none"):
         raise UsageError(f"--map {name} is unknown; there are centre and none")
     return centre_map if name == "centre" else None

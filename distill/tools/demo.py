@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 
 import onnx
 
+from distill.export.streaming import frame_rate_of
 from distill.export.variants import require_state
-from distill.run.errors import UsageError
+from distill.run.errors import UsageError, usage_errors
 from distill.run.files import write_together
 
 PAGE = Path(__file__).with_name("demo_page")
@@ -72,7 +73,7 @@ def web_student(path: Path) -> tuple[bytes, dict[str, Any]]:
 
     ONNX Runtime for the web takes no input that has a default, so the default of `state_in` is removed: the page feeds zeros.
     Facts: name, license; size, `[height, width]`, None for any; state, its shape, None without one; frame_rate, None if not stated.
-    Raises UsageError for a file that is not a student with RGB input.
+    Raises UsageError for a file that is not a student with RGB input, and for a frame rate that is no number.
     """
     if not path.is_file():
         raise UsageError(f"no model at {path}" + ("; it is a folder" if path.is_dir() else ""))
@@ -89,9 +90,11 @@ def web_student(path: Path) -> tuple[bytes, dict[str, Any]]:
     default = require_state(model)
     state = list(default.dims) if default else inputs.get("state_in")
     said = {prop.key: prop.value for prop in model.metadata_props}
+    with usage_errors():
+        rate = frame_rate_of(said, str(path))
     return model.SerializeToString(deterministic=True), {
         "name": path.name, "license": said.get("license", "not stated"), "size": shape[2:] if all(shape[2:]) else None,
-        "state": state, "frame_rate": float(said["frame_rate"]) if "frame_rate" in said else None,
+        "state": state, "frame_rate": rate,
     }  # fmt: skip
 
 

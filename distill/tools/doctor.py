@@ -82,8 +82,8 @@ def _problem(module: str) -> str:
 
 def _access(folder: Path) -> str:
     """Whether files can be written into a folder, or it can be made."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
         with TemporaryFile(dir=there):
             return f"{folder}, writable" if there == folder else f"{folder}, not there yet"
     except OSError as error:

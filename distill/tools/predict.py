@@ -18,7 +18,7 @@ from distill.evaluation.predictors import load_on_planes, load_predictor
 from distill.export.planes import PlanePredictor
 from distill.export.streaming import Stream
 from distill.reporting.drawings import overlay
-from distill.run.errors import UsageError
+from distill.run.errors import UsageError, usage_errors
 from distill.run.files import atomic_folder, check_distinct, write_array
 from distill.run.machine.extras import how_to_install
 from distill.run.machine.pipes import as_file, is_stream
@@ -45,7 +45,9 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
         facts = probe(file)
         if isinstance(predictor, PlanePredictor) and not facts.planes:
             predictor = load_predictor(model, threads)
-        _predict(file, facts, Stream(predictor), out, narrator)
+        with usage_errors():
+            stream = Stream(predictor)
+        _predict(file, facts, stream, out, narrator)
     return out
 
 

@@ -7,6 +7,8 @@ from distill.export.streaming import Stream, detect_cut
 class Counter:
     """A predictor that returns how many frames it has seen since its last reset."""
 
+    name = "counter"
+
     def __init__(self, rate=None, stateful=True):
         self.metadata, self.stateful, self.seen, self.calls = {"frame_rate": rate} if rate else {}, stateful, 0, 0
 
@@ -37,6 +39,12 @@ def test_a_cut_resets_the_state_and_is_counted():
     assert stream.cuts == 1
     stream = Stream(Counter("30"), find_cuts=False)
     assert seen(stream, 30, shots(3, 4)) == [1, 2, 3, 4, 5, 6, 7] and stream.cuts == 0
+
+
+@pytest.mark.parametrize("rate", ["thirty", "0", "-30", "nan", "inf"])
+def test_a_frame_rate_that_is_no_number_is_named(rate):
+    with pytest.raises(ValueError, match=f"counter: its metadata states frame_rate '{rate}', which is no number above 0"):
+        Stream(Counter(rate))
 
 
 def test_motion_and_fades_are_not_cuts():

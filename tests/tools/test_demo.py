@@ -102,9 +102,9 @@ def test_the_page_is_saved_into_a_folder_of_its_own(runtime, tmp_path):
 
 
 def test_the_command_saves_and_says_how_to_serve(runtime, tmp_path):
-    result = invoke("demo", "--save", "page", cwd=tmp_path)
+    result = invoke("demo", "--save", "my page", cwd=tmp_path)
     assert result.returncode == 0 and len(result.stdout.splitlines()) == 9
-    assert "python3 -m http.server -d page" in result.stderr
+    assert "python3 -m http.server -d 'my page'" in result.stderr
     answer = json.loads(invoke("demo", "--save", "page", "--json", "--quiet", cwd=tmp_path).stdout)
     assert answer["schema"] == 1 and len(answer["files"]) == 9
 
@@ -122,6 +122,7 @@ def test_the_command_saves_and_says_how_to_serve(runtime, tmp_path):
         (["--model", "other.onnx"], "other.onnx cannot run in the page: its inputs are ['y'] and its outputs ['saliency_map']"),
         (["--save", "page"], "--save page holds other files"),
         (["--save", "text.onnx"], "--save text.onnx holds other files"),
+        (["--model", "rate.onnx"], "rate.onnx: its metadata states frame_rate 'thirty', which is no number above 0"),
         (["--port", "PORT"], "is in use; choose another, or 0 for any free one"),
     ],
 )
@@ -133,6 +134,9 @@ def test_wrong_input_is_one_line(runtime, tmp_path, arguments, message):
     other = onnx.load(image_model(tmp_path / "other.onnx"))
     other.graph.input[0].name = "y"
     onnx.save(other, tmp_path / "other.onnx")
+    onnx.helper.set_model_props(other, {"frame_rate": "thirty"})
+    other.graph.input[0].name = "input"
+    onnx.save(other, tmp_path / "rate.onnx")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -308,6 +312,21 @@ def test_the_page_decodes_and_prepares_frames_as_predict_does(page):
     assert np.abs(np.reshape(maps[0], (360, 640)) - expected).mean() < 0.004
 
 
+@needs_browser
+def test_a_turned_picture_gets_maps_of_its_own(page):
+    shapes = page.run("""
+        const { Stream } = await import("/student.js"), shapes = [];
+        const run = async (frame, width, height) => ({ map: new Float32Array(width * height), state: null });
+        const stream = new Stream(run, { state: [1], frame_rate: 1 });
+        for (const [t, width, height] of [[0, 64, 48], [0.1, 64, 48], [0.2, 48, 64]]) {
+            const { width: w, height: h, ms } = await stream.map(new Uint8ClampedArray(4 * 64 * 48), width, height, t);
+            shapes.push([w, h, ms !== null]);
+        }
+        return shapes;
+    """)
+    assert shapes == [[64, 48, True], [64, 48, False], [48, 64, True]]
+
+
 PIXELS = """
 const { shown } = await import("/page.js"), canvas = document.querySelector("#carried");
 const pen = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
@@ -413,13 +432,41 @@ def test_the_camera_and_a_change_of_mind(page):
     assert page.run("return document.querySelector('#sample').ariaPressed") == "true"
 
 
+def pressed(page, rate, count):
+    """The frames that "Next frame" shows, counted from the file's first, where there are `rate` per second."""
+    page.run("const v = document.querySelector('#video'); v.pause(); v.currentTime = 0.2; document.activeElement.blur()")
+    page.wait("(await import('/page.js')).shown.seconds == 0.2")
+    numbers = []
+    for _ in range(count):
+        before = page.run("return (await import('/page.js')).shown.seconds")
+        page.press(".")
+        page.wait(f"(await import('/page.js')).shown.seconds != {before}")
+        numbers.append(page.run(f"return Math.floor(document.querySelector('#video').currentTime * {rate})"))
+    return numbers
+
+
+@needs_browser
+def test_next_frame_is_the_next_one_of_the_file(page, tmp_path):
+    page.choose("#file", webm(tmp_path / "fast.webm", (96, 160), 60, 75))
+    page.wait(f"{STATUS} == 'fast.webm: 160 × 96, 1.3 s' && (await import('/page.js')).shown?.seconds > 0.3")
+    numbers = pressed(page, 60, 8)
+    assert numbers == list(range(numbers[0], numbers[0] + 8))
+    page.click("#sample")
+    page.wait(f"{STATUS}.startsWith('Sample clip: 640') && (await import('/page.js')).shown?.seconds > 0.3")
+    numbers = pressed(page, 24, 20)
+    assert numbers == list(range(numbers[0], numbers[0] + 20))
+    page.click("#play")
+
+
 @needs_browser
 def test_a_browser_without_webassembly_says_so(page):
     url = page.run("return location.href")
     script = page.call("Page.addScriptToEvaluateOnNewDocument", source="delete globalThis.WebAssembly")["identifier"]
     page.call("Page.navigate", url=url)
     page.wait("document.querySelector('#status.alert')")
-    assert page.text("#status").startswith("The model does not start: this browser has no WebAssembly.")
+    assert (
+        page.text("#status") == "The model does not start: this browser has no WebAssembly, which the model needs, with SIMD."
+    )
     page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
     page.call("Page.navigate", url=url)
     page.wait("document.querySelector('#frame-ms')?.textContent.endsWith('ms')")

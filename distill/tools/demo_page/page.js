@@ -2,7 +2,7 @@
 
 import { Stream, loadModel, qpOffsets } from "./student.js";
 
-const WIDTH = 640; // px of the frame that the model sees at most, as in `distill encode`
+const WIDTH = 640; // px of the frame that the model sees at most: the width of the corpora that students learn from
 const FAINT = 0.2; // maps are scaled to their maximum, but at least to this, as in `distill predict`
 const LIMIT = 12; // QP
 const SAME = 0.05; // s: a frame this little before the last one is that one, whose time a paused player does not tell exactly
@@ -28,6 +28,8 @@ let release = () => {}; // lets go of the source: its file, or the camera
 let opened = 0, name = ""; // how many sources were opened; the name of this one
 let busy = Promise.resolve(); // the frame in work
 let recent = []; // of the last frames: {ms, whole, at, presented}; `presented` counts all that the player has shown
+let told = null; // of the last frame that the player has told of: {seconds, presented}
+let gaps = []; // s from frame to frame of the file, the last ones
 let known = {}; // offsets of the last frame, by side; each holds the next one's
 
 /** The last frame and its maps: {rgba, width, height, size, seconds, carried, alone, cut, ms}. */
@@ -64,6 +66,7 @@ async function open(button, source, find) {
   if (turn !== opened) return found.release(); // another source was chosen meanwhile
   release = found.release;
   [stream.cuts, recent, known, shown] = [0, [], {}, null];
+  [told, gaps] = [null, []];
   video[found.src ? "src" : "srcObject"] = found.src ?? found.srcObject;
   video.playbackRate = 1;
   const live = Boolean(found.srcObject);
@@ -119,6 +122,11 @@ for (const event of ["play", "pause"]) {
 const next = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(onFrame) : requestAnimationFrame(() => onFrame()));
 
 async function onFrame(_now, about) {
+  if (about) {
+    const gap = (about.mediaTime - told?.seconds) / (about.presentedFrames - told?.presented); // frames that come while one is in work are only counted
+    if (gap > 0 && !video.paused) gaps = [...gaps.slice(-29), gap];
+    told = { seconds: about.mediaTime, presented: about.presentedFrames };
+  }
   if (!video.paused) await take(about?.mediaTime ?? video.currentTime, about?.presentedFrames);
   next();
 }
@@ -241,7 +249,9 @@ at("file").onchange = () => at("file").files[0] && openFile(at("file").files[0])
 at("play").onclick = () => (video.paused ? video.play().catch(() => {}) : video.pause());
 at("step").onclick = () => {
   video.pause();
-  video.currentTime += stream.period || 1 / 30;
+  const now = video.currentTime, interval = gaps.length ? median([...gaps]) : stream.period || 1 / 30;
+  const begun = told && Math.abs(now - told.seconds) < interval ? told.seconds : now - interval / 2; // the frame that is shown
+  video.currentTime = begun + 1.5 * interval; // the middle of the next one
 };
 at("seek").oninput = async () => {
   video.currentTime = +at("seek").value;
@@ -287,7 +297,7 @@ addEventListener("drop", (event) => {
 async function begin() {
   say("Loading the model…");
   facts = await (await fetch("student.json")).json();
-  if (typeof WebAssembly !== "object") throw new Error("this browser has no WebAssembly");
+  if (typeof WebAssembly !== "object") throw new Error("this browser has no WebAssembly, which the model needs, with SIMD");
   const ort = await import("./runtime.js");
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
   const model = await (await fetch("student.onnx")).arrayBuffer();
@@ -301,4 +311,4 @@ async function begin() {
   await openSample();
 }
 
-begin().catch((error) => say(`The model does not start: ${error.message}. It needs WebAssembly with SIMD.`, true));
+begin().catch((error) => say(`The model does not start: ${error.message}.`, true));

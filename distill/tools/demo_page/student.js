@@ -53,7 +53,7 @@ export class Stream {
     this.due = this.last = -Infinity;
   }
 
-  /** The maps of the next frame, at its time in seconds: {carried, alone, cut, ms}, maps float32 [H,W] in [0, 1].
+  /** The maps of the next frame, at its time in seconds: {carried, alone, width, height, cut, ms}, maps float32 [H,W] in [0, 1].
    *  carried: with the state; alone: without. ms: of one run; null where the maps are still those of an earlier frame, because
    *  the video is faster than the model's frame rate. A time before the last one resets. */
   async map(rgba, width, height, seconds) {
@@ -61,7 +61,7 @@ export class Stream {
     [cut, this.shot] = detectCut(rgba, width, height, this.shot);
     this.cuts += cut;
     if (cut || seconds < this.last) this.state = this.maps = null;
-    const gap = seconds - this.last, first = this.maps?.carried.length !== width * height;
+    const gap = seconds - this.last, first = this.maps?.width !== width || this.maps.height !== height;
     this.last = seconds;
     let ms = null;
     if (first || seconds + Math.min(gap, this.period) / 2 >= this.due) {
@@ -71,7 +71,7 @@ export class Stream {
       ms = performance.now() - start;
       const alone = this.state ? await this.run(frame, width, height, null) : carried;
       this.state = carried.state;
-      this.maps = { carried: carried.map, alone: alone.map };
+      this.maps = { carried: carried.map, alone: alone.map, width, height };
     }
     return { ...this.maps, cut, ms };
   }
@@ -133,7 +133,7 @@ export function qpOffsets(saliency, map, size, { block = 16, strength = 0.75, pr
   const meanS = mean(s), meanG = mean(g), known = g.map((value) => (prior * value) / meanG + floor);
   const target = s.map((value, k) => -strength * Math.log2(meanS > 0 ? ((1 - prior - floor) * value) / meanS + known[k] : known[k] / (prior + floor)));
   const clip = (value) => Math.max(-limit, Math.min(limit, value));
-  let low = Math.min(...target), high = Math.max(...target);
+  let low = target.reduce((a, b) => Math.min(a, b)), high = target.reduce((a, b) => Math.max(a, b));
   for (let i = 0; i < 40; i++) {
     const shift = (low + high) / 2;
     let sum = 0;
