@@ -134,6 +134,15 @@ def _expanded(
     return result
 
 
+def require_state(model: onnx.ModelProto) -> onnx.TensorProto | None:
+    """Removes the default of `state_in`, in place, and returns it; None where there is none. ONNX Runtime for the web refuses an
+    input that has a default, and OpenVINO takes it for a constant."""
+    default = next((value for value in model.graph.initializer if value.name == "state_in"), None)
+    if default is not None:
+        model.graph.initializer.remove(default)
+    return default
+
+
 def pooling_steps(kernel: int) -> list[list[int]]:
     """The kernels, height and width, that pool squares of `kernel` x `kernel` one after the other.
 

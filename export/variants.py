@@ -82,15 +82,6 @@ def variant_graph(model: onnx.ModelProto, variant: Variant, *, integer: bool = F
     return nodes.model(core, list(_inputs(variant)), outputs, f"saliency_student_{variant.input}")
 
 
-def require_state(model: onnx.ModelProto) -> onnx.TensorProto | None:
-    """Removes the default of `state_in`, in place, and returns it; None where there is none. ONNX Runtime for the web refuses an
-    input that has a default, and OpenVINO takes it for a constant."""
-    default = next((value for value in model.graph.initializer if value.name == "state_in"), None)
-    if default is not None:
-        model.graph.initializer.remove(default)
-    return default
-
-
 def _inputs(variant: Variant) -> Iterator[onnx.ValueInfoProto]:
     size: Sequence[int | str] = variant.size or ("height", "width")
     if not variant.of_planes:

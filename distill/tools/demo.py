@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 import onnx
 
+from distill.export.core import require_state
 from distill.export.streaming import frame_rate_of
-from distill.export.variants import require_state
 from distill.run.errors import UsageError, usage_errors
 from distill.run.files import write_together
 

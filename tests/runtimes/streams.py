@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 
 from distill.export import release_model
+from distill.export.core import require_state
 from distill.export.runner import IMAGENET_MEAN, IMAGENET_STD, largest_gap
-from distill.export.variants import Variant, require_state, variant_graph
+from distill.export.variants import Variant, variant_graph
 from tests.runtimes.sessions import Feed, Session
 
 FRAMES = 30
