@@ -107,6 +107,11 @@ def test_a_hostile_size_is_refused_before_anything_is_written(model, tmp_path, n
     assert len(str(caught.value)) < 200 and not (tmp_path / "out").exists()
 
 
+def test_a_side_that_is_too_long_is_told_the_limit_of_variants(model, tmp_path, narrator):
+    with pytest.raises(UsageError, match="at most 4096 pixels a side; got '8000x64'"):
+        write_luma(model, ["8000x64"], tmp_path / "out", narrator)
+
+
 def test_the_smallest_and_the_widest(model, tmp_path, narrator):
     made = write_luma(model, ["16x16", "4096x16", "0064x064"], tmp_path / "out", narrator)
     assert [one["size"] for one in made] == ["16x16", "4096x16", "64x64"]
