@@ -74,6 +74,6 @@ def _can_be_taken(context: Context, source: Source, stage: str) -> bool:
     """Whether a stage is taken over from another run; says so, or why not."""
     if stage not in takeover.TAKEN:
         return False
-    why = takeover.obstacle(source, context.recipe, stage, context.run.manifest.get("inputs"))
+    why = takeover.obstacle(source, context.recipe, stage, context.run.manifest["inputs"])
     context.narrator.say(f"{stage}: {f'not taken from {source.path}: {why}' if why else f'taken from {source.path}'}")
     return not why

@@ -172,16 +172,20 @@ def _folder_of_maps(recipe: Recipe, part: Part) -> str:
     return f"did you mean --maps {shlex.quote(str(inner[0]))}?" if inner and len(folders) == 1 else ""
 
 
-def inputs(recipe: Recipe) -> dict[str, list[Path]]:
-    """The files and folders from outside that a run reads, by description. Texts that ship are not among them: see `stage_keys`."""
-    options, files = recipe.teacher, dict[str, list[Path]]()
+def inputs(recipe: Recipe, until: str = "report") -> dict[str, list[Path]]:
+    """The files and folders from outside that a run's stages up to `until` depend on, by description. Texts that ship are not among
+    them: see `stage_keys`."""
+    options, corpus, maps = recipe.teacher, dict[str, list[Path]](), dict[str, list[Path]]()
     if recipe.corpus.root and recipe.corpus.name != "synthetic":
         parts = parts_of(recipe.corpus.name, recipe.corpus.root)
-        files = {f"the corpus at {root}": paths for root, paths in sources(parts, recipe.corpus).items()}
+        corpus = {f"the corpus at {root}": paths for root, paths in sources(parts, recipe.corpus).items()}
     if recipe.corpus.groups:
-        files[f"the groups in {recipe.corpus.groups}"] = [Path(recipe.corpus.groups)]
+        corpus[f"the groups in {recipe.corpus.groups}"] = [Path(recipe.corpus.groups)]
     if options.name == "maps":
-        files |= {f"the maps in {folder}": [folder] for folder in members.map_folders(options)}
+        maps = {f"the maps in {folder}": [folder] for folder in members.map_folders(options)}
     if options.calibration:
-        files[f"the calibration in {options.calibration}"] = [Path(options.calibration)]
-    return files | {f"the weights {name}={file}": [file] for name, file in members.weights_files(options)}
+        maps[f"the calibration in {options.calibration}"] = [Path(options.calibration)]
+    weights = {f"the weights {name}={file}": [file] for name, file in members.weights_files(options)}
+    read = {"corpus": corpus, "teach": weights, "label": maps}  # each by the first stage whose files depend on it
+    names = [stage.name for stage in STAGES]
+    return {what: paths for name in names[: names.index(until) + 1] for what, paths in read.get(name, {}).items()}

@@ -20,7 +20,7 @@ from distill.recipe.keys import SECTIONS, Recipe
 from distill.run.directory import CACHES, RunDir, is_done, manifest_of, recipe_of
 from distill.run.errors import UsageError
 from distill.run.files import atomic
-from distill.run.plan import STAGES, stage_keys
+from distill.run.plan import STAGES, inputs, stage_keys
 
 TAKEN = ("corpus", "frames", "teach", "label", "train")
 """The stages that can be taken over; the others take seconds."""
@@ -68,9 +68,9 @@ def ingredients(recipe: Recipe, stage: str) -> dict[str, Any]:
     }
 
 
-def obstacle(source: Source, recipe: Recipe, stage: str, inputs: Mapping[str, Any] | None = None) -> str:
-    """Why a stage cannot be taken over from another run; empty where it can. inputs: fingerprints of what this run reads, as its
-    manifest has them."""
+def obstacle(source: Source, recipe: Recipe, stage: str, known: Mapping[str, Any] | None = None) -> str:
+    """Why a stage cannot be taken over from another run; empty where it can. known: fingerprints of what this run reads, as its
+    manifest has them; without them, inputs that both runs read count as unchanged."""
     here, there = ingredients(recipe, stage), ingredients(source.recipe, stage)
     if differ := [key for key in {**here, **there} if here.get(key) != there.get(key)]:
         key = differ[0]
@@ -78,9 +78,9 @@ def obstacle(source: Source, recipe: Recipe, stage: str, inputs: Mapping[str, An
         return f"{key} is {here.get(key)!r} here and {there.get(key)!r} there{more}"
     if stage == "corpus" and recipe.corpus.name == "synthetic" and not recipe.corpus.root:
         return "a synthetic corpus lies in its own run"
-    for what, known in (inputs or {}).items():
+    for what in inputs(recipe, stage):
         other = source.manifest.get("inputs", {}).get(what)
-        if not isinstance(other, dict) or other["contents"] != known["contents"]:
+        if not isinstance(other, dict) or (known is not None and other["contents"] != known[what]["contents"]):
             return f"{what} {'changed since' if other else 'was not read there'}"
     done = source.manifest["stages"].get(stage)
     if done is None or not is_done(source.path, source.manifest, stage, done["fingerprint"]):
@@ -113,5 +113,5 @@ def _place(file: Path, target: Path, linked: bool) -> None:
 
 
 def stages_to_take(source: Source, recipe: Recipe) -> list[str]:
-    """The stages that the plan says can be taken, as far as recipes show it."""
+    """The stages that a plan says can be taken: before the inputs are read again."""
     return [stage.name for stage in STAGES if stage.name in TAKEN and not obstacle(source, recipe, stage.name)]

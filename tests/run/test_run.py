@@ -202,6 +202,15 @@ def test_a_run_takes_over_what_agrees_from_another_one(finished, tmp_path):
     assert f"frames: not taken from {finished}: synthetic.seed is 8 here and 7 there" in other.stderr, other.stderr
 
 
+def test_frames_are_taken_where_only_the_teacher_is_another_one(finished, tmp_path):
+    maps = ["--from", finished, "--out", tmp_path / "run", "--teacher", "maps", "--maps", finished / "labels"]
+    plan = json.loads(invoke("run", *maps, "--dry-run", "--json").stdout)["plan"]
+    assert [row["stage"] for row in plan if row["state"] == "take over"] == ["frames"]
+    result = invoke("label", *maps)
+    assert result.returncode == 0 and f"frames: taken from {finished}\n" in result.stderr, result.stderr
+    assert f"label: not taken from {finished}: teacher.name is 'maps' here and 'visage' there" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
