@@ -16,18 +16,20 @@ from distill.corpora import camera
 from distill.corpora.clips import Clip, counted
 from distill.corpora.gaze import FRAME_READERS, FULL, GREY, JPEG, clip_fixations, fixation_file, read_points, stored_density
 from distill.corpora.readers import images
-from distill.corpora.video import probe, probe_folder, read_header
+from distill.corpora.video import Facts, probe, probe_folder, read_header
 from distill.run.errors import UsageError
 
 LICENSE_FILES = ("LICENSE.txt", "LICENSE", "LICENSE.md", "LICENCE.txt", "LICENCE", "license.txt")
 UNANNOTATED = "frames without annotation"
 WITHOUT_FRAME = "annotations without a frame"
 ODD_MAPS = "density maps too few or too many"
-REBUILT = "density maps that are constant, without shades, saturated or inverted, rebuilt from the fixations"
+REBUILT = "density maps that are constant, of only two values, saturated or inverted, rebuilt from the fixations"
 UNUSABLE = "clips of whose gaze nothing is usable, not scored"
 EMPTY = "fixation maps without a fixation"
 MANY = "frames with more than 1,000 fixated pixels"
 MOST_POINTS = 1000
+MOST_EMPTY = 0.5
+"""The share of a clip's fixation maps that may be empty without a word."""
 
 SAMPLED = 12
 """Frames of a clip whose maps are tested, evenly spaced: reading all of DHF1K's takes as long as decoding its videos."""
@@ -51,22 +53,21 @@ def check(clip: Clip, thorough: bool = False) -> Clip:
 
     Raises UsageError for files that are damaged or disagree, and for an annotation without a usable fixation.
     """
-    video, frames, fps = Path(clip.video), 1, clip.fps
-    times: tuple[float, ...] = ()
-    damage: dict[str, int] = {}
+    video = Path(clip.video)
     if clip.shots:
         for shot in clip.shots:
             images.size_of(Path(shot), whole=True)
-        frames, height, width = camera.FRAMES, camera.HEIGHT, camera.WIDTH
+        facts = Facts(camera.FRAMES, camera.HEIGHT, camera.WIDTH, clip.fps)
     elif clip.static:
-        (height, width), fps = images.size_of(video, whole=True), 1.0
+        facts = Facts(1, *images.size_of(video, whole=True), 1.0)
     elif video.is_dir():
-        frames, height, width = probe_folder(video)
+        facts = Facts(*probe_folder(video), clip.fps)
     else:
-        frames, height, width, fps, times, damage, _ = probe(video)
-    clip = replace(clip, frames=frames, height=height, width=width, fps=fps, times=times)
+        facts = probe(video)
+    frames = facts.frames
+    clip = replace(clip, frames=frames, height=facts.height, width=facts.width, fps=facts.fps, times=facts.times)
     annotated, troubles = _annotated(clip)
-    troubles = damage | troubles
+    troubles = facts.troubles | troubles
     if annotated > frames + 1:  # one more is a decoder's last frame
         raise UsageError(f"{video} has {frames} frames, its annotation in {clip.fixations} {annotated}; is the video complete?")
     if annotated > frames:
@@ -134,13 +135,14 @@ def _faults(clip: Clip, thorough: bool) -> dict[str, int]:
     some = [int(i) for i in np.unique(np.linspace(0, len(every) - 1, SAMPLED).astype(int))]
     if Path(clip.maps).is_file():
         some = list(every[:SAMPLED])  # a video is decoded up to the frame that is read
-    if not thorough and len(some) < len(every) and not _test(clip, some, 0.5):
+    if not thorough and len(some) < len(every) and not _test(clip, some, MOST_EMPTY):
         return {}
-    return dict(_test(clip, every, 0.0 if thorough else 0.5))
+    return dict(_test(clip, every, 0.0 if thorough else MOST_EMPTY))
 
 
 def _test(clip: Clip, frames: Sequence[int], may_be_empty: float) -> Counter[str]:
-    """Maps without a fixation are a fault where more than the share `may_be_empty` of them are: observers blink."""
+    """How many of these frames' maps cannot be used, by kind. A few maps without fixations are normal, since observers blink; they are
+    reported where their share exceeds `may_be_empty`."""
     found, fixated, first = Counter[str](), 0, ""
     for index in frames:
         points, fault = read_points(clip, index)

@@ -33,6 +33,8 @@ from distill.run.errors import UsageError
 SIGMA = 12.74 / 640
 MOST_FIXATED = 0.05
 """The share of a fixation map's pixels that may be fixated. A recording has some 0.01 %, a map with dots of 10 px some 2 %."""
+SHADES = 64
+"""Values above 0, or the largest of them, from which on a map may be one in shades of grey: counts of fixations are lower."""
 MOST_AT_PEAK = 0.01
 """The share of a density map's pixels that may have its largest value. DHF1K's have 0.006 % at most."""
 
@@ -100,7 +102,9 @@ def _fault(fixated: np.ndarray, pixels: int) -> str:
     a density map, or of one that was a JPEG, reach from bright to mostly faint."""
     if len(fixated) > MOST_FIXATED * pixels:
         return FULL
-    return GREY if len(fixated) and fixated.max() >= 64 and np.median(fixated) < fixated.max() / 4 else ""
+    if not len(fixated) or (fixated.max() < SHADES and len(np.unique(fixated)) < SHADES):  # MATLAB's densities may be in [0, 1]
+        return ""
+    return GREY if np.median(fixated) < fixated.max() / 4 else ""
 
 
 def fixation_map(clip: Clip, index: int) -> np.ndarray | None:
@@ -121,7 +125,7 @@ def density_map(clip: Clip, index: int, fixations: np.ndarray) -> np.ndarray:
 
 def stored_density(clip: Clip, index: int) -> np.ndarray | None:
     """The density map of frame `index` as the corpus has it, float32 `[H,W]`, not normalised. None where it has none, or one that
-    has less than three values, as a fixation map has, is saturated (MOST_AT_PEAK), or inverted (with a mean above the middle of its
+    has fewer than three values, as a fixation map has, is saturated (MOST_AT_PEAK), or inverted (with a mean above the middle of its
     range). Raises UsageError as `density_map`."""
     if not clip.maps:
         return None
@@ -136,8 +140,8 @@ def stored_density(clip: Clip, index: int) -> np.ndarray | None:
         values = read_gray_frame(maps, index)
     low, high = float(values.min()), float(values.max())
     at_peak = np.count_nonzero(values == high)
-    without_shades = at_peak + np.count_nonzero(values == low) >= values.size
-    if without_shades or at_peak > MOST_AT_PEAK * values.size or float(values.mean()) > (low + high) / 2:
+    two_values = at_peak + np.count_nonzero(values == low) >= values.size
+    if two_values or at_peak > MOST_AT_PEAK * values.size or float(values.mean()) > (low + high) / 2:
         return None
     return values.astype(np.float32) / (np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1)
 

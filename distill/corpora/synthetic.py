@@ -21,7 +21,7 @@ from distill.corpora.layouts import detect_corpus
 from distill.corpora.video import write_video
 from distill.recipe.keys import Synthetic
 from distill.run.errors import Interrupted, UsageError
-from distill.run.files import is_temporary, read_json, write_json
+from distill.run.files import is_temporary, value_in, write_json
 from distill.run.progress import Narrator
 
 LICENSE = "BSD-2-Clause-Patent (procedural)"
@@ -66,8 +66,13 @@ def check_root(root: Path, config: Synthetic) -> None:
     """Raises UsageError if `root` holds anything but a synthetic corpus with these settings."""
     marker = root / MARKER
     if marker.exists():
-        if read_json(marker) != asdict(config):
-            raise UsageError(f"{root} holds a synthetic corpus with other settings; choose another corpus.root")
+        wanted, found = asdict(config), value_in(marker, dict)
+        if found != wanted:
+            other = [
+                f"--set synthetic.{name}={found[name]}" for name in wanted if name in found and found[name] != wanted[name]
+            ]
+            take = f", or take its settings: {' '.join(other)}" if other else ""
+            raise UsageError(f"{root} holds a synthetic corpus with other settings; choose another --root{take}")
     elif root.is_dir() and not all(is_temporary(e.name) for e in root.iterdir()):
         known = detect_corpus(root)
         way_out = f"--corpus {known} reads it" if known else "name its corpus with --corpus"

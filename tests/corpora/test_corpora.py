@@ -221,7 +221,7 @@ def test_a_synthetic_corpus_does_not_mix_with_others(tmp_path, narrator):
     from dataclasses import replace
 
     synthetic.write(tmp_path / "a", replace(SMALL, frames=4), narrator)
-    with pytest.raises(UsageError, match="with other settings"):
+    with pytest.raises(UsageError, match=r"choose another --root, or take its settings: --set synthetic\.frames=4$"):
         synthetic.write(tmp_path / "a", replace(SMALL, frames=5), narrator)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("precious", encoding="utf-8")

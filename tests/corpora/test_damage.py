@@ -50,13 +50,16 @@ def damaged(whole: bytes):
     return st.one_of(st.binary(max_size=300), cut, change)
 
 
-def matlab_file(compressed):
+def matlab_file(**how):
     with tempfile.TemporaryDirectory() as place:
-        return writers.mat(Path(place) / "m.mat", np.zeros((4, 5), np.uint8), compressed=compressed).read_bytes()
+        return writers.mat(Path(place) / "m.mat", np.eye(4, 5, dtype=np.uint8), **how).read_bytes()
+
+
+MATRICES = matlab_file(compressed=True), matlab_file(compressed=False), matlab_file(compressed=False, sparse=True)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(data=st.one_of(damaged(matlab_file(True)), damaged(matlab_file(False))))
+@given(data=st.one_of(*map(damaged, MATRICES)))
 def test_matlab_files(folder, data):
     (folder / "m.mat").write_bytes(data)
     with one_line():

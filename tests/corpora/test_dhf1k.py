@@ -1,6 +1,7 @@
 """DHF1K's official layout, the four others in use, its fixations as .mat and as raw gaze, its split, and counts that differ."""
 
 import shutil
+import struct
 
 import cv2
 import numpy as np
@@ -56,7 +57,7 @@ def test_videos_keep_their_names_and_two_with_one_number_are_refused(tmp_path):
     corpus = open_corpus("dhf1k", tmp_path)
     assert [(c.id, c.annotated_frames) for c in corpus.clips] == [("0007", 2), ("bees", 2)]
     writers.video(tmp_path / "video" / "7.avi", 2)
-    with pytest.raises(UsageError, match=r"0007\.avi and 7\.avi, each pair one clip"):
+    with pytest.raises(UsageError, match=r"two videos of one clip: 0007\.avi and 7\.avi; keep one"):
         open_corpus("dhf1k", tmp_path)
 
 
@@ -110,7 +111,7 @@ def test_a_matlab_matrix_is_read(tmp_path, compressed, order, dtype, sparse):
             lambda p: writers.mat(p, np.zeros((2, 2), np.uint8), name="J"),
             "has no numeric matrix I; it holds J; save the matrix as I",
         ),
-        (lambda p: p.write_bytes(b"<html>"), "is not a MATLAB file"),
+        (lambda p: p.write_bytes(b"<html>"), "is not a MATLAB file; restore it, or leave the clip out with corpus.skip"),
         (lambda p: p.write_bytes(b"MATLAB 7.3 MAT-file".ljust(200)), "save -v7"),
         (lambda p: p.write_bytes(writers.mat(p, np.zeros((40, 40), np.uint8)).read_bytes()[:-9]), "cannot be read|truncated"),
     ],
@@ -119,6 +120,41 @@ def test_a_matlab_file_that_cannot_be_used_is_named(tmp_path, write, message):
     write(tmp_path / "m.mat")
     with pytest.raises(UsageError, match=message):
         read_variable(tmp_path / "m.mat", "I")
+
+
+ROWS, STARTS, WHOLE = struct.pack("<2i", 1, 4), struct.pack("<8i", 0, 0, 0, 1, 1, 1, 1, 2), struct.Struct("<II")
+DAMAGED = "the indices of its sparse matrix, 5x7, are damaged; restore it, or leave the clip out"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (struct.pack("<2i", 5, 7), struct.pack("<2i", 1 << 14, 1 << 13), "is 16384x8192, more than 67,108,864 numbers"),
+        (
+            WHOLE.pack(5, 8) + struct.pack("<2i", 5, 7),
+            WHOLE.pack(5, 12) + struct.pack("<4i", 5, 3, 2, 0),
+            "is 5x3x2, and a map has two",
+        ),
+        (struct.pack("<2i", 5, 7), struct.pack("<2i", 5, 6), "the indices of its sparse matrix, 5x6, are damaged"),
+        (struct.pack("<2i", 5, 7), struct.pack("<2i", 5, -7), "the indices of its sparse matrix, 5x-7, are damaged"),
+        (ROWS, struct.pack("<2i", -1, 4), DAMAGED),
+        (ROWS, struct.pack("<2i", 1, 5), DAMAGED),
+        (WHOLE.pack(5, 8) + ROWS, WHOLE.pack(7, 8) + ROWS, DAMAGED),
+        (STARTS, struct.pack("<8i", 0, 0, 0, 1, 1, 1, 1, 3), DAMAGED),
+        (STARTS, struct.pack("<8i", 0, 0, 2, 1, 1, 1, 1, 2), DAMAGED),
+        (STARTS, struct.pack("<8i", 1, 1, 1, 1, 1, 1, 1, 2), DAMAGED),
+    ],
+)
+def test_a_damaged_sparse_matrix_is_refused(tmp_path, old, new, message):
+    matrix = np.zeros((5, 7), np.uint8)
+    matrix[1, 2] = matrix[4, 6] = 1
+    path = writers.mat(tmp_path / "m.mat", matrix, compressed=False, sparse=True)
+    head, body = path.read_bytes()[:128], path.read_bytes()[136:]
+    assert body.count(old) == 1
+    body = body.replace(old, new)
+    path.write_bytes(head + WHOLE.pack(14, len(body)) + body)
+    with pytest.raises(UsageError, match=message):
+        read_variable(path, "I")
 
 
 def test_fixations_are_read_from_mat_where_there_are_no_pngs(tmp_path):

@@ -54,11 +54,9 @@ def test_exporters_are_recognised_by_their_columns(tmp_path, exporter):
     assert f"gaze.csv is read as an export of {exporter}: " in str(corpus.notes)
 
 
-def test_gaze_beside_a_surface_is_dropped_and_counted(tmp_path):
+def test_gaze_off_a_surface_is_dropped_and_counted(tmp_path):
     rows = ["image,world_index,x_norm,y_norm,on_surf", "walk,0,0.25,0.85,True", "walk,0,0.5,0.5,False", "walk,3,0.5,0.6,False"]
-    assert (
-        "points beside the surface: 2 dropped, in 1 clip (walk: 2)" in open_corpus("gaze-table", a_video(tmp_path, rows)).notes
-    )
+    assert "points off the surface: 2 dropped, in 1 clip (walk: 2)" in open_corpus("gaze-table", a_video(tmp_path, rows)).notes
 
 
 @pytest.mark.parametrize(("step", "unit"), [(10, "milli"), (10_000, "micro")])

@@ -118,15 +118,28 @@ def test_counts_and_the_numbers_of_observers_are_no_shades_of_grey(tmp_path):
 
 @pytest.mark.parametrize("matrix", [BINARY.T, np.zeros((0, 0), np.uint8), np.array([[41.0, 25.0], [13.0, 11.0]]), 0 * BINARY])
 def test_matlab_files_without_a_map_are_refused(tmp_path, matrix):
-    corpus(tmp_path, encoded(BINARY))
-    for number in (1, 2):
-        folder = tmp_path / "annotation" / f"000{number}" / "fixation"
-        for path in folder.glob("*.png"):
-            path.unlink()
-            writers.mat(folder / "maps" / f"{path.stem}.mat", np.ascontiguousarray(matrix))
     message = {(80, 48): "is transposed: it has 80 rows, the video 48", (0, 0): "I is 0x0; it needs 48x80", (2, 2): "is 2x2 px"}
     with pytest.raises(UsageError, match=message.get(matrix.shape, "without a single fixation")):
-        open_corpus("dhf1k", tmp_path)
+        open_corpus("dhf1k", in_matlab(tmp_path, matrix))
+
+
+def in_matlab(root, matrix):
+    """The corpus with this matrix for every fixation map."""
+    corpus(root, encoded(BINARY))
+    for path in root.glob("annotation/*/fixation/*.png"):
+        path.unlink()
+        writers.mat(path.parent / "maps" / f"{path.stem}.mat", np.ascontiguousarray(matrix))
+    return root
+
+
+def test_a_density_map_of_matlab_in_shares_of_one_is_no_fixation_map(tmp_path):
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    density = np.exp(-((rows - 24.3) ** 2 + (columns - 40.7) ** 2) / 8)
+    density[density < 0.02] = 0
+    with pytest.raises(UsageError, match="is in shades of grey"):
+        open_corpus("dhf1k", in_matlab(tmp_path / "a", density))
+    counts = BINARY * np.linspace(0.1, 1, BINARY.size).reshape(SIZE)  # or shares of the largest
+    assert len(fixation_points(open_corpus("dhf1k", in_matlab(tmp_path / "b", counts)).clips[0], 0).rows) == 3
 
 
 def test_json_without_a_single_fixation_is_refused(tmp_path):

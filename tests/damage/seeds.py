@@ -26,6 +26,7 @@ DAMAGED = {
     "density PNG": "png/annotation/0001/maps/0003.png",
     "frame JPEG": "jpg/img/002.jpg",
     "fixation MAT": "mat/annotation/0001/fixation/maps/0003.mat",
+    "fixation sparse-MAT": "sparse/annotation/0001/fixation/maps/0003.mat",
     "gaze CSV": "avi/gaze.csv",
     "image CSV": "jpg/fixations.csv",
     "SMI text": "smi/exportdata_train/P01/P01_Trail001.txt",
@@ -61,10 +62,12 @@ def write(folder: Path) -> None:
     for suffix, codec in (("mkv", "libx264"), ("webm", "libvpx-vp9")):
         _muxed(folder / suffix / f"a.{suffix}", codec)
     writers.official(folder / "png", 1)
-    shutil.copytree(folder / "png", folder / "mat")
-    shutil.rmtree(folder / "mat/annotation/0001/fixation")
-    for t in range(6):
-        writers.mat(folder / f"mat/annotation/0001/fixation/maps/{t + 1:04d}.mat", writers.fixations(t), compressed=t % 2 == 0)
+    for name in ("mat", "sparse"):
+        shutil.copytree(folder / "png", folder / name)
+        shutil.rmtree(folder / name / "annotation/0001/fixation")
+        for t in range(6):
+            path = folder / name / f"annotation/0001/fixation/maps/{t + 1:04d}.mat"
+            writers.mat(path, writers.fixations(t), compressed=name == "mat" and t % 2 == 0, sparse=name == "sparse")
     writers.images(folder / "jpg")
     writers.video(folder / "smi/video/001.avi", 4, 30.0, (360, 640))
     writers.export(folder / "smi", 1, 1, [(0, 1, 1, "-"), *((4000 + 9000 * i, 700 + 9 * i, 450, "Fixation") for i in range(9))])

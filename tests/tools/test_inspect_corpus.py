@@ -148,4 +148,4 @@ def test_show_opens_that_clip_alone_and_one_clip_twice_is_named(tmp_path):
     assert result.returncode == 2 and "there is no clip '003'" in result.stderr
     (tmp_path / "video" / "002.mp4").write_bytes(b"")
     result = invoke("inspect", tmp_path)
-    assert result.returncode == 2 and "holds 002.avi and 002.mp4, each pair one clip; keep one of each" in result.stderr
+    assert result.returncode == 2 and "has two videos of one clip: 002.avi and 002.mp4; keep one of each pair" in result.stderr

@@ -16,7 +16,7 @@ If there are clips beyond 600 the corpus is DHF1K itself, and has its split: 1-6
 from dataclasses import replace
 from pathlib import Path
 
-from distill.corpora.clips import Clip
+from distill.corpora.clips import Clip, first_few
 from distill.corpora.readers import images, smi
 from distill.corpora.video import SUFFIXES
 from distill.recipe.keys import Corpus as Options
@@ -80,7 +80,7 @@ def _videos(root: Path) -> dict[str, Path]:
             if (other := videos.setdefault(_id(video.stem), video)) != video:
                 double.append(f"{other.name} and {video.name}")
         if double:
-            raise UsageError(f"{folder} holds {', '.join(double)}, each pair one clip; keep one of each")
+            raise UsageError(f"{folder} has two videos of one clip: {first_few(double)}; keep one of each pair")
     for pattern in ("video/*", "frames/*", "annotation/*/images", "*/images"):
         for frames in sorted(root.glob(pattern)):
             name = frames.parent.name if frames.name == "images" else frames.name

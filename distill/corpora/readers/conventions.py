@@ -128,7 +128,7 @@ COLUMN_OF = {name: column for column, names in OTHERS.items() for name in names.
 FROM_ZERO = {"frameindex", "worldindex", "startframeindex"}  # frames are numbered from 0
 ON_SCREEN = ("left", "top", "wide", "high")
 LOST, MOVING = "points that the tracker lost", "points of saccades and blinks"
-BESIDE = "points beside the surface"
+OFF_SURFACE = "points off the surface"
 
 
 def _moving(cell: str) -> bool:
@@ -151,7 +151,7 @@ MARKS: dict[str, tuple[tuple[str, ...], str, Callable[[str], bool]]] = {
     "categoryright": (("pointofregardright{}px", "pointofregardbinocular{}px"), MOVING, _moving),
     "categoryleft": (("pointofregardleft{}px",), MOVING, _moving), "fpogv": (("fpog{}",), LOST, _invalid),
     "bpogv": (("bpog{}",), LOST, _invalid), "confidence": (("normpos{}", "{}norm"), LOST, _unsure),
-    "onsurf": (("{}norm",), BESIDE, _invalid),
+    "onsurf": (("{}norm",), OFF_SURFACE, _invalid),
 }  # fmt: skip
 
 

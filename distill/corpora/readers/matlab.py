@@ -17,6 +17,7 @@ from distill.run.errors import UsageError
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 MATRIX, COMPRESSED = 14, 15
 MOST_FILLED = 1 << 26  # numbers of a sparse matrix; a damaged file may state any size
+WAY_OUT = "restore it, or leave the clip out with corpus.skip"
 SPARSE_CLASS, NUMERIC_CLASSES = 5, range(6, 16)  # mxDOUBLE_CLASS to mxUINT64_CLASS; others are cells, structures and text
 
 
@@ -29,7 +30,7 @@ def read_variable(path: Path, name: str) -> np.ndarray:
             raise UsageError(f"{path} is a MATLAB 7.3 (HDF5) file; save it again with `save -v7`")
         order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
         if order is None:
-            raise UsageError(f"{path} is not a MATLAB file")
+            raise UsageError(f"{path} is not a MATLAB file; {WAY_OUT}")
         names = []
         for outer, content in _elements(data[128:], order):
             for kind, body in _elements(zlib.decompress(content), order) if outer == COMPRESSED else [(outer, content)]:
@@ -39,7 +40,7 @@ def read_variable(path: Path, name: str) -> np.ndarray:
                         return matrix
                     names.append(stored_name)
     except (OSError, zlib.error, struct.error, ValueError, IndexError) as error:
-        raise UsageError(f"{path} cannot be read as a MATLAB file: {error}") from None
+        raise UsageError(f"{path} cannot be read as a MATLAB file: {error}; {WAY_OUT}") from None
     if name in names:
         raise UsageError(f"{path}: {name} is no numeric matrix; save it as one")
     raise UsageError(
@@ -76,13 +77,21 @@ def _matrix(body: bytes, order: str) -> tuple[str, np.ndarray | None]:
 def _filled(elements: list[tuple[int, bytes]], order: str, shape: tuple[int, ...]) -> np.ndarray:
     """A sparse matrix `[H,W]` from its rows, the first element of every column, and the values that are not 0."""
     rows, starts, values = (_numbers(element, order) for element in elements[:3])
-    if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > MOST_FILLED or "f" in (rows.dtype.kind, starts.dtype.kind):
-        raise ValueError(f"its sparse matrix is {'x'.join(map(str, shape))}")
+    size = "x".join(map(str, shape))
+    if len(shape) != 2:
+        raise ValueError(f"its sparse matrix is {size}, and a map has two dimensions")
+    if shape[0] * shape[1] > MOST_FILLED:
+        raise ValueError(f"its sparse matrix is {size}, more than {MOST_FILLED:,} numbers")
+    damaged = ValueError(f"the indices of its sparse matrix, {size}, are damaged")
+    if min(shape) < 0 or "f" in (rows.dtype.kind, starts.dtype.kind) or len(starts) != shape[1] + 1:
+        raise damaged
     counts: np.ndarray = np.diff(starts.astype(np.int64))
-    if len(counts) != shape[1] or (counts < 0).any() or (rows < 0).any() or starts[-1] > len(rows):
-        raise ValueError("its sparse matrix is damaged")
+    rows, values = rows[: starts[-1]], values[: starts[-1]]
+    outside = ((rows < 0) | (rows >= shape[0])).any()
+    if starts[0] or (counts < 0).any() or outside or not len(rows) == len(values) == starts[-1]:
+        raise damaged
     matrix = np.zeros(shape, values.dtype)
-    matrix[rows[: starts[-1]], np.repeat(np.arange(shape[1]), counts)] = values[: starts[-1]]
+    matrix[rows, np.repeat(np.arange(shape[1]), counts)] = values
     return matrix
 
 
