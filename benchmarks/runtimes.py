@@ -18,7 +18,7 @@ from tests.runtimes.sessions import FLOATS, PLANES, RUNTIMES, SIZED
 from tests.runtimes.streams import largest_difference, pictures, streamed, student
 
 REFERENCE = "ONNX Runtime"
-QUICK = ",".join(name for name in RUNTIMES if name not in ("TVM", "IREE"))  # these compile every file, for seconds
+QUICK = ",".join(name for name in RUNTIMES if name not in ("TVM", "IREE"))  # these compile every file for about ten seconds
 
 
 def main() -> None:
