@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from distill.cli import completion, ending
+from distill.cli import completion, costs, ending
 from distill.cli.options import SHIPPED, CorpusOption, Output, RecipeArgument, RunOptions
 from distill.cli.output import (
     interruptible,
@@ -66,36 +66,36 @@ def run(
 
         taken = takeover.stages_to_take(takeover.open_source(options.source, chosen.path), chosen.recipe)
         rows = [row | {"state": "take over"} if row["stage"] in taken and row["state"] != "done" else row for row in rows]
-    cost = _estimate(chosen.recipe, rows)
+    cost = _estimate(chosen.recipe, rows, None if options.force else chosen.path)
     if output.as_json:
         print_json({"schema": 1, "run": str(chosen.path), "plan": rows, "estimate": cost and asdict(cost)})
         return
-    from distill.run.estimate import summary, told
-
     table = []
     for row in rows:
         expected = cost.seconds.get(row["stage"]) if cost and row["state"] == "to do" else None
-        time = told(row["seconds"]) if row["state"] == "done" else f"~{told(expected)}" if expected else ""
+        time = costs.told(row["seconds"]) if row["state"] == "done" else f"~{costs.told(expected)}" if expected else ""
         what = "; ".join(filter(None, (row["about"], row["detail"])))
         table.append({"stage": row["stage"], "state": row["state"], "time": time, "what": what})
     print_rows(table, f"plan for {chosen.path}")
     if cost:
-        print_prose(*summary(cost, _to_do(rows), chosen.path))
+        print_prose(*costs.summary(cost, _to_do(rows), chosen.path))
 
 
 def _to_do(rows: list[dict[str, Any]]) -> list[str]:
     return [row["stage"] for row in rows if row["state"] == "to do"]
 
 
-def _estimate(recipe: Recipe, rows: list[dict[str, Any]]) -> "Estimate | None":
-    """The cost of the stages that are to do; None where they take no time, or the corpus cannot be probed: its stage says why."""
+def _estimate(recipe: Recipe, rows: list[dict[str, Any]], path: Path | None) -> "Estimate | None":
+    """The cost of the stages that are to do; None where they take no time, or the corpus cannot be probed: its stage says why. path: of
+    the run that is continued, if there is one."""
     from distill.run import estimate
 
     if not {"corpus", "frames", "teach", "label", "train"} & {*_to_do(rows)}:
         return None
     with suppress(UsageError):
         found = estimate.survey(recipe)
-        return estimate.estimate(recipe, found, estimate.probe(recipe, found))
+        cost = estimate.estimate(recipe, found, estimate.probe(recipe, found))
+        return estimate.left(cost, recipe.train.steps, path) if path else cost
     return None
 
 
@@ -153,12 +153,12 @@ def _run_until(
 
 def _say_plan(directory: RunDir, source: "Source | None", narrator: Narrator) -> None:
     """What the run will take; nothing where little is left to do."""
-    from distill.run import estimate, plan, takeover
+    from distill.run import plan, takeover
 
     taken = takeover.stages_to_take(source, directory.recipe) if source else []
     rows = [row for row in plan.rows(directory.path, directory.recipe, directory.manifest) if row["stage"] not in taken]
-    if cost := _estimate(directory.recipe, rows):
-        for line in estimate.summary(cost, _to_do(rows), directory.path):
+    if cost := _estimate(directory.recipe, rows, directory.path):
+        for line in costs.summary(cost, _to_do(rows), directory.path):
             narrator.say(f"plan: {line}")
 
 

@@ -3,14 +3,16 @@
     survey     headers of a few clips                      -> frames of the corpus
     probe      a few frames decoded, one training step     -> seconds for a frame
     estimate   both                                        -> seconds and bytes for each stage
+    left       what a run has done already                 -> those that it has still to spend
 
 Everything here is rough: within a factor of two where nothing else runs. A frame's place on disk is exact.
 """
 
-import shutil
+import json
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -28,6 +30,7 @@ from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
 from distill.run.machine import device
 from distill.run.machine.parallel import usable_cores
+from distill.run.plan import ONLY_TESTS
 from distill.students import TinyUNetConfig
 from distill.students.tiny_unet import TinyUNet
 from distill.training.frames import to_twice
@@ -35,15 +38,19 @@ from distill.training.frames import to_twice
 SAMPLED_CLIPS = 12  # whose headers are read; all others are taken to be as long as these
 DECODED_CLIPS, DECODED_FRAMES = 3, 24
 PROBE_FRAMES = 16  # of the training step
-SCORING_SECONDS = 0.2  # for a scored frame of 640x360 and all predictors, on one core
+SCORING_SECONDS = 0.06
+"""For a scored frame of 640x360 and all predictors, with the frames before it, on one core: measured at the usual stride of 5."""
 LABEL_CELLS = {"unisal": 56 * 96, "tased": 56 * 96, "salfom": 56 * 56, "maps": 90 * 160, "onnx": 90 * 160}
-"""Values of a label by teacher: of 16:9 video, and the most that is kept of maps."""
-RELATIVE_SPEED = {"visage tiny": 0.25, "unisal": 0.5}
-"""Multiply-adds per second of a teacher, as a share of the student's in training; measured on two cores. Of larger ones about 1."""
+"""Values of a label by teacher, as its network gives them for 16:9 video; and the most that is kept of maps."""
+RELATIVE_SPEED, UNISAL_SPEED = 3.0, 5.0
+"""Multiply-adds per second of a teacher, as a multiple of the student's in training. Measured in turns on two cores that had other
+work, with one thread and with two: 2.1 to 4.5 of visage tiny, 4.2 to 8.2 of unisal. A guess of all others."""
 H100_FRAMES = {"unisal": 2820.0, "visage L": 452.0, "visage 1B": 200.0, "visage 6B": 64.3}
-"""Frames per second that one H100 labels; docs/measurements.md."""
+"""Frames per second that one H100 labels, from frames that are decoded already; docs/measurements.md."""
 H100_STEP = 0.0345, 0.00086
-"""Seconds for a training step there, and for each of its frames; fitted to the same page."""
+"""Seconds for a training step there of the student's usual size, and for each of its frames; fitted to the same page."""
+FOLDERS = {"frames": "frames", "label": "labels"}
+"""The folder that each stage fills, of those that need room on the disk."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +77,20 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and bytes by stage; a stage that is not there takes seconds. `unknown`: stages whose time is not known."""
+    """Seconds and bytes by stage; a stage that is not there takes seconds, and hardly any room. `unknown`: stages whose time is not
+    known."""
 
     frames: int
     seconds: dict[str, float]
     disk: dict[str, int]
     unknown: tuple[str, ...]
     on: str
-    gpu: dict[str, float]  # seconds on one H100, for the stages that were measured there; empty on a GPU
+    gpu: dict[str, float]  # seconds on one H100, as far as they follow from what was measured there; empty on a GPU
 
 
 def survey(recipe: Recipe) -> Survey:
-    """Counts the frames of a recipe's corpus, from headers. Raises UsageError where `find` does, or no sampled clip opens."""
+    """Counts the frames of a recipe's corpus, from headers. Raises UsageError where `find` does, where no clip is left, or no sampled
+    clip opens."""
     options, rate = recipe.synthetic, recipe.train.sample_fps
     if recipe.corpus.name == "synthetic":
         total = options.clips * options.frames
@@ -89,6 +98,8 @@ def survey(recipe: Recipe) -> Survey:
         return Survey(total, cached, 1.0, options.height * options.width, ())
     found = [clip for _, clip in find(parts_of(recipe.corpus.name, recipe.corpus.root), recipe.corpus).values()]
     clips = [clip for clip in found if not (clip.side == "test" and recipe.corpus.split == "official")]
+    if not clips:
+        raise UsageError(ONLY_TESTS)
     stills, films = [c for c in clips if c.static], [c for c in clips if not c.static]
     facts = [fact for clip in _spread(films, SAMPLED_CLIPS) if (fact := _facts(clip, rate))]
     if films and not facts:
@@ -183,9 +194,9 @@ def estimate(recipe: Recipe, found: Survey, speed: Speed) -> Estimate:
         "train": sum(drawn) * speed.train,
         "eval": held_out / recipe.eval.stride * SCORING_SECONDS / cores * found.pixels / (640 * 360) + held_out * speed.decode,
     }
-    work = sum(map(_work, (m.entry for m in team))) * (2 if recipe.teacher.flip else 1)
-    decoding = found.frames * speed.decode / recipe.label.workers
-    seconds["label"] = max(decoding, found.frames * work / speed.gmac) if recipe.teacher.name != "maps" else 0.0
+    passes = found.frames * (2 if recipe.teacher.flip else 1)
+    decoding, work = found.frames * speed.decode / recipe.label.workers, sum(_work(m.entry) for m in team)
+    seconds["label"] = max(decoding, passes * work / speed.gmac) if recipe.teacher.name != "maps" else 0.0
     unknown = tuple(
         stage for stage, any_ in (("teach", recipe.teach.finetune), ("label", "onnx" in recipe.teacher.name)) if any_
     )
@@ -199,12 +210,13 @@ def estimate(recipe: Recipe, found: Survey, speed: Speed) -> Estimate:
     if speed.on.startswith("cpu"):
         rates = [H100_FRAMES.get(m.entry.title) for m in team]
         if all(rates):
-            gpu["label"] = sum(found.frames / rate for rate in rates if rate)
-        gpu["train"] = train.steps * H100_STEP[0] + sum(drawn) * H100_STEP[1]
+            gpu["label"] = max(decoding, sum(passes / rate for rate in rates if rate))
+        if student == Recipe().student:
+            gpu["train"] = train.steps * H100_STEP[0] + sum(drawn) * H100_STEP[1]
     return Estimate(
         found.frames,
         {stage: value for stage, value in seconds.items() if stage not in unknown},
-        {"frames": found.cached * frame_bytes, "labels": 2 * cells * found.frames},
+        {"frames": found.cached * frame_bytes, "label": 2 * cells * found.frames},
         unknown,
         speed.on,
         gpu,
@@ -213,7 +225,7 @@ def estimate(recipe: Recipe, found: Survey, speed: Speed) -> Estimate:
 
 def _work(entry: Entry) -> float:
     """Billions of multiply-adds of the student's kind that take as long as a labelled frame."""
-    return (entry.gmac or 0.0) / RELATIVE_SPEED.get(entry.title, 1.0)
+    return (entry.gmac or 0.0) / (UNISAL_SPEED if entry.name == "unisal" else RELATIVE_SPEED)
 
 
 def _cells(recipe: Recipe, member: members.Member) -> int:
@@ -221,54 +233,20 @@ def _cells(recipe: Recipe, member: members.Member) -> int:
     return LABEL_CELLS.get(member.name) or (48 * 48 if tiny else recipe.teach.out_px**2)
 
 
-def free_bytes(path: Path) -> int:
-    """The space that is free where `path` is or will be."""
-    path = path.absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+def left(cost: Estimate, steps: int, path: Path) -> Estimate:
+    """What the run in the directory `path` has still to spend of it: a stage that was interrupted goes on from its frames, its labels
+    or its last checkpoint. steps: of the whole training."""
+    held = {stage: sum(file.stat().st_size for file in (path / FOLDERS[stage]).glob("*.npy")) for stage in cost.disk}
+    done = {stage: min(1.0, held[stage] / size) for stage, size in cost.disk.items() if size}
+    done["train"] = _steps_done(path) / steps
+    seconds, gpu = ({s: value * (1 - done.get(s, 0)) for s, value in of.items()} for of in (cost.seconds, cost.gpu))
+    disk = {stage: max(0, size - held[stage]) for stage, size in cost.disk.items()}
+    return replace(cost, seconds=seconds, disk=disk, gpu=gpu)
 
 
-def told(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    for size, unit, limit in ((1, "s", 100), (60, "min", 100), (3600, "h", 48)):
-        if seconds < size * limit:
-            return f"{_short(seconds / size)} {unit}"
-    return f"{_short(seconds / 86400)} days"
-
-
-def told_bytes(count: float) -> str:
-    """`550 kB`, `190 MB`, `28 GB`."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB")):
-        if count >= size:
-            return f"{_short(count / size)} {unit}"
-    return f"{_short(count / 1e3)} kB"
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0") if value >= 1 else "1" if value > 0 else "0"
-
-
-def summary(cost: Estimate, to_do: Iterable[str], path: Path) -> list[str]:
-    """What is still to do, in a few sentences."""
-    stages = [stage for stage in to_do if stage in cost.seconds and cost.seconds[stage] >= 1]
-    total = sum(cost.seconds[stage] for stage in stages)
-    each = ", ".join(f"{stage} {told(cost.seconds[stage])}" for stage in stages)
-    disk = {name: size for name, size in cost.disk.items() if name.removesuffix("s") in {s.removesuffix("s") for s in to_do}}
-    free, needed = free_bytes(path), sum(disk.values())
-    lines = (
-        [f"about {told(total)} on {cost.on}: {each}" + "".join(f"; {stage} not estimated" for stage in cost.unknown)]
-        if each
-        else []
-    )
-    if needed:
-        kinds = ", ".join(f"{name} {told_bytes(size)}" for name, size in disk.items())
-        lines.append(f"disk: about {told_bytes(needed)} ({kinds}); {told_bytes(free)} free")
-    if needed > free:
-        lines.append("disk: NOT ENOUGH; free some, name another --out, or lower train.sample_fps")
-    gpu = [
-        f"{stage} {told(cost.gpu[stage])}"
-        for stage in stages
-        if stage in cost.gpu and cost.seconds[stage] > 2 * cost.gpu[stage]
-    ]
-    if gpu and total > 600:
-        lines.append(f"on one H100 instead, as measured: {', '.join(gpu)}")
-    return lines
+def _steps_done(path: Path) -> int:
+    """The steps that the log of a training has; 0 where it left no checkpoint to go on from, or they cannot be read."""
+    with suppress(OSError, ValueError, KeyError, IndexError):
+        if (path / "checkpoints" / "last.pt").is_file():
+            return int(json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"])
+    return 0

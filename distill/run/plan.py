@@ -39,6 +39,7 @@ class Stage:
     """The stage whose files it changes."""
 
 
+ONLY_TESTS = "all clips are of the corpus's official test set; --set corpus.split=share uses them"
 STAGES = (
     Stage("preflight", "export and gate a random-weight student, open the teacher", ("student", "export", "teacher")),
     Stage("corpus", "find, check and split the clips", ("corpus", "synthetic")),
@@ -123,6 +124,8 @@ def check_ready(recipe: Recipe) -> None:
     members.check_parts(recipe.teacher, [part.name for part in parts] or [recipe.corpus.name])
     licences.check_licences(recipe.teacher)
     clips = {} if synthetic else find(parts, recipe.corpus)
+    if clips and recipe.corpus.split == "official" and all(clip.side == "test" for _, clip in clips.values()):
+        raise UsageError(ONLY_TESTS)
     ids = [*clips]
     if synthetic:
         check_known("corpus.skip", recipe.corpus.skip, made := clip_ids(recipe.synthetic), "the synthetic corpus")

@@ -1,11 +1,13 @@
-"""What a run will take: the disk exactly, the time roughly, and how both are said."""
+"""What a run will take: the disk exactly, the time roughly; and less of both where it goes on."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from distill.recipe.files import load_recipe
-from distill.run.estimate import Estimate, Speed, Survey, estimate, probe, summary, survey, told, told_bytes
+from distill.run.errors import UsageError
+from distill.run.estimate import RELATIVE_SPEED, Estimate, Speed, Survey, estimate, left, probe, survey
+from distill.run.plan import check_ready
 from distill.training import frames
 from tests.helpers import gaze_corpus, make_clip
 
@@ -36,9 +38,22 @@ def test_times_follow_from_the_probe():
     )
     cost = estimate(recipe, Survey(6000, 2000, 1.0, 640 * 360, ()), SPEED)
     assert cost.seconds["train"] == pytest.approx((50 * 10 + 50 * 20) * SPEED.train)
-    assert cost.seconds["label"] == pytest.approx(6000 * 0.174 / 0.25 / 100) and cost.seconds["corpus"] == pytest.approx(30)
+    slow = replace(SPEED, decode=1e-4)  # so that decoding does not decide
+    assert cost.seconds["label"] == pytest.approx(6000 * SPEED.decode / 2) and cost.seconds["corpus"] == pytest.approx(30)
+    cost = estimate(recipe, Survey(6000, 2000, 1.0, 640 * 360, ()), slow)
+    assert cost.seconds["label"] == pytest.approx(6000 * 0.174 / RELATIVE_SPEED / 100)
     maps = load_recipe(None, ["teacher.name=maps", "teacher.maps=x"])
     assert estimate(maps, Survey(6000, 2000, 1.0, 640 * 360, ()), SPEED).seconds["label"] == 0
+
+
+def test_a_gpu_labels_no_faster_than_videos_decode_and_mirrored_frames_take_twice_as_long():
+    def on_gpu(*sets, decode=1e-5):
+        recipe = load_recipe(None, ["teacher.name=unisal", *sets])
+        return estimate(recipe, Survey(28_200, 9400, 1.0, 640 * 360, ()), replace(SPEED, decode=decode)).gpu
+
+    assert on_gpu()["label"] == pytest.approx(10) and on_gpu("teacher.flip=true")["label"] == pytest.approx(20)
+    assert on_gpu(decode=0.01)["label"] == pytest.approx(141)
+    assert "train" in on_gpu() and "train" not in on_gpu("student.height=128", "student.width=224")  # one size was measured
 
 
 def test_the_probe_measures_and_leaves_no_trace():
@@ -51,16 +66,33 @@ def test_the_probe_measures_and_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), before) and min(speed.cache, speed.train, speed.gmac) > 0
 
 
-def test_what_is_left_to_do_is_said_in_words():
-    cost = Estimate(100, {"frames": 90.0, "label": 7200.0, "train": 600.0}, {"frames": 10**18, "labels": 5_000_000}, ("teach",),
-                    "cpu", {"label": 60.0, "train": 590.0})  # fmt: skip
-    said = summary(cost, ["frames", "label", "train"], Path("nowhere/run"))
-    assert said[0] == "about 2.2 h on cpu: frames 90 s, label 2 h, train 10 min; teach not estimated"
-    assert (
-        "frames 1000000000 GB, labels 5 MB" in said[1]
-        and "NOT ENOUGH" in said[2]
-        and said[3].endswith("as measured: label 60 s")
-    )
-    assert summary(cost, ["report"], Path()) == []
-    assert [told(s) for s in (0.5, 99, 6000, 200_000)] == ["1 s", "99 s", "1.7 h", "2.3 days"]
-    assert [told_bytes(b) for b in (0, 5.5e5, 2e6, 2.2e10)] == ["0 kB", "550 kB", "2 MB", "22 GB"]
+def test_all_clips_in_an_official_test_set_are_told_apart_from_no_clips(tmp_path):
+    make_clip(tmp_path, "701", annotated=6)
+    sets = ["corpus.name=dhf1k", f"corpus.root={tmp_path}"]
+    for used in (survey, check_ready):
+        with pytest.raises(UsageError, match=r"official test set; --set corpus\.split=share uses them"):
+            used(load_recipe(None, sets))
+        used(load_recipe(None, [*sets, "corpus.split=share"]))
+
+
+def test_a_run_that_goes_on_has_less_to_spend(tmp_path):
+    cost = Estimate(
+        100, {"corpus": 5.0, "frames": 100.0, "label": 200.0, "train": 300.0}, {"frames": 8000, "label": 1000}, (), "cpu",
+        {"label": 10.0, "train": 30.0},
+    )  # fmt: skip
+    assert left(cost, 100, tmp_path / "new") == cost
+    for name, size in (
+        ("frames/1.frames.npy", 1500),
+        ("frames/1.truth.npy", 500),
+        ("labels/1.npy", 1200),
+        ("labels/store.json", 9),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 20}\n{"step": 25}\n', encoding="utf-8")
+    assert left(cost, 100, tmp_path).seconds["train"] == 300  # without a checkpoint it starts again
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").touch()
+    now = left(cost, 100, tmp_path)
+    assert now.seconds == {"corpus": 5, "frames": 75, "label": 0, "train": 225} and now.gpu == {"label": 0, "train": 22.5}
+    assert now.disk == {"frames": 6000, "label": 0}
