@@ -16,9 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from rich.console import Console
-from rich.table import Table
-
+from distill.cli.output import print_cells
 from distill.evaluation import statistics, tables
 from distill.run.files import read_json
 
@@ -60,17 +58,12 @@ def main() -> int:
 
     whole = statistics.merge(results)
     tables.write_csv(options.out / "scores.csv", {"all folds": whole}, per_clip=True)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     for title, head, cells in (
         (f"{len(whole['clips'])} clips, {whole['frames_scored']} frames", "predictor", tables.score_cells(whole)),
         ("how step differs, on the same clips", "step", tables.difference_cells(whole)),
         ("NSS by clip", "clip", tables.clip_cells(whole)),
     ):
-        rows, _ = tables.fit_to_width(head, cells, console.width)
-        table = Table(*rows[0], title=title, title_justify="left", title_style="")
-        for row in rows:
-            table.add_row(*row.values())
-        console.print(table)
+        print_cells(title, head, cells)
     print(options.out / "scores.csv")
     return 0
 

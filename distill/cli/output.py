@@ -19,6 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from distill.cli.tables import GAP, WORD_WIDTH, fit_to_width
 from distill.opallowlist.foreign import json_text, printable
 from distill.run.machine import parallel
 from distill.run.progress import Narrator
@@ -26,8 +27,6 @@ from distill.students.release import NAME, release_model
 
 PIPED_WIDTH = 120  # characters of a line that is not printed on a terminal, unless COLUMNS says another number
 LONG_TEXT = 600  # characters of a value that a table shows
-GAP = 2  # spaces between the columns of a table, as distill.evaluation.tables counts them
-WORD_WIDTH = 36  # characters of a word that a table never breaks; longer ones are paths
 
 objects_printed = 0
 """JSON objects that this process has printed: a verb prints one, its result or its error."""
@@ -172,10 +171,8 @@ def print_scores(name: str, result: dict[str, Any], per_clip: bool) -> None:
 
 def print_cells(heading: str, head: str, cells: list[Any]) -> None:
     """A table that fits the line; columns that do not are left out and named."""
-    from distill.evaluation import tables
-
     cells = [(printable(name), {printable(column): cell for column, cell in row.items()}) for name, row in cells]
-    rows, left_out = tables.fit_to_width(printable(head), cells, width())
+    rows, left_out = fit_to_width(printable(head), cells, width())
     table = new_table()
     for i, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")

@@ -41,16 +41,16 @@ def choose_run(recipe: Path | None, corpus: str | None, options: RunOptions, nar
     if recipe and recipe.is_dir() and not run:
         raise UsageError(f"{recipe} is a folder and no run; {_meant(recipe, verb)}")
     out, source, sets = options.out or run, options.source, options.sets or []
-    names_corpus = any(text.partition("=")[0].strip() == "corpus.name" for text in sets)
+    keys = {text.partition("=")[0].strip() for text in sets}
     if source and not out:
         raise UsageError(f"--from {source} starts another run; give its directory with --out")
     if source and not is_run(source):
         raise UsageError(f"--from {source} holds no run; give the folder of one")
-    if verb != "run" and not (recipe or run or source or corpus or options.root or names_corpus):
+    if verb != "run" and not (recipe or run or source or corpus or options.root or "corpus.name" in keys):
         raise UsageError(f"{f'{out} holds no run; ' if out else ''}which run? {_how_to_name_one(verb)}")
     own = run or (None if recipe else source)
     base = recipe_of(own) if own else load_recipe(recipe)
-    if options.root and not corpus and not names_corpus and base.corpus.name == "synthetic":
+    if options.root and not corpus and "corpus.name" not in keys and base.corpus.name == "synthetic":
         corpus = recognised(options.root, narrator)
     given = {
         "corpus.name": corpus, "corpus.root": options.root, "teacher.name": options.teacher, "teacher.maps": options.maps,
@@ -58,8 +58,9 @@ def choose_run(recipe: Path | None, corpus: str | None, options: RunOptions, nar
     }  # fmt: skip
     flags = [f"{n}={toml_text(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
     resolved = with_published(load_recipe(base, [*flags, *sets]))
-    if options.maps and resolved.teacher.name != "maps":
-        raise UsageError(f"--maps is read by the teacher maps, and this run's is {resolved.teacher.name}; add --teacher maps")
+    if (options.maps or "teacher.maps" in keys) and resolved.teacher.name != "maps":
+        option = "--maps" if options.maps else "--set teacher.maps"
+        raise UsageError(f"{option} is read by the teacher maps, and this run's is {resolved.teacher.name}; add --teacher maps")
     return Chosen(resolved, out or RUNS / _name_of(recipe, resolved))
 
 

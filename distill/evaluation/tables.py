@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill.evaluation.metrics import HIGHER_IS_BETTER, LABELS
 from distill.evaluation.protocols import PROTOCOLS
@@ -12,8 +12,17 @@ from distill.run.files import write_bytes
 
 DECIMALS = {"flicker": 4}
 
-Row = dict[str, tuple[str, str]]
-"""Value and interval by column."""
+
+class Cell(NamedTuple):
+    """What a column shows of a row: a value, and where it has one its interval, whole and as half of its width."""
+
+    value: str
+    interval: str = ""
+    half: str = ""
+
+
+Row = dict[str, Cell]
+"""Cells by column."""
 Cells = list[tuple[str, Row]]
 """The rows of a table by name."""
 
@@ -25,16 +34,29 @@ def metrics_in(result: Mapping[str, Any]) -> list[str]:
 
 def format_value(value: float | None, metric: str, sign: bool = False) -> str:
     """`1.234`; `–` for None."""
-    return "–" if value is None else f"{value:{'+' if sign else ''}.{DECIMALS.get(metric, 3)}f}"
+    return cell(value, None, _form(metric, sign)).value
 
 
 def format_interval(interval: Sequence[float] | None, metric: str, sign: bool = False) -> str:
     """`[1.201, 1.266]`; empty for None."""
-    return f"[{', '.join(format_value(v, metric, sign) for v in interval)}]" if interval else ""
+    return cell(None, interval, _form(metric, sign)).interval
+
+
+def _form(metric: str, sign: bool = False) -> str:
+    return f"{'+' if sign else ''}.{DECIMALS.get(metric, 3)}f"
+
+
+def cell(value: float | None, interval: Sequence[float] | None, form: str) -> Cell:
+    """A value and its interval, None for what is not there, as `format` shows numbers of this form: `+.3f`."""
+    shown = "–" if value is None else format(value, form)
+    if not interval:
+        return Cell(shown)
+    low, high = interval
+    return Cell(shown, f"[{low:{form}}, {high:{form}}]", f"±{(high - low) / 2:{form.lstrip('+')}}")
 
 
 def _row(shown: Sequence[str], means: Mapping[str, Any], intervals: Mapping[str, Any], sign: bool = False) -> Row:
-    return {LABELS[m]: (format_value(means.get(m), m, sign), format_interval(intervals.get(m), m, sign)) for m in shown}
+    return {LABELS[m]: cell(means.get(m), intervals.get(m), _form(m, sign)) for m in shown}
 
 
 def score_cells(result: Mapping[str, Any]) -> Cells:
@@ -54,14 +76,14 @@ def difference_cells(result: Mapping[str, Any]) -> Cells:
 
 def score_table(result: Mapping[str, Any]) -> dict[str, Any]:
     """`score_cells` with the best value of each column marked: `{"metrics": [metric], "columns": [label],
-    "rows": [(predictor, [{"value", "interval", "best"}])]}`. Flicker has no best: a constant map has none, which alone is no
+    "rows": [(predictor, [{"value", "interval", "half", "best"}])]}`. Flicker has no best: a constant map has none, which alone is no
     merit."""
     shown, scores = metrics_in(result), result["predictors"]
     best = {m: (max if HIGHER_IS_BETTER[m] else min)(s[m] for s in scores.values() if m in s) for m in shown if m != "flicker"}
     rows = []
     for name, cells in score_cells(result):
         columns = zip(shown, cells.values(), strict=True)
-        marked = [{"value": v, "interval": i, "best": m in best and scores[name].get(m) == best[m]} for m, (v, i) in columns]
+        marked = [{**c._asdict(), "best": m in best and scores[name].get(m) == best[m]} for m, c in columns]
         rows.append((name, marked))
     return {"metrics": shown, "columns": [LABELS[m] for m in shown], "rows": rows}
 
@@ -74,47 +96,13 @@ def clip_cells(result: Mapping[str, Any]) -> Cells:
     order = sorted(scored, key=lambda i: scored[i]["scores"][names[0]]["nss"])
     rows: Cells = []
     for i in order:
-        row = {"frames": (str(scored[i]["frames_scored"]), "")}
+        row = {"frames": Cell(str(scored[i]["frames_scored"]))}
         for name in names:
             interval = interval_over_frames(scored[i].get("nss_over_time", {}).get(name, ()))
             value = scored[i]["scores"].get(name, {}).get("nss")
-            row[name] = format_value(value, "nss"), format_interval(interval, "nss")
+            row[name] = cell(value, interval, _form("nss"))
         rows.append((i, row))
     return rows
-
-
-GAP = 2  # spaces between the columns of a table
-NAME_WIDTH = 24  # characters at which the column of names may wrap in a narrow terminal; at a longer word, up to 36
-
-
-def fit_to_width(head: str, cells: Cells, width: int | None) -> tuple[list[dict[str, str]], list[str]]:
-    """Rows of a table of at most `width` characters (None: any width), and the columns that had to be left out. Where
-    intervals do not fit beside their values, half their width is on a second line. At least one column remains."""
-    columns = list(cells[0][1]) if cells else []
-    wide = [{head: name, **{c: " ".join(filter(None, row[c])) for c in columns}} for name, row in cells]
-    names = max([NAME_WIDTH, *(min(36, len(word)) for name in (head, *(name for name, _ in cells)) for word in name.split())])
-    if width is None or table_width(wide, names) <= width:
-        return wide, []
-    narrow = [{head: name, **{c: _two_lines(*row[c]) for c in columns}} for name, row in cells]
-    for count in range(len(columns), 0, -1):
-        rows = [{key: row[key] for key in (head, *columns[:count])} for row in narrow]
-        if count == 1 or table_width(rows, names) <= width:
-            return rows, columns[count:]
-    return narrow, []
-
-
-def _two_lines(value: str, interval: str) -> str:
-    if not interval:
-        return value
-    low, high = (float(end) for end in interval.strip("[]").split(", "))
-    decimals = len(value.partition(".")[2])
-    return f"{value}\n±{(high - low) / 2:.{decimals}f}"
-
-
-def table_width(rows: Sequence[Mapping[str, str]], name_width: int = 1000) -> int:
-    """The width in characters of a table of these rows, with the space between columns, if names fold at `name_width`."""
-    widths = [max(len(line) for row in rows for line in (key, *row[key].split("\n"))) for key in rows[0]]
-    return sum(GAP + w for w in (min(widths[0], name_width), *widths[1:])) - GAP
 
 
 COLUMNS = ("corpus", "protocol", "clip", "frames", "predictor", "minus", "metric", "value", "low", "high")

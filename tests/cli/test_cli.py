@@ -302,6 +302,7 @@ def test_only_run_has_a_default_and_the_other_verbs_ask_which_run(tmp_path, verb
         (["eval", "MODEL", "--root", "x", "--out", "y"], "--out applies to runs; here finished"),
         (["eval", "MODEL", "--root", "x", "--set", "train.steps=3"], "--set train.steps=3: [train] applies to runs; here"),
         (["run", "--maps", "x"], "--maps is read by the teacher maps, and this run's is visage; add --teacher maps"),
+        (["run", "--set", "teacher.maps=x"], "--set teacher.maps is read by the teacher maps, and this run's is visage"),
         (["inspect", "--corpus", "dhf1k"], "--corpus names the layout of a corpus"),
         (["bd", "--clips", "001"], "--clips names clips with gaze; give their folder with --root"),
     ],

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("av")
 
 
+from distill.cli.tables import NAME_WIDTH, fit_to_width, table_width
 from distill.corpora import open_corpus
 from distill.corpora.video import write_video
 from distill.encoding.bd import clips as bd_clips
@@ -22,7 +23,6 @@ from distill.encoding.encode import encode
 from distill.encoding.encoders import Coding
 from distill.encoding.maps import centre_map
 from distill.encoding.qp_offsets import MAPPINGS, Shaping
-from distill.evaluation import tables
 from distill.export.graph import step_graph
 from distill.run.errors import Interrupted, UsageError
 from distill.run.progress import Narrator
@@ -140,8 +140,8 @@ def test_tables_fit_80_columns():
     clips = {f"{n:03d}": clip_facts(-100.0 - n, -90.0 - n * n) for n in range(9)}
     result = {"clips": clips, "judge": None, **summary(clips, [[CENTRE, "m.onnx"]])}
     for cells in (bd_tables.mean_cells(result), bd_tables.difference_cells(result), bd_tables.clip_cells(result)):
-        rows, left = tables.fit_to_width("map", cells, 80)
-        assert left == [] and tables.table_width(rows, tables.NAME_WIDTH) <= 80
+        rows, left = fit_to_width("map", cells, 80)
+        assert left == [] and table_width(rows, NAME_WIDTH) <= 80
         assert cells == bd_tables.clip_cells(result) or "±" in rows[0]["by gaze"] or "[" in rows[0]["by gaze"]
 
 

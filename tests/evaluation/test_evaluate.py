@@ -294,25 +294,6 @@ def test_the_results_of_several_corpora_are_merged_and_kept():
     assert statistics.merge({"a": a}) is a and list(statistics.by_corpus(a, "all")) == ["all"]
 
 
-def test_tables_fit_the_terminal():
-    result = made_up_scores(student_step=0.05, **{"half of the observers": 1.0})
-    cells = tables.score_cells(result)
-    wide, left = tables.fit_to_width("predictor", cells, None)
-    assert not left and list(wide[0]) == ["predictor", "NSS", "CC"]
-    value, interval = wide[0]["NSS"].split(" ", 1)
-    assert float(value) == pytest.approx(result["predictors"]["student_step"]["nss"], abs=1e-3) and interval[0] == "["
-    for width in (200, 60, 50, 40, 30, 10):
-        rows, left = tables.fit_to_width("predictor", cells, width)
-        needed = tables.table_width(rows, tables.NAME_WIDTH)
-        assert needed <= width or len(rows[0]) == 2
-        assert set(left) | set(rows[0]) == {"predictor", "NSS", "CC"} and "NSS" in rows[0]
-    narrow, left = tables.fit_to_width("predictor", cells, 30)
-    assert left == ["CC"]
-    low, high = result["intervals"]["student_step"]["nss"]
-    half = float(narrow[0]["NSS"].split("±")[1])
-    assert half == pytest.approx((high - low) / 2, abs=1e-3)
-
-
 def test_the_csv_holds_every_value(tmp_path):
     results = {"a:x": made_up_scores(step=0.1, image=0.0), "b:y": made_up_scores(step=0.2, image=0.0)}
     tables.write_csv(tmp_path / "o.csv", results, per_clip=True)

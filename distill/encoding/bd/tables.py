@@ -7,12 +7,13 @@ from distill.corpora.clips import counted
 from distill.encoding.bd.measures import QUALITIES
 from distill.encoding.bd.summary import NO_MAP
 from distill.encoding.qp_offsets import MAPPINGS
-from distill.evaluation.tables import Cells
+from distill.evaluation.tables import Cells, Row, cell
 from distill.opallowlist.foreign import csv_text
 from distill.reporting.lettering import fonts, lettered
 from distill.run.files import atomic, write_bytes
 
 LABELS = {key: quality.label for key, quality in QUALITIES.items()} | {"size": "size"}
+FORM = "+.1f"  # of per cent
 DRAWN = ("plain", "gaze", "judge", "vmaf")  # the curves of a clip, one below the other
 COLUMNS = ("clip", "weights", "map", "less", "measure", "value", "low", "high", "clips", "better")
 PLOT_COLUMNS = 6
@@ -23,12 +24,12 @@ PLOT_STYLE = {
 
 
 def clip_cells(result: dict[str, Any]) -> Cells:
-    """A row per clip and map: BD-rates, and the change of size at equal CRF or bitrate, in per cent; for `tables.fit_to_width`."""
+    """A row per clip and map: BD-rates, and the change of size at equal CRF or bitrate, in per cent."""
     cells: Cells = []
     for clip, facts in result["clips"].items():
         for title, rates in facts["bd_rate"].items():
             values = {**rates, "size": facts["size"][title]}
-            row = {label: (_signed(values.get(key)), "") for key, label in _labels(result).items()}
+            row = {label: cell(values.get(key), None, FORM) for key, label in _labels(result).items()}
             cells.append((f"{clip}, {title}", row))
     return cells
 
@@ -48,17 +49,9 @@ def _labels(result: dict[str, Any]) -> dict[str, str]:
     return {key: label for key, label in LABELS.items() if any(key in of_map for of_map in result["mean"].values())}
 
 
-def _interval_cells(result: dict[str, Any], measures: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    cells = {}
-    for key, label in _labels(result).items():
-        measure = measures.get(key, {"mean": None, "interval": None})
-        interval = f"[{', '.join(map(_signed, measure['interval']))}]" if measure["interval"] else ""
-        cells[label] = (_signed(measure["mean"]), interval)
-    return cells
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1f}"
+def _interval_cells(result: dict[str, Any], measures: dict[str, Any]) -> Row:
+    over = {label: measures.get(key, {"mean": None, "interval": None}) for key, label in _labels(result).items()}
+    return {label: cell(measure["mean"], measure["interval"], FORM) for label, measure in over.items()}
 
 
 def legend(result: dict[str, Any]) -> list[str]:
