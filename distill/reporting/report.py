@@ -40,7 +40,7 @@ def write(
     narrator: Narrator,
 ) -> None:  # fmt: skip
     """Writes `report.html` from the files of an evaluated run. The maps of `report.clips` validation clips are computed again.
-    taken: as `speed.measure` returns it."""
+    taken: as `tools.speed.measure` returns it."""
     metrics = read_json(run / "metrics.json")
     parity = read_json(run / "export" / f"{origin.name}.parity.json")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

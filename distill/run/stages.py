@@ -26,7 +26,7 @@ from distill.labels import building, members
 from distill.labels.labelling import by_part, computed_by, inference, label, looked_up_in
 from distill.labels.store import LabelStore
 from distill.recipe.keys import Recipe
-from distill.reporting import report, speed
+from distill.reporting import report
 from distill.reporting.drawings import overlay
 from distill.reporting.package import write_package
 from distill.reporting.provenance import Provenance, attributions, caveats, metadata, provenance
@@ -38,6 +38,7 @@ from distill.run.machine.collectives import process_group
 from distill.run.machine.parallel import job
 from distill.run.progress import Narrator
 from distill.students.tiny_unet import TinyUNet, parameter_count
+from distill.tools import speed
 from distill.training import frames, student
 from distill.training.batches import Sample
 from distill.training.board import Board, available
