@@ -55,7 +55,8 @@ def test_ctrl_c_while_the_gate_is_imported_as_a_module_ends_quietly(tmp_path, af
         time.sleep(after)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert "Traceback" not in err and process.returncode in (130, 2), err
+    # Where it comes while typer evaluates an annotation, `python -m` ends by the signal, whatever the code; a shell sees 130.
+    assert "Traceback" not in err and process.returncode in (130, 2, -signal.SIGINT), err
 
 
 def test_ctrl_c_in_a_callback_that_cannot_raise_is_not_lost():
