@@ -123,7 +123,7 @@ def test_wrong_usage(cache, arguments, message):
 FETCH = """
 import dataclasses, hashlib, sys
 from distill.labels import catalogue
-from distill.cli import main
+from distill.__main__ import main
 file = catalogue.Published("w.pth", sys.argv.pop(), hashlib.sha256(bytes(100_000)).hexdigest(), 100_000, "")
 catalogue.CATALOGUE = tuple(dataclasses.replace(e, published=(file,) * (e.name == "unisal")) for e in catalogue.CATALOGUE)
 main()
