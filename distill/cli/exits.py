@@ -70,8 +70,17 @@ def run_command(arguments: Sequence[str]) -> int:
         return code
 
 
+def _is_of_ctrl_c(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is the reason: in the middle of its import an extension module turns it into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def describe_error(error: BaseException) -> tuple[str, int]:
     """The message (what, where, the way out) and the exit code of an error."""
+    if not isinstance(error, GateFailed | Interrupted | UsageError) and _is_of_ctrl_c(error):
+        error = KeyboardInterrupt()
     match error:
         case GateFailed():
             return str(error), 1

@@ -78,7 +78,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             path.replace(old)  # under a name that nobody removes, until the new one has its own
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.replace(path)
+            raise
         if old.exists():
             old.replace(temporary)
     finally:

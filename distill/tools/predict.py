@@ -41,6 +41,8 @@ def write_predictions(video: Path, model: Path, out: Path, threads: int, narrato
     check_distinct({"--out": out}, [("VIDEO", None if is_stream(video) else video), ("--model", model)])
     if out.is_dir() and (suffix or not all(re.fullmatch(r"\d+\.png", entry.name) for entry in out.iterdir())):
         raise UsageError(f"--out {out} is a folder that holds other files; choose a new one")
+    if not suffix and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file, and without a suffix a folder is written; choose another name")
     with as_file(video, narrator.stop) as file:
         facts = probe(file)
         if isinstance(predictor, PlanePredictor) and not facts.planes:

@@ -58,7 +58,8 @@ def test_without_time_nothing_is_started(gpu, tmp_path):
 
 
 def test_a_part_ends_with_the_script(tmp_path):
-    part = f"import os, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu; print('up', flush=True); gpu.end_with(os.getppid())"
+    part = f"import os, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu; parent = os.getppid(); "
+    part += "print('up', flush=True); gpu.end_with(parent)"
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {part!r}], start_new_session=True)"
     with running(sys.executable, "-c", script) as process:
         assert process.stdout.readline() == "up\n"

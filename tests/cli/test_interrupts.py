@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from distill.cli.exits import describe_error
 from distill.run.errors import Interrupted
 from tests.helpers import invoke, running
 
@@ -92,3 +93,14 @@ def test_a_result_that_was_interrupted_is_one_object(tmp_path, monkeypatch):
     result = invoke("bd", "v.mp4", "--json", cwd=tmp_path)
     assert result.returncode == 130 and json.loads(result.stdout) == {"clips": {}}
     assert result.stderr.splitlines()[-1] == "distill: interrupted: bd, after 1 of 2 clips"
+
+
+def test_an_import_that_ctrl_c_broke_is_an_interrupt():
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error  # as extension modules do
+    except ImportError as error:
+        assert describe_error(error) == ("interrupted: at once", 130)
+    assert describe_error(ImportError("initialization failed"))[1] == 2

@@ -418,6 +418,9 @@ def test_predict_does_not_overwrite_its_input_or_a_foreign_folder(finished, tmp_
     assert "is the same file as VIDEO" in invoke("predict", video, "--model", model, "--out", video).stderr
     assert "holds other files" in invoke("predict", video, "--model", model, "--out", finished).stderr
     assert video.read_bytes() == before and not list(finished.glob("*.png"))
+    (tmp_path / "thesis").write_text("long")
+    assert "thesis is a file" in invoke("predict", video, "--model", model, "--out", tmp_path / "thesis").stderr
+    assert (tmp_path / "thesis").read_text() == "long"
 
 
 def test_a_runs_own_recipe_is_that_run(finished):

@@ -70,7 +70,7 @@ class Work:
         files = {name: sha256_of(path) for name, path in self.models.items()}
         proxy = sha256_of(self.proxy) if self.proxy else None
         settings = [[asdict(coding) for coding in self.codings], [asdict(shaping) for _, shaping in self.shapings]]
-        return fingerprint(files, settings, self.measures.names, proxy, self.observers)
+        return fingerprint("planes", files, settings, self.measures.names, proxy, self.observers)
 
 
 def measure_clip(source: Source, work: Work, step: Step) -> dict[str, Any]:
