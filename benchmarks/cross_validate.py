@@ -54,6 +54,8 @@ def main() -> int:
     with ThreadPoolExecutor(jobs) as pool:
         if bad := [status for status in pool.map(run, range(1, len(options.fold) + 1), options.fold) if status]:
             return bad[0]
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "200")  # else columns and intervals are left out
     results = {f"fold{n}": read_json(options.out / f"fold{n}" / "metrics.json") for n in range(1, len(options.fold) + 1)}
 
     whole = statistics.merge(results)

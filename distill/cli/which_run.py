@@ -58,7 +58,7 @@ def choose_run(recipe: Path | None, corpus: str | None, options: RunOptions, nar
     }  # fmt: skip
     flags = [f"{n}={toml_text(v if isinstance(v, str) else [str(p) for p in v])}" for n, v in given.items() if v]
     resolved = with_published(load_recipe(base, [*flags, *sets]))
-    if (options.maps or "teacher.maps" in keys) and resolved.teacher.name != "maps":
+    if (options.maps or "teacher.maps" in keys) and resolved.teacher.maps and resolved.teacher.name != "maps":
         option = "--maps" if options.maps else "--set teacher.maps"
         raise UsageError(f"{option} is read by the teacher maps, and this run's is {resolved.teacher.name}; add --teacher maps")
     return Chosen(resolved, out or RUNS / _name_of(recipe, resolved))

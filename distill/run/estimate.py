@@ -28,6 +28,7 @@ from distill.labels import members
 from distill.labels.catalogue import Entry
 from distill.recipe.keys import Recipe
 from distill.run.errors import UsageError
+from distill.run.files import is_temporary
 from distill.run.machine import device
 from distill.run.machine.parallel import usable_cores
 from distill.run.plan import ONLY_TESTS
@@ -236,12 +237,17 @@ def _cells(recipe: Recipe, member: members.Member) -> int:
 def left(cost: Estimate, steps: int, path: Path) -> Estimate:
     """What the run in the directory `path` has still to spend of it: a stage that was interrupted goes on from its frames, its labels
     or its last checkpoint. steps: of the whole training."""
-    held = {stage: sum(file.stat().st_size for file in (path / FOLDERS[stage]).glob("*.npy")) for stage in cost.disk}
+    held = {stage: _bytes_in(path / FOLDERS[stage]) for stage in cost.disk}
     done = {stage: min(1.0, held[stage] / size) for stage, size in cost.disk.items() if size}
-    done["train"] = _steps_done(path) / steps
+    done["train"] = min(1.0, _steps_done(path) / steps)
     seconds, gpu = ({s: value * (1 - done.get(s, 0)) for s, value in of.items()} for of in (cost.seconds, cost.gpu))
     disk = {stage: max(0, size - held[stage]) for stage, size in cost.disk.items()}
     return replace(cost, seconds=seconds, disk=disk, gpu=gpu)
+
+
+def _bytes_in(folder: Path) -> int:
+    """The size of the arrays that a folder holds, but for those that are still being written, by another run perhaps."""
+    return sum(file.stat().st_size for file in folder.glob("*.npy") if not is_temporary(file.name))
 
 
 def _steps_done(path: Path) -> int:

@@ -105,7 +105,7 @@ def temporary_folder() -> Iterator[Path]:
 
 def with_final_names(text: str) -> str:
     """A message with the names that temporary files in it were to get."""
-    return re.sub(r"(?<![\w.])\.([^/\n]+?)\.\d+-[0-9a-f]{8}\.tmp", r"\1", text)
+    return re.sub(r"(?<![\w.])\.((?:(?!\s\.)[^/\n])+?)\.\d+-[0-9a-f]{8}\.tmp", r"\1", text)
 
 
 def is_temporary(name: str) -> bool:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from distill.cli.options import RunOptions
+from distill.cli.which_run import choose_run
 from distill.run.machine.extras import how_to_install
+from distill.run.progress import Narrator
 from distill.students.release import release_model
 from tests.helpers import distill, gaze_corpus, invoke, make_clip
 
@@ -311,6 +314,11 @@ def test_an_option_without_effect_is_an_error(tmp_path, arguments, message):
     model = release_model()
     result = invoke(*(model if a == "MODEL" else a for a in arguments), cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
+def test_maps_can_be_emptied_for_another_teacher():
+    chosen = choose_run(None, None, RunOptions(sets=["teacher.maps=[]"]), Narrator(quiet=True))
+    assert chosen.recipe.teacher.maps == () and chosen.recipe.teacher.name == "visage"
 
 
 def test_the_scores_of_a_model_cannot_take_its_place(tmp_path):

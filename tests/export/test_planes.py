@@ -55,8 +55,16 @@ def test_size_and_colour_may_change_and_the_state_stays(step):
     [frame], [other], [small] = shots(1), shots(1, colour=Colour("bt601")), shots(1, size=(100, 200))
     assert predictor.predict(frame).shape == SIZE and predictor.state is not None
     for changed in (other, small):
-        ours, without = predictor.predict(changed), PlanePredictor(step, "map").predict(changed)
-        assert ours.shape == changed.shape and not np.array_equal(ours, without)
+        alone, without = PlanePredictor(step, "map"), PlanePredictor(step, "map").predict(changed)
+        alone.state = predictor.state
+        ours = predictor.predict(changed)
+        assert (
+            ours.shape == changed.shape and np.array_equal(ours, alone.predict(changed)) and not np.array_equal(ours, without)
+        )
+    state = predictor.state
+    as_601 = predictor.predict(other)
+    predictor.state = state
+    assert not np.array_equal(predictor.predict(Planes(other.y, other.u, other.v, Colour())), as_601)
 
 
 def test_a_model_that_is_none_of_ours_is_one_line(tmp_path, golden):

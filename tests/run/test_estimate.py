@@ -86,6 +86,7 @@ def test_a_run_that_goes_on_has_less_to_spend(tmp_path):
         ("frames/1.truth.npy", 500),
         ("labels/1.npy", 1200),
         ("labels/store.json", 9),
+        ("frames/.2.frames.npy.7-0123abcd.tmp.npy", 400),  # of a process that was killed
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(bytes(size))
@@ -96,3 +97,4 @@ def test_a_run_that_goes_on_has_less_to_spend(tmp_path):
     now = left(cost, 100, tmp_path)
     assert now.seconds == {"corpus": 5, "frames": 75, "label": 0, "train": 225} and now.gpu == {"label": 0, "train": 22.5}
     assert now.disk == {"frames": 6000, "label": 0}
+    assert left(cost, 10, tmp_path).seconds["train"] == 0
